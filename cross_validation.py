@@ -1,0 +1,126 @@
+"""K-fold cross-validation of the whole two-stage method on 3D scans.
+
+For each fold: train the RPN on the fold's slices, propose and save the regions of its scans, train StrokeFormer on
+them, test both stages. Ends with the mean and standard deviation of every score over the folds. A run that was
+interrupted goes on where it stopped.
+"""
+
+from functools import partial
+from pathlib import Path
+
+from utils import cli
+
+
+def parse_args():
+    parser = cli.make_parser(__doc__)
+    cli.add_seed(parser)
+    cli.add_cohort(parser)
+    cli.add_folds(parser)
+    cli.add_grid(parser)
+    cli.add_transforms(parser)
+    cli.add_loader(parser, batch_size=8)
+    cli.add_rpn_batch_size(parser)
+    cli.add_sliding_window(parser)
+    cli.add_segmenter(parser)
+    cli.add_training(parser, "StrokeFormer")
+    cli.add_rpn_model(parser, prefix="rpn_")
+    cli.add_training(parser, "RPN", prefix="rpn_")
+    cli.add_logging(parser)
+    cli.add_gradcam(parser)
+    cli.add_n_predictions(parser)
+    cli.add_scores(parser, "./scores", "scores.csv")
+    cli.add_per_size_scores(parser)
+    cli.add_scores(parser, "./rpn_scores", "scores.csv", prefix="rpn_")
+    return parser.parse_args()
+
+
+def main(args) -> None:
+    from data.cohort import check_cohort, pair_cases, write_folds
+    from data.grid import cached_scan, grid_of
+    from data.slices import cut_cohort
+    from utils.tables import print_summary, summarise_folds
+    from utils.tracking import open_run
+
+    folder = Path(args.default_root_dir) / args.model_prefix
+    cases = pair_cases([args.scans_dir], [args.masks_dir], args.ext, ("--scans_dir", "--masks_dir"))
+    augmented = load_augmented(args)
+    check_cohort(cases + list(augmented))
+    folds = choose_folds(args, cases)
+    open_run(folder, vars(args))
+    write_folds(folder / "folds.json", folds, seed=args.seed, k=args.k, splits=args.splits)
+
+    prepare = partial(cached_scan, grid=grid_of(args), cache_dir=folder / "cache")
+    slices = cut_cohort(cases + list(augmented), prepare, folder / "slices")
+    rows = []
+    for number, fold in enumerate(folds):
+        print(
+            f"Fold {number + 1} of {len(folds)}: {len(fold.train)} training, {len(fold.val)} validation and "
+            f"{len(fold.test)} test subjects"
+        )
+        rows += run_fold(args, number, fold, cases, augmented, slices, prepare, folder)
+    summary = summarise_folds(rows)
+    print_summary(summary, Path(args.scores_dir) / f"{args.model_prefix}_summary.csv")
+
+
+def load_augmented(args) -> dict:
+    from data.cohort import augmented_cases
+
+    return augmented_cases(args.augmented_dir) if args.use_augmented else {}
+
+
+def choose_folds(args, cases: list) -> list:
+    from data.cohort import lesion_loads, make_folds, read_folds
+
+    if args.folds:
+        return read_folds(args.folds, {case.subject for case in cases})
+    return make_folds(lesion_loads(cases), args.k, args.splits, args.seed)
+
+
+def run_fold(args, number: int, fold, cases: list, augmented: dict, slices, prepare, folder: Path) -> list[dict]:
+    """The five steps of one fold; returns a row (fold, stage, score, value) for every score."""
+    from data.cohort import cases_of, usable_augmented
+    from data.datamodules import ScanDataset, scan_loader
+    from models.checkpoints import load_model, load_rpn
+    from models.evaluation import evaluate_rpn, evaluate_strokeformer
+    from models.proposals import collect_regions, rpn_source
+    from models.strokeformer import StrokeFormer
+    from models.training import train_rpn, train_strokeformer
+    from utils.regions import write_regions
+
+    rpn_args = cli.without_prefix(args, "rpn_")
+    rpn_name, name = f"{args.rpn_model_prefix}_fold-{number}", f"{args.model_prefix}_fold-{number}"
+    roi_size = tuple(args.roi_size)
+    train, val, test = (cases_of(cases, subjects) for subjects in (fold.train, fold.val, fold.test))
+    train += usable_augmented(augmented, fold)
+    if augmented:
+        print(
+            f"{len(train) - len(cases_of(cases, fold.train))} of {len(augmented)} augmented scans are made of "
+            "training subjects alone and used"
+        )
+
+    # 1. Train the RPN on the fold's slices.
+    train_slices, val_slices = (slices[slices.volume.isin([c.name for c in part])] for part in (train, val))
+    rpn = load_rpn(train_rpn(rpn_args, train_slices, val_slices, rpn_name))
+
+    # 2. Propose regions and save them.
+    def scans_of(part):
+        return scan_loader(ScanDataset(part, prepare), args.num_workers)
+
+    regions = collect_regions(rpn_source(rpn, roi_size), scans_of(train + val + test))
+    write_regions(folder / f"regions_fold-{number}.json", regions)
+
+    # 3. Train StrokeFormer on the regions.
+    model = load_model(StrokeFormer, train_strokeformer(args, train, val, regions, folder / "cache", name))
+
+    # 4. Test both stages.
+    rpn_scores = evaluate_rpn(rpn, scans_of(test), len(test), rpn_args, rpn_name)
+    scores = evaluate_strokeformer(model, test, scans_of(test), lambda scan: regions[scan.name], args, name)
+    return [
+        {"fold": number, "stage": stage, "score": score, "value": value}
+        for stage, found in (("rpn", rpn_scores), ("strokeformer", scores))
+        for score, value in found.items()
+    ]
+
+
+if __name__ == "__main__":
+    cli.run(main, parse_args)

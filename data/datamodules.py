@@ -1,0 +1,143 @@
+"""Lightning data modules of the two stages."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytorch_lightning as pl
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from data.cohort import Case
+from data.grid import Grid, PreparedScan
+from data.sampling import EpochSampler, balanced_indices, item_rng
+from data.slices import lesion_boxes, read_slice
+from data.subvolumes import RegionDataset
+from data.transforms import apply_transforms, build_transforms
+from utils.errors import UserError
+from utils.regions import Region
+
+
+class SliceDataset(Dataset):
+    """Slices with their lesion boxes.
+
+    An item is ``(image, target)``: image (C, H, W) float32 in [0, 1]; target ``boxes`` (N, 4) float32 xyxy
+    half-open, ``labels`` (N,) int64 of ones, ``mask`` (H, W) bool.
+
+    Args:
+        table: rows of `data.slices.COLUMNS` with full paths.
+    """
+
+    def __init__(self, table: pd.DataFrame, transforms: list[str] | None = None, seed: int = 0) -> None:
+        self.paths = list(zip(table.scan, table["mask"], strict=True))
+        self.transforms = build_transforms(transforms, spatial_dims=2)
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        epoch, index = key
+        scan, mask = self.paths[index]
+        item = {"image": read_slice(scan), "mask": read_slice(mask)}
+        item = apply_transforms(self.transforms, item, item_rng(self.seed, epoch, index))
+        lesion = item["mask"][0] > 0.5
+        boxes = torch.from_numpy(lesion_boxes(lesion))
+        target = {
+            "boxes": boxes,
+            "labels": torch.ones(len(boxes), dtype=torch.int64),
+            "mask": torch.from_numpy(lesion),
+        }
+        return torch.from_numpy(item["image"]), target
+
+
+def _collate_slices(items: list) -> tuple[list, list]:
+    images, targets = zip(*items, strict=True)
+    return list(images), list(targets)
+
+
+class ScanDataset(Dataset):
+    """Whole scans of a cohort, as ``prepare(case)`` makes them: `PreparedScan` items."""
+
+    def __init__(self, cases: list[Case], prepare: Callable[[Case], PreparedScan]) -> None:
+        self.cases, self.prepare = cases, prepare
+
+    def __len__(self) -> int:
+        return len(self.cases)
+
+    def __getitem__(self, index: int) -> PreparedScan:
+        return self.prepare(self.cases[index])
+
+
+def scan_loader(dataset: Dataset, num_workers: int) -> DataLoader:
+    """A loader of single `PreparedScan` items, made ahead by `num_workers` processes."""
+    return DataLoader(dataset, batch_size=None, num_workers=num_workers, collate_fn=_as_it_is)
+
+
+def _as_it_is(item: PreparedScan) -> PreparedScan:
+    return item
+
+
+class RPNDataModule(pl.LightningDataModule):
+    """Balanced slices for stage 1: all sick ones and as many healthy ones, drawn anew each epoch in training."""
+
+    def __init__(
+        self,
+        train: pd.DataFrame,
+        val: pd.DataFrame,
+        batch_size: int = 32,
+        num_workers: int = 0,
+        transforms: list[str] | None = None,
+        seed: int = 42,
+    ) -> None:
+        super().__init__()
+        if not (train.lesion_voxels > 0).any():
+            raise UserError("no training slice holds a lesion; add scans with lesions to the training data")
+        self.train, self.val, self.transforms, self.seed = train, val, transforms, seed
+        self.loading = {"batch_size": batch_size, "num_workers": num_workers, "collate_fn": _collate_slices}
+
+    def train_dataloader(self) -> DataLoader:
+        sick = self.train.lesion_voxels.to_numpy() > 0
+        sampler = EpochSampler(lambda rng: balanced_indices(sick, rng), self.seed)
+        return DataLoader(SliceDataset(self.train, self.transforms, self.seed), sampler=sampler, **self.loading)
+
+    def val_dataloader(self) -> DataLoader:
+        sick = self.val.lesion_voxels.to_numpy() > 0
+        chosen = np.sort(balanced_indices(sick, np.random.default_rng(self.seed)))
+        sampler = [(0, int(index)) for index in chosen]
+        return DataLoader(SliceDataset(self.val), sampler=sampler, **self.loading)
+
+
+class SegmentationDataModule(pl.LightningDataModule):
+    """Windows of the proposed regions for stage 2."""
+
+    def __init__(
+        self,
+        train: list[Case],
+        val: list[Case],
+        regions: dict[str, list[Region]] | None,
+        grid: Grid,
+        roi_size: tuple[int, int, int],
+        cache_dir: Path,
+        batch_size: int = 8,
+        num_workers: int = 0,
+        transforms: list[str] | None = None,
+        seed: int = 42,
+    ) -> None:
+        super().__init__()
+        self.seed = seed
+        self.train = RegionDataset(train, regions, grid, roi_size, cache_dir, transforms, True, seed)
+        self.val = RegionDataset(val, regions, grid, roi_size, cache_dir, seed=seed)
+        if not len(self.train):
+            raise UserError(
+                "no region was proposed on any training scan; train the RPN longer or lower --score_threshold"
+            )
+        self.loading = {"batch_size": batch_size, "num_workers": num_workers}
+
+    def train_dataloader(self) -> DataLoader:
+        sampler = EpochSampler(lambda rng: rng.permutation(len(self.train)), self.seed)
+        return DataLoader(self.train, sampler=sampler, **self.loading)
+
+    def val_dataloader(self) -> DataLoader:
+        return DataLoader(self.val, sampler=[(0, index) for index in range(len(self.val))], **self.loading)

@@ -1,0 +1,198 @@
+"""Axial slices for stage 1: ``python -m data.slices`` cuts 3D folders into the 2D folders that the RPN reads.
+
+A slice file is ``<scan>_slice-<index>.npy``, (C, H, W) float16 in [0, 1]; its mask (1, H, W) uint8. The index is the
+slice's true place in the volume. ``slices.csv`` beside the two folders lists them with their brain and lesion area.
+"""
+
+import argparse
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from scipy import ndimage
+from torch.utils.data import Dataset
+from tqdm import tqdm
+
+from data.cohort import Case, bids_entity, check_cohort, is_mask, list_volumes, pair_cases
+from data.grid import PreparedScan, grid_of, prepare_scan, resize_in_plane
+from data.volumes import head_mask, stem_of
+from utils.cli import add_cohort, add_grid, make_parser, run
+from utils.errors import UserError
+from utils.files import atomic_path
+
+EIGHT_CONNECTED = np.ones((3, 3), bool)
+COLUMNS = ["scan", "mask", "volume", "subject", "slice", "depth", "brain_voxels", "lesion_voxels"]
+
+
+# --- cutting -------------------------------------------------------------------------------------------
+
+
+def write_slices(prepared: PreparedScan, case: Case, out_dir: Path) -> pd.DataFrame:
+    """Write every slice with brain of one scan and return their rows of ``slices.csv``."""
+    rows = []
+    for z in np.flatnonzero(prepared.head.any((1, 2))):
+        scan_file = f"{case.stem}_slice-{z:03d}.npy"
+        mask_file = f"{stem_of(case.mask)}_slice-{z:03d}.npy"
+        _save(out_dir / "Scans" / scan_file, prepared.scan[:, z])
+        _save(out_dir / "Masks" / mask_file, prepared.mask[None, z].astype(np.uint8))
+        areas = int(prepared.head[z].sum()), int(prepared.mask[z].sum())
+        rows.append([scan_file, mask_file, case.name, case.subject, z, len(prepared.head), *areas])
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def _save(path: Path, array: np.ndarray) -> None:
+    with atomic_path(path) as temporary:
+        np.save(temporary, array)
+
+
+def cut_cohort(cases: list[Case], prepare: Callable[[Case], PreparedScan], out_dir: Path) -> pd.DataFrame:
+    """Write the slices of all cases and ``slices.csv``, and return its rows with full paths."""
+    rows = [write_slices(prepare(case), case, out_dir) for case in tqdm(cases, "Cutting slices", unit="scan")]
+    # Written last: its presence says that all slices are there.
+    with atomic_path(out_dir / "slices.csv") as temporary:
+        pd.concat(rows, ignore_index=True).to_csv(temporary, index=False)
+    return read_slice_table(out_dir / "Scans", out_dir / "Masks")
+
+
+# --- reading -------------------------------------------------------------------------------------------
+
+
+def read_slice_table(scans_dir: Path | str, masks_dir: Path | str, names=("--scans", "--masks")) -> pd.DataFrame:
+    """The slices of two 2D folders as rows of `COLUMNS`, with full paths in ``scan`` and ``mask``.
+
+    Taken from ``slices.csv`` where it lists just these files; otherwise every file is read once.
+    """
+    scans = [p for p in list_volumes([scans_dir], ".npy", names[0]) if not is_mask(p)]
+    masks = {_slice_key(p): p for p in list_volumes([masks_dir], ".npy", names[1]) if is_mask(p)}
+    for scan in scans:
+        if _slice_key(scan) not in masks:
+            raise UserError(f"{scan} has no mask in {names[1]} {masks_dir}; cut both with python -m data.slices")
+    if not scans:
+        raise UserError(f"{names[0]} {scans_dir} holds no scan slices; cut them with python -m data.slices")
+    paths = {scan.name: (scan, masks[_slice_key(scan)]) for scan in scans}
+    table = _listed_slices(Path(scans_dir).parent / "slices.csv", set(paths))
+    if table is None:
+        table = _measure_slices(list(paths.values()))
+    table["mask"] = [str(paths[name][1]) for name in table.scan]
+    table["scan"] = [str(paths[name][0]) for name in table.scan]
+    return table.sort_values(["volume", "slice"], ignore_index=True)
+
+
+def _listed_slices(path: Path, names: set[str]) -> pd.DataFrame | None:
+    if not path.is_file():
+        return None
+    table = pd.read_csv(path, dtype={"subject": str})
+    listed = list(table.columns) == COLUMNS and set(table.scan) == names
+    return table if listed else None
+
+
+def _measure_slices(pairs: list[tuple[Path, Path]]) -> pd.DataFrame:
+    rows = []
+    for scan, mask in tqdm(pairs, desc="Measuring slices", unit="slice", leave=False):
+        brain = int(np.count_nonzero(head_mask(read_slice(scan)[:1])))
+        volume = stem_of(scan).split("_slice-")[0] + ".npy"
+        subject, lesion = bids_entity(scan, "sub") or volume, int(np.count_nonzero(read_slice(mask)))
+        rows.append([scan.name, mask.name, volume, subject, slice_index(scan), 0, brain, lesion])
+    table = pd.DataFrame(rows, columns=COLUMNS)
+    table["depth"] = table.groupby("volume").slice.transform("max") + 1
+    return table
+
+
+def slice_index(path: Path) -> int:
+    index = bids_entity(path, "slice")
+    if index is None or not index.isdigit():
+        raise UserError(f"{path} does not tell its slice; name it ..._slice-<index>.npy as python -m data.slices does")
+    return int(index)
+
+
+def _slice_key(path: Path) -> tuple:
+    return bids_entity(path, "sub"), bids_entity(path, "ses"), slice_index(path)
+
+
+def read_slice(path: Path | str) -> np.ndarray:
+    """One slice file, (C, H, W) float32."""
+    try:
+        array = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(f"{path} cannot be read ({error}); cut the slices anew") from None
+    if array.ndim != 3:
+        raise UserError(f"{path} has shape {array.shape}; a slice is (C, H, W)")
+    return array.astype(np.float32)
+
+
+def lesion_boxes(mask: np.ndarray) -> np.ndarray:
+    """Boxes around the 8-connected lesions of a slice.
+
+    Args:
+        mask: (H, W) bool.
+
+    Returns:
+        (N, 4) float32, (xmin, ymin, xmax, ymax) in voxels, half-open, x along W and y along H.
+    """
+    labels, _ = ndimage.label(mask, EIGHT_CONNECTED)
+    found = [(x.start, y.start, x.stop, y.stop) for y, x in ndimage.find_objects(labels)]
+    return np.array(found, np.float32).reshape(-1, 4)
+
+
+class StackedScans(Dataset):
+    """Volumes put back together from their slices at their true depth; slices without brain are air.
+
+    An item is a `PreparedScan`.
+
+    Args:
+        table: rows of `COLUMNS` with full paths.
+        resize_to: in-plane (H, W) that slices are resampled to, or None.
+    """
+
+    def __init__(self, table: pd.DataFrame, resize_to: tuple[int, int] | None = None) -> None:
+        self.volumes = list(table.groupby("volume", sort=True))
+        self.resize_to = resize_to
+
+    def __len__(self) -> int:
+        return len(self.volumes)
+
+    def __getitem__(self, index: int) -> PreparedScan:
+        volume, rows = self.volumes[index]
+        scan = _stack(rows.scan, rows.slice, rows.depth.iloc[0], volume)
+        mask = _stack(rows["mask"], rows.slice, rows.depth.iloc[0], volume)[0] > 0
+        own_shape = mask.shape
+        if self.resize_to:
+            scan, mask = resize_in_plane(scan, self.resize_to), resize_in_plane(mask, self.resize_to, nearest=True)
+        return PreparedScan(
+            volume, rows.subject.iloc[0], scan.astype(np.float16), head_mask(scan[0]), mask, None, own_shape
+        )
+
+
+def _stack(paths: pd.Series, slices: pd.Series, depth: int, volume: str) -> np.ndarray:
+    """(C, D, H, W) float32 of slice files."""
+    arrays = [read_slice(path) for path in paths]
+    if len(shapes := {a.shape for a in arrays}) > 1:
+        raise UserError(f"the slices of {volume} have shapes {sorted(shapes)}; cut them anew")
+    c, h, w = arrays[0].shape
+    stack = np.zeros((c, depth, h, w), np.float32)
+    stack[:, slices] = np.stack(arrays, 1)
+    return stack
+
+
+# --- command -------------------------------------------------------------------------------------------
+
+
+def parse_args() -> argparse.Namespace:
+    parser = make_parser("Cut 3D scans and masks into the 2D folders that the RPN scripts read.")
+    add_cohort(parser)
+    add_grid(parser)
+    parser.add_argument("--out_dir", required=True, help="folder for Scans/, Masks/ and slices.csv")
+    return parser.parse_args()
+
+
+def main(args: argparse.Namespace) -> None:
+    cases = pair_cases([args.scans_dir], [args.masks_dir], args.ext, ("--scans_dir", "--masks_dir"))
+    check_cohort(cases, full=False)
+    table = cut_cohort(cases, partial(prepare_scan, grid=grid_of(args)), Path(args.out_dir))
+    print(f"{len(table)} slices of {len(cases)} scans are in {args.out_dir}")
+
+
+if __name__ == "__main__":
+    run(main, parse_args)

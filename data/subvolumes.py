@@ -1,0 +1,126 @@
+"""3D sub-volumes for stage 2: windows of the RoI size inside the proposed regions."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+from torch.utils.data import Dataset
+
+from data.cohort import Case
+from data.grid import Grid, PreparedScan, cached_scan
+from data.sampling import item_rng
+from data.transforms import apply_transforms, build_transforms
+from utils.regions import Region, region_mask, whole_volume
+
+# A training window may leave its region by this share of the RoI: the network shall not learn that a lesion
+# always sits where the RPN centred it.
+JITTER = 0.125
+# In a region larger than the RoI, this share of the windows is centred on a lesion voxel where there is one.
+LESION_SHARE = 0.5
+
+
+class RegionDataset(Dataset):
+    """Windows of the proposed regions of a cohort.
+
+    An item is a dict of arrays of the RoI size: ``image`` (C, D, H, W) float32 in [0, 1], ``mask`` (1, D, H, W)
+    uint8, ``region`` (1, D, H, W) uint8 telling which voxels were proposed, and ``has_lesion`` float32.
+
+    Args:
+        regions: proposed regions by scan file name; None for whole volumes.
+        train: random windows and augmentation, against one fixed window in the middle of each region.
+    """
+
+    def __init__(
+        self,
+        cases: list[Case],
+        regions: dict[str, list[Region]] | None,
+        grid: Grid,
+        roi_size: tuple[int, int, int],
+        cache_dir: Path,
+        transforms: list[str] | None = None,
+        train: bool = False,
+        seed: int = 0,
+    ) -> None:
+        self.grid, self.roi_size, self.cache_dir, self.train, self.seed = (
+            grid,
+            roi_size,
+            cache_dir,
+            train,
+            seed,
+        )
+        self.regions = regions or {case.name: [whole_volume(grid.shape)] for case in cases}
+        self.windows = [
+            (case, region)
+            for case in cases
+            for region in self.regions.get(case.name, [])
+            for _ in range(windows_of(region, roi_size))
+        ]
+        self.transforms = build_transforms(transforms if train else None, spatial_dims=3)
+
+    def __len__(self) -> int:
+        return len(self.windows)
+
+    def __getitem__(self, key: tuple[int, int]) -> dict[str, np.ndarray]:
+        epoch, index = key
+        case, region = self.windows[index]
+        rng = item_rng(self.seed, epoch if self.train else 0, index)
+        prepared = cached_scan(case, self.grid, self.cache_dir)
+        starts = window_start(prepared, region, self.roi_size, self.train, rng)
+        item = cut_window(prepared, self.regions[case.name], starts, self.roi_size)
+        if self.train:
+            item = apply_transforms(self.transforms, item, rng)
+        item["has_lesion"] = np.float32((item["mask"] * item["region"]).any())
+        return item
+
+
+def windows_of(region: Region, roi_size: tuple[int, int, int]) -> int:
+    """How many windows of the RoI size it takes to see a region once."""
+    return math.prod(math.ceil(size / roi) for size, roi in zip(region.shape, roi_size, strict=True))
+
+
+def window_start(
+    prepared: PreparedScan,
+    region: Region,
+    roi_size: tuple[int, int, int],
+    train: bool,
+    rng: np.random.Generator,
+) -> tuple[int, ...]:
+    """First voxel (D, H, W) of a window on a region, inside the volume where the volume is large enough."""
+    focus = _lesion_voxel(prepared, region, rng) if train and windows_of(region, roi_size) > 1 else None
+    starts = []
+    for axis, (span, roi, size) in enumerate(zip(region.slices, roi_size, prepared.head.shape, strict=True)):
+        slack = round(JITTER * roi)
+        low, high = sorted((span.start, span.stop - roi))
+        if not train:
+            start = (low + high) // 2
+        elif focus is not None:
+            start = focus[axis] - roi // 2 + rng.integers(-slack, slack + 1)
+        else:
+            start = rng.integers(low - slack, high + slack + 1)
+        starts.append(int(min(max(start, 0), max(size - roi, 0))))
+    return tuple(starts)
+
+
+def _lesion_voxel(prepared: PreparedScan, region: Region, rng: np.random.Generator) -> np.ndarray | None:
+    if rng.random() > LESION_SHARE:
+        return None
+    voxels = np.argwhere(prepared.mask[region.slices])
+    if len(voxels) == 0:
+        return None
+    return voxels[rng.integers(len(voxels))] + [s.start for s in region.slices]
+
+
+def cut_window(
+    prepared: PreparedScan, regions: list[Region], starts: tuple[int, ...], roi_size: tuple[int, int, int]
+) -> dict[str, np.ndarray]:
+    """Cut a window out of a scan, zero-padded behind where the volume ends; padding is outside all regions."""
+    window = tuple(slice(start, start + roi) for start, roi in zip(starts, roi_size, strict=True))
+    image = prepared.scan[(slice(None), *window)].astype(np.float32)
+    mask = prepared.mask[window].astype(np.uint8)
+    inside = region_mask(regions, prepared.head.shape)[window].astype(np.uint8)
+    padding = [(0, roi - size) for roi, size in zip(roi_size, mask.shape, strict=True)]
+    return {
+        "image": np.pad(image, [(0, 0), *padding]),
+        "mask": np.pad(mask, padding)[None],
+        "region": np.pad(inside, padding)[None],
+    }

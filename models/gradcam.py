@@ -1,0 +1,66 @@
+"""Grad-CAM of the 3D network (Selvaraju et al., 2017, arXiv 1610.02391), inside the proposed regions."""
+
+import numpy as np
+import torch
+from pytorch_grad_cam import GradCAM
+from torch import nn
+
+from data.grid import PreparedScan
+from models.strokeformer import StrokeFormer, average_over_regions
+from utils.errors import UserError
+from utils.regions import Region, whole_volume
+
+
+class LesionTarget:
+    """The lesion logits of a window, summed over the voxels that are predicted or nearly predicted lesion.
+
+    Args:
+        weights: (D, H, W) lesion probability, held constant.
+    """
+
+    def __init__(self, weights: torch.Tensor) -> None:
+        self.weights = weights
+
+    def __call__(self, logits: torch.Tensor) -> torch.Tensor:
+        return ((logits[1:].amax(0) - logits[0]) * self.weights).sum()
+
+
+def find_layers(model: StrokeFormer, names: list[str]) -> list[nn.Module]:
+    """The named modules of the 3D network, e.g. ``decoders.1``.
+
+    Raises:
+        UserError: a name that the network does not have.
+    """
+    modules = dict(model.net.named_modules())
+    for name in names:
+        if name not in modules or not name:
+            choices = ", ".join(n for n, _ in model.net.named_children())
+            raise UserError(f"--target_layers {name} is no layer of this network; it has {choices} and their parts")
+    return [modules[name] for name in names]
+
+
+def gradcam(
+    model: StrokeFormer, prepared: PreparedScan, regions: list[Region] | None, layers: list[nn.Module], overlap: float
+) -> np.ndarray:
+    """Where the given layers find evidence of a lesion.
+
+    Args:
+        regions: regions of the scan's grid; None for the whole volume.
+        layers: modules whose output is (B, K, d, h, w).
+
+    Returns:
+        (D, H, W) float32 in [0, 1], 0 outside the regions. Each window's heat, which Grad-CAM scales to [0, 1], is
+        weighed with its largest lesion probability: a window without lesion would otherwise glow like any other.
+    """
+    regions = [whole_volume(prepared.head.shape)] if regions is None else regions
+    with GradCAM(model, layers) as cam:
+
+        def heat(windows: torch.Tensor) -> torch.Tensor:
+            with torch.no_grad():
+                probability = 1 - model(windows).softmax(1)[:, 0]
+            maps = cam(windows, [LesionTarget(p) for p in probability])
+            maps = torch.from_numpy(np.ascontiguousarray(maps)).to(windows.device)
+            return (maps * probability.amax((1, 2, 3), keepdim=True))[:, None]
+
+        roi_size = model.hparams.roi_size
+        return average_over_regions(heat, prepared.scan, regions, roi_size, 1, overlap, 1, model.device)[0]

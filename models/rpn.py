@@ -1,0 +1,234 @@
+"""Stage 1: a 2D Faster R-CNN that proposes lesion regions slice by slice (Ren et al., 2015, arXiv 1506.01497)."""
+
+from collections.abc import Iterable
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from torch import nn
+from torchvision.models import resnet18
+from torchvision.models.detection import FasterRCNN
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.backbone_utils import BackboneWithFPN
+from torchvision.models.detection.faster_rcnn import TwoMLPHead
+from torchvision.ops import MultiScaleRoIAlign
+
+from data.grid import PreparedScan
+from utils.errors import UserError
+from utils.metrics import box_scores
+from utils.regions import Region, consistent_regions, enclosing_box
+
+# Anchor sizes in pixels of a slice of REFERENCE_SIZE, fitted by the method's author to each data set's lesions.
+ANCHOR_SIZES = {"ATLAS": (5, 32, 54, 93), "ISLES-DWI": (7, 10, 20), "ISLES-FLAIR": (5, 12, 23, 84)}
+ASPECT_RATIOS = (0.3, 0.5, 1.0, 2.0)
+REFERENCE_SIZE = 192  # shorter side of an ATLAS slice on the default grid
+
+FPN_CHANNELS = 128  # half of torchvision's 256: grey slices with one class need less, and it halves the time
+HEAD_CHANNELS = 256
+# 1000 proposals a slice, torchvision's default, spend 43 s a volume in the box head; the lesions of a slice
+# are found among the best few.
+PROPOSALS = {"train": 200, "test": 30}
+DETECTIONS_PER_SLICE = 10
+MIN_SCORE = 0.01  # detections below are not even returned; the region threshold comes later
+PLATEAU_PATIENCE = 10  # epochs without progress before the learning rate falls tenfold
+
+
+class RPN(pl.LightningModule):
+    """Faster R-CNN with one foreground class on slices (C, H, W) in [0, 1].
+
+    Args:
+        in_channels: channels of a slice.
+        dataset_anchors: key of `ANCHOR_SIZES`.
+        image_size: shorter side, in pixels, to which slices are resized inside; anchors scale with it, so that they
+            mean the same share of the head on coarse scans.
+        backbone_weights: file with a state dict of torchvision's resnet18.
+        score_threshold: detections of at least this score propose a region.
+    """
+
+    def __init__(
+        self,
+        in_channels: int = 1,
+        dataset_anchors: str = "ATLAS",
+        image_size: int = REFERENCE_SIZE,
+        score_threshold: float = 0.5,
+        lr: float = 1e-4,
+        eps: float = 1e-8,
+        betas: tuple[float, float] = (0.9, 0.999),
+        weight_decay: float = 1e-4,
+        log_every_n_val_epochs: int = 5,
+        backbone_weights: str | None = None,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters(ignore="backbone_weights")
+        self.detector = build_detector(in_channels, dataset_anchors, image_size, backbone_weights)
+        self.val_detections: list[dict] = []
+        self.val_targets: list[dict] = []
+
+    # --- training ------------------------------------------------------------------------------------
+
+    def training_step(self, batch, batch_index):
+        images, targets = batch
+        losses = self.detector(images, targets)
+        return self._log_losses("train", losses, len(images))
+
+    def validation_step(self, batch, batch_index):
+        images, targets = batch
+        self._log_losses("val", self.validation_losses(images, targets), len(images))
+        if self.measures_now:
+            self.val_detections += [_to_cpu(d) for d in self.detector(images)]
+            self.val_targets += [_to_cpu({k: t[k] for k in ("boxes", "labels")}) for t in targets]
+
+    def on_validation_epoch_end(self) -> None:
+        if self.val_detections:
+            self.log_dict({f"val_{k}": v for k, v in box_scores(self.val_detections, self.val_targets).items()})
+        self.val_detections, self.val_targets = [], []
+
+    @property
+    def measures_now(self) -> bool:
+        """Whether this validation epoch is one of those that pay for stage metrics."""
+        due = (self.current_epoch + 1) % self.hparams.log_every_n_val_epochs == 0
+        return due and not self.trainer.sanity_checking
+
+    @torch.no_grad()
+    def validation_losses(self, images: list[torch.Tensor], targets: list[dict]) -> dict[str, torch.Tensor]:
+        """Losses without a trace: torchvision gives them in training mode alone, so the batch norms are held in
+        evaluation mode and the random sampling of anchors uses a stream of its own, the same each time."""
+        self.detector.train()
+        for module in self.detector.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.eval()
+        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
+            torch.manual_seed(0)
+            losses = self.detector(images, targets)
+        self.detector.eval()
+        return losses
+
+    def _log_losses(self, stage: str, losses: dict[str, torch.Tensor], batch_size: int) -> torch.Tensor:
+        total = sum(losses.values())
+        self.log_dict(
+            {f"{stage}_loss": total, **{f"{stage}_{name}": v for name, v in losses.items()}},
+            on_step=False,
+            on_epoch=True,
+            batch_size=batch_size,
+        )
+        return total
+
+    def configure_optimizers(self):
+        hp = self.hparams
+        optimizer = torch.optim.AdamW(
+            self.parameters(), lr=hp.lr, eps=hp.eps, betas=tuple(hp.betas), weight_decay=hp.weight_decay
+        )
+        schedule = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, patience=PLATEAU_PATIENCE)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "monitor": "val_loss"}}
+
+    # --- inference -----------------------------------------------------------------------------------
+
+    @torch.inference_mode()
+    def detect(self, slices: Iterable[torch.Tensor], batch_size: int = 32) -> list[dict[str, torch.Tensor]]:
+        """Detections of each slice, on the CPU.
+
+        Args:
+            slices: (C, H, W) float32 in [0, 1].
+
+        Returns:
+            A dict a slice: ``boxes`` (N, 4) xyxy in voxels, ``scores`` (N,) in [0, 1], ``labels`` (N,), best first.
+        """
+        self.eval()
+        slices = list(slices)
+        found = []
+        for start in range(0, len(slices), batch_size):
+            batch = [s.to(self.device) for s in slices[start : start + batch_size]]
+            found += [_to_cpu(d) for d in self.detector(batch)]
+        return found
+
+    def detect_volume(self, prepared: PreparedScan, batch_size: int = 32) -> dict[int, dict[str, torch.Tensor]]:
+        """`detect` on every slice with brain: detections by slice index."""
+        with_brain = np.flatnonzero(prepared.head.any((1, 2)))
+        slices = [torch.from_numpy(prepared.scan[:, z].astype(np.float32)) for z in with_brain]
+        return dict(zip(with_brain.tolist(), self.detect(slices, batch_size), strict=True))
+
+    def propose(
+        self, prepared: PreparedScan, detections: dict[int, dict[str, torch.Tensor]], roi_size: tuple[int, int, int]
+    ) -> list[Region]:
+        """The volume's regions: detections above the threshold, consolidated in each slice, consistent over groups."""
+        boxes = np.full((len(prepared.head), 4), np.nan)
+        for z, found in detections.items():
+            boxes[z] = enclosing_box(found["boxes"][found["scores"] >= self.hparams.score_threshold].numpy())
+        return consistent_regions(boxes, prepared.head, roi_size)
+
+
+def _to_cpu(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: tensor.detach().cpu() for name, tensor in tensors.items()}
+
+
+# --- the network ---------------------------------------------------------------------------------------
+
+
+def build_detector(
+    in_channels: int, dataset_anchors: str, image_size: int, backbone_weights: str | None = None
+) -> FasterRCNN:
+    """torchvision's Faster R-CNN over a resnet18 feature pyramid, one anchor size a pyramid level."""
+    sizes = [size * image_size / REFERENCE_SIZE for size in ANCHOR_SIZES[dataset_anchors]]
+    backbone = build_backbone(in_channels, len(sizes), backbone_weights)
+    levels = [str(i) for i in range(len(sizes) - 1)]
+    pooled = MultiScaleRoIAlign(featmap_names=levels, output_size=7, sampling_ratio=2)
+    return FasterRCNN(
+        backbone,
+        num_classes=None,
+        min_size=image_size,
+        max_size=4 * image_size,
+        image_mean=[0.0] * in_channels,
+        image_std=[1.0] * in_channels,
+        rpn_anchor_generator=AnchorGenerator(tuple((s,) for s in sizes), (ASPECT_RATIOS,) * len(sizes)),
+        rpn_pre_nms_top_n_train=PROPOSALS["train"],
+        rpn_post_nms_top_n_train=PROPOSALS["train"],
+        rpn_pre_nms_top_n_test=4 * PROPOSALS["test"],
+        rpn_post_nms_top_n_test=PROPOSALS["test"],
+        box_roi_pool=pooled,
+        box_head=TwoMLPHead(FPN_CHANNELS * 7**2, HEAD_CHANNELS),
+        box_predictor=_predictor(),
+        box_batch_size_per_image=64,
+        box_detections_per_img=DETECTIONS_PER_SLICE,
+        box_score_thresh=MIN_SCORE,
+    )
+
+
+def _predictor() -> nn.Module:
+    from torchvision.models.detection.faster_rcnn import FastRCNNPredictor
+
+    return FastRCNNPredictor(HEAD_CHANNELS, num_classes=2)
+
+
+def build_backbone(in_channels: int, levels: int, weights: str | None) -> BackboneWithFPN:
+    """resnet18 with a feature pyramid of `levels` levels: stages at strides 4, 8, ... and a pooled last one."""
+    body = resnet18(weights=None)
+    if weights is not None:
+        body.load_state_dict(_read_state_dict(weights, body))
+    body.conv1 = adapt_first_conv(body.conv1, in_channels)
+    stages = {f"layer{i + 1}": str(i) for i in range(levels - 1)}
+    channels = [64 * 2**i for i in range(levels - 1)]
+    return BackboneWithFPN(body, stages, channels, FPN_CHANNELS)
+
+
+def adapt_first_conv(conv: nn.Conv2d, in_channels: int) -> nn.Conv2d:
+    """The first convolution for another number of channels.
+
+    Its RGB filters are summed and shared out, so that a grey image answers as its RGB copy did.
+    """
+    adapted = nn.Conv2d(in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding, bias=False)
+    with torch.no_grad():
+        adapted.weight.copy_(conv.weight.sum(1, keepdim=True).expand_as(adapted.weight) / in_channels)
+    return adapted
+
+
+def _read_state_dict(path: str, body: nn.Module) -> dict:
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise UserError(
+            f"backbone weights {path} cannot be read ({type(error).__name__}); nothing is downloaded: "
+            "give the path of a resnet18 state dict"
+        ) from None
+    if set(state) != set(body.state_dict()):
+        raise UserError(f"backbone weights {path} are no state dict of torchvision's resnet18")
+    return state

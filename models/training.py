@@ -1,0 +1,131 @@
+"""Training of either stage: from data and arguments to the path of the best checkpoint."""
+
+from argparse import Namespace
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytorch_lightning as pl
+import torch
+
+from data.cohort import Case
+from data.datamodules import RPNDataModule, SegmentationDataModule
+from data.grid import Grid, cached_scan, grid_of
+from data.slices import read_slice
+from models.checkpoints import MarkCheckpoint
+from models.rpn import RPN
+from models.strokeformer import StrokeFormer
+from utils.files import read_json, write_json
+from utils.plots import plot_loss_curves, plot_slice_boxes, plot_volume_prediction, save_figure
+from utils.regions import Region
+from utils.tracking import PredictionPictures, build_trainer, open_run
+
+
+def train_rpn(args: Namespace, train: pd.DataFrame, val: pd.DataFrame, name: str) -> Path:
+    """Train stage 1 on slice tables; `args` carries the arguments of ``train_rpn.py``."""
+    pl.seed_everything(args.seed, verbose=False)
+    data = RPNDataModule(train, val, args.batch_size, args.num_workers, args.transforms, args.seed)
+    model = RPN(
+        in_channels=len(read_slice(train.scan.iloc[0])),
+        dataset_anchors=args.dataset_anchors,
+        image_size=args.image_size,
+        score_threshold=args.score_threshold,
+        lr=args.lr,
+        eps=args.eps,
+        betas=args.betas,
+        weight_decay=args.weight_decay,
+        log_every_n_val_epochs=args.log_every_n_val_epochs,
+        backbone_weights=args.backbone_weights,
+    )
+    sick = val[val.lesion_voxels > 0]
+    shown = sick.iloc[np.linspace(0, len(sick) - 1, min(args.num_samples, len(sick))).astype(int)]
+    return _fit(model, data, args, name, lambda module: _draw_slices(module, shown))
+
+
+def train_strokeformer(
+    args: Namespace,
+    train: list[Case],
+    val: list[Case],
+    regions: dict[str, list[Region]] | None,
+    cache_dir: Path,
+    name: str,
+) -> Path:
+    """Train stage 2 on proposed regions; `args` carries the arguments of ``train_strokeformer.py``."""
+    pl.seed_everything(args.seed, verbose=False)
+    grid, roi_size = grid_of(args), tuple(args.roi_size)
+    model = StrokeFormer(
+        arch=args.arch,
+        in_channels=args.in_channels,
+        num_classes=args.num_classes,
+        roi_size=roi_size,
+        opt_lr=args.opt_lr,
+        warmup_lr=args.warmup_lr,
+        max_lr=args.max_lr,
+        warmup_steps=args.warmup_steps,
+        weight_decay=args.weight_decay,
+        eps=args.eps,
+        betas=args.betas,
+        seg_loss=args.seg_loss,
+        seg_loss_cfg=args.seg_loss_cfg,
+        cls_loss=args.cls_loss,
+        cls_loss_weight=args.cls_loss_weight,
+        seg_loss_weight=args.seg_loss_weight,
+    )
+    data = SegmentationDataModule(
+        train, val, regions, grid, roi_size, cache_dir, args.batch_size, args.num_workers, args.transforms, args.seed
+    )
+    shown = list(islice(val, args.num_samples))
+    return _fit(model, data, args, name, lambda module: _draw_volumes(module, shown, regions, grid, cache_dir, args))
+
+
+def _fit(model: pl.LightningModule, data: pl.LightningDataModule, args: Namespace, name: str, draw) -> Path:
+    """Fit or resume a run in ``<default_root_dir>/<name>`` and return its best checkpoint."""
+    folder = Path(args.default_root_dir) / name
+    best, last, finished = folder / "checkpoints/best.ckpt", folder / "checkpoints/last.ckpt", folder / "finished.json"
+    open_run(folder, vars(args))
+    if finished.exists() and read_json(finished)["max_epochs"] >= args.max_epochs:
+        print(f"{name} is trained already: {best}")
+        return best
+    monitor = "val_loss" if len(data.val) else "train_loss"
+    pictures = PredictionPictures(draw, folder / "predictions", args.log_every_n_val_epochs)
+    trainer = build_trainer(folder, args, monitor, [MarkCheckpoint(), pictures])
+    model = model.to(memory_format=torch.channels_last) if isinstance(model, RPN) else model
+    trainer.fit(model, data, ckpt_path=last if last.exists() else None, weights_only=True)
+    save_figure(plot_loss_curves(pd.read_csv(folder / "logs/metrics.csv")), folder / "loss_curves.png")
+    write_json(finished, {"max_epochs": args.max_epochs, "epochs": trainer.current_epoch})
+    _close_wandb()
+    return best
+
+
+def _close_wandb() -> None:
+    import wandb
+
+    wandb.finish(quiet=True)  # the next fold's run would otherwise go on in this one
+
+
+# --- pictures while training ---------------------------------------------------------------------------
+
+
+def _draw_slices(module: RPN, shown: pd.DataFrame):
+    images = [read_slice(path) for path in shown.scan]
+    for row, image, found in zip(shown.itertuples(), images, module.detect(map(torch.from_numpy, images)), strict=True):
+        yield (
+            Path(row.scan).stem,
+            plot_slice_boxes(
+                image[0], read_slice(row.mask)[0] > 0, found["boxes"].numpy(), found["scores"].numpy(), None, row.volume
+            ),
+        )
+
+
+def _draw_volumes(module: StrokeFormer, shown: list[Case], regions, grid: Grid, cache_dir: Path, args: Namespace):
+    for case in shown:
+        prepared = cached_scan(case, grid, cache_dir)
+        proposed = None if regions is None else regions.get(case.name, [])
+        predicted = module.segment(prepared, proposed, args.overlap, args.subvolume_depth).argmax(0) > 0
+        yield (
+            case.stem,
+            plot_volume_prediction(
+                prepared.scan[0].astype(np.float32), prepared.mask, predicted, proposed or [], case.name
+            ),
+        )

@@ -1,0 +1,41 @@
+"""Evaluate a trained region proposal network (stage 1) on 2D slices; ``python -m data.slices`` makes them."""
+
+from pathlib import Path
+
+from utils import cli
+
+
+def parse_args():
+    parser = cli.make_parser(__doc__)
+    cli.add_seed(parser)
+    parser.add_argument("--scans", required=True, help="folder of 2D scan slices")
+    parser.add_argument("--masks", required=True, help="folder of 2D masks")
+    parser.add_argument("--ckpt_path", required=True, help="RPN checkpoint")
+    parser.add_argument("--model_name", default=None, help="name in tables and folders; None for the checkpoint's run")
+    cli.add_loader(parser, batch_size=32)
+    cli.add_resize_to(parser)
+    cli.add_num_classes(parser)
+    cli.add_roi_size(parser)
+    cli.add_score_threshold(parser, default=None)
+    cli.add_n_predictions(parser)
+    cli.add_scores(parser, "./rpn_scores", "rpn_scores.csv")
+    return parser.parse_args()
+
+
+def main(args) -> None:
+    from data.datamodules import scan_loader
+    from data.slices import StackedScans, read_slice_table
+    from models.checkpoints import load_rpn, require_classes, run_name
+    from models.evaluation import evaluate_rpn
+    from utils.tables import print_scores
+
+    model = load_rpn(args.ckpt_path, args.score_threshold)
+    require_classes(args.num_classes, 2, args.ckpt_path)
+    scans = StackedScans(read_slice_table(args.scans, args.masks), args.resize_to)
+    name = args.model_name or run_name(args.ckpt_path)
+    scores = evaluate_rpn(model, scan_loader(scans, args.num_workers), len(scans), args, name)
+    print_scores(scores, Path(args.scores_dir) / name)
+
+
+if __name__ == "__main__":
+    cli.run(main, parse_args)

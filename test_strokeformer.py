@@ -1,0 +1,49 @@
+"""Segment 3D scans with a trained StrokeFormer and, where there are masks, score the result."""
+
+from functools import partial
+from pathlib import Path
+
+from utils import cli
+
+
+def parse_args():
+    parser = cli.make_parser(__doc__)
+    cli.add_seed(parser)
+    parser.add_argument("--scans", nargs="+", required=True, help="scans or folders of scans (.npy, .nii, .nii.gz)")
+    parser.add_argument("--masks", nargs="+", default=None, help="their masks or folders of masks; None for no scores")
+    parser.add_argument("--ckpt_path", required=True, help="StrokeFormer checkpoint")
+    parser.add_argument("--model_name", default=None, help="name in tables and folders; None for the checkpoint's run")
+    cli.add_regions_source(parser)
+    cli.add_grid(parser)
+    cli.add_loader(parser, batch_size=8)
+    cli.add_sliding_window(parser)
+    cli.add_num_classes(parser)
+    cli.add_gradcam(parser)
+    cli.add_n_predictions(parser)
+    cli.add_scores(parser, "./scores", "scores.csv")
+    cli.add_per_size_scores(parser)
+    return parser.parse_args()
+
+
+def main(args) -> None:
+    from data.cohort import check_cohort, pair_cases
+    from data.datamodules import ScanDataset, scan_loader
+    from data.grid import grid_of, prepare_scan
+    from models.checkpoints import load_model, require_classes, run_name
+    from models.evaluation import evaluate_strokeformer
+    from models.proposals import region_source
+    from models.strokeformer import StrokeFormer
+    from utils.tables import print_scores
+
+    model = load_model(StrokeFormer, args.ckpt_path)
+    require_classes(args.num_classes, model.hparams.num_classes, args.ckpt_path)
+    cases = pair_cases(args.scans, args.masks)
+    check_cohort(cases, full=False)
+    regions_of = region_source(args, [case.name for case in cases], model.hparams.roi_size)
+    scans = scan_loader(ScanDataset(cases, partial(prepare_scan, grid=grid_of(args))), args.num_workers)
+    name = args.model_name or run_name(args.ckpt_path)
+    print_scores(evaluate_strokeformer(model, cases, scans, regions_of, args, name), Path(args.scores_dir) / name)
+
+
+if __name__ == "__main__":
+    cli.run(main, parse_args)

@@ -1,0 +1,62 @@
+"""Files that are either whole or absent: atomic writes of JSON and CSV."""
+
+import json
+import os
+import tempfile
+from contextlib import contextmanager
+from pathlib import Path
+
+from utils.errors import UserError
+
+
+@contextmanager
+def atomic_path(path: Path | str):
+    """A temporary path beside `path` that takes its place when the block ends well, and vanishes otherwise.
+
+    Its name keeps all suffixes of `path`, since the writers choose their format by them.
+
+    Raises:
+        UserError: the folder cannot be written or the disk is full.
+    """
+    path = Path(path)
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=".", suffix="".join(path.suffixes[-2:]))
+        os.close(handle)
+        temporary = Path(name)
+        yield temporary
+        temporary.chmod(0o644)  # mkstemp makes files that only their owner may read
+        temporary.replace(path)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written ({error.strerror or error}); free or choose another place") from None
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path | str, content) -> None:
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=1) + "\n")
+
+
+def read_json(path: Path | str):
+    try:
+        return json.loads(Path(path).read_text())
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise UserError(f"{path} is no readable JSON ({error})") from None
+
+
+def update_table(path: Path | str, rows) -> None:
+    """Write the rows of a DataFrame into a CSV, in place of earlier rows with the same ``model_name``.
+
+    Rows of other models stay, so that one table compares many runs.
+    """
+    import pandas as pd
+
+    path = Path(path)
+    if path.exists():
+        earlier = pd.read_csv(path, dtype={"model_name": str})
+        rows = pd.concat([earlier[~earlier.model_name.isin(rows.model_name)], rows], ignore_index=True)
+    with atomic_path(path) as temporary:
+        rows.to_csv(temporary, index=False)

@@ -1,0 +1,176 @@
+"""What a run leaves behind: its settings and versions, W&B and CSV logs, checkpoints and pictures."""
+
+import logging
+import os
+import subprocess
+import sys
+import warnings
+from datetime import datetime
+from importlib.metadata import version
+from pathlib import Path
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import EarlyStopping, LearningRateMonitor, ModelCheckpoint, TQDMProgressBar
+from pytorch_lightning.loggers import CSVLogger, WandbLogger
+
+from utils.errors import UserError
+from utils.files import read_json, write_json
+
+PACKAGES = ("torch", "torchvision", "pytorch-lightning", "monai", "numpy", "nibabel", "scikit-image")
+# Settings that change where or how fast a run goes, not what it computes: a resumed run may differ in them.
+FREE_SETTINGS = {
+    "devices", "num_workers", "offline", "entity", "project", "rpn_project", "group", "rpn_group", "max_epochs",
+    "rpn_max_epochs", "patience", "rpn_patience", "num_samples", "log_every_n_val_epochs", "lr_logging_interval",
+    "n_predictions", "target_layers",
+}  # fmt: skip
+
+
+# --- provenance ----------------------------------------------------------------------------------------
+
+
+def describe_run(settings: dict) -> dict:
+    """The command line, its settings, the git commit and the versions that made a result."""
+    return {
+        "command": sys.argv,
+        "settings": {name: value for name, value in settings.items() if name != "provenance"},
+        "started": datetime.now().astimezone().isoformat(timespec="seconds"),
+        "git_commit": _git_commit(),
+        "python": sys.version.split()[0],
+        "versions": {package: version(package) for package in PACKAGES},
+    }
+
+
+def _git_commit() -> str | None:
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40"]
+    answer = subprocess.run(command, capture_output=True, text=True, check=False)
+    return answer.stdout.strip() or None
+
+
+def open_run(folder: Path, settings: dict) -> None:
+    """Record a new run in ``run.json``, or check that the one begun in this folder had the same settings.
+
+    Raises:
+        UserError: the folder holds a run with other settings.
+    """
+    record = folder / "run.json"
+    if record.exists():
+        earlier = read_json(record)["settings"]
+        now = _plain(settings)
+        changed = [k for k in now if k not in FREE_SETTINGS and k in earlier and earlier[k] != now[k]]
+        if changed:
+            name = changed[0]
+            raise UserError(
+                f"{folder} holds a run with --{name} {earlier[name]}, not {now[name]}; "
+                "choose another model prefix or remove the folder"
+            )
+    else:
+        write_json(record, describe_run(_plain(settings)))
+
+
+def _plain(settings: dict) -> dict:
+    """Settings as JSON gives them back: tuples as lists."""
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in settings.items()}
+
+
+# --- loggers -------------------------------------------------------------------------------------------
+
+
+def build_loggers(folder: Path, args) -> list:
+    """A CSV log in the run's folder and W&B, offline where there is no account."""
+    wandb_logger = WandbLogger(
+        name=folder.name,
+        save_dir=folder,
+        project=args.project,
+        group=args.group,
+        entity=args.entity,
+        offline=args.offline or not has_wandb_account(),
+        settings={"silent": True},
+    )
+    return [CSVLogger(folder, name="", version="logs"), wandb_logger]
+
+
+def has_wandb_account() -> bool:
+    """Whether W&B knows whom to log for; if not, says once that the run stays offline."""
+    import wandb
+
+    if os.environ.get("WANDB_MODE") in ("offline", "disabled"):
+        return False
+    if wandb.api.api_key:
+        return True
+    if not has_wandb_account.told:
+        print("No W&B account on this machine: runs are logged offline (log in with `wandb login`).")
+        has_wandb_account.told = True
+    return False
+
+
+has_wandb_account.told = False
+
+
+# --- callbacks -----------------------------------------------------------------------------------------
+
+
+class FiniteLoss(pl.Callback):
+    """Stops a run whose loss has become NaN or infinite, before it spends the night on nothing."""
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_index) -> None:
+        if not torch.isfinite(outputs["loss"]):
+            raise UserError(f"the training loss is not finite at step {trainer.global_step}; lower the learning rate")
+
+
+class PredictionPictures(pl.Callback):
+    """Draws a few validation predictions now and then, into the run's folder and W&B.
+
+    Args:
+        draw: from a module to (name, Figure) pairs.
+        every: validation epochs between drawings.
+    """
+
+    def __init__(self, draw, folder: Path, every: int) -> None:
+        self.draw, self.folder, self.every = draw, folder, every
+
+    def on_validation_epoch_end(self, trainer, module) -> None:
+        if (trainer.current_epoch + 1) % self.every or trainer.sanity_checking:
+            return
+        from utils.plots import save_figure
+
+        for name, figure in self.draw(module):
+            path = self.folder / f"epoch-{trainer.current_epoch:03d}" / f"{name}.png"
+            save_figure(figure, path)
+            for logger in trainer.loggers:
+                if isinstance(logger, WandbLogger):
+                    logger.log_image("predictions", [str(path)], caption=[name])
+
+
+def build_trainer(folder: Path, args, monitor: str, callbacks: list[pl.Callback]) -> pl.Trainer:
+    """A Lightning trainer that keeps the best and the last checkpoint, stops early and logs to `folder`."""
+    _quieten()
+    on_gpu = torch.cuda.is_available()
+    checkpoints = ModelCheckpoint(
+        folder / "checkpoints", "best", monitor=monitor, save_last=True, enable_version_counter=False
+    )
+    return pl.Trainer(
+        default_root_dir=folder,
+        accelerator="gpu" if on_gpu else "cpu",
+        devices=args.devices if on_gpu else 1,
+        max_epochs=args.max_epochs,
+        logger=build_loggers(folder, args),
+        num_sanity_val_steps=0,
+        log_every_n_steps=1,
+        enable_model_summary=False,
+        callbacks=[
+            checkpoints,
+            EarlyStopping(monitor, min_delta=args.min_delta, patience=args.patience),
+            LearningRateMonitor(args.lr_logging_interval),
+            TQDMProgressBar(refresh_rate=5),
+            FiniteLoss(),
+            *callbacks,
+        ],
+    )
+
+
+def _quieten() -> None:
+    """Silence advice that a user of these scripts cannot follow."""
+    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", ".*does not have many workers.*")
+    warnings.filterwarnings("ignore", ".*Checkpoint directory .* exists and is not empty.*")
