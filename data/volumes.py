@@ -121,7 +121,7 @@ def write_like(path: Path | str, array: np.ndarray, scan_path: Path | str) -> No
     to_scan = nib.orientations.ornt_transform(nib.orientations.axcodes2ornt("RAS"), nib.io_orientation(scan.affine))
     on_disk = nib.orientations.apply_orientation(array.transpose(1, 2, 0), to_scan)
     image = nib.Nifti1Image(on_disk.astype(np.uint8), scan.affine)
-    image.set_sform(scan.affine, scan.header["sform_code"] or 1)
+    image.set_sform(scan.affine, int(scan.header["sform_code"]) or 1)
     image.header.set_xyzt_units("mm")
     with atomic_path(path) as temporary:
         nib.save(image, temporary)

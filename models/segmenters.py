@@ -1,5 +1,7 @@
 """The 3D networks of stage 2 by name, all built of MONAI's transformers; logits (B, num_classes, D, H, W)."""
 
+import math
+
 import torch
 from monai.networks.blocks import TransformerBlock, UnetrBasicBlock, UnetrUpBlock
 from monai.networks.nets import UNETR, SwinUNETR
@@ -18,8 +20,11 @@ def build_segmenter(arch: str, in_channels: int, num_classes: int, roi_size: tup
         UserError: a side of `roi_size` is no multiple of the network's stride.
     """
     stride = STRIDES[arch]
-    if any(side % stride for side in roi_size):
-        raise UserError(f"--roi_size {tuple(roi_size)} does not fit --arch {arch}; use multiples of {stride}")
+    deepest = math.prod(side // stride for side in roi_size)
+    if any(side % stride for side in roi_size) or deepest < 2:  # instance norm needs more than one voxel there
+        raise UserError(
+            f"--roi_size {tuple(roi_size)} does not fit --arch {arch}; use multiples of {stride}, not all {stride}"
+        )
     if arch == "unetr":  # the light configuration: 0.13 s a 64 x 64 x 64 window on two cores
         return UNETR(in_channels, num_classes, roi_size, feature_size=8, hidden_size=192, mlp_dim=768, num_heads=6)
     if arch == "swin_unetr":

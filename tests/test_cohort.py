@@ -1,0 +1,238 @@
+"""Pairing by BIDS entities, checks, folds, and which augmented scans a fold may use."""
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from data.cohort import (
+    augmented_cases,
+    bids_entity,
+    cases_of,
+    check_cohort,
+    lesion_loads,
+    make_folds,
+    pair_cases,
+    read_folds,
+    read_scan,
+    usable_augmented,
+    write_folds,
+)
+from data.volumes import write_volume
+from utils.errors import UserError
+
+LABEL = "label-L_desc-T1lesion_mask"
+
+
+def write_case(root, name, lesion=5, shape=(4, 6, 8), ext=".npy"):
+    """A random scan of `name` and its mask with `lesion` voxels, in ATLAS's names."""
+    rng = np.random.default_rng(len(name))
+    mask = np.zeros(shape, np.uint8)
+    mask.flat[:lesion] = 1
+    write_volume(root / "Scans" / f"{name}_T1w{ext}", rng.random((1, *shape), np.float32))
+    write_volume(root / "Masks" / f"{name}_{LABEL}{ext}", mask[None])
+
+
+def paired(root, **kwargs):
+    return pair_cases([root / "Scans"], [root / "Masks"], **kwargs)
+
+
+# --- pairing -------------------------------------------------------------------------------------------
+
+
+def test_entities_are_read_from_the_name():
+    assert bids_entity("sub-r001s001_ses-1_space-MNI_T1w.nii.gz", "sub") == "r001s001"
+    assert bids_entity("sub-r001s001_ses-1_space-MNI_T1w.nii.gz", "ses") == "1"
+    assert bids_entity("scan.npy", "sub") is None
+
+
+def test_scans_meet_their_masks_by_subject_and_session_not_by_position(tmp_path):
+    for name in ("sub-02_ses-1", "sub-01_ses-2", "sub-01_ses-1"):
+        write_case(tmp_path, name)
+    # A mask that sorts first under another name must not shift the others.
+    (tmp_path / "Masks" / f"sub-02_ses-1_{LABEL}.npy").rename(tmp_path / "Masks/A_sub-02_ses-1_mask.npy")
+    pairs = {(c.subject, c.session): (c.scan.name, c.mask.name) for c in paired(tmp_path)}
+    assert pairs["02", "1"] == ("sub-02_ses-1_T1w.npy", "A_sub-02_ses-1_mask.npy")
+    assert pairs["01", "2"][1] == f"sub-01_ses-2_{LABEL}.npy" and len(pairs) == 3
+
+
+def test_scans_and_masks_may_share_a_bids_tree(tmp_path):
+    anat = tmp_path / "sub-01/ses-1/anat"
+    write_volume(anat / "sub-01_ses-1_T1w.nii.gz", np.ones((1, 2, 3, 4), np.float32))
+    write_volume(anat / f"sub-01_ses-1_{LABEL}.nii.gz", np.ones((1, 2, 3, 4), np.uint8))
+    (case,) = pair_cases([tmp_path], [tmp_path], ".nii.gz")
+    assert case.scan.name.endswith("T1w.nii.gz") and case.mask.name.endswith("mask.nii.gz")
+
+
+def test_scan_without_mask_is_refused_by_name(tmp_path):
+    write_case(tmp_path, "sub-01")
+    write_case(tmp_path, "sub-02")
+    (tmp_path / "Masks" / f"sub-02_{LABEL}.npy").unlink()
+    with pytest.raises(UserError, match=r"sub-02_T1w\.npy has no mask"):
+        paired(tmp_path)
+
+
+def test_two_scans_of_one_session_are_refused(tmp_path):
+    write_case(tmp_path, "sub-01")
+    write_case(tmp_path, "sub-01_run-2")
+    with pytest.raises(UserError, match="same subject and session"):
+        paired(tmp_path)
+
+
+def test_empty_folder_and_wrong_extension_are_refused(tmp_path):
+    with pytest.raises(UserError, match="--scans .* does not exist"):
+        paired(tmp_path)
+    write_case(tmp_path, "sub-01")
+    with pytest.raises(UserError, match=r"holds no \.nii volume"):
+        paired(tmp_path, ext=".nii")
+
+
+# --- checks --------------------------------------------------------------------------------------------
+
+
+def test_shapes_that_differ_are_refused(tmp_path):
+    write_case(tmp_path, "sub-01")
+    write_volume(tmp_path / "Masks" / f"sub-01_{LABEL}.npy", np.zeros((1, 4, 6, 9), np.uint8))
+    with pytest.raises(UserError, match=r"mask\.npy has shape \(4, 6, 9\)"):
+        check_cohort(paired(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("part", "value", "complaint"),
+    [("Scans", np.nan, "NaN"), ("Scans", np.inf, "infinite"), ("Masks", 2, "not binary")],
+)
+def test_bad_voxels_are_refused_by_file(tmp_path, part, value, complaint):
+    write_case(tmp_path, "sub-01")
+    (path,) = (tmp_path / part).iterdir()
+    array = np.load(path)
+    array.flat[7] = value
+    np.save(path, array)
+    with pytest.raises(UserError, match=rf"{path.name} .*{complaint}"):
+        check_cohort(paired(tmp_path))
+
+
+def test_constant_scan_is_refused(tmp_path):
+    write_case(tmp_path, "sub-01")
+    write_volume(tmp_path / "Scans/sub-01_T1w.npy", np.ones((1, 4, 6, 8), np.float32))
+    with pytest.raises(UserError, match="constant"):
+        check_cohort(paired(tmp_path))
+
+
+def test_spacing_of_npy_scans_comes_from_the_cohort_table(tmp_path):
+    write_case(tmp_path, "sub-01")
+    (case,) = paired(tmp_path)
+    assert read_scan(case)[1] is None
+    (tmp_path / "cohort.csv").write_text("scan,spacing_mm\nsub-01_T1w.npy,1.0 2.0 3.0\n")
+    assert read_scan(case)[1] == (3, 1, 2)
+
+
+def test_lesion_load_of_a_subject_is_the_mean_of_its_sessions(tmp_path):
+    write_case(tmp_path, "sub-01_ses-1", lesion=0)
+    write_case(tmp_path, "sub-01_ses-2", lesion=96)
+    assert lesion_loads(paired(tmp_path)) == {"01": 0.25}
+
+
+# --- folds ---------------------------------------------------------------------------------------------
+
+
+def loads_of(n):
+    return {f"s{i:03d}": float(i) for i in range(n)}
+
+
+def test_splits_are_honoured_to_the_subject():
+    for fold in make_folds(loads_of(50), 5, (70, 10, 20), seed=1):
+        assert (len(fold.train), len(fold.val), len(fold.test)) == (35, 5, 10)
+
+
+def test_test_share_that_is_not_a_kth_is_honoured_too():
+    for fold in make_folds(loads_of(40), 2, (60, 15, 25), seed=1):
+        assert (len(fold.train), len(fold.val), len(fold.test)) == (24, 6, 10)
+
+
+@settings(deadline=None)
+@given(st.integers(12, 60), st.sampled_from([(2, 40, 10), (3, 57, 10), (4, 60, 15), (5, 70, 10)]), st.integers(0, 9))
+def test_folds_are_disjoint_exhaustive_and_test_every_subject_once(n, setting, seed):
+    k, train, val = setting
+    loads = loads_of(n)
+    folds = make_folds(loads, k, (train, val, 100 - train - val), seed)
+    for fold in folds:
+        assert sorted(fold.train + fold.val + fold.test) == sorted(loads)
+    assert sorted(s for fold in folds for s in fold.test) == sorted(loads)
+
+
+def test_folds_follow_the_seed_alone():
+    first, again, other = (make_folds(loads_of(30), 3, (57, 10, 33), seed) for seed in (1, 1, 2))
+    assert first == again != other
+    shuffled = dict(reversed(loads_of(30).items()))
+    assert make_folds(shuffled, 3, (57, 10, 33), 1) == first
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_folds_are_stratified_by_lesion_size(seed):
+    """Every test set of 20 from 100 graded loads holds each fifth of the range in proportion, give or take two."""
+    for fold in make_folds(loads_of(100), 5, (70, 10, 20), seed):
+        fifths = np.bincount([int(s[1:]) // 20 for s in fold.test], minlength=5)
+        assert fifths.min() >= 2 and fifths.max() <= 6
+
+
+def test_too_few_subjects_are_refused():
+    with pytest.raises(UserError, match="--k 5"):
+        make_folds(loads_of(4), 5, (70, 10, 20), 0)
+
+
+def test_sessions_of_a_subject_stay_on_one_side(tmp_path):
+    for subject in "abcdef":
+        for session in (1, 2):
+            write_case(tmp_path, f"sub-{subject}_ses-{session}")
+    cases = paired(tmp_path)
+    for fold in make_folds(lesion_loads(cases), 2, (30, 20, 50), 0):
+        sides = [{c.subject for c in cases_of(cases, s)} for s in (fold.train, fold.val, fold.test)]
+        assert sum(map(len, sides)) == len(set.union(*sides)) == 6
+        assert sum(len(cases_of(cases, s)) for s in (fold.train, fold.val, fold.test)) == 12
+
+
+def test_folds_come_back_as_they_were_written(tmp_path):
+    folds = make_folds(loads_of(10), 2, (30, 20, 50), 0)
+    write_folds(tmp_path / "folds.json", folds, seed=0)
+    assert read_folds(tmp_path / "folds.json", set(loads_of(10))) == folds
+    assert json.loads((tmp_path / "folds.json").read_text())["seed"] == 0
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        ({}, "no list 'folds'"),
+        ({"folds": [{"train": ["a"], "val": ["a"], "test": []}]}, "two sides"),
+        ({"folds": [{"train": ["z"], "val": ["a"], "test": []}]}, "subject z"),
+    ],
+)
+def test_unusable_folds_are_refused(tmp_path, content, complaint):
+    (tmp_path / "folds.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match=complaint):
+        read_folds(tmp_path / "folds.json", {"a", "b"})
+
+
+# --- augmented scans -----------------------------------------------------------------------------------
+
+
+def test_fold_uses_no_augmented_scan_with_a_donor_outside_its_training_set(tmp_path):
+    origins = {"a": ("1", ["2"]), "b": ("1", ["3"]), "c": ("3", ["1"]), "d": ("2", ["1", "3"])}
+    provenance = {}
+    for name, (recipient, donors) in origins.items():
+        write_case(tmp_path, name)
+        mask = f"{name}_{LABEL}.npy"
+        provenance[f"{name}_T1w.npy"] = {"mask": mask, "recipient": recipient, "donors": donors}
+    (tmp_path / "provenance.json").write_text(json.dumps(provenance))
+    (fold, _) = make_folds({"1": 1.0, "2": 1.0, "3": 1.0, "4": 0.0}, 2, (25, 25, 50), 0)
+    fold = type(fold)(train=["1", "2"], val=["4"], test=["3"])
+    used = usable_augmented(augmented_cases(tmp_path), fold)
+    assert [case.scan.name for case in used] == ["a_T1w.npy"]
+
+
+def test_augmented_scan_that_is_listed_but_missing_is_refused(tmp_path):
+    origin = {"mask": "a_mask.npy", "recipient": "1", "donors": ["2"]}
+    (tmp_path / "provenance.json").write_text(json.dumps({"a.npy": origin}))
+    with pytest.raises(UserError, match=r"a\.npy is named"):
+        augmented_cases(tmp_path)

@@ -1,0 +1,271 @@
+"""Pictures of scans, lesions, proposals and training, drawn without a display.
+
+Axial slices stand upright: H (left-right) along the picture's x axis, W (posterior-anterior) along y with the front
+of the head above and its left on the left (neurological convention). Boxes, whose x runs along W and y along H, are
+turned the same way. Figures are made without pyplot, so that no global state grows over a cohort.
+"""
+
+from pathlib import Path
+from textwrap import fill
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import ListedColormap
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch, Rectangle
+from matplotlib.patheffects import withStroke
+from matplotlib.ticker import MaxNLocator
+
+from utils.files import atomic_path
+from utils.regions import Region
+
+# Colours that are told apart with any colour vision (Okabe and Ito, 2008, jfly.uni-koeln.de/color).
+TARGET, PREDICTION, DETECTION, REGION = "#009E73", "#D55E00", "#56B4E9", "#F0E442"
+CURVES = {
+    "train": {"label": "training", "color": "#0072B2", "linestyle": "-"},
+    "val": {"label": "validation", "color": "#D55E00", "linestyle": "--"},
+}
+HEAT = "inferno"
+
+DPI = 110
+SLICE_SIZE = 2.6  # inches of a slice among several; one slice alone is twice as large
+LEGEND_ENTRY = 1.9  # inches
+TITLE_LETTERS_PER_INCH = 12
+MAX_SLICES = 5
+
+
+def save_figure(figure: Figure, path: Path | str) -> None:
+    """Write a figure as PNG, whole or not at all, and release the memory of its images."""
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=DPI)
+    figure.clear()
+
+
+# --- stage 1 -------------------------------------------------------------------------------------------
+
+
+def plot_slice_boxes(
+    image: np.ndarray,
+    mask: np.ndarray | None,
+    boxes: np.ndarray,
+    scores: np.ndarray,
+    region_boxes: np.ndarray | None,
+    title: str,
+) -> Figure:
+    """Draw the detections of one slice over its lesion and the regions proposed there.
+
+    Args:
+        image: (H, W) in [0, 1].
+        mask: (H, W) bool, the true lesion, or None if unknown.
+        boxes: (N, 4) xyxy in voxels, half-open, x along W and y along H.
+        scores: (N,) in [0, 1]; a surer box is drawn more strongly.
+        region_boxes: (M, 4), the final regions in this slice, or None.
+    """
+    figure = _figure(2 * SLICE_SIZE, 2 * SLICE_SIZE + 0.9, title)
+    axes = figure.subplots()
+    regions = [] if region_boxes is None else region_boxes
+    _show_slice(axes, image)
+    _outline(axes, mask)
+    for box in regions:
+        _draw_box(axes, box, color=REGION, linewidth=2)
+    for box, score in zip(boxes, scores, strict=True):
+        _draw_detection(axes, box, score)
+    _add_legend(figure, target=mask is not None, detection=len(boxes) > 0, region=len(regions) > 0)
+    return figure
+
+
+def _draw_detection(axes: Axes, box: np.ndarray, score: float) -> None:
+    rim = withStroke(linewidth=2.5, foreground="black", alpha=0.6)  # legible on white matter too
+    style = {"color": DETECTION, "alpha": 0.4 + 0.6 * float(score), "path_effects": [rim]}
+    patch = _draw_box(axes, box, linestyle="--", linewidth=1.4, **style)
+    top_left = patch.get_x(), patch.get_y() + patch.get_height()
+    axes.annotate(f"{score:.2f}", top_left, (0, 2), textcoords="offset points", fontsize=8, **style)
+
+
+# --- stage 2 -------------------------------------------------------------------------------------------
+
+
+def plot_volume_prediction(
+    scan: np.ndarray, target: np.ndarray | None, prediction: np.ndarray, regions: list[Region], title: str
+) -> Figure:
+    """Draw axial slices of a volume: the scan alone and, below, with lesion, prediction and proposed regions.
+
+    Args:
+        scan: (D, H, W) in [0, 1].
+        target: (D, H, W) bool, or None if unknown.
+        prediction: (D, H, W) bool.
+    """
+    shown = slices_to_show(prediction if target is None else prediction | target, scan)
+    figure = _figure(SLICE_SIZE * max(len(shown), 3), 2 * SLICE_SIZE + 0.9, title)
+    plain, marked = figure.subplots(2, len(shown), squeeze=False)
+    for z, above, below in zip(shown, plain, marked, strict=True):
+        _show_slice(above, scan[z], f"slice {z}")
+        _show_slice(below, scan[z])
+        _fill(below, prediction[z])
+        _outline(below, None if target is None else target[z])
+        for region in regions:
+            if region.region_start <= z < region.region_end:
+                _draw_box(below, (region.xmin, region.ymin, region.xmax, region.ymax), color=REGION, linewidth=1.4)
+    _add_legend(figure, target=target is not None, prediction=True, region=len(regions) > 0)
+    return figure
+
+
+def slices_to_show(marked: np.ndarray, scan: np.ndarray) -> list[int]:
+    """Up to `MAX_SLICES` axial slices, spread over those that are marked and with the largest cross-section.
+
+    Args:
+        marked: (D, H, W) bool; where it is empty, the slices are spread over the head instead.
+        scan: (D, H, W), 0 in air.
+
+    Returns:
+        Slice indices in order.
+    """
+    areas = np.count_nonzero(marked, axis=(1, 2))
+    areas = areas if areas.any() else np.count_nonzero(scan, axis=(1, 2))
+    candidates = np.flatnonzero(areas) if areas.any() else np.arange(len(areas))
+    n = min(MAX_SLICES, len(candidates))
+    # The middles of n equal parts: the outermost slices hold the mere tips of a lesion.
+    shown = candidates[((np.arange(n) + 0.5) * len(candidates) / n).astype(int)]
+    largest = np.argmax(areas)
+    shown[np.argmin(np.abs(shown - largest))] = largest
+    return sorted(shown.tolist())
+
+
+def plot_gradcam(
+    scan: np.ndarray, heat: np.ndarray, target: np.ndarray | None, prediction: np.ndarray, title: str
+) -> Figure:
+    """Draw Grad-CAM over the slice with most heat and over the slice with most lesion.
+
+    Args:
+        scan, heat: (D, H, W) in [0, 1].
+        target: (D, H, W) bool, or None if unknown; the prediction then stands for the lesion.
+        prediction: (D, H, W) bool.
+    """
+    shown = _slices_of_interest(heat, prediction if target is None else target)
+    figure = _figure(2 * SLICE_SIZE * len(shown) + 0.8, 2 * SLICE_SIZE + 0.9, title)
+    panels = figure.subplots(1, len(shown), squeeze=False)[0]
+    for axes, (z, why) in zip(panels, shown.items(), strict=True):
+        _show_slice(axes, scan[z], f"slice {z}: {why}")
+        # Opacity follows the heat, so that the anatomy stays visible where there is none.
+        axes.imshow(heat[z].T, cmap=HEAT, vmin=0, vmax=1, alpha=0.75 * np.clip(heat[z].T, 0, 1), origin="lower")
+        _outline(axes, None if target is None else target[z])
+        _outline(axes, prediction[z], DETECTION)
+    bar = figure.colorbar(ScalarMappable(cmap=HEAT), ax=panels, shrink=0.8)
+    bar.set_label("Grad-CAM: evidence for a lesion (0 none, 1 most)")
+    _add_legend(figure, target=target is not None, prediction_outline=True)
+    return figure
+
+
+def _slices_of_interest(heat: np.ndarray, lesion: np.ndarray) -> dict[int, str]:
+    """The slices to draw Grad-CAM on, with what distinguishes each; the middle slice where nothing does."""
+    shown = {}
+    for volume, why in ((heat, "most heat"), (lesion, "largest lesion")):
+        total = volume.sum(axis=(1, 2))
+        if total.any():
+            z = int(np.argmax(total))
+            shown[z] = f"{shown[z]}, {why}" if z in shown else why
+    return shown or {len(heat) // 2: "no heat, no lesion"}
+
+
+# --- training ------------------------------------------------------------------------------------------
+
+
+def plot_loss_curves(metrics: pd.DataFrame) -> Figure:
+    """Draw each training and validation loss and the learning rate by epoch.
+
+    Args:
+        metrics: Lightning's ``metrics.csv``: columns ``epoch``, ``step``, ``train_*loss*``, ``val_*loss*`` and
+            ``lr-*``, where a row holds some of them and NaN for the others.
+    """
+    by_epoch = _mean_by_epoch(metrics)
+    losses = [c.removeprefix("train_") for c in by_epoch if c.startswith("train_") and "loss" in c]
+    losses.sort(key=lambda name: (name != "loss", name))  # the total, which training minimises, comes first
+    rates = [c for c in by_epoch if c.startswith("lr-")]
+    figure, panels = _panels(len(losses) + (len(rates) > 0))
+    for axes, name in zip(panels, losses, strict=False):
+        _draw_loss(axes, by_epoch, name)
+    for rate in rates:
+        panels[-1].plot(by_epoch[rate].dropna(), color="0.3", marker=".")
+        panels[-1].set(title="learning rate", yscale="log")
+    return figure
+
+
+def _mean_by_epoch(metrics: pd.DataFrame) -> pd.DataFrame:
+    """One row an epoch. The rate's rows carry no epoch: they are written before the losses of their epoch."""
+    ordered = metrics.sort_values("step", kind="stable")
+    return ordered.groupby(ordered.epoch.bfill().ffill()).mean()
+
+
+def _panels(n: int) -> tuple[Figure, list[Axes]]:
+    columns = min(n, 3)
+    rows = -(-n // max(columns, 1))
+    figure = _figure(4.2 * max(columns, 1), 3.2 * max(rows, 1), "Training")
+    panels = [figure.add_subplot(rows, columns, i + 1) for i in range(n)]
+    for axes in panels:
+        axes.set_xlabel("epoch")
+        axes.grid(alpha=0.3)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    return figure, panels
+
+
+def _draw_loss(axes: Axes, by_epoch: pd.DataFrame, name: str) -> None:
+    for stage, style in CURVES.items():
+        if f"{stage}_{name}" in by_epoch:
+            axes.plot(by_epoch[f"{stage}_{name}"].dropna(), marker=".", **style)
+    axes.set_title(name.replace("_", " "))
+    axes.legend(frameon=False)
+
+
+# --- parts of a picture --------------------------------------------------------------------------------
+
+
+def _figure(width: float, height: float, title: str) -> Figure:
+    """An empty figure of a size in inches whose title, however long a file's name, stays inside."""
+    figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
+    figure.suptitle(fill(title, int(width * TITLE_LETTERS_PER_INCH)), fontsize=10)
+    return figure
+
+
+def _show_slice(axes: Axes, image: np.ndarray, title: str = "") -> None:
+    """Show a slice (H, W) upright, with the sides of the head marked."""
+    axes.imshow(image.T, cmap="gray", vmin=0, vmax=1, origin="lower")
+    axes.set_axis_off()
+    axes.set_title(title, fontsize=9)
+    for x, side in ((0.02, "L"), (0.98, "R")):
+        align = "left" if side == "L" else "right"
+        axes.text(x, 0.5, side, transform=axes.transAxes, color="white", fontsize=9, ha=align, va="center")
+
+
+def _outline(axes: Axes, mask: np.ndarray | None, color: str = TARGET) -> None:
+    if mask is not None and mask.any():
+        axes.contour(mask.T, levels=[0.5], colors=[color], linewidths=1.4)
+
+
+def _fill(axes: Axes, mask: np.ndarray) -> None:
+    axes.imshow(np.ma.masked_equal(mask.T, 0), cmap=ListedColormap([PREDICTION]), alpha=0.6, origin="lower")
+
+
+def _draw_box(axes: Axes, box, **style) -> Rectangle:
+    """Draw a box (xmin, ymin, xmax, ymax), x along W and y along H, around the voxels that it holds."""
+    xmin, ymin, xmax, ymax = (float(v) for v in box)
+    # Voxel i is drawn from i - 0.5 to i + 0.5.
+    patch = Rectangle((ymin - 0.5, xmin - 0.5), ymax - ymin, xmax - xmin, fill=False, **style)
+    return axes.add_patch(patch)
+
+
+def _add_legend(figure: Figure, **shown: bool) -> None:
+    """A legend below the picture for the parts that are shown."""
+    parts = {
+        "target": Line2D([], [], color=TARGET, label="True lesion"),
+        "prediction": Patch(color=PREDICTION, alpha=0.6, label="Predicted lesion"),
+        "prediction_outline": Line2D([], [], color=DETECTION, label="Predicted lesion"),
+        "detection": Line2D([], [], color=DETECTION, linestyle="--", label="Detection, with its score"),
+        "region": Line2D([], [], color=REGION, label="Proposed region"),
+    }
+    handles = [parts[name] for name, present in shown.items() if present]
+    columns = min(len(handles), int(figure.get_figwidth() / LEGEND_ENTRY))
+    if handles:
+        figure.legend(handles=handles, loc="outside lower center", ncols=columns, frameon=False, fontsize=9)
