@@ -51,7 +51,7 @@ def evaluate_rpn(model: RPN, scans: Iterable[PreparedScan], total: int, args: Na
         targets += [_box_target(scan.mask[z]) for z in found]
         for z in _slices_to_show(scan, found, pictures):
             _draw_proposals(scan, z, found[z], regions, folder / "predictions")
-    scores = {**box_scores(detections, targets), **proposal_scores(counts)}
+    scores = {**box_scores(detections, targets, model.hparams.score_threshold), **proposal_scores(counts)}
     _save_row(args, name, args.scores_file, scores)
     write_regions(folder / "regions.json", all_regions)
     write_json(folder / "run.json", describe_run(vars(args)))

@@ -80,7 +80,8 @@ class RPN(pl.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         if self.val_detections:
-            self.log_dict({f"val_{k}": v for k, v in box_scores(self.val_detections, self.val_targets).items()})
+            scores = box_scores(self.val_detections, self.val_targets, self.hparams.score_threshold)
+            self.log_dict({f"val_{name}": value for name, value in scores.items()})
         self.val_detections, self.val_targets = [], []
 
     @property
@@ -187,7 +188,7 @@ def build_detector(
         box_roi_pool=pooled,
         box_head=TwoMLPHead(FPN_CHANNELS * 7**2, HEAD_CHANNELS),
         box_predictor=_predictor(),
-        box_batch_size_per_image=64,
+        box_batch_size_per_image=32,
         box_detections_per_img=DETECTIONS_PER_SLICE,
         box_score_thresh=MIN_SCORE,
     )

@@ -19,7 +19,7 @@ from models.strokeformer import StrokeFormer
 from utils.files import read_json, write_json
 from utils.plots import plot_loss_curves, plot_slice_boxes, plot_volume_prediction, save_figure
 from utils.regions import Region
-from utils.tracking import PredictionPictures, build_trainer, open_run
+from utils.tracking import PredictionPictures, build_trainer, logged_metrics, open_run
 
 
 def train_rpn(args: Namespace, train: pd.DataFrame, val: pd.DataFrame, name: str) -> Path:
@@ -92,7 +92,7 @@ def _fit(model: pl.LightningModule, data: pl.LightningDataModule, args: Namespac
     trainer = build_trainer(folder, args, monitor, [MarkCheckpoint(), pictures])
     model = model.to(memory_format=torch.channels_last) if isinstance(model, RPN) else model
     trainer.fit(model, data, ckpt_path=last if last.exists() else None, weights_only=True)
-    save_figure(plot_loss_curves(pd.read_csv(folder / "logs/metrics.csv")), folder / "loss_curves.png")
+    save_figure(plot_loss_curves(logged_metrics(folder)), folder / "loss_curves.png")
     write_json(finished, {"max_epochs": args.max_epochs, "epochs": trainer.current_epoch})
     _close_wandb()
     return best
@@ -101,7 +101,7 @@ def _fit(model: pl.LightningModule, data: pl.LightningDataModule, args: Namespac
 def _close_wandb() -> None:
     import wandb
 
-    wandb.finish(quiet=True)  # the next fold's run would otherwise go on in this one
+    wandb.finish()  # the next fold's run would otherwise go on in this one
 
 
 # --- pictures while training ---------------------------------------------------------------------------

@@ -89,11 +89,12 @@ def scan_scores(
     box = _bounding_box(prediction | target)
     tp, fp, fn = _count_overlap(prediction[box], target[box])
     overlap = overlap_scores(tp, fp, fn, prediction.size - tp - fp - fn)
+    voxel_cm3 = np.nan if spacing_mm is None else math.prod(spacing_mm) / MM3_PER_CM3
     return {
         **{name: float(value) for name, value in overlap.items()},
         **surface_scores(prediction[box], target[box], spacing_mm),
         **lesion_scores(prediction[box], target[box]),
-        "volume_difference": np.nan if spacing_mm is None else abs(fp - fn) * math.prod(spacing_mm) / MM3_PER_CM3,
+        "volume_difference": float(abs(fp - fn) * voxel_cm3),
     }
 
 
@@ -132,7 +133,8 @@ def surface_scores(
     import torch
     from monai.metrics import compute_average_surface_distance, compute_hausdorff_distance
 
-    # One channel that is foreground: (B, C, D, H, W) with no background to leave out.
+    # One channel that is foreground: (B, C, D, H, W) with no background to leave out. Masks may end at the border
+    # of the array: MONAI puts a margin of background around them before it looks for surfaces.
     pair = [torch.from_numpy(np.ascontiguousarray(mask))[None, None] for mask in (prediction, target)]
     common = {"include_background": True, "spacing": list(spacing_mm)}
     with warnings.catch_warnings():

@@ -16,7 +16,6 @@ from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
-from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
 
 from utils.files import atomic_path
@@ -32,7 +31,6 @@ HEAT = "inferno"
 
 DPI = 110
 SLICE_SIZE = 2.6  # inches of a slice among several; one slice alone is twice as large
-LEGEND_ENTRY = 1.9  # inches
 TITLE_LETTERS_PER_INCH = 12
 MAX_SLICES = 5
 
@@ -71,18 +69,19 @@ def plot_slice_boxes(
     _outline(axes, mask)
     for box in regions:
         _draw_box(axes, box, color=REGION, linewidth=2)
-    for box, score in zip(boxes, scores, strict=True):
-        _draw_detection(axes, box, score)
+    for i in np.argsort(scores):  # the surest last, on top of the others
+        _draw_detection(axes, boxes[i], scores[i])
     _add_legend(figure, target=mask is not None, detection=len(boxes) > 0, region=len(regions) > 0)
     return figure
 
 
 def _draw_detection(axes: Axes, box: np.ndarray, score: float) -> None:
-    rim = withStroke(linewidth=2.5, foreground="black", alpha=0.6)  # legible on white matter too
-    style = {"color": DETECTION, "alpha": 0.4 + 0.6 * float(score), "path_effects": [rim]}
-    patch = _draw_box(axes, box, linestyle="--", linewidth=1.4, **style)
+    style = {"linestyle": "--", "linewidth": 1.6, "alpha": 0.4 + 0.6 * float(score)}
+    patch = _draw_box(axes, box, color=DETECTION, **style)
     top_left = patch.get_x(), patch.get_y() + patch.get_height()
-    axes.annotate(f"{score:.2f}", top_left, (0, 2), textcoords="offset points", fontsize=8, **style)
+    plate = {"facecolor": "black", "alpha": 0.7, "linewidth": 0, "pad": 0.8}  # for white matter is bright
+    text = {"color": DETECTION, "fontsize": 8, "bbox": plate}
+    axes.annotate(f"{score:.2f}", top_left, (1, 3), textcoords="offset points", **text)
 
 
 # --- stage 2 -------------------------------------------------------------------------------------------
@@ -266,6 +265,5 @@ def _add_legend(figure: Figure, **shown: bool) -> None:
         "region": Line2D([], [], color=REGION, label="Proposed region"),
     }
     handles = [parts[name] for name, present in shown.items() if present]
-    columns = min(len(handles), int(figure.get_figwidth() / LEGEND_ENTRY))
     if handles:
-        figure.legend(handles=handles, loc="outside lower center", ncols=columns, frameon=False, fontsize=9)
+        figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False, fontsize=9)

@@ -9,6 +9,7 @@ from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
 
+import pandas as pd
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import EarlyStopping, LearningRateMonitor, ModelCheckpoint, TQDMProgressBar
@@ -87,7 +88,13 @@ def build_loggers(folder: Path, args) -> list:
         offline=args.offline or not has_wandb_account(),
         settings={"silent": True},
     )
-    return [CSVLogger(folder, name="", version="logs"), wandb_logger]
+    return [CSVLogger(folder, name="logs"), wandb_logger]
+
+
+def logged_metrics(folder: Path) -> pd.DataFrame:
+    """All metrics a run has logged; every resumption writes a ``metrics.csv`` of its own."""
+    logs = sorted(folder.glob("logs/version_*/metrics.csv"), key=lambda path: int(path.parent.name.split("_")[1]))
+    return pd.concat([pd.read_csv(path) for path in logs], ignore_index=True)
 
 
 def has_wandb_account() -> bool:

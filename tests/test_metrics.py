@@ -1,0 +1,385 @@
+"""Scores of masks, slices, regions and boxes: small cases by hand, properties, and other implementations."""
+
+import math
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from monai.metrics import compute_average_surface_distance, compute_hausdorff_distance
+from scipy import ndimage
+from sklearn import metrics as sk
+
+from utils.metrics import (
+    OVERLAP_SCORES,
+    SIZE_BINS,
+    ProposalCounts,
+    box_scores,
+    count_proposals,
+    lesion_scores,
+    overlap_scores,
+    proposal_scores,
+    scan_scores,
+    scores_by_size,
+    size_bin,
+    slice_scores,
+)
+from utils.regions import Region, region_mask
+
+SHAPE = (3, 4, 5)
+MM = (1.0, 1.0, 1.0)
+masks = arrays(bool, SHAPE)
+counts = st.integers(0, 10**10)
+
+
+def mask_of(*voxels, shape=SHAPE):
+    mask = np.zeros(shape, bool)
+    for voxel in voxels:
+        mask[voxel] = True
+    return mask
+
+
+def blobs(seed, shape=(24, 30, 36), sigma=2.5, level=1.0):
+    """Irregular lesions that also touch the border of the volume."""
+    noise = ndimage.gaussian_filter(np.random.default_rng(seed).standard_normal(shape), sigma)
+    return noise > level * noise.std()
+
+
+# --- overlap -------------------------------------------------------------------------------------------
+
+
+def test_overlap_of_a_case_worked_by_hand():
+    scores = overlap_scores(tp=6, fp=2, fn=4, tn=88)
+    assert scores["dice"] == scores["f1"] == pytest.approx(12 / 18)
+    assert scores["iou"] == pytest.approx(6 / 12)
+    assert scores["precision"] == pytest.approx(6 / 8)
+    assert scores["recall"] == pytest.approx(6 / 10)
+    assert scores["mcc"] == pytest.approx((6 * 88 - 2 * 4) / math.sqrt(8 * 10 * 90 * 92))
+
+
+@pytest.mark.parametrize(
+    ("tp", "fp", "fn", "expected"), [(0, 0, 0, 1.0), (0, 3, 0, 0.0), (0, 0, 3, 0.0)], ids=["nothing", "alarm", "miss"]
+)
+def test_empty_masks_follow_the_convention(tp, fp, fn, expected):
+    assert overlap_scores(tp, fp, fn, 100) == dict.fromkeys(OVERLAP_SCORES, expected)
+
+
+def test_mcc_is_0_where_everything_is_lesion():
+    assert overlap_scores(5, 0, 0, 0)["mcc"] == 0
+
+
+def test_counts_may_be_arrays():
+    together = overlap_scores([6, 0], [2, 0], [4, 0], [88, 9])
+    for name, values in together.items():
+        assert values.tolist() == [overlap_scores(6, 2, 4, 88)[name], overlap_scores(0, 0, 0, 9)[name]]
+
+
+@given(counts, counts, counts, counts)
+def test_overlap_stays_in_range_for_counts_of_a_whole_cohort(tp, fp, fn, tn):
+    scores = overlap_scores(*(np.int64(count) for count in (tp, fp, fn, tn)))
+    assert all(0 <= scores[name] <= 1 for name in OVERLAP_SCORES[:-1])
+    assert abs(scores["mcc"]) <= 1 + 1e-12
+    assert scores["iou"] == pytest.approx(scores["dice"] / (2 - scores["dice"]))
+
+
+@given(st.integers(1, 10**7), st.integers(1, 10**7), st.integers(1, 10**7), st.integers(1, 10**9))
+def test_mcc_does_not_overflow(tp, fp, fn, tn):
+    exact = (tp * tn - fp * fn) / math.sqrt((tp + fp) * (tp + fn) * (tn + fp) * (tn + fn))
+    found = overlap_scores(*(np.int64(count) for count in (tp, fp, fn, tn)))["mcc"]
+    assert found == pytest.approx(exact, rel=1e-6, abs=1e-9)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_overlap_agrees_with_scikit_learn(seed):
+    prediction, target = blobs(seed), blobs(seed, level=0.5)
+    scores, pair = scan_scores(prediction, target, MM), (target.ravel(), prediction.ravel())
+    assert scores["dice"] == scores["f1"] == pytest.approx(sk.f1_score(*pair))
+    assert scores["iou"] == pytest.approx(sk.jaccard_score(*pair))
+    assert scores["precision"] == pytest.approx(sk.precision_score(*pair))
+    assert scores["recall"] == pytest.approx(sk.recall_score(*pair))
+    assert scores["mcc"] == pytest.approx(sk.matthews_corrcoef(*pair))
+
+
+# --- scans ---------------------------------------------------------------------------------------------
+
+
+def test_columns_of_a_scan_come_in_the_order_of_the_table():
+    assert list(scan_scores(mask_of((0, 0, 0)), mask_of((0, 0, 0)), MM)) == [
+        *("dice", "iou", "precision", "recall", "f1", "mcc"),
+        *("hd95", "assd", "lesion_f1", "lesion_count_difference", "volume_difference"),
+    ]
+
+
+@given(masks.filter(lambda mask: mask.any() and not mask.all()))
+@settings(deadline=None, max_examples=30)
+def test_perfect_prediction_is_perfect_in_every_score(target):
+    scores = scan_scores(target, target, MM)
+    assert [scores[name] for name in (*OVERLAP_SCORES, "lesion_f1")] == pytest.approx([1] * 7)
+    assert [scores[n] for n in ("hd95", "assd", "lesion_count_difference", "volume_difference")] == [0] * 4
+
+
+@given(masks, masks)
+@settings(deadline=None, max_examples=60)
+def test_swapping_the_masks_swaps_precision_and_recall_alone(a, b):
+    forth, back = scan_scores(a, b, (2.0, 1.0, 0.5)), scan_scores(b, a, (2.0, 1.0, 0.5))
+    assert forth["precision"] == back["recall"]
+    for name in forth.keys() - {"precision", "recall", "lesion_f1"}:
+        assert forth[name] == pytest.approx(back[name], nan_ok=True)
+    assert 0 <= forth["lesion_f1"] <= 1
+
+
+@given(masks, masks)
+@settings(deadline=None, max_examples=60)
+def test_scan_scores_are_plain_finite_numbers_but_for_distances(a, b):
+    scores = scan_scores(a, b, MM)
+    assert all(type(value) is float for value in scores.values())
+    undefined = {name for name, value in scores.items() if math.isnan(value)}
+    assert undefined == (set() if a.any() and b.any() else {"hd95", "assd"})
+
+
+def test_masks_may_be_bytes_of_any_value():
+    a, b = blobs(0), blobs(1)
+    assert scan_scores(a.astype(np.uint8) * 255, b.astype(np.uint8), MM) == scan_scores(a, b, MM)
+
+
+def test_healthy_scan_left_empty_scores_1_without_distances():
+    scores = scan_scores(mask_of(), mask_of(), MM)
+    assert [scores[name] for name in (*OVERLAP_SCORES, "lesion_f1")] == [1] * 7
+    assert math.isnan(scores["hd95"]) and math.isnan(scores["assd"])
+    assert scores["lesion_count_difference"] == scores["volume_difference"] == 0
+
+
+def test_false_alarm_in_a_healthy_scan_scores_0():
+    scores = scan_scores(mask_of((1, 1, 1)), mask_of(), MM)
+    assert [scores[name] for name in (*OVERLAP_SCORES, "lesion_f1")] == [0] * 7
+
+
+def test_distances_are_in_mm_along_their_own_axis():
+    scores = scan_scores(mask_of((2, 0, 0)), mask_of((0, 0, 0)), (3.0, 1.0, 1.0))
+    assert scores["hd95"] == scores["assd"] == 6
+
+
+def test_hd95_leaves_the_farthest_surface_voxels_out():
+    line = np.zeros((1, 1, 200), bool)
+    line[..., :100] = True
+    reaching = line.copy()
+    reaching[..., 100:103] = True  # 3 of 103 voxels are 1, 2 and 3 mm away: fewer than one in twenty
+    scores = scan_scores(reaching, line, MM)
+    assert scores["hd95"] == 0
+    assert scores["assd"] == pytest.approx(6 / 203)
+
+
+def test_volume_difference_is_in_cm3():
+    prediction, target = mask_of((0, 0, slice(3))), mask_of((0, 0, 0))
+    assert scan_scores(prediction, target, (5.0, 10.0, 10.0))["volume_difference"] == pytest.approx(2 * 500 / 1000)
+
+
+def test_without_spacing_there_is_nothing_in_mm():
+    scores = scan_scores(mask_of((0, 0, 0)), mask_of((1, 1, 1)), None)
+    assert {n for n, value in scores.items() if math.isnan(value)} == {"hd95", "assd", "volume_difference"}
+
+
+@pytest.mark.parametrize("spacing_mm", [(1.0, 1.0, 1.0), (5.0, 0.9, 1.1)])
+@pytest.mark.parametrize("seed", range(3))
+def test_distances_agree_with_monai_on_uncropped_volumes(seed, spacing_mm):
+    prediction, target = blobs(seed, level=1.5), blobs(seed + 10, level=1.5)
+    pair = [torch.from_numpy(np.pad(mask, 5))[None, None] for mask in (prediction, target)]
+    common = {"include_background": True, "spacing": spacing_mm}
+    scores = scan_scores(prediction, target, spacing_mm)
+    assert scores["hd95"] == pytest.approx(float(compute_hausdorff_distance(*pair, percentile=95, **common)))
+    assert scores["assd"] == pytest.approx(float(compute_average_surface_distance(*pair, symmetric=True, **common)))
+
+
+def test_masks_of_different_shape_are_refused_by_name():
+    with pytest.raises(ValueError, match=r"prediction \(3, 4, 5\), target \(3, 4, 6\)"):
+        scan_scores(mask_of(), mask_of(shape=(3, 4, 6)), MM)
+
+
+# --- lesions -------------------------------------------------------------------------------------------
+
+
+def test_lesions_are_found_by_a_touch_and_false_without_one():
+    target = mask_of((0, 0, slice(0, 2)), (2, 3, 4))
+    prediction = mask_of((0, 0, slice(1, 4)), (0, 3, 0))
+    # One lesion of two is found, one of two predicted components is false.
+    assert lesion_scores(prediction, target) == {"lesion_f1": 0.5, "lesion_count_difference": 0}
+
+
+def test_voxels_that_share_a_corner_are_one_lesion():
+    assert lesion_scores(mask_of(), mask_of((0, 0, 0), (1, 1, 1)))["lesion_count_difference"] == 1
+
+
+def test_one_prediction_may_find_two_lesions():
+    target, prediction = mask_of((0, 0, 0), (0, 0, 4)), mask_of((0, 0, slice(None)))
+    assert lesion_scores(prediction, target) == {"lesion_f1": 1, "lesion_count_difference": 1}
+
+
+@given(masks, masks)
+@settings(deadline=None)
+def test_lesion_f1_agrees_with_counting_component_by_component(prediction, target):
+    def components(mask):
+        labels, n = ndimage.label(mask, np.ones((3, 3, 3)))
+        return [labels == i for i in range(1, n + 1)]
+
+    found = [(lesion & prediction).any() for lesion in components(target)]
+    right = [(piece & target).any() for piece in components(prediction)]
+    wrong = found.count(False) + right.count(False)
+    expected = sum(found) / (sum(found) + wrong / 2) if found or right else 1
+    scores = lesion_scores(prediction, target)
+    assert scores["lesion_f1"] == pytest.approx(expected)
+    assert scores["lesion_count_difference"] == abs(len(found) - len(right))
+
+
+# --- slices --------------------------------------------------------------------------------------------
+
+
+def test_bounds_belong_to_the_smaller_bin():
+    lesion, brain = [0, 1, 10, 11, 50, 51, 1000], [1000] * 7
+    expected = ["No Lesion", "Small", "Small", "Medium", "Medium", "Large", "Large"]
+    assert size_bin(lesion, brain).tolist() == expected
+    assert size_bin(10, 1000) == "Small"
+
+
+def test_slices_without_brain_have_no_row():
+    head = mask_of((0,), (2,))
+    frame = slice_scores(mask_of((1, 0, 0)), mask_of(), head)
+    assert frame.columns.tolist() == ["size", *OVERLAP_SCORES]
+    assert frame["size"].tolist() == ["No Lesion"] * 2
+    assert frame.dice.tolist() == [1, 1]
+
+
+@given(masks, masks)
+def test_a_slice_scores_as_a_volume_of_one_slice(prediction, target):
+    frame = slice_scores(prediction, target, np.ones(SHAPE, bool))
+    for z in range(SHAPE[0]):
+        alone = scan_scores(prediction[z : z + 1], target[z : z + 1], None)
+        assert frame.loc[z, list(OVERLAP_SCORES)].to_dict() == pytest.approx({n: alone[n] for n in OVERLAP_SCORES})
+
+
+def test_sizes_are_shares_of_the_brain_and_not_of_the_slice():
+    head, target = np.zeros((2, 20, 20), bool), np.zeros((2, 20, 20), bool)
+    head[0], head[1, :5] = True, True  # 400 and 100 voxels of brain
+    target[:, 0, :4] = True  # 1 % and 4 % of it
+    assert slice_scores(target, target, head)["size"].tolist() == ["Small", "Medium"]
+
+
+def test_every_bin_has_a_row_in_order_with_its_mean():
+    frame = pd.DataFrame({"size": ["Large", "No Lesion", "Large"], **{n: [0.2, 1.0, 0.6] for n in OVERLAP_SCORES}})
+    table = scores_by_size(frame)
+    assert table.columns.tolist() == ["size", "n", *OVERLAP_SCORES]
+    assert table["size"].tolist() == list(SIZE_BINS)
+    assert table.n.tolist() == [1, 0, 0, 2]
+    assert table.mcc.tolist() == pytest.approx([1, np.nan, np.nan, 0.4], nan_ok=True)
+
+
+def test_a_volume_without_brain_has_four_empty_bins():
+    table = scores_by_size(slice_scores(mask_of(), mask_of(), mask_of()))
+    assert table["size"].tolist() == list(SIZE_BINS)
+    assert table.n.tolist() == [0] * 4
+    assert table[list(OVERLAP_SCORES)].isna().all(axis=None)
+
+
+# --- regions -------------------------------------------------------------------------------------------
+
+
+def test_a_lesion_is_covered_from_half_of_its_voxels_on():
+    target = mask_of((0, 0, slice(0, 4)), (2, 2, slice(0, 3)))
+    regions = region_mask([Region(0, 1, 0, 0, 2, 1), Region(2, 3, 0, 2, 1, 3)], SHAPE)
+    found = count_proposals(regions, target, np.ones(SHAPE, bool))
+    assert found == ProposalCounts(7, 3, 2, 1, region_voxels=3, brain_voxels=60)
+    assert proposal_scores(found) == {
+        "lesion_coverage": pytest.approx(3 / 7),
+        "lesion_recall": 0.5,
+        "proposed_fraction": 0.05,
+    }
+
+
+def test_counts_of_volumes_add_up():
+    assert ProposalCounts(1, 2, 3, 4, 5, 6) + ProposalCounts(10, 20, 30, 40, 50, 60) == ProposalCounts(
+        11, 22, 33, 44, 55, 66
+    )
+    assert ProposalCounts() + ProposalCounts(1, 1, 1, 1, 1, 1) == ProposalCounts(1, 1, 1, 1, 1, 1)
+
+
+def test_coverage_is_undefined_without_lesion_and_fraction_without_brain():
+    assert all(math.isnan(score) for score in proposal_scores(ProposalCounts()).values())
+    healthy = proposal_scores(count_proposals(mask_of((0, 0, 0)), mask_of(), np.ones(SHAPE, bool)))
+    assert math.isnan(healthy["lesion_coverage"]) and math.isnan(healthy["lesion_recall"])
+    assert healthy["proposed_fraction"] == pytest.approx(1 / 60)
+
+
+@given(masks, masks)
+def test_regions_everywhere_cover_everything_and_nowhere_nothing(target, head):
+    everywhere = count_proposals(np.ones(SHAPE, bool), target, head)
+    assert everywhere.covered_voxels == everywhere.lesion_voxels == target.sum()
+    assert everywhere.covered_lesions == everywhere.lesions
+    nowhere = count_proposals(mask_of(), target, head)
+    assert (nowhere.covered_voxels, nowhere.covered_lesions, nowhere.region_voxels) == (0, 0, 0)
+
+
+# --- boxes ---------------------------------------------------------------------------------------------
+
+
+def target_of(*boxes):
+    boxes = torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4)
+    return {"boxes": boxes, "labels": torch.ones(len(boxes), dtype=torch.int64)}
+
+
+def detected(*boxes, scores=()):
+    return {**target_of(*boxes), "scores": torch.tensor(scores, dtype=torch.float32)}
+
+
+LESION = (10, 10, 20, 20)
+
+
+def test_perfect_boxes_score_1():
+    assert box_scores([detected(LESION, scores=[0.9])], [target_of(LESION)]) == {"map": 1, "map_50": 1, "iou": 1}
+
+
+def test_average_precision_counts_the_thresholds_that_a_box_passes():
+    # IoU 0.62 passes 0.50, 0.55 and 0.60 of ten thresholds.
+    scores = box_scores([detected((10, 10, 20, 16.2), scores=[0.9])], [target_of(LESION)])
+    assert scores == {"map": pytest.approx(0.3), "map_50": 1, "iou": pytest.approx(0.62)}
+
+
+def test_a_surer_false_alarm_in_a_healthy_slice_halves_the_precision():
+    predictions = [detected(LESION, scores=[0.8]), detected((50, 50, 60, 60), scores=[0.9])]
+    scores = box_scores(predictions, [target_of(LESION), target_of()])
+    assert scores == {"map": pytest.approx(0.5), "map_50": pytest.approx(0.5), "iou": 1}
+
+
+def test_iou_compares_the_boxes_that_enclose_all_boxes_of_a_slice():
+    target = target_of((0, 0, 2, 2), (8, 8, 10, 10))  # enclosed by a box of 100
+    prediction = detected((0, 0, 1, 1), (4, 4, 5, 5), scores=[0.9, 0.8])  # enclosed by a box of 25
+    assert box_scores([prediction], [target])["iou"] == pytest.approx(0.25)
+
+
+def test_iou_ignores_boxes_below_the_score_threshold():
+    prediction = detected(LESION, (50, 50, 60, 60), scores=[0.9, 0.1])
+    assert box_scores([prediction], [target_of(LESION)], score_threshold=0.5)["iou"] == 1
+    assert box_scores([prediction], [target_of(LESION)])["iou"] == pytest.approx(100 / 2500)
+
+
+def test_a_missed_slice_counts_as_iou_0():
+    predictions = [detected(LESION, scores=[0.9]), detected()]
+    assert box_scores(predictions, [target_of(LESION), target_of(LESION)])["iou"] == 0.5
+
+
+@pytest.mark.parametrize("predictions", [[], [detected()], [detected(LESION, scores=[0.9])]])
+def test_without_any_lesion_box_scores_are_undefined(predictions):
+    scores = box_scores(predictions, [target_of()] * len(predictions))
+    assert list(scores) == ["map", "map_50", "iou"]
+    assert all(math.isnan(value) for value in scores.values())
+
+
+# --- cost ----------------------------------------------------------------------------------------------
+
+
+def test_importing_the_metrics_does_not_import_torch():
+    code = "import sys, utils.metrics; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
