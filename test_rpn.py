@@ -16,7 +16,7 @@ def parse_args():
     cli.add_resize_to(parser)
     cli.add_num_classes(parser)
     cli.add_roi_size(parser)
-    cli.add_score_threshold(parser, default=None)
+    cli.add_score_threshold(parser)
     cli.add_n_predictions(parser)
     cli.add_scores(parser, "./rpn_scores", "rpn_scores.csv")
     return parser.parse_args()

@@ -10,6 +10,7 @@ def parse_args():
     cli.add_loader(parser, batch_size=32)
     cli.add_transforms(parser)
     cli.add_rpn_model(parser)
+    cli.add_roi_size(parser)
     cli.add_training(parser, "RPN")
     cli.add_logging(parser)
     return parser.parse_args()

@@ -335,7 +335,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--lesion_contrast", type=fraction, default=1.0, help="1 for a core as dark as CSF, 0 for none to be seen"
     )
-    parser.add_argument("--warp_mm", type=positive_float, default=3.0, help="standard deviation of the smooth warp in mm")
+    parser.add_argument(
+        "--warp_mm", type=positive_float, default=3.0, help="standard deviation of the smooth warp in mm"
+    )
     parser.add_argument("--num_workers", type=positive_int, default=1, help="processes")
     return parser.parse_args()
 

@@ -1,7 +1,8 @@
 """Axial slices for stage 1: ``python -m data.slices`` cuts 3D folders into the 2D folders that the RPN reads.
 
 A slice file is ``<scan>_slice-<index>.npy``, (C, H, W) float16 in [0, 1]; its mask (1, H, W) uint8. The index is the
-slice's true place in the volume. ``slices.csv`` beside the two folders lists them with their brain and lesion area.
+slice's true place in the volume. ``slices.csv`` beside the two folders lists them with their brain and lesion area,
+and ``Heads/`` holds the head mask of each volume, (D, H, W) bool.
 """
 
 import argparse
@@ -32,6 +33,7 @@ COLUMNS = ["scan", "mask", "volume", "subject", "slice", "depth", "brain_voxels"
 def write_slices(prepared: PreparedScan, case: Case, out_dir: Path) -> pd.DataFrame:
     """Write every slice with brain of one scan and return their rows of ``slices.csv``."""
     rows = []
+    _save(out_dir / "Heads" / f"{case.stem}.npy", prepared.head)
     for z in np.flatnonzero(prepared.head.any((1, 2))):
         scan_file = f"{case.stem}_slice-{z:03d}.npy"
         mask_file = f"{stem_of(case.mask)}_slice-{z:03d}.npy"
@@ -139,7 +141,8 @@ def lesion_boxes(mask: np.ndarray) -> np.ndarray:
 class StackedScans(Dataset):
     """Volumes put back together from their slices at their true depth; slices without brain are air.
 
-    An item is a `PreparedScan`.
+    An item is a `PreparedScan`. Its head comes from ``Heads/`` beside the folder of the slices, where
+    ``python -m data.slices`` leaves it, or else from the slices themselves.
 
     Args:
         table: rows of `COLUMNS` with full paths.
@@ -157,12 +160,13 @@ class StackedScans(Dataset):
         volume, rows = self.volumes[index]
         scan = _stack(rows.scan, rows.slice, rows.depth.iloc[0], volume)
         mask = _stack(rows["mask"], rows.slice, rows.depth.iloc[0], volume)[0] > 0
+        head_path = Path(rows.scan.iloc[0]).parent.parent / "Heads" / f"{stem_of(volume)}.npy"
+        head = np.load(head_path, allow_pickle=False) if head_path.is_file() else head_mask(scan[0])
         own_shape = mask.shape
         if self.resize_to:
-            scan, mask = resize_in_plane(scan, self.resize_to), resize_in_plane(mask, self.resize_to, nearest=True)
-        return PreparedScan(
-            volume, rows.subject.iloc[0], scan.astype(np.float16), head_mask(scan[0]), mask, None, own_shape
-        )
+            scan = resize_in_plane(scan, self.resize_to)
+            mask, head = (resize_in_plane(m, self.resize_to, nearest=True) for m in (mask, head))
+        return PreparedScan(volume, rows.subject.iloc[0], scan.astype(np.float16), head, mask, None, own_shape)
 
 
 def _stack(paths: pd.Series, slices: pd.Series, depth: int, volume: str) -> np.ndarray:

@@ -7,6 +7,7 @@ import torch
 
 from models.rpn import RPN
 from utils.errors import UserError
+from utils.files import atomic_path
 
 
 class MarkCheckpoint(pl.Callback):
@@ -49,6 +50,14 @@ def load_rpn(path: Path | str, score_threshold: float | None = None) -> RPN:
     if score_threshold is not None:
         model.hparams.score_threshold = score_threshold
     return model
+
+
+def store_threshold(path: Path, score_threshold: float) -> None:
+    """Write the calibrated threshold into an RPN checkpoint, where every script finds it."""
+    checkpoint = read_checkpoint(path)
+    checkpoint["hyper_parameters"]["score_threshold"] = score_threshold
+    with atomic_path(path) as temporary:
+        torch.save(checkpoint, temporary)
 
 
 def run_name(checkpoint: Path | str) -> str:

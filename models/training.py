@@ -1,6 +1,8 @@
 """Training of either stage: from data and arguments to the path of the best checkpoint."""
 
 from argparse import Namespace
+from collections.abc import Callable, Iterable
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -8,15 +10,17 @@ import numpy as np
 import pandas as pd
 import pytorch_lightning as pl
 import torch
+from matplotlib.figure import Figure
 
 from data.cohort import Case
-from data.datamodules import RPNDataModule, SegmentationDataModule
+from data.datamodules import RPNDataModule, SegmentationDataModule, scan_loader
 from data.grid import Grid, cached_scan, grid_of
-from data.slices import read_slice
-from models.checkpoints import MarkCheckpoint
-from models.rpn import RPN
+from data.slices import StackedScans, read_slice
+from models.calibration import choose_threshold, coverage_curve
+from models.checkpoints import MarkCheckpoint, load_rpn, store_threshold
+from models.rpn import DEFAULT_THRESHOLD, RPN
 from models.strokeformer import StrokeFormer
-from utils.files import read_json, write_json
+from utils.files import atomic_path, read_json, write_json
 from utils.plots import plot_loss_curves, plot_slice_boxes, plot_volume_prediction, save_figure
 from utils.regions import Region
 from utils.tracking import PredictionPictures, build_trainer, logged_metrics, open_run
@@ -30,7 +34,6 @@ def train_rpn(args: Namespace, train: pd.DataFrame, val: pd.DataFrame, name: str
         in_channels=len(read_slice(train.scan.iloc[0])),
         dataset_anchors=args.dataset_anchors,
         image_size=args.image_size,
-        score_threshold=args.score_threshold,
         lr=args.lr,
         eps=args.eps,
         betas=args.betas,
@@ -40,7 +43,19 @@ def train_rpn(args: Namespace, train: pd.DataFrame, val: pd.DataFrame, name: str
     )
     sick = val[val.lesion_voxels > 0]
     shown = sick.iloc[np.linspace(0, len(sick) - 1, min(args.num_samples, len(sick))).astype(int)]
-    return _fit(model, data, args, name, lambda module: _draw_slices(module, shown))
+    return _fit(model, data, args, name, lambda module: _draw_slices(module, shown), partial(_calibrate, args, val))
+
+
+def _calibrate(args: Namespace, val: pd.DataFrame, folder: Path, checkpoint: Path) -> None:
+    """Store the threshold asked for, or the one that the validation scans call for, in the checkpoint."""
+    threshold = args.score_threshold
+    if threshold is None:
+        scans = scan_loader(StackedScans(val), args.num_workers)
+        curve = coverage_curve(load_rpn(checkpoint), scans, tuple(args.roi_size))
+        with atomic_path(folder / "calibration.csv") as temporary:
+            curve.to_csv(temporary, index=False)
+        threshold = choose_threshold(curve, args.target_coverage, DEFAULT_THRESHOLD)
+    store_threshold(checkpoint, threshold)
 
 
 def train_strokeformer(
@@ -79,8 +94,20 @@ def train_strokeformer(
     return _fit(model, data, args, name, lambda module: _draw_volumes(module, shown, regions, grid, cache_dir, args))
 
 
-def _fit(model: pl.LightningModule, data: pl.LightningDataModule, args: Namespace, name: str, draw) -> Path:
-    """Fit or resume a run in ``<default_root_dir>/<name>`` and return its best checkpoint."""
+def _fit(
+    model: pl.LightningModule,
+    data: pl.LightningDataModule,
+    args: Namespace,
+    name: str,
+    draw: Callable[[pl.LightningModule], Iterable[tuple[str, Figure]]],
+    finish: Callable[[Path, Path], None] | None = None,
+) -> Path:
+    """Fit or resume a run in ``<default_root_dir>/<name>`` and return its best checkpoint.
+
+    Args:
+        draw: pictures to draw now and then.
+        finish: what is left to do with the run's folder and its best checkpoint.
+    """
     folder = Path(args.default_root_dir) / name
     best, last, finished = folder / "checkpoints/best.ckpt", folder / "checkpoints/last.ckpt", folder / "finished.json"
     open_run(folder, vars(args))
@@ -93,6 +120,8 @@ def _fit(model: pl.LightningModule, data: pl.LightningDataModule, args: Namespac
     model = model.to(memory_format=torch.channels_last) if isinstance(model, RPN) else model
     trainer.fit(model, data, ckpt_path=last if last.exists() else None, weights_only=True)
     save_figure(plot_loss_curves(logged_metrics(folder)), folder / "loss_curves.png")
+    if finish is not None:
+        finish(folder, best)
     write_json(finished, {"max_epochs": args.max_epochs, "epochs": trainer.current_epoch})
     _close_wandb()
     return best

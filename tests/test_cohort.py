@@ -82,7 +82,7 @@ def test_two_scans_of_one_session_are_refused(tmp_path):
 
 
 def test_empty_folder_and_wrong_extension_are_refused(tmp_path):
-    with pytest.raises(UserError, match="--scans .* does not exist"):
+    with pytest.raises(UserError, match=r"--scans .* does not exist"):
         paired(tmp_path)
     write_case(tmp_path, "sub-01")
     with pytest.raises(UserError, match=r"holds no \.nii volume"):

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.grid import Grid, cached_scan, fit, prepare_scan
 from data.cohort import Case
+from data.grid import Grid, cached_scan, fit, prepare_scan
 from data.volumes import head_mask, normalise, read_volume, volume_shape, write_like, write_volume
 from utils.errors import UserError
 

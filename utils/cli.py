@@ -274,15 +274,27 @@ def add_rpn_model(parser, prefix: str = "") -> None:
         default=192,
         help="pixels of a slice's shorter side inside the network; anchors scale with it",
     )
-    add_score_threshold(group)
+    add_calibration(group)
 
 
-def add_score_threshold(group, default: float | None = 0.5) -> None:
+def add_score_threshold(group) -> None:
     group.add_argument(
         "--score_threshold",
         type=fraction,
-        default=default,
-        help="detections of at least this score propose a region; None for the checkpoint's",
+        default=None,
+        help="detections of at least this score propose a region; None for the checkpoint's calibrated one",
+    )
+
+
+def add_calibration(group) -> None:
+    group.add_argument(
+        "--score_threshold",
+        type=fraction,
+        default=None,
+        help="detections of at least this score propose a region; None to calibrate it on the validation scans",
+    )
+    group.add_argument(
+        "--target_coverage", type=fraction, default=0.98, help="share of lesion voxels that calibration aims to cover"
     )
 
 
@@ -357,7 +369,7 @@ def add_regions_source(parser) -> None:
     ).add_mutually_exclusive_group()
     group.add_argument("--regions", default=None, help="JSON of regions proposed before")
     group.add_argument("--rpn_ckpt_path", default=None, help="checkpoint of an RPN that proposes them now")
-    add_score_threshold(parser, default=None)
+    add_score_threshold(parser)
 
 
 def without_prefix(args: argparse.Namespace, prefix: str) -> argparse.Namespace:

@@ -1,0 +1,130 @@
+"""2D decomposition: true indices, boxes, the table of slices, and volumes put back together."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from data.cohort import pair_cases
+from data.grid import Grid, prepare_scan
+from data.sampling import EpochSampler, balanced_indices
+from data.slices import StackedScans, cut_cohort, lesion_boxes, read_slice_table
+from data.volumes import write_volume
+from utils.errors import UserError
+
+
+@pytest.fixture
+def cohort(tmp_path):
+    """Two scans of 12 slices whose brain fills slices 2 to 9; the second has a lesion in slices 4 and 5."""
+    for subject in ("01", "02"):
+        scan = np.zeros((1, 12, 20, 24), np.float32)
+        scan[:, 2:10, 3:17, 4:20] = 60 + np.arange(16)
+        mask = np.zeros(scan.shape, np.uint8)
+        if subject == "02":
+            mask[0, 4:6, 8:10, 10:13] = 1
+        write_volume(tmp_path / f"Scans/sub-{subject}_ses-1_T1w.npy", scan)
+        write_volume(tmp_path / f"Masks/sub-{subject}_ses-1_label-L_mask.npy", mask)
+    return pair_cases([tmp_path / "Scans"], [tmp_path / "Masks"])
+
+
+def cut(cohort, out_dir):
+    grid = Grid((1, 12, 20, 24))
+    return cut_cohort(cohort, lambda case: prepare_scan(case, grid), out_dir)
+
+
+def test_slices_with_brain_keep_their_true_index_and_air_is_skipped(cohort, tmp_path):
+    table = cut(cohort, tmp_path / "2d")
+    for _, rows in table.groupby("volume"):
+        assert rows.slice.tolist() == list(range(2, 10)) and set(rows.depth) == {12}
+    sick = table[table.lesion_voxels > 0]
+    assert sick.slice.tolist() == [4, 5] and set(sick.lesion_voxels) == {6} and set(sick.subject) == {"02"}
+    assert sick.scan.iloc[0].endswith("Scans/sub-02_ses-1_T1w_slice-004.npy")
+
+
+def test_slices_stack_back_into_the_volume_they_came_from(cohort, tmp_path):
+    stacked = StackedScans(cut(cohort, tmp_path / "2d"))
+    for case, again in zip(cohort, stacked, strict=True):
+        prepared = prepare_scan(case, Grid((1, 12, 20, 24)))
+        assert again.name == case.name
+        for part in ("head", "mask"):
+            np.testing.assert_array_equal(getattr(again, part), getattr(prepared, part))
+        np.testing.assert_array_equal(again.scan, prepared.scan)
+
+
+def test_folder_without_table_is_measured_to_the_same_rows(cohort, tmp_path):
+    listed = cut(cohort, tmp_path / "2d")
+    (tmp_path / "2d/slices.csv").unlink()
+    measured = read_slice_table(tmp_path / "2d/Scans", tmp_path / "2d/Masks")
+    pd.testing.assert_frame_equal(
+        measured.drop(columns=["depth", "brain_voxels"]), listed.drop(columns=["depth", "brain_voxels"])
+    )
+    assert set(measured.depth) == {10}  # without the table the volume ends at its last slice
+
+
+def test_slice_without_mask_is_refused(cohort, tmp_path):
+    cut(cohort, tmp_path / "2d")
+    next((tmp_path / "2d/Masks").iterdir()).unlink()
+    with pytest.raises(UserError, match="has no mask"):
+        read_slice_table(tmp_path / "2d/Scans", tmp_path / "2d/Masks")
+
+
+def test_slice_that_does_not_tell_its_index_is_refused(tmp_path):
+    for folder, name in (("Scans", "sub-1_T1w.npy"), ("Masks", "sub-1_mask.npy")):
+        (tmp_path / folder).mkdir()
+        np.save(tmp_path / folder / name, np.zeros((1, 4, 4)))
+    with pytest.raises(UserError, match="does not tell its slice"):
+        read_slice_table(tmp_path / "Scans", tmp_path / "Masks")
+
+
+# --- boxes ---------------------------------------------------------------------------------------------
+
+
+def test_each_lesion_of_a_slice_has_its_half_open_box():
+    mask = np.zeros((8, 9), bool)
+    mask[1:3, 2:6] = True
+    mask[3, 6] = True  # touches by a corner: the same lesion
+    mask[6, 0] = True
+    assert lesion_boxes(mask).tolist() == [[2, 1, 7, 4], [0, 6, 1, 7]]
+
+
+def test_healthy_slice_has_no_boxes():
+    boxes = lesion_boxes(np.zeros((4, 4), bool))
+    assert boxes.shape == (0, 4) and boxes.dtype == np.float32
+
+
+@given(arrays(bool, (7, 9)))
+def test_boxes_cover_all_lesion_and_have_an_area(mask):
+    covered = np.zeros_like(mask)
+    for x0, y0, x1, y1 in lesion_boxes(mask).astype(int):
+        assert x1 > x0 and y1 > y0
+        covered[y0:y1, x0:x1] = True
+    assert not (mask & ~covered).any()
+
+
+# --- sampling ------------------------------------------------------------------------------------------
+
+
+@given(st.lists(st.booleans(), min_size=1, max_size=50).filter(any), st.integers(0, 5))
+def test_epoch_holds_all_sick_slices_and_as_many_healthy_ones(flags, seed):
+    sick = np.array(flags)
+    chosen = balanced_indices(sick, np.random.default_rng(seed))
+    assert len(set(chosen)) == len(chosen)
+    assert sick[chosen].sum() == sick.sum()
+    assert (~sick[chosen]).sum() == min(sick.sum(), (~sick).sum())
+
+
+def test_epochs_differ_and_repeat_with_the_seed():
+    def epochs(seed):
+        sampler = EpochSampler(lambda rng: rng.permutation(20), seed)
+        orders = []
+        for epoch in range(2):
+            sampler.set_epoch(epoch)
+            orders.append(list(sampler))
+        return orders
+
+    first, second = epochs(3)
+    assert [i for _, i in first] != [i for _, i in second]
+    assert {e for e, _ in second} == {1}
+    assert epochs(3) == [first, second] != epochs(4)
