@@ -1,0 +1,137 @@
+"""The RPN as a module: anchors, one-channel backbone, validation without trace, proposals, calibration."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torchvision.models import resnet18
+
+from data.grid import PreparedScan
+from models.calibration import THRESHOLDS, choose_threshold, coverage_curve
+from models.rpn import ANCHOR_SIZES, ASPECT_RATIOS, PROPOSALS, RPN, adapt_first_conv, build_detector
+from utils.errors import UserError
+from utils.regions import Region
+
+
+@pytest.fixture(scope="module")
+def rpn():
+    torch.manual_seed(0)
+    return RPN(image_size=64).eval()
+
+
+def prepared(depth=6, side=32, lesion=(slice(2, 4), slice(4, 10), slice(6, 14))):
+    head = np.zeros((depth, side, side), bool)
+    head[1 : depth - 1, 2:30, 2:30] = True
+    mask = np.zeros(head.shape, bool)
+    mask[lesion] = True
+    return PreparedScan("sub-1_T1w.npy", "1", head[None].astype(np.float16), head, mask, None, head.shape)
+
+
+def detections(boxes):
+    """Detections by slice index: {z: [(box, score), ...]}."""
+    return {
+        z: {
+            "boxes": torch.tensor([b for b, _ in found], dtype=torch.float32).reshape(-1, 4),
+            "scores": torch.tensor([s for _, s in found], dtype=torch.float32),
+        }
+        for z, found in boxes.items()
+    }
+
+
+@pytest.mark.parametrize("name", ANCHOR_SIZES)
+def test_each_data_set_has_its_anchors_one_size_a_level(name):
+    generator = build_detector(1, name, image_size=192).rpn.anchor_generator
+    assert generator.sizes == tuple((size,) for size in ANCHOR_SIZES[name])
+    assert set(generator.aspect_ratios) == {ASPECT_RATIOS}
+    assert ANCHOR_SIZES["ATLAS"] == (5, 32, 54, 93)
+
+
+@pytest.mark.parametrize("name", ANCHOR_SIZES)
+def test_every_anchor_set_proposes_on_slices_of_any_shape(name):
+    model = RPN(dataset_anchors=name, image_size=64)
+    (found,) = model.detect([torch.rand(1, 40, 50)])
+    assert found["boxes"].shape[1] == 4 and len(found["boxes"]) == len(found["scores"]) <= 10
+
+
+def test_anchors_keep_their_share_of_the_slice_at_another_image_size():
+    generator = build_detector(1, "ATLAS", image_size=96).rpn.anchor_generator
+    assert generator.sizes == ((2.5,), (16,), (27,), (46.5,))
+
+
+def test_few_proposals_reach_the_box_head():
+    assert build_detector(1, "ATLAS", 192).rpn.post_nms_top_n() <= max(PROPOSALS.values()) <= 200
+
+
+def test_grey_slice_answers_as_its_rgb_copy_did():
+    conv, grey = resnet18().conv1, torch.rand(2, 1, 32, 32)
+    adapted = adapt_first_conv(conv, 1)
+    torch.testing.assert_close(adapted(grey), conv(grey.expand(-1, 3, -1, -1)), atol=1e-5, rtol=1e-4)
+
+
+def test_backbone_weights_are_loaded_from_a_file_and_refused_otherwise(tmp_path):
+    body = resnet18()
+    torch.save(body.state_dict(), tmp_path / "resnet18.pth")
+    model = RPN(backbone_weights=str(tmp_path / "resnet18.pth"))
+    torch.testing.assert_close(model.detector.backbone.body.layer1[0].conv1.weight, body.layer1[0].conv1.weight)
+    torch.save({"a": torch.zeros(1)}, tmp_path / "other.pth")
+    for name, complaint in (("absent.pth", "nothing is downloaded"), ("other.pth", "no state dict")):
+        with pytest.raises(UserError, match=complaint):
+            RPN(backbone_weights=str(tmp_path / name))
+
+
+def test_validation_leaves_weights_statistics_and_random_stream_alone(rpn):
+    images, box = [torch.rand(1, 32, 32) for _ in range(3)], torch.tensor([[4.0, 4, 12, 12]])
+    targets = [{"boxes": box, "labels": torch.ones(1, dtype=torch.int64)} for _ in images]
+    before, stream = {k: v.clone() for k, v in rpn.state_dict().items()}, torch.get_rng_state()
+    first, again = rpn.validation_losses(images, targets), rpn.validation_losses(images, targets)
+    assert first == again and all(torch.isfinite(v) for v in first.values())
+    assert torch.equal(stream, torch.get_rng_state())
+    for name, value in rpn.state_dict().items():
+        assert torch.equal(value, before[name]), name
+    assert not rpn.detector.training
+
+
+def test_only_slices_with_brain_are_looked_at(rpn):
+    assert list(rpn.detect_volume(prepared())) == [1, 2, 3, 4]
+
+
+def test_batches_do_not_change_the_detections(rpn):
+    slices = [torch.rand(1, 32, 32) for _ in range(5)]
+    for one, other in zip(rpn.detect(slices, batch_size=1), rpn.detect(slices, batch_size=5), strict=True):
+        torch.testing.assert_close(one["boxes"], other["boxes"], atol=1e-2, rtol=1e-3)
+
+
+def test_region_comes_from_detections_of_at_least_the_threshold(rpn):
+    found = detections({2: [((4, 5, 8, 9), 0.5), ((0, 0, 30, 30), 0.49)], 3: [((4, 5, 8, 9), 0.9)]})
+    assert rpn.propose(prepared(), found, (1, 1, 1), threshold=0.5) == [Region(1, 5, 4, 5, 8, 9)]
+    assert rpn.propose(prepared(), found, (1, 1, 1), threshold=0.95) == []
+
+
+def test_coverage_curve_counts_what_each_threshold_covers(rpn, monkeypatch):
+    """One sure box on half of the lesion, one doubtful box on the whole of it."""
+    found = detections({2: [((6, 4, 10, 10), 0.75), ((6, 4, 14, 10), 0.25)]})
+    monkeypatch.setattr(rpn, "detect_volume", lambda scan: found)
+    curve = coverage_curve(rpn, [prepared()], (1, 1, 1))
+    by_threshold = curve.set_index(pd.cut(curve.threshold, [0, 0.25, 0.75, 1])).lesion_coverage
+    assert [set(by_threshold[interval]) for interval in by_threshold.index.categories] == [{1.0}, {0.5}, {0.0}]
+    assert curve.proposed_fraction.iloc[0] == pytest.approx(4 * 6 * 8 / (4 * 28 * 28))
+
+
+def curve_of(coverage, fraction):
+    return pd.DataFrame({"threshold": [0.1, 0.5, 0.9], "lesion_coverage": coverage, "proposed_fraction": fraction})
+
+
+@pytest.mark.parametrize(
+    ("coverage", "fraction", "chosen"),
+    [
+        ([1.0, 0.99, 0.7], [0.8, 0.3, 0.1], 0.5),  # the highest that reaches 0.98
+        ([0.9, 0.8, 0.3], [0.9, 0.2, 0.1], 0.5),  # none reaches it: 0.0, 0.6 and 0.2 are the gains
+        ([np.nan] * 3, [0.5] * 3, 0.25),  # no lesion to calibrate on
+    ],
+)
+def test_threshold_is_the_highest_that_covers_enough(coverage, fraction, chosen):
+    assert choose_threshold(curve_of(coverage, fraction), 0.98, default=0.25) == chosen
+
+
+def test_thresholds_cover_the_range_of_scores():
+    assert THRESHOLDS[0] <= 0.01 and THRESHOLDS[-1] >= 0.9 and (np.diff(THRESHOLDS) > 0).all()

@@ -1,0 +1,208 @@
+"""Stage 2: networks, masked loss, schedule, and segmentation of regions and nothing else."""
+
+import numpy as np
+import pytest
+import torch
+
+from data.grid import PreparedScan
+from models.gradcam import find_layers, gradcam
+from models.losses import build_classification_loss, build_loss, mask_outside
+from models.segmenters import STRIDES, build_segmenter
+from models.strokeformer import StrokeFormer, average_over_regions, learning_rate, split_by_depth
+from utils.cli import DEFAULT_LOSS_CONFIG
+from utils.errors import UserError
+from utils.regions import Region, region_mask
+
+ROI = (16, 16, 16)
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    return StrokeFormer(roi_size=ROI).eval()
+
+
+def prepared(shape=(20, 24, 28)):
+    scan = np.random.default_rng(0).random((1, *shape)).astype(np.float16)
+    return PreparedScan("a.npy", "1", scan, np.ones(shape, bool), np.zeros(shape, bool), None, shape)
+
+
+# --- networks ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arch", "roi_size"),
+    [
+        ("trans_unet", (16, 24, 32)),
+        ("trans_unet", (8, 8, 16)),
+        ("unetr", (16, 32, 48)),
+        ("swin_unetr", (32, 64, 32)),
+    ],
+)
+@pytest.mark.parametrize(("channels", "classes"), [(1, 2), (2, 3)])
+def test_every_network_keeps_the_window_and_learns_everywhere(arch, roi_size, channels, classes):
+    net = build_segmenter(arch, channels, classes, roi_size)
+    logits = net(torch.rand(2, channels, *roi_size))
+    assert logits.shape == (2, classes, *roi_size)
+    logits.square().mean().backward()
+    # MONAI's transformer blocks carry a norm for cross-attention that self-attention does not use.
+    idle = [n for n, p in net.named_parameters() if p.grad is None and "norm_cross_attn" not in n]
+    assert not idle
+
+
+@pytest.mark.parametrize("arch", STRIDES)
+def test_roi_that_does_not_fit_a_network_is_refused(arch):
+    for roi_size in ((STRIDES[arch],) * 3, (STRIDES[arch] + 4, 64, 64)):
+        with pytest.raises(UserError, match=f"--roi_size .* --arch {arch}"):
+            build_segmenter(arch, 1, 2, roi_size)
+
+
+# --- losses --------------------------------------------------------------------------------------------
+
+
+def test_masked_loss_does_not_see_outside_the_regions():
+    torch.manual_seed(0)
+    logits = torch.randn(2, 2, 4, 4, 4, requires_grad=True)
+    labels, region = torch.randint(0, 2, (2, 1, 4, 4, 4)), torch.zeros(2, 1, 4, 4, 4)
+    region[:, :, :2] = 1
+    loss = build_loss("DiceCELoss", DEFAULT_LOSS_CONFIG)
+    value = loss(*mask_outside(logits, labels, region))
+    value.backward()
+    assert (logits.grad[:, :, :2] != 0).all() and (logits.grad[:, :, 2:] == 0).all()
+    other_labels = labels.clone()
+    other_labels[:, :, 2:] = 1 - other_labels[:, :, 2:]
+    torch.testing.assert_close(loss(*mask_outside(logits, other_labels, region)), value)
+
+
+def test_voxels_outside_add_nothing_to_the_loss():
+    logits, labels = torch.randn(1, 2, 4, 4, 4), torch.randint(0, 2, (1, 1, 4, 4, 4))
+    nowhere = torch.zeros(1, 1, 4, 4, 4)
+    cross_entropy = torch.nn.functional.cross_entropy
+    masked_logits, masked_labels = mask_outside(logits, labels, nowhere)
+    assert cross_entropy(masked_logits, masked_labels[:, 0]) < 1e-8
+
+
+def test_inside_the_regions_nothing_changes():
+    logits, labels = torch.randn(1, 2, 4, 4, 4), torch.randint(0, 2, (1, 1, 4, 4, 4))
+    masked = mask_outside(logits, labels, torch.ones(1, 1, 4, 4, 4))
+    assert torch.equal(masked[0], logits) and torch.equal(masked[1], labels)
+
+
+@pytest.mark.parametrize("name", ["DiceCELoss", "DiceFocalLoss", "TverskyLoss", "GeneralizedDiceLoss"])
+def test_monai_losses_are_built_by_name(name):
+    config = {"softmax": True, "to_onehot_y": True}
+    loss = build_loss(name, config)(torch.randn(1, 2, 4, 4, 4), torch.randint(0, 2, (1, 1, 4, 4, 4)))
+    assert torch.isfinite(loss)
+
+
+def test_unknown_losses_and_arguments_are_refused():
+    with pytest.raises(UserError, match="--seg_loss NoLoss"):
+        build_loss("NoLoss", {})
+    with pytest.raises(UserError, match="--seg_loss_cfg does not fit DiceCELoss"):
+        build_loss("DiceCELoss", {"no_such_argument": 1})
+    with pytest.raises(UserError, match="--cls_loss Linear"):
+        build_classification_loss("Linear")
+
+
+def test_classification_loss_reaches_the_network():
+    model = StrokeFormer(roi_size=ROI, cls_loss="BCEWithLogitsLoss")
+    logits = model(torch.rand(2, 1, *ROI))
+    assert model.classify(logits).shape == (2,)
+    model.cls_loss(model.classify(logits), torch.tensor([0.0, 1.0])).backward()
+    assert model.classifier.weight.grad.abs().sum() > 0 and model.net.head.weight.grad.abs().sum() > 0
+
+
+# --- schedule ------------------------------------------------------------------------------------------
+
+
+def test_rate_rises_linearly_then_decays_to_its_end():
+    rates = [learning_rate(step, 110, 10, 1e-6, 1e-3, 1e-5) for step in range(111)]
+    assert rates[0] == 1e-6 and rates[10] == 1e-3 and rates[110] == pytest.approx(1e-5)
+    assert rates[5] == pytest.approx((1e-6 + 1e-3) / 2)
+    assert all(a > b for a, b in zip(rates[10:], rates[11:], strict=False))
+    assert rates[60] == pytest.approx(1e-5 + (1e-3 - 1e-5) * 0.5**0.9)
+
+
+# --- segmentation --------------------------------------------------------------------------------------
+
+
+def test_outside_the_regions_the_prediction_is_certain_background(model):
+    regions = [Region(0, 16, 0, 0, 16, 16), Region(4, 20, 12, 8, 28, 24)]
+    probabilities = model.segment(prepared(), regions)
+    inside = region_mask(regions, (20, 24, 28))
+    assert probabilities.shape == (2, 20, 24, 28)
+    np.testing.assert_allclose(probabilities.sum(0), 1, atol=1e-5)
+    assert (probabilities[0][~inside] == 1).all() and (probabilities[0][inside] < 1).all()
+
+
+def test_scan_without_regions_is_background(model):
+    assert (model.segment(prepared(), [])[0] == 1).all()
+
+
+def test_regions_of_none_mean_the_whole_volume(model):
+    assert (model.segment(prepared(), None)[0] < 1).all()
+
+
+def test_region_of_one_window_gets_the_networks_own_answer(model):
+    scan, region = prepared(), Region(2, 18, 3, 4, 19, 20)
+    window = torch.from_numpy(scan.scan[(slice(None), *region.slices)].astype(np.float32))[None]
+    with torch.inference_mode():
+        expected = model(window).softmax(1)[0].numpy()
+    found = model.segment(scan, [region])[(slice(None), *region.slices)]
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_overlapping_regions_are_averaged():
+    calls = iter([0.2, 0.6])
+
+    def constant(windows):
+        return torch.full((len(windows), 1, *ROI), next(calls))
+
+    regions = [Region(0, 16, 0, 0, 16, 16), Region(4, 20, 0, 0, 16, 16)]
+    mean = average_over_regions(constant, prepared().scan, regions, ROI, 1, 0.0, 1, torch.device("cpu"))[0]
+    assert mean[0, 0, 0] == pytest.approx(0.2) and mean[10, 0, 0] == pytest.approx(0.4)
+    assert mean[18, 0, 0] == pytest.approx(0.6) and mean[0, 20, 20] == 0
+
+
+def test_volume_smaller_than_the_window_is_segmented(model):
+    assert model.segment(prepared((10, 24, 12)), None).shape == (2, 10, 24, 12)
+
+
+def test_subvolumes_cut_deep_regions_and_pieces_grow_back():
+    pieces = split_by_depth([Region(0, 40, 0, 0, 16, 16)], (40, 20, 20), 20, ROI)
+    assert pieces == [Region(0, 20, 0, 0, 16, 16), Region(20, 40, 0, 0, 16, 16)]
+    # A piece of 4 slices grows back to the RoI about its centre.
+    assert split_by_depth([Region(0, 24, 0, 0, 16, 16)], (40, 20, 20), 20, ROI)[1] == Region(14, 30, 0, 0, 16, 16)
+    assert split_by_depth([Region(3, 9, 0, 0, 16, 16)], (40, 20, 20), None, (1, 1, 1)) == [Region(3, 9, 0, 0, 16, 16)]
+
+
+# --- Grad-CAM ------------------------------------------------------------------------------------------
+
+
+def test_gradcam_stays_inside_the_regions_and_the_unit_interval(model):
+    regions = [Region(0, 16, 0, 0, 16, 16)]
+    heat = gradcam(model, prepared(), regions, find_layers(model, ["decoders.2"]), 0.25)
+    assert heat.shape == (20, 24, 28) and heat.min() >= 0 and heat.max() <= 1
+    assert heat.any() and not heat[~region_mask(regions, heat.shape)].any()
+
+
+def test_gradcam_points_at_what_drives_the_lesion_logit():
+    """A network whose lesion logit is its input: the heat must sit on the one bright block."""
+    model = StrokeFormer(roi_size=ROI)
+    model.net = torch.nn.Sequential(torch.nn.Conv3d(1, 2, 1), torch.nn.Conv3d(2, 2, 1))
+    with torch.no_grad():
+        for conv in model.net:
+            conv.bias.zero_()
+        model.net[0].weight.copy_(torch.tensor([-9.0, 9.0]).reshape(2, 1, 1, 1, 1))
+        model.net[1].weight.copy_(torch.eye(2).reshape(2, 2, 1, 1, 1))
+    scan = prepared(ROI)
+    scan.scan[:] = 0
+    scan.scan[0, 2:5, 9:13, 3:6] = 1
+    heat = gradcam(model, scan, None, find_layers(model, ["0"]), 0.25)
+    assert np.unravel_index(heat.argmax(), heat.shape) in [tuple(v) for v in np.argwhere(scan.scan[0] == 1)]
+    assert heat[scan.scan[0] == 1].mean() > 0.9 and heat[scan.scan[0] == 0].mean() < 0.1
+
+
+def test_layer_that_the_network_does_not_have_is_refused(model):
+    with pytest.raises(UserError, match=r"--target_layers nothing .* encoders, transformer"):
+        find_layers(model, ["nothing"])
