@@ -46,6 +46,7 @@ def main(args) -> None:
     augmented = load_augmented(args)
     check_cohort(cases + list(augmented))
     folds = choose_folds(args, cases)
+    check_models(args)
     open_run(folder, vars(args))
     write_folds(folder / "folds.json", folds, seed=args.seed, k=args.k, splits=args.splits)
 
@@ -60,6 +61,15 @@ def main(args) -> None:
         rows += run_fold(args, number, fold, cases, augmented, slices, prepare, folder)
     summary = summarise_folds(rows)
     print_summary(summary, Path(args.scores_dir) / f"{args.model_prefix}_summary.csv")
+
+
+def check_models(args) -> None:
+    """Build both models once, so that an argument that does not fit is refused now and not hours from now."""
+    from models.gradcam import find_layers
+    from models.training import build_rpn, build_strokeformer
+
+    build_rpn(cli.without_prefix(args, "rpn_"), args.in_channels)
+    find_layers(build_strokeformer(args), args.target_layers or [])
 
 
 def load_augmented(args) -> dict:

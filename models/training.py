@@ -1,9 +1,9 @@
 """Training of either stage: from data and arguments to the path of the best checkpoint."""
 
+import inspect
 from argparse import Namespace
 from collections.abc import Callable, Iterable
 from functools import partial
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -26,12 +26,10 @@ from utils.regions import Region
 from utils.tracking import PredictionPictures, build_trainer, logged_metrics, open_run
 
 
-def train_rpn(args: Namespace, train: pd.DataFrame, val: pd.DataFrame, name: str) -> Path:
-    """Train stage 1 on slice tables; `args` carries the arguments of ``train_rpn.py``."""
-    pl.seed_everything(args.seed, verbose=False)
-    data = RPNDataModule(train, val, args.batch_size, args.num_workers, args.transforms, args.seed)
-    model = RPN(
-        in_channels=len(read_slice(train.scan.iloc[0])),
+def build_rpn(args: Namespace, in_channels: int) -> RPN:
+    """The untrained stage 1 that the arguments of ``train_rpn.py`` describe."""
+    return RPN(
+        in_channels=in_channels,
         dataset_anchors=args.dataset_anchors,
         image_size=args.image_size,
         lr=args.lr,
@@ -41,21 +39,22 @@ def train_rpn(args: Namespace, train: pd.DataFrame, val: pd.DataFrame, name: str
         log_every_n_val_epochs=args.log_every_n_val_epochs,
         backbone_weights=args.backbone_weights,
     )
+
+
+def build_strokeformer(args: Namespace) -> StrokeFormer:
+    """The untrained stage 2 that the arguments of ``train_strokeformer.py`` describe."""
+    names = inspect.signature(StrokeFormer).parameters
+    return StrokeFormer(**{name: value for name, value in vars(args).items() if name in names})
+
+
+def train_rpn(args: Namespace, train: pd.DataFrame, val: pd.DataFrame, name: str) -> Path:
+    """Train stage 1 on slice tables; `args` carries the arguments of ``train_rpn.py``."""
+    pl.seed_everything(args.seed, verbose=False)
+    data = RPNDataModule(train, val, args.batch_size, args.num_workers, args.transforms, args.seed)
+    model = build_rpn(args, in_channels=len(read_slice(train.scan.iloc[0])))
     sick = val[val.lesion_voxels > 0]
     shown = sick.iloc[np.linspace(0, len(sick) - 1, min(args.num_samples, len(sick))).astype(int)]
     return _fit(model, data, args, name, lambda module: _draw_slices(module, shown), partial(_calibrate, args, val))
-
-
-def _calibrate(args: Namespace, val: pd.DataFrame, folder: Path, checkpoint: Path) -> None:
-    """Store the threshold asked for, or the one that the validation scans call for, in the checkpoint."""
-    threshold = args.score_threshold
-    if threshold is None:
-        scans = scan_loader(StackedScans(val), args.num_workers)
-        curve = coverage_curve(load_rpn(checkpoint), scans, tuple(args.roi_size))
-        with atomic_path(folder / "calibration.csv") as temporary:
-            curve.to_csv(temporary, index=False)
-        threshold = choose_threshold(curve, args.target_coverage, DEFAULT_THRESHOLD)
-    store_threshold(checkpoint, threshold)
 
 
 def train_strokeformer(
@@ -69,29 +68,24 @@ def train_strokeformer(
     """Train stage 2 on proposed regions; `args` carries the arguments of ``train_strokeformer.py``."""
     pl.seed_everything(args.seed, verbose=False)
     grid, roi_size = grid_of(args), tuple(args.roi_size)
-    model = StrokeFormer(
-        arch=args.arch,
-        in_channels=args.in_channels,
-        num_classes=args.num_classes,
-        roi_size=roi_size,
-        opt_lr=args.opt_lr,
-        warmup_lr=args.warmup_lr,
-        max_lr=args.max_lr,
-        warmup_steps=args.warmup_steps,
-        weight_decay=args.weight_decay,
-        eps=args.eps,
-        betas=args.betas,
-        seg_loss=args.seg_loss,
-        seg_loss_cfg=args.seg_loss_cfg,
-        cls_loss=args.cls_loss,
-        cls_loss_weight=args.cls_loss_weight,
-        seg_loss_weight=args.seg_loss_weight,
-    )
+    model = build_strokeformer(args)
     data = SegmentationDataModule(
         train, val, regions, grid, roi_size, cache_dir, args.batch_size, args.num_workers, args.transforms, args.seed
     )
-    shown = list(islice(val, args.num_samples))
+    shown = val[: args.num_samples]
     return _fit(model, data, args, name, lambda module: _draw_volumes(module, shown, regions, grid, cache_dir, args))
+
+
+def _calibrate(args: Namespace, val: pd.DataFrame, folder: Path, checkpoint: Path) -> None:
+    """Store the threshold asked for, or the one that the validation scans call for, in the checkpoint."""
+    threshold = args.score_threshold
+    if threshold is None:
+        scans = scan_loader(StackedScans(val), args.num_workers)
+        curve = coverage_curve(load_rpn(checkpoint), scans, tuple(args.roi_size))
+        with atomic_path(folder / "calibration.csv") as temporary:
+            curve.to_csv(temporary, index=False)
+        threshold = choose_threshold(curve, args.target_coverage, DEFAULT_THRESHOLD)
+    store_threshold(checkpoint, threshold)
 
 
 def _fit(

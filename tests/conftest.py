@@ -1,0 +1,50 @@
+"""A tiny synthetic cohort and trained checkpoints, made once by the real scripts and shared by the tests."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from tests.running import GRID, QUICK, ROI, run_script
+
+
+@pytest.fixture(scope="session")
+def cohort(tmp_path_factory) -> Path:
+    """Scans/ and Masks/ of six synthetic subjects at 8 mm."""
+    out_dir = tmp_path_factory.mktemp("cohort")
+    run_script("-m", "data.phantom", "--out_dir", out_dir, "--n_subjects", 6, "--spacing", 8, "--seed", 1, cwd=out_dir)
+    return out_dir
+
+
+@pytest.fixture(scope="session")
+def workspace(tmp_path_factory, cohort) -> SimpleNamespace:
+    """A folder in which both stages were trained for an epoch or two by their scripts."""
+    cwd = tmp_path_factory.mktemp("workspace")
+    scans, masks = cohort / "Scans", cohort / "Masks"
+    cut = run_script(
+        *["-m", "data.slices", "--scans_dir", scans, "--masks_dir", masks, "--out_dir", "slices", *GRID], cwd=cwd
+    )
+    slices, slice_masks = cwd / "slices/Scans", cwd / "slices/Masks"
+    rpn = run_script(
+        *["train_rpn.py", "--train_scans", slices, "--train_masks", slice_masks],
+        *["--val_scans", slices, "--val_masks", slice_masks, "--model_prefix", "rpn", "--image_size", 64],
+        *["--batch_size", 8, "--lr", 1e-3, "--max_epochs", 2, "--transforms", "flip", *ROI, *QUICK],
+        cwd=cwd,
+    )
+    seg = run_script(
+        *["train_strokeformer.py", "--train_scans", scans, "--train_masks", masks, "--val_scans", scans],
+        *["--val_masks", masks, "--model_prefix", "seg", "--rpn_ckpt_path", "RPN/rpn/checkpoints/best.ckpt"],
+        *["--score_threshold", 0.01, "--max_epochs", 2, "--max_lr", 1e-3, "--cls_loss", "BCEWithLogitsLoss"],
+        *["--transforms", "flip", "affine", "contrast", "noise", "bias_field", *GRID, *ROI, *QUICK],
+        cwd=cwd,
+    )
+    return SimpleNamespace(
+        cwd=cwd,
+        scans=scans,
+        masks=masks,
+        slices=slices,
+        slice_masks=slice_masks,
+        rpn=cwd / "RPN/rpn/checkpoints/best.ckpt",
+        seg=cwd / "StrokeFormer/seg/checkpoints/best.ckpt",
+        output={"slices": cut, "rpn": rpn, "seg": seg},
+    )

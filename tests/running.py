@@ -1,0 +1,30 @@
+"""Running the scripts as a user would, small."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+ROOT = Path(__file__).parent.parent
+# 8 mm: a head of 24 x 25 x 29 voxels, enough for two windows of 8 x 8 x 16 and seconds of training.
+GRID = ["--scan_dim", "1", "24", "25", "29"]
+ROI = ["--roi_size", "8", "8", "16"]
+QUICK = ["--offline", "--num_samples", "1", "--log_every_n_val_epochs", "1"]
+
+
+def run_script(*command, cwd: Path, code: int = 0) -> SimpleNamespace:
+    """Run ``python COMMAND`` in `cwd` as a user would and check its exit code."""
+    program = command[1:] if command[0] == "-m" else command
+    script = ["-m", program[0]] if command[0] == "-m" else [str(ROOT / program[0])]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "WANDB_MODE": "disabled", "PYTHONWARNINGS": "ignore"}
+    done = subprocess.run(
+        [sys.executable, *script, *map(str, program[1:])],
+        cwd=cwd,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == code, f"{command} ended with {done.returncode}:\n{done.stdout}\n{done.stderr}"
+    return SimpleNamespace(out=done.stdout, err=done.stderr)

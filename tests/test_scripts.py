@@ -1,0 +1,354 @@
+"""Every script end to end, as a subprocess on a tiny cohort, and the mistakes a user can make with them."""
+
+import json
+import re
+import time
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from tests.running import GRID, QUICK, ROI, ROOT, run_script
+
+SCRIPTS = ["cross_validation.py", "train_rpn.py", "train_strokeformer.py", "test_rpn.py", "test_strokeformer.py"]
+RPN_COLUMNS = ["model_name", "map", "map_50", "iou", "lesion_coverage", "lesion_recall", "proposed_fraction"]
+SCORE_COLUMNS = [
+    *["model_name", "dice", "iou", "precision", "recall", "f1", "mcc", "hd95", "assd"],
+    *["lesion_f1", "lesion_count_difference", "volume_difference"],
+]
+
+
+def is_png(path: Path) -> bool:
+    return path.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+
+
+# --- the contract of the command line ------------------------------------------------------------------
+
+# Arguments and defaults of the reference description, script by script.
+SHARED_TEST = {
+    "--seed": "42",
+    "--num_workers": "0",
+    "--resize_to": "None",
+    "--num_classes": "2",
+    "--n_predictions": "30",
+}
+CONTRACT = {
+    "cross_validation.py": {
+        **{"--seed": "42", "--k": "5", "--splits": "[70, 10, 20]", "--use_augmented": "False", "--ext": ".npy"},
+        **{"--augmented_dir": "data/ATLAS_2/Processed/Augmented/", "--transforms": "None", "--rpn_batch_size": "32"},
+        **{"--batch_size": "8", "--num_workers": "0", "--subvolume_depth": "189", "--overlap": "None"},
+        **{"--resize_to": "None", "--scan_dim": "[1, 189, 192, 192]", "--num_classes": "2", "--in_channels": "1"},
+        **{"--opt_lr": "3e-05", "--warmup_lr": "4e-06", "--max_lr": "0.0004", "--warmup_steps": "10"},
+        **{"--weight_decay": "0.001", "--eps": "1e-08", "--betas": "[0.9, 0.999]", "--roi_size": "[64, 64, 64]"},
+        **{"--seg_loss": "DiceCELoss", "--cls_loss": "None", "--cls_loss_weight": "0.5", "--seg_loss_weight": "0.5"},
+        **{"--default_root_dir": "StrokeFormer", "--project": "StrokeFormer", "--group": "None"},
+        **{"--max_epochs": "250", "--patience": "50", "--entity": "neurone-lab", "--offline": "False"},
+        **{"--devices": "[0]", "--rpn_lr": "0.0001", "--rpn_eps": "1e-08", "--rpn_betas": "[0.9, 0.999]"},
+        **{"--rpn_weight_decay": "0.0001", "--dataset_anchors": "ATLAS", "--rpn_backbone_weights": "None"},
+        **{"--rpn_default_root_dir": "RPN", "--rpn_project": "RPN", "--rpn_max_epochs": "250", "--rpn_patience": "50"},
+        **{"--rpn_group": "None", "--min_delta": "0.001", "--lr_logging_interval": "epoch", "--num_samples": "5"},
+        **{"--log_every_n_val_epochs": "5", "--target_layers": "None", "--scores_dir": "./scores"},
+        **{"--scores_file": "scores.csv", "--rpn_scores_dir": "./rpn_scores", "--rpn_scores_file": "scores.csv"},
+        **{"--scans_dir": None, "--masks_dir": None, "--model_prefix": None, "--rpn_model_prefix": None},
+        **{"--seg_loss_cfg": "{"},
+    },
+    "train_rpn.py": {
+        **{"--seed": "42", "--batch_size": "32", "--num_workers": "0", "--lr": "0.0001", "--eps": "1e-08"},
+        **{"--betas": "[0.9, 0.999]", "--weight_decay": "0.0001", "--dataset_anchors": "ATLAS"},
+        **{"--backbone_weights": "None", "--default_root_dir": "RPN", "--project": "RPN", "--max_epochs": "250"},
+        **{"--patience": "50", "--group": "None", "--model_prefix": None, "--devices": "[0]", "--transforms": "None"},
+    },
+    "train_strokeformer.py": {
+        **{"--seed": "42", "--batch_size": "8", "--arch": "trans_unet", "--regions": "None", "--rpn_ckpt_path": "None"},
+        **{"--max_lr": "0.0004", "--roi_size": "[64, 64, 64]", "--default_root_dir": "StrokeFormer"},
+        **{"--model_prefix": None, "--max_epochs": "250", "--patience": "50", "--devices": "[0]"},
+    },
+    "test_rpn.py": {
+        **SHARED_TEST,
+        **{"--scans": None, "--masks": None, "--ckpt_path": None, "--model_name": "None", "--batch_size": "32"},
+        **{"--scores_dir": "./rpn_scores", "--scores_file": "rpn_scores.csv"},
+    },
+    "test_strokeformer.py": {
+        **SHARED_TEST,
+        **{"--scans": None, "--masks": "None", "--ckpt_path": None, "--model_name": "None", "--batch_size": "8"},
+        **{"--subvolume_depth": "189", "--overlap": "None", "--scan_dim": "[1, 189, 192, 192]", "--regions": "None"},
+        **{"--target_layers": "None", "--scores_dir": "./scores", "--scores_file": "scores.csv"},
+        **{"--per_size_scores_file": "per_size_scores.csv"},
+    },
+}
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_help_lists_every_argument_of_the_reference_with_its_default(script, tmp_path):
+    entries = re.split(r"\n  (?=--)", run_script(script, "--help", cwd=tmp_path).out)[1:]
+    options = {entry.split()[0]: " ".join(entry.split()) for entry in entries}
+    for argument, default in CONTRACT[script].items():
+        assert argument in options, argument
+        if default is not None:
+            assert f"(default: {default}" in options[argument], (argument, options[argument])
+
+
+# --- the scripts do what they say ----------------------------------------------------------------------
+
+
+def test_training_leaves_checkpoint_log_curves_pictures_and_provenance(workspace):
+    for folder in (workspace.rpn.parent.parent, workspace.seg.parent.parent):
+        assert is_png(folder / "loss_curves.png")
+        assert all(is_png(p) for p in folder.glob("predictions/epoch-00[01]/*.png"))
+        assert len(list(folder.glob("predictions/epoch-*/*.png"))) == 2
+        log = pd.read_csv(next(folder.glob("logs/version_0/metrics.csv")))
+        assert {"train_loss", "val_loss", "lr-AdamW"} <= set(log.columns)
+        run = json.loads((folder / "run.json").read_text())
+        assert run["settings"]["seed"] == 42 and run["versions"]["torch"] == torch.__version__.split("+")[0]
+        assert "--model_prefix" in run["command"] and run["git_commit"]
+    assert {"val_map", "val_map_50", "val_iou"} <= set(
+        pd.read_csv(workspace.rpn.parent.parent / "logs/version_0/metrics.csv").columns
+    )
+    assert (workspace.rpn.parent.parent / "calibration.csv").exists()
+
+
+def test_checkpoints_hold_plain_data_and_say_what_they_are(workspace):
+    for path, name in ((workspace.rpn, "RPN"), (workspace.seg, "StrokeFormer")):
+        assert torch.load(path, weights_only=True)["model"] == name
+
+
+def test_finished_training_is_not_repeated_and_longer_training_goes_on(workspace):
+    common = [
+        *["train_rpn.py", "--train_scans", workspace.slices, "--train_masks", workspace.slice_masks],
+        *["--val_scans", workspace.slices, "--val_masks", workspace.slice_masks, "--model_prefix", "again"],
+        *["--image_size", 32, "--batch_size", 16, *ROI, *QUICK],
+    ]
+    run_script(*common, "--max_epochs", 1, cwd=workspace.cwd)
+    assert "trained already" in run_script(*common, "--max_epochs", 1, cwd=workspace.cwd).out
+    run_script(*common, "--max_epochs", 2, cwd=workspace.cwd)
+    folder = workspace.cwd / "RPN/again"
+    assert json.loads((folder / "finished.json").read_text())["epochs"] == 2
+    resumed = pd.read_csv(folder / "logs/version_1/metrics.csv")
+    assert set(resumed.epoch.dropna()) == {1}  # epoch 0 was not trained again
+
+
+def test_run_with_other_settings_does_not_mix_into_a_folder(workspace):
+    error = run_script(
+        *["train_rpn.py", "--train_scans", workspace.slices, "--train_masks", workspace.slice_masks],
+        *["--val_scans", workspace.slices, "--val_masks", workspace.slice_masks, "--model_prefix", "rpn"],
+        *["--image_size", 96, *ROI, *QUICK],
+        cwd=workspace.cwd,
+        code=2,
+    ).err
+    assert "--" in error and "choose another model prefix" in error
+
+
+def test_rpn_is_tested_on_slices(workspace):
+    run_script(
+        *["test_rpn.py", "--scans", workspace.slices, "--masks", workspace.slice_masks, "--ckpt_path", workspace.rpn],
+        *["--model_name", "tested", "--n_predictions", 4, *ROI],
+        cwd=workspace.cwd,
+    )
+    table = pd.read_csv(workspace.cwd / "rpn_scores/rpn_scores.csv")
+    assert list(table.columns) == RPN_COLUMNS and table.model_name.tolist() == ["tested"]
+    assert table.loc[0, ["lesion_coverage", "lesion_recall", "proposed_fraction"]].between(0, 3).all()
+    pictures = list((workspace.cwd / "rpn_scores/tested/predictions").glob("*.png"))
+    assert len(pictures) == 4 and all(map(is_png, pictures))
+    assert len(json.loads((workspace.cwd / "rpn_scores/tested/regions.json").read_text())) == 6
+
+
+def test_scans_with_masks_are_segmented_and_scored(workspace):
+    run_script(
+        *["test_strokeformer.py", "--scans", workspace.scans, "--masks", workspace.masks, "--ckpt_path", workspace.seg],
+        *["--rpn_ckpt_path", workspace.rpn, "--n_predictions", 2, "--target_layers", "decoders.1", "decoders.2", *GRID],
+        cwd=workspace.cwd,
+    )
+    scores = workspace.cwd / "scores"
+    table = pd.read_csv(scores / "scores.csv")
+    assert list(table.columns) == SCORE_COLUMNS and table.model_name.tolist() == ["seg"]
+    per_scan = pd.read_csv(scores / "per_scan_scores.csv")
+    assert list(per_scan.columns) == ["model_name", "scan", *SCORE_COLUMNS[1:]] and len(per_scan) == 6
+    assert table.dice[0] == pytest.approx(per_scan.dice.mean())
+    by_size = pd.read_csv(scores / "per_size_scores.csv")
+    assert by_size["size"].tolist() == ["No Lesion", "Small", "Medium", "Large"]
+    for folder in ("predictions", "gradcam"):
+        pictures = list((scores / "seg" / folder).glob("*.png"))
+        assert len(pictures) == 2 and all(map(is_png, pictures))
+    for prediction in (scores / "seg/predictions").glob("*.npy"):
+        mask = np.load(prediction)
+        assert mask.shape == (1, 25, 29, 24) and mask.dtype == np.uint8 and set(np.unique(mask)) <= {0, 1}
+
+
+def test_one_nifti_scan_without_mask_gives_a_nifti_on_its_grid(workspace, tmp_path):
+    array = np.load(next(workspace.scans.iterdir()))[0]
+    affine = np.array([[0, 8.0, 0, -90], [-8.0, 0, 0, 100], [0, 0, 8.0, -70], [0, 0, 0, 1]])
+    nib.save(nib.Nifti1Image(array.transpose(1, 0, 2)[::-1], affine), tmp_path / "one scan.nii.gz")
+    run_script(
+        *["test_strokeformer.py", "--scans", tmp_path / "one scan.nii.gz", "--ckpt_path", workspace.seg],
+        *["--rpn_ckpt_path", workspace.rpn, "--model_name", "one", *GRID],
+        cwd=tmp_path,
+    )
+    written = nib.load(tmp_path / "scores/one/predictions/one scan_prediction.nii.gz")
+    assert written.shape == (29, 25, 24) and written.get_data_dtype() == np.uint8
+    np.testing.assert_array_equal(written.affine, affine)
+    assert is_png(tmp_path / "scores/one/predictions/one scan.png")
+    assert not (tmp_path / "scores/scores.csv").exists()
+
+
+def test_regions_file_and_rpn_lead_to_the_same_prediction(workspace):
+    common = ["test_strokeformer.py", "--scans", workspace.scans, "--ckpt_path", workspace.seg, "--n_predictions", 0]
+    run_script(*common, "--rpn_ckpt_path", workspace.rpn, "--model_name", "by_rpn", *GRID, cwd=workspace.cwd)
+    regions = workspace.cwd / "scores/by_rpn/regions.json"
+    run_script(*common, "--regions", regions, "--model_name", "by_file", *GRID, cwd=workspace.cwd)
+    by_rpn, by_file = (sorted((workspace.cwd / f"scores/{n}/predictions").iterdir()) for n in ("by_rpn", "by_file"))
+    assert len(by_rpn) == 6
+    for one, other in zip(by_rpn, by_file, strict=True):
+        np.testing.assert_array_equal(np.load(one), np.load(other))
+
+
+@pytest.fixture(scope="module")
+def cross_validated(cohort, tmp_path_factory):
+    cwd = tmp_path_factory.mktemp("cv")
+    command = [
+        *["cross_validation.py", "--scans_dir", cohort / "Scans", "--masks_dir", cohort / "Masks"],
+        *["--model_prefix", "seg", "--rpn_model_prefix", "rpn", "--k", 2, "--splits", 34, 16, 50],
+        *["--rpn_max_epochs", 2, "--max_epochs", 2, "--rpn_image_size", 64, "--rpn_lr", 1e-3, "--rpn_batch_size", 8],
+        *["--score_threshold", 0.02, "--n_predictions", 2, *GRID, *ROI, *QUICK],
+    ]
+    return cwd, command, run_script(*command, cwd=cwd)
+
+
+def test_cross_validation_leaves_every_result(cross_validated):
+    cwd, _, _ = cross_validated
+    run = cwd / "StrokeFormer/seg"
+    folds = json.loads((run / "folds.json").read_text())["folds"]
+    subjects = set(folds[0]["train"] + folds[0]["val"] + folds[0]["test"])
+    assert len(subjects) == 6 and sorted(s for fold in folds for s in fold["test"]) == sorted(subjects)
+    for number in range(2):
+        assert len(json.loads((run / f"regions_fold-{number}.json").read_text())) == 6
+        assert (cwd / f"RPN/rpn_fold-{number}/checkpoints/best.ckpt").exists()
+        assert (cwd / f"StrokeFormer/seg_fold-{number}/checkpoints/best.ckpt").exists()
+        assert len(list((cwd / f"scores/seg_fold-{number}/predictions").glob("*.npy"))) == 3
+        assert len(list((cwd / f"rpn_scores/rpn_fold-{number}/predictions").glob("*.png"))) == 2
+    assert pd.read_csv(cwd / "rpn_scores/scores.csv").columns.tolist() == RPN_COLUMNS
+    assert pd.read_csv(cwd / "scores/scores.csv").model_name.tolist() == ["seg_fold-0", "seg_fold-1"]
+    assert len(pd.read_csv(cwd / "scores/per_scan_scores.csv")) == 6
+    assert len(pd.read_csv(cwd / "scores/per_size_scores.csv")) == 8
+
+
+def test_cross_validation_ends_with_mean_and_deviation_over_folds(cross_validated):
+    cwd, _, done = cross_validated
+    summary = pd.read_csv(cwd / "scores/seg_summary.csv").set_index(["stage", "score"])
+    dice = pd.read_csv(cwd / "scores/scores.csv").dice
+    assert summary.loc[("strokeformer", "dice"), "mean"] == pytest.approx(dice.mean())
+    assert summary.loc[("strokeformer", "dice"), "std"] == pytest.approx(dice.std())
+    assert "lesion_coverage" in done.out and f"{dice.mean():.3f}" in done.out
+
+
+def test_interrupted_cross_validation_goes_on_where_it_stopped(cross_validated):
+    """The second fold's segmentation is lost; running again redoes that alone and reproduces the scores."""
+    cwd, command, _ = cross_validated
+    before = pd.read_csv(cwd / "scores/scores.csv")
+    first = cwd / "StrokeFormer/seg_fold-0/checkpoints/best.ckpt"
+    stamp = first.stat().st_mtime_ns
+    for path in sorted((cwd / "StrokeFormer/seg_fold-1").rglob("*"), reverse=True):
+        path.rmdir() if path.is_dir() else path.unlink()
+    done = run_script(*command, cwd=cwd)
+    assert done.out.count("trained already") == 3 and first.stat().st_mtime_ns == stamp
+    pd.testing.assert_frame_equal(pd.read_csv(cwd / "scores/scores.csv"), before, rtol=1e-4)
+
+
+def test_cross_validation_uses_no_augmented_scan_with_a_foreign_donor(cross_validated, cohort, tmp_path):
+    """Two augmented scans: one of training subjects of the first fold, one that a test subject donated to."""
+    cwd, command, _ = cross_validated
+    fold = json.loads((cwd / "StrokeFormer/seg/folds.json").read_text())["folds"][0]
+    provenance = {}
+    for name, donor in (("good", fold["train"][1]), ("leak", fold["test"][0])):
+        scan = next((cohort / "Scans").glob(f"sub-{fold['train'][0]}_*"))
+        mask = next((cohort / "Masks").glob(f"sub-{donor}_*"))
+        target = tmp_path / "Augmented/Scans" / scan.name.replace("_T1w", f"_desc-{name}_T1w")
+        target_mask = tmp_path / "Augmented/Masks" / target.name.replace("_T1w", "_T1lesion_mask_augmented")
+        for source, copy in ((scan, target), (mask, target_mask)):
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            copy.write_bytes(source.read_bytes())
+        provenance[target.name] = {"mask": target_mask.name, "recipient": fold["train"][0], "donors": [donor]}
+    (tmp_path / "Augmented/provenance.json").write_text(json.dumps(provenance))
+    extra = ["--use_augmented", "--augmented_dir", tmp_path / "Augmented", "--rpn_max_epochs", 1, "--max_epochs", 1]
+    done = run_script(*command, *extra, cwd=tmp_path)
+    assert "Fold 1 of 2" in done.out and "1 of 2 augmented scans" in done.out
+    regions = json.loads((tmp_path / "StrokeFormer/seg/regions_fold-0.json").read_text())
+    assert any("desc-good" in name for name in regions) and not any("desc-leak" in name for name in regions)
+
+
+# --- mistakes ------------------------------------------------------------------------------------------
+
+
+def refused(*command, cwd: Path) -> str:
+    """The one line on stderr with which a command is refused, quickly enough that no long work began."""
+    started = time.monotonic()
+    lines = [line for line in run_script(*command, cwd=cwd, code=2).err.splitlines() if "error:" in line]
+    assert time.monotonic() - started < 60 and len(lines) == 1, lines
+    return lines[0]
+
+
+def cv(cohort, **changes):
+    arguments = {"scans_dir": cohort / "Scans", "masks_dir": cohort / "Masks", "model_prefix": "a"}
+    arguments |= {"rpn_model_prefix": "b", **changes}
+    return ["cross_validation.py", *(x for k, v in arguments.items() for x in (f"--{k}", *np.atleast_1d(v)))]
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"scans_dir": "/no/such"}, "--scans_dir /no/such does not exist"),
+        ({"ext": ".nii.gz"}, "holds no .nii.gz volume"),
+        ({"ext": ".mha"}, "none of .npy, .nii, .nii.gz"),
+        ({"splits": [70, 20, 20]}, "must sum to 100"),
+        ({"splits": [90, 0, 10]}, "at least 1"),
+        ({"k": 0}, "--k"),
+        ({"k": 7}, "--k 7"),
+        ({"overlap": 1.0}, "--overlap"),
+        ({"seg_loss_cfg": "{"}, "--seg_loss_cfg"),
+        ({"seg_loss": "NoLoss"}, "--seg_loss NoLoss"),
+        ({"roi_size": [60, 64, 64]}, "--roi_size"),
+        ({"folds": "/no/such.json"}, "/no/such.json"),
+        ({"transforms": "explode"}, "--transforms"),
+        ({"rpn_backbone_weights": "/no/such.pth"}, "/no/such.pth"),
+    ],
+)
+def test_cross_validation_refuses_bad_arguments(cohort, tmp_path, changes, complaint):
+    assert complaint in refused(*cv(cohort, **changes), cwd=tmp_path)
+    assert not any(tmp_path.iterdir())
+
+
+def test_augmented_folder_without_provenance_is_refused(cohort, tmp_path):
+    line = refused(*cv(cohort, augmented_dir="/no/such"), "--use_augmented", cwd=tmp_path)
+    assert "provenance.json" in line and not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["--ckpt_path", "/no/such.ckpt"], "/no/such.ckpt does not exist"),
+        (["--ckpt_path", "{rpn}"], "is a checkpoint of RPN, not of StrokeFormer"),
+        (["--ckpt_path", "{seg}", "--rpn_ckpt_path", "{seg}"], "is a checkpoint of StrokeFormer, not of RPN"),
+        (["--ckpt_path", "{seg}", "--regions", "/no/such.json"], "/no/such.json"),
+        (["--ckpt_path", "{seg}", "--target_layers", "nothing"], "--target_layers nothing"),
+        (["--ckpt_path", "{seg}", "--num_classes", "3"], "--num_classes 3"),
+        (["--ckpt_path", "{readme}"], "cannot be read safely"),
+    ],
+)
+def test_segmentation_refuses_bad_arguments(workspace, tmp_path, arguments, complaint):
+    names = {"rpn": workspace.rpn, "seg": workspace.seg, "readme": ROOT / "README.md"}
+    arguments = [a.format(**names) for a in arguments]
+    assert complaint in refused("test_strokeformer.py", "--scans", workspace.scans, *arguments, *GRID, cwd=tmp_path)
+    assert not any(tmp_path.iterdir())
+
+
+def test_checkpoint_that_would_run_code_is_refused(workspace, tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return (Path.touch, (tmp_path / "owned",))
+
+    torch.save({"state_dict": {}, "model": Evil()}, tmp_path / "evil.ckpt")
+    command = ["test_rpn.py", "--scans", workspace.slices, "--masks", workspace.slice_masks]
+    assert "cannot be read safely" in refused(*command, "--ckpt_path", tmp_path / "evil.ckpt", cwd=tmp_path)
+    assert not (tmp_path / "owned").exists()
