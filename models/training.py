@@ -18,7 +18,7 @@ from data.grid import Grid, cached_scan, grid_of
 from data.slices import StackedScans, read_slice
 from models.calibration import choose_threshold, coverage_curve
 from models.checkpoints import MarkCheckpoint, load_rpn, store_threshold
-from models.rpn import DEFAULT_THRESHOLD, RPN
+from models.rpn import DEFAULT_THRESHOLD, MONITOR, RPN
 from models.strokeformer import StrokeFormer
 from utils.files import atomic_path, read_json, write_json
 from utils.plots import plot_loss_curves, plot_slice_boxes, plot_volume_prediction, save_figure
@@ -36,7 +36,6 @@ def build_rpn(args: Namespace, in_channels: int) -> RPN:
         eps=args.eps,
         betas=args.betas,
         weight_decay=args.weight_decay,
-        log_every_n_val_epochs=args.log_every_n_val_epochs,
         backbone_weights=args.backbone_weights,
     )
 
@@ -54,7 +53,9 @@ def train_rpn(args: Namespace, train: pd.DataFrame, val: pd.DataFrame, name: str
     model = build_rpn(args, in_channels=len(read_slice(train.scan.iloc[0])))
     sick = val[val.lesion_voxels > 0]
     shown = sick.iloc[np.linspace(0, len(sick) - 1, min(args.num_samples, len(sick))).astype(int)]
-    return _fit(model, data, args, name, lambda module: _draw_slices(module, shown), partial(_calibrate, args, val))
+    monitor = MONITOR if len(sick) else ("train_loss", "min")
+    draw, calibrate = partial(_draw_slices, shown=shown), partial(_calibrate, args, val)
+    return _fit(model, data, args, name, monitor, draw, calibrate)
 
 
 def train_strokeformer(
@@ -73,7 +74,9 @@ def train_strokeformer(
         train, val, regions, grid, roi_size, cache_dir, args.batch_size, args.num_workers, args.transforms, args.seed
     )
     shown = val[: args.num_samples]
-    return _fit(model, data, args, name, lambda module: _draw_volumes(module, shown, regions, grid, cache_dir, args))
+    monitor = ("val_loss" if len(data.val) else "train_loss", "min")
+    draw = partial(_draw_volumes, shown=shown, regions=regions, grid=grid, cache_dir=cache_dir, args=args)
+    return _fit(model, data, args, name, monitor, draw)
 
 
 def _calibrate(args: Namespace, val: pd.DataFrame, folder: Path, checkpoint: Path) -> None:
@@ -93,12 +96,14 @@ def _fit(
     data: pl.LightningDataModule,
     args: Namespace,
     name: str,
+    monitor: tuple[str, str],
     draw: Callable[[pl.LightningModule], Iterable[tuple[str, Figure]]],
     finish: Callable[[Path, Path], None] | None = None,
 ) -> Path:
     """Fit or resume a run in ``<default_root_dir>/<name>`` and return its best checkpoint.
 
     Args:
+        monitor: the logged value that tells the best epoch, and whether ``"min"`` or ``"max"`` is best.
         draw: pictures to draw now and then.
         finish: what is left to do with the run's folder and its best checkpoint.
     """
@@ -108,9 +113,8 @@ def _fit(
     if finished.exists() and read_json(finished)["max_epochs"] >= args.max_epochs:
         print(f"{name} is trained already: {best}")
         return best
-    monitor = "val_loss" if len(data.val) else "train_loss"
     pictures = PredictionPictures(draw, folder / "predictions", args.log_every_n_val_epochs)
-    trainer = build_trainer(folder, args, monitor, [MarkCheckpoint(), pictures])
+    trainer = build_trainer(folder, args, *monitor, [MarkCheckpoint(), pictures])
     model = model.to(memory_format=torch.channels_last) if isinstance(model, RPN) else model
     trainer.fit(model, data, ckpt_path=last if last.exists() else None, weights_only=True)
     save_figure(plot_loss_curves(logged_metrics(folder)), folder / "loss_curves.png")

@@ -326,7 +326,7 @@ def add_logging(parser) -> None:
         "--min_delta",
         type=non_negative_float,
         default=0.001,
-        help="smallest fall of the validation loss that counts",
+        help="smallest gain of the watched validation value that counts",
     )
     group.add_argument(
         "--lr_logging_interval",

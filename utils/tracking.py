@@ -149,12 +149,16 @@ class PredictionPictures(pl.Callback):
                     logger.log_image("predictions", [str(path)], caption=[name])
 
 
-def build_trainer(folder: Path, args, monitor: str, callbacks: list[pl.Callback]) -> pl.Trainer:
-    """A Lightning trainer that keeps the best and the last checkpoint, stops early and logs to `folder`."""
+def build_trainer(folder: Path, args, monitor: str, mode: str, callbacks: list[pl.Callback]) -> pl.Trainer:
+    """A Lightning trainer that keeps the best and the last checkpoint, stops early and logs to `folder`.
+
+    Args:
+        monitor, mode: the logged value that tells the best epoch, and whether ``"min"`` or ``"max"`` is best.
+    """
     _quieten()
     on_gpu = torch.cuda.is_available()
     checkpoints = ModelCheckpoint(
-        folder / "checkpoints", "best", monitor=monitor, save_last=True, enable_version_counter=False
+        folder / "checkpoints", "best", monitor=monitor, mode=mode, save_last=True, enable_version_counter=False
     )
     return pl.Trainer(
         default_root_dir=folder,
@@ -167,7 +171,7 @@ def build_trainer(folder: Path, args, monitor: str, callbacks: list[pl.Callback]
         enable_model_summary=False,
         callbacks=[
             checkpoints,
-            EarlyStopping(monitor, min_delta=args.min_delta, patience=args.patience),
+            EarlyStopping(monitor, min_delta=args.min_delta, patience=args.patience, mode=mode),
             LearningRateMonitor(args.lr_logging_interval),
             TQDMProgressBar(refresh_rate=5),
             FiniteLoss(),

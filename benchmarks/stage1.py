@@ -1,0 +1,73 @@
+"""Time stage 1 on a volume of the default grid, beside torchvision's Faster R-CNN as it comes.
+
+    python benchmarks/stage1.py
+
+Prints seconds of one run each, on random weights (a trained network passes on fewer boxes, not more), and the ratio.
+"""
+
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from torchvision.models.detection import fasterrcnn_resnet50_fpn
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from data.grid import Grid, PreparedScan
+from data.phantom import Settings, make_subject
+from data.volumes import head_mask, normalise
+from models.rpn import RPN
+from utils.regions import consistent_regions
+
+ROI_SIZE = (64, 64, 64)
+
+
+def prepare_phantom() -> PreparedScan:
+    """A synthetic scan at 1 mm on the grid of 189 x 192 x 192."""
+    scan, mask = make_subject(Settings(1, 1.0, 0, ".npy", 0.0, 1.0, 3.0), 0)
+    grid = Grid((1, 189, 192, 192))
+    head = head_mask(scan[0])
+    scan, head, mask = grid.place(normalise(scan, head)), grid.place(head), grid.place(mask[0])
+    return PreparedScan("phantom", "1", scan.astype(np.float16), head, mask > 0, None, mask.shape)
+
+
+def seconds(function, repeats: int) -> float:
+    """Median wall time of `function`, after one run that does not count."""
+    function()
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        function()
+        times.append(time.perf_counter() - start)
+    return float(np.median(times))
+
+
+def main() -> None:
+    prepared = prepare_phantom()
+    slices = [torch.from_numpy(prepared.scan[:, z].astype(np.float32)) for z in range(len(prepared.head))]
+    ours = RPN().eval().to(memory_format=torch.channels_last)
+    theirs = fasterrcnn_resnet50_fpn(weights=None, weights_backbone=None, num_classes=2, min_size=192).eval()
+    # One box a slice, scattered about two places: the most that grouping ever has to cluster.
+    corner = np.random.default_rng(0).integers(40, 100, (len(slices), 2))
+    boxes = np.concatenate([corner, corner + 30], 1).astype(float)
+
+    @torch.inference_mode()
+    def torchvision_default() -> None:
+        for image in slices:
+            theirs([image.expand(3, -1, -1)])
+
+    grouping = seconds(lambda: consistent_regions(boxes, prepared.head, ROI_SIZE), repeats=9)
+    stage1 = seconds(lambda: ours.propose(prepared, ours.detect_volume(prepared), ROI_SIZE, 0.01), repeats=3)
+    start = time.perf_counter()
+    torchvision_default()
+    default = time.perf_counter() - start
+    print(f"threads                            {torch.get_num_threads()}")
+    print(f"grouping the boxes of 189 slices   {1000 * grouping:8.1f} ms")
+    print(f"stage 1, 189 x 192 x 192           {stage1:8.2f} s")
+    print(f"torchvision's default, same slices {default:8.2f} s, {default / stage1:.1f} times as long")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,115 @@
+"""Draw the README's pictures from a run of ``make demo``: ``python docs/figures.py``.
+
+The scan shown is the test scan of the first fold whose Dice is the median of those with a lesion of at least 1 cm3.
+"""
+
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+
+from data.cohort import Case, pair_cases
+from data.grid import Grid, PreparedScan, prepare_scan
+from data.volumes import stem_of, volume_shape
+from models.checkpoints import load_rpn
+from utils.plots import DETECTION, PREDICTION, REGION, TARGET, save_figure
+from utils.regions import Region, enclosing_box, group_slices, read_regions
+
+DEMO, DOCS, COHORT = ROOT / "demo", ROOT / "docs", ROOT / "data/demo"
+
+
+def choose_case() -> Case:
+    scores = pd.read_csv(DEMO / "scores/per_scan_scores.csv").query("model_name == 'demo_fold-0'")
+    volumes = pd.read_csv(COHORT / "cohort.csv").set_index("scan").lesion_cm3
+    shown = scores[scores.scan.map(volumes) >= 1].sort_values("dice")
+    name = shown.scan.iloc[len(shown) // 2]
+    return next(case for case in pair_cases([COHORT / "Scans"], [COHORT / "Masks"]) if case.name == name)
+
+
+def draw_method(scan: PreparedScan, detections: dict[int, dict], regions: list[Region], prediction: np.ndarray):
+    figure = Figure(figsize=(15, 4.6), dpi=110, layout="constrained")
+    panels = figure.subplots(1, 4)
+    z = int(scan.mask.sum((1, 2)).argmax())
+    x = int(scan.mask.sum((0, 2)).argmax())
+    draw_detections(panels[0], scan, z, detections[z])
+    draw_groups(panels[1], scan, x, detections)
+    draw_regions(panels[2], scan, x, regions)
+    draw_segmentation(panels[3], scan, z, prediction)
+    titles = (
+        "1  detect in every slice",
+        "2  agree over similar slices",
+        "3  grow to the window",
+        "4  segment only there",
+    )
+    for axes, title in zip(panels, titles, strict=True):
+        axes.set_title(title, loc="left", fontsize=13)
+        axes.set_xticks([])
+        axes.set_yticks([])
+    return figure
+
+
+def draw_detections(axes, scan: PreparedScan, z: int, found: dict) -> None:
+    show(axes, scan.scan[0, z])
+    for box, score in zip(found["boxes"].numpy(), found["scores"].numpy(), strict=True):
+        rectangle(axes, box[1], box[0], box[3], box[2], edgecolor=DETECTION, linestyle="--", alpha=0.3 + 0.7 * score)
+    axes.contour(scan.mask[z].T, [0.5], colors=TARGET, linewidths=1.2)
+    axes.set_xlabel(f"axial slice {z}: lesion (green), detections (blue, dashed)")
+
+
+def draw_groups(axes, scan: PreparedScan, x: int, detections: dict[int, dict]) -> None:
+    show(axes, scan.scan[0, :, x].T)
+    for number, (start, end) in enumerate(group_slices(scan.head)):
+        axes.axhspan(start - 0.5, end - 0.5, color=("#0072B2", "#E69F00")[number % 2], alpha=0.22, linewidth=0)
+    for z, found in detections.items():
+        box = enclosing_box(found["boxes"][found["scores"] >= 0.5].numpy())
+        if not np.isnan(box[0]):
+            axes.plot([box[0], box[2]], [z, z], color=DETECTION, linewidth=1.5)
+    axes.set_xlabel("sagittal: groups of slices (bands), boxes (blue)")
+
+
+def draw_regions(axes, scan: PreparedScan, x: int, regions: list[Region]) -> None:
+    show(axes, scan.scan[0, :, x].T)
+    axes.contour(scan.mask[:, x], [0.5], colors=TARGET, linewidths=1.2)
+    for r in regions:
+        rectangle(axes, r.xmin, r.region_start, r.xmax, r.region_end, edgecolor=REGION, linewidth=1.8)
+    axes.set_xlabel("sagittal: proposed regions (yellow)")
+
+
+def draw_segmentation(axes, scan: PreparedScan, z: int, prediction: np.ndarray) -> None:
+    show(axes, scan.scan[0, z])
+    axes.contourf(prediction[z].T, [0.5, 1.5], colors=PREDICTION, alpha=0.55)
+    axes.contour(scan.mask[z].T, [0.5], colors=TARGET, linewidths=1.2)
+    axes.set_xlabel(f"axial slice {z}: prediction (orange), lesion (green)")
+
+
+def show(axes, image: np.ndarray) -> None:
+    axes.imshow(image.astype(np.float32).T, cmap="gray", vmin=0, vmax=1, origin="lower")
+
+
+def rectangle(axes, left, bottom, right, top, **style) -> None:
+    axes.add_patch(Rectangle((left - 0.5, bottom - 0.5), right - left, top - bottom, facecolor="none", **style))
+
+
+def main() -> None:
+    case = choose_case()
+    scan = prepare_scan(case, Grid((1, *volume_shape(case.scan))))
+    detections = load_rpn(DEMO / "RPN/demo_fold-0/checkpoints/best.ckpt").detect_volume(scan)
+    regions = read_regions(DEMO / "StrokeFormer/demo/regions_fold-0.json")[case.name]
+    results = DEMO / "scores/demo_fold-0"
+    stored = np.load(results / "predictions" / f"{case.stem}_prediction.npy", allow_pickle=False)
+    save_figure(draw_method(scan, detections, regions, stored[0].transpose(2, 0, 1)), DOCS / "method.png")
+    shutil.copy(results / "predictions" / f"{case.stem}.png", DOCS / "prediction.png")
+    shutil.copy(results / "gradcam" / f"{case.stem}.png", DOCS / "gradcam.png")
+    proposals = DEMO / "rpn_scores/demo_fold-0/predictions"
+    shutil.copy(next(proposals.glob(f"{stem_of(case.name)}_slice-*.png")), DOCS / "proposals.png")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,104 @@
+"""The synthetic cohort: deterministic, the same at any spacing, and shaped like strokes."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy.ndimage import binary_dilation, label
+
+from data.phantom import VOLUME_RANGE_CM3, Settings, healthy_subjects, make_subject, write_cohort
+from data.volumes import head_mask, read_volume
+from tests.running import run_script
+
+SETTINGS = Settings(12, 6.0, 3, ".npy", 0.25, 1.0, 3.0)
+SICK = [i for i in range(12) if i not in healthy_subjects(SETTINGS)]
+
+
+def test_cohort_has_atlas_names_layout_shapes_and_types(tmp_path):
+    write_cohort(replace(SETTINGS, n_subjects=2), tmp_path)
+    name = "sub-r001s001_ses-1_space-MNI152NLin2009aSym"
+    scan = np.load(tmp_path / f"Scans/{name}_T1w.npy")
+    mask = np.load(tmp_path / f"Masks/{name}_label-L_desc-T1lesion_mask.npy")
+    assert scan.shape == mask.shape == (1, 33, 39, 32)  # 197 x 233 x 189 mm at 6 mm, as (C, H, W, D)
+    assert scan.dtype == np.float32 and mask.dtype == np.uint8 and set(np.unique(mask)) <= {0, 1}
+    table = pd.read_csv(tmp_path / "cohort.csv")
+    assert table.spacing_mm.tolist() == ["6.0 6.0 6.0"] * 2 and table.lesion_voxels[0] == mask.sum()
+    assert "no patients" in json.loads((tmp_path / "phantom.json").read_text())["what"]
+
+
+def test_files_follow_the_seed_and_not_the_number_of_processes(tmp_path):
+    small = replace(SETTINGS, n_subjects=3)
+    write_cohort(small, tmp_path / "one", num_workers=1)
+    write_cohort(small, tmp_path / "two", num_workers=2)
+    files = sorted(p.relative_to(tmp_path / "one") for p in (tmp_path / "one").rglob("*.npy"))
+    assert len(files) == 6
+    assert all((tmp_path / "one" / f).read_bytes() == (tmp_path / "two" / f).read_bytes() for f in files)
+    assert not np.array_equal(make_subject(small, 0)[0], make_subject(replace(small, seed=4), 0)[0])
+
+
+@pytest.mark.parametrize("ext", [".nii", ".nii.gz"])
+def test_nifti_cohort_holds_the_same_voxels_and_its_spacing(tmp_path, ext):
+    write_cohort(replace(SETTINGS, n_subjects=1, ext=ext), tmp_path)
+    volume = read_volume(next((tmp_path / "Scans").iterdir()))
+    np.testing.assert_array_equal(volume.array, make_subject(SETTINGS, 0)[0])
+    assert volume.spacing_mm == (6, 6, 6)
+
+
+def test_another_spacing_shows_the_same_head_and_lesion():
+    coarse, fine = (replace(SETTINGS, spacing=s) for s in (6.0, 3.0))
+    compared = 0
+    for index in SICK[:4]:
+        (scan, mask), (fine_scan, fine_mask) = make_subject(coarse, index), make_subject(fine, index)
+        volumes = [m.sum() * s**3 / 1000 for m, s in ((mask, 6), (fine_mask, 3))]
+        if volumes[1] < 3:  # a handful of voxels at 6 mm tells nothing
+            continue
+        assert volumes[0] == pytest.approx(volumes[1], rel=0.2)
+        centres = [np.argwhere(m[0]).mean(0) * s for m, s in ((mask, 6), (fine_mask, 3))]
+        assert np.abs(centres[0] - centres[1]).max() < 5  # mm
+        brains = [(head_mask(a[0]).sum() * s**3) for a, s in ((scan, 6), (fine_scan, 3))]
+        assert brains[0] == pytest.approx(brains[1], rel=0.2)
+        compared += 1
+    assert compared >= 2
+
+
+def test_just_the_wanted_fraction_is_healthy():
+    masks = [make_subject(SETTINGS, i)[1] for i in range(12)]
+    assert sum(not m.any() for m in masks) == len(healthy_subjects(SETTINGS)) == 3
+
+
+def test_lesions_are_one_to_three_dark_and_within_the_head():
+    for index in SICK:
+        scan, mask = (a[0] for a in make_subject(replace(SETTINGS, spacing=4.0), index))
+        lesion = mask > 0
+        assert 1 <= label(lesion, np.ones((3, 3, 3)))[1] <= 3
+        head = head_mask(scan)
+        assert (lesion & ~binary_dilation(head)).sum() == 0
+        if lesion.sum() > 8:
+            around = binary_dilation(lesion, iterations=2) & ~lesion & head
+            assert np.median(scan[lesion]) < 0.8 * np.median(scan[around])
+
+
+def test_lesion_volumes_stay_in_the_range_of_atlas_about_its_median():
+    wide = replace(SETTINGS, n_subjects=60, spacing=8.0)
+    volumes = [make_subject(wide, i)[1].sum() * 8**3 / 1000 for i in range(60)]
+    volumes = np.array([v for v in volumes if v > 0])
+    assert volumes.max() <= VOLUME_RANGE_CM3[1] and 2 < np.median(volumes) < 10
+
+
+def test_contrast_zero_hides_the_lesion():
+    index = SICK[0]
+    hidden, _ = make_subject(replace(SETTINGS, lesion_contrast=0.0), index)
+    shown, mask = make_subject(SETTINGS, index)
+    assert mask.any() and shown[mask > 0].mean() < hidden[mask > 0].mean()
+    far = ~binary_dilation(mask[0] > 0, iterations=3)
+    np.testing.assert_allclose(shown[0][far], hidden[0][far], atol=0.5)
+
+
+def test_folder_of_other_settings_is_refused_and_kept(tmp_path):
+    write_cohort(replace(SETTINGS, n_subjects=1), tmp_path)
+    before = {p: p.read_bytes() for p in tmp_path.rglob("*.npy")}
+    error = run_script("-m", "data.phantom", "--out_dir", tmp_path, "--n_subjects", 2, cwd=tmp_path, code=2).err
+    assert "--out_dir" in error and len(error.splitlines()) == 1
+    assert {p: p.read_bytes() for p in tmp_path.rglob("*.npy")} == before
