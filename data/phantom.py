@@ -25,6 +25,7 @@ MEDIAN_VOLUME_CM3, LOG_SPREAD, VOLUME_RANGE_CM3 = 5.0, 1.5, (0.01, 497.0)
 LESIONS_PER_SCAN = {1: 0.65, 2: 0.25, 3: 0.10}
 ONE_SIDED_SHARE = 0.9
 RIM_MM = 0.6  # width of the partial-volume rim
+COARSEST_SPACING_MM = 20  # beyond it a lesion of a single voxel exceeds ATLAS's median by far, or finds no tissue
 SPACE = "space-MNI152NLin2009aSym"
 
 
@@ -149,7 +150,7 @@ def paint_tissue(head: Head, levels: dict[str, float]) -> np.ndarray:
 def draw_lesions(head: Head, spacing: float, rng: np.random.Generator) -> np.ndarray:
     """Opacity of the scan's lesions, (H, W, D) float32 in [0, 1]; a voxel above 0.5 is lesion."""
     n = int(rng.choice(list(LESIONS_PER_SCAN), p=list(LESIONS_PER_SCAN.values())))
-    total = MEDIAN_VOLUME_CM3 * np.exp(LOG_SPREAD * rng.normal())
+    total = min(MEDIAN_VOLUME_CM3 * np.exp(LOG_SPREAD * rng.normal()), VOLUME_RANGE_CM3[1])
     volumes = np.clip(total * rng.dirichlet(np.full(n, 2.0)), *VOLUME_RANGE_CM3)
     side = rng.choice([-1, 1])
     sides = [side if i == 0 or rng.random() < ONE_SIDED_SHARE else -side for i in range(n)]
@@ -316,10 +317,14 @@ def write_cohort(settings: Settings, out_dir: Path, num_workers: int = 1) -> Non
 
 
 def _claim(out_dir: Path, settings: Settings) -> None:
-    """Note the settings in the folder; refuse one that holds a cohort of other settings."""
+    """Note the settings in the folder; refuse one that holds a cohort of other settings, or other scans."""
     note = out_dir / "phantom.json"
-    if note.exists() and read_json(note)["settings"] != vars(settings):
-        raise UserError(f"--out_dir {out_dir} holds a synthetic cohort of other settings; give another folder")
+    if note.exists():
+        if read_json(note)["settings"] != vars(settings):
+            raise UserError(f"--out_dir {out_dir} holds a synthetic cohort of other settings; give another folder")
+    elif any(out_dir.glob("Scans/*")) or any(out_dir.glob("Masks/*")):
+        # Our names are ATLAS's: a patient's scan would be kept as if it were ours, and the two would mix.
+        raise UserError(f"--out_dir {out_dir} holds scans that are not synthetic; give another folder")
     what = "Synthetic: drawn from the MNI152 templates by data.phantom; these are no patients."
     write_json(note, {"what": what, "settings": vars(settings)})
 
@@ -343,6 +348,8 @@ def parse_args() -> argparse.Namespace:
 
 
 def main(args: argparse.Namespace) -> None:
+    if args.spacing > COARSEST_SPACING_MM:
+        raise UserError(f"--spacing {args.spacing:g} is too coarse for a head; give at most {COARSEST_SPACING_MM} mm")
     settings = Settings(**{name: getattr(args, name) for name in Settings.__dataclass_fields__})
     write_cohort(settings, Path(args.out_dir), args.num_workers)
     print(f"{args.n_subjects} synthetic scans (no patients) are in {args.out_dir}")

@@ -21,6 +21,8 @@ from utils.regions import Region, consistent_regions, enclosing_box
 # Anchor sizes in pixels of a slice of REFERENCE_SIZE, fitted by the method's author to each data set's lesions.
 ANCHOR_SIZES = {"ATLAS": (5, 32, 54, 93), "ISLES-DWI": (7, 10, 20), "ISLES-FLAIR": (5, 12, 23, 84)}
 ASPECT_RATIOS = (0.3, 0.5, 1.0, 2.0)
+# torchvision rounds anchors to pixels: a flatter one than this would have no height and make the loss infinite.
+SMALLEST_ANCHOR = 2.0
 REFERENCE_SIZE = 192  # shorter side of an ATLAS slice on the default grid
 
 FPN_CHANNELS = 128  # half of torchvision's 256: grey slices with one class need less, and it halves the time
@@ -182,7 +184,8 @@ def build_detector(
     in_channels: int, dataset_anchors: str, image_size: int, backbone_weights: str | None = None
 ) -> FasterRCNN:
     """torchvision's Faster R-CNN over a resnet18 feature pyramid, one anchor size a pyramid level."""
-    sizes = [size * image_size / REFERENCE_SIZE for size in ANCHOR_SIZES[dataset_anchors]]
+    scale = image_size / REFERENCE_SIZE
+    sizes = [max(size * scale, SMALLEST_ANCHOR) for size in ANCHOR_SIZES[dataset_anchors]]
     backbone = build_backbone(in_channels, len(sizes), backbone_weights)
     levels = [str(i) for i in range(len(sizes) - 1)]
     pooled = MultiScaleRoIAlign(featmap_names=levels, output_size=7, sampling_ratio=2)

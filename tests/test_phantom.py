@@ -8,9 +8,20 @@ import pandas as pd
 import pytest
 from scipy.ndimage import binary_dilation, label
 
-from data.phantom import VOLUME_RANGE_CM3, Settings, healthy_subjects, make_subject, write_cohort
+from data.phantom import (
+    FIELD_OF_VIEW_MM,
+    MIDLINE_MM,
+    VOLUME_RANGE_CM3,
+    Settings,
+    healthy_subjects,
+    make_subject,
+    subject_files,
+    warp_head,
+    write_cohort,
+)
 from data.volumes import head_mask, read_volume
 from tests.running import run_script
+from utils.errors import UserError
 
 SETTINGS = Settings(12, 6.0, 3, ".npy", 0.25, 1.0, 3.0)
 SICK = [i for i in range(12) if i not in healthy_subjects(SETTINGS)]
@@ -63,6 +74,36 @@ def test_another_spacing_shows_the_same_head_and_lesion():
     assert compared >= 2
 
 
+def nearest(coarse: np.ndarray, spacing: float, shape: tuple[int, ...], fine_spacing: float) -> np.ndarray:
+    """A (D, H, W) mask on a finer grid that shares its centre, by the nearest voxel."""
+    h, w, d = FIELD_OF_VIEW_MM
+    places = []
+    for n, n_fine in zip(coarse.shape, shape, strict=True):
+        from_centre = (np.arange(n_fine) - (n_fine - 1) / 2) * fine_spacing
+        places.append(np.clip(np.rint(from_centre / spacing + (n - 1) / 2).astype(int), 0, n - 1))
+    assert coarse.shape == (round(d / spacing), round(h / spacing), round(w / spacing))
+    return coarse[np.ix_(*places)]
+
+
+def test_masks_of_two_spacings_overlap():
+    shares = []
+    for index in SICK[:4]:
+        fine, coarse = (make_subject(replace(SETTINGS, spacing=s), index)[1][0] for s in (2.0, 4.0))
+        resampled = nearest(coarse, 4.0, fine.shape, 2.0)
+        shares.append(2 * (resampled & fine).sum() / (resampled.sum() + fine.sum()))
+    assert min(shares) > 0.6 and np.mean(shares) > 0.7  # the rest is the staircase of 4 mm voxels
+
+
+def test_most_scans_have_lesions_on_one_side_only():
+    wide, one_sided = replace(SETTINGS, n_subjects=40, spacing=8.0, healthy_fraction=0.0), 0
+    for index in range(40):
+        anatomy = np.random.default_rng([wide.seed, index, 0])
+        left_right = warp_head(wide, anatomy).template_mm[0].transpose(2, 0, 1)
+        sides = np.sign(left_right - MIDLINE_MM)[make_subject(wide, index)[1][0] > 0]
+        one_sided += abs(sides.sum()) == len(sides) > 0
+    assert one_sided >= 34
+
+
 def test_just_the_wanted_fraction_is_healthy():
     masks = [make_subject(SETTINGS, i)[1] for i in range(12)]
     assert sum(not m.any() for m in masks) == len(healthy_subjects(SETTINGS)) == 3
@@ -102,3 +143,28 @@ def test_folder_of_other_settings_is_refused_and_kept(tmp_path):
     error = run_script("-m", "data.phantom", "--out_dir", tmp_path, "--n_subjects", 2, cwd=tmp_path, code=2).err
     assert "--out_dir" in error and len(error.splitlines()) == 1
     assert {p: p.read_bytes() for p in tmp_path.rglob("*.npy")} == before
+
+
+def test_resumed_cohort_keeps_finished_scans_and_redraws_missing_ones(tmp_path):
+    small = replace(SETTINGS, n_subjects=2, spacing=8.0)
+    write_cohort(small, tmp_path)
+    (kept, _), (lost, _) = (subject_files(tmp_path, i, ".npy") for i in range(2))
+    before, written_at = lost.read_bytes(), kept.stat().st_mtime_ns
+    lost.unlink()
+    write_cohort(small, tmp_path)
+    assert lost.read_bytes() == before and kept.stat().st_mtime_ns == written_at
+
+
+def test_folder_with_scans_of_others_is_refused_and_left_alone(tmp_path):
+    scan, _ = subject_files(tmp_path, 0, ".npy")
+    scan.parent.mkdir()
+    scan.write_bytes(b"a patient")
+    with pytest.raises(UserError, match="--out_dir"):
+        write_cohort(replace(SETTINGS, n_subjects=1), tmp_path)
+    assert [p for p in tmp_path.rglob("*") if p.is_file()] == [scan]
+
+
+@pytest.mark.parametrize("name, value", [("--spacing", 400), ("--spacing", 0), ("--healthy_fraction", 2)])
+def test_senseless_argument_is_refused_by_name(tmp_path, name, value):
+    error = run_script("-m", "data.phantom", "--out_dir", tmp_path / "new", name, value, cwd=tmp_path, code=2).err
+    assert name in error and "Traceback" not in error and not (tmp_path / "new").exists()

@@ -58,6 +58,11 @@ def test_anchors_keep_their_share_of_the_slice_at_another_image_size():
     assert generator.sizes == ((2.5,), (16,), (27,), (46.5,))
 
 
+def test_no_anchor_is_without_area_however_small_the_slice():
+    for cell in build_detector(1, "ATLAS", image_size=16).rpn.anchor_generator.cell_anchors:
+        assert (cell[:, 2:] > cell[:, :2]).all()
+
+
 def test_few_proposals_reach_the_box_head():
     assert build_detector(1, "ATLAS", 192).rpn.post_nms_top_n() <= max(PROPOSALS.values()) <= 200
 

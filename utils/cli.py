@@ -274,6 +274,12 @@ def add_rpn_model(parser, prefix: str = "") -> None:
         default=192,
         help="pixels of a slice's shorter side inside the network; anchors scale with it",
     )
+    group.add_argument(
+        f"--{prefix}ema_decay",
+        type=overlap_ratio,
+        default=0.99,
+        help="decay per step of the weights' moving average that is validated and kept; 0 for none",
+    )
     add_calibration(group)
 
 

@@ -79,6 +79,7 @@ def _plain(settings: dict) -> dict:
 
 def build_loggers(folder: Path, args) -> list:
     """A CSV log in the run's folder and W&B, offline where there is no account."""
+    os.environ.setdefault("WANDB_SILENT", "true")
     wandb_logger = WandbLogger(
         name=folder.name,
         save_dir=folder,
@@ -86,7 +87,6 @@ def build_loggers(folder: Path, args) -> list:
         group=args.group,
         entity=args.entity,
         offline=args.offline or not has_wandb_account(),
-        settings={"silent": True},
     )
     return [CSVLogger(folder, name="logs"), wandb_logger]
 
