@@ -130,7 +130,9 @@ def curve_of(coverage, fraction):
     ("coverage", "fraction", "chosen"),
     [
         ([1.0, 0.99, 0.7], [0.8, 0.3, 0.1], 0.5),  # the highest that reaches 0.98
-        ([0.9, 0.8, 0.3], [0.9, 0.2, 0.1], 0.5),  # none reaches it: 0.0, 0.6 and 0.2 are the gains
+        ([0.9, 0.8, 0.3], [0.9, 0.2, 0.1], 0.5),  # none reaches it and 0.9 of the brain is too much
+        ([0.8, 0.8, 0.8], [0.3, 0.2, 0.1], 0.1),  # none reaches it: the lowest that is affordable
+        ([0.9, 0.8, 0.3], [0.9, 0.8, 0.7], 0.9),  # nothing is affordable
         ([np.nan] * 3, [0.5] * 3, 0.25),  # no lesion to calibrate on
     ],
 )
