@@ -11,8 +11,8 @@ from models.rpn import MIN_SCORE, RPN
 from utils.metrics import ProposalCounts, count_proposals, proposal_scores
 from utils.regions import region_mask
 
-# Share of the brain that may be proposed where the target coverage is out of reach: beyond about a third, stage 2
-# takes no less time than on the whole volume.
+# Share of the brain that may be proposed where the target coverage is out of reach: with more than about a third,
+# stage 1 would spare stage 2 too little of the class imbalance.
 FRACTION_BUDGET = 0.35
 THRESHOLDS = np.geomspace(MIN_SCORE, 0.95, 25)
 

@@ -34,7 +34,7 @@ def describe_run(settings: dict) -> dict:
     """The command line, its settings, the git commit and the versions that made a result."""
     return {
         "command": sys.argv,
-        "settings": {name: value for name, value in settings.items() if name != "provenance"},
+        "settings": settings,
         "started": datetime.now().astimezone().isoformat(timespec="seconds"),
         "git_commit": _git_commit(),
         "python": sys.version.split()[0],
