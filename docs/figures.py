@@ -34,7 +34,7 @@ def choose_case() -> Case:
 
 
 def draw_method(scan: PreparedScan, detections: dict[int, dict], regions: list[Region], prediction: np.ndarray):
-    figure = Figure(figsize=(15, 4.6), dpi=110, layout="constrained")
+    figure = Figure(figsize=(15, 4.4), dpi=110, layout="compressed")
     panels = figure.subplots(1, 4)
     z = int(scan.mask.sum((1, 2)).argmax())
     x = int(scan.mask.sum((0, 2)).argmax())
@@ -60,7 +60,7 @@ def draw_detections(axes, scan: PreparedScan, z: int, found: dict) -> None:
     for box, score in zip(found["boxes"].numpy(), found["scores"].numpy(), strict=True):
         rectangle(axes, box[1], box[0], box[3], box[2], edgecolor=DETECTION, linestyle="--", alpha=0.3 + 0.7 * score)
     axes.contour(scan.mask[z].T, [0.5], colors=TARGET, linewidths=1.2)
-    axes.set_xlabel(f"axial slice {z}: lesion (green), detections (blue, dashed)")
+    axes.set_xlabel("lesion (green), detections (blue)")
 
 
 def draw_groups(axes, scan: PreparedScan, x: int, detections: dict[int, dict]) -> None:
@@ -86,7 +86,7 @@ def draw_segmentation(axes, scan: PreparedScan, z: int, prediction: np.ndarray) 
     show(axes, scan.scan[0, z])
     axes.contourf(prediction[z].T, [0.5, 1.5], colors=PREDICTION, alpha=0.55)
     axes.contour(scan.mask[z].T, [0.5], colors=TARGET, linewidths=1.2)
-    axes.set_xlabel(f"axial slice {z}: prediction (orange), lesion (green)")
+    axes.set_xlabel("prediction (orange), lesion (green)")
 
 
 def show(axes, image: np.ndarray) -> None:
