@@ -38,13 +38,13 @@ def main(args) -> None:
     from data.cohort import check_cohort, pair_cases, write_folds
     from data.grid import cached_scan, grid_of
     from data.slices import cut_cohort
+    from utils.provenance import open_run
     from utils.tables import print_summary, summarise_folds
-    from utils.tracking import open_run
 
     folder = Path(args.default_root_dir) / args.model_prefix
     cases = pair_cases([args.scans_dir], [args.masks_dir], args.ext, ("--scans_dir", "--masks_dir"))
     augmented = load_augmented(args)
-    check_cohort(cases + list(augmented))
+    check_cohort(cases + list(augmented), args.scan_dim, args.resize_to)
     folds = choose_folds(args, cases)
     check_models(args)
     open_run(folder, vars(args))

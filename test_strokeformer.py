@@ -38,7 +38,7 @@ def main(args) -> None:
     model = load_model(StrokeFormer, args.ckpt_path)
     require_classes(args.num_classes, model.hparams.num_classes, args.ckpt_path)
     cases = pair_cases(args.scans, args.masks)
-    check_cohort(cases, full=False)
+    check_cohort(cases, args.scan_dim, args.resize_to)
     regions_of = region_source(args, [case.name for case in cases], model.hparams.roi_size)
     scans = scan_loader(ScanDataset(cases, partial(prepare_scan, grid=grid_of(args))), args.num_workers)
     name = args.model_name or run_name(args.ckpt_path)

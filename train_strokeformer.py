@@ -31,7 +31,7 @@ def main(args) -> None:
 
     train = pair_cases([args.train_scans], [args.train_masks], args.ext, ("--train_scans", "--train_masks"))
     val = pair_cases([args.val_scans], [args.val_masks], args.ext, ("--val_scans", "--val_masks"))
-    check_cohort(train + val)
+    check_cohort(train + val, args.scan_dim, args.resize_to)
     cases, cache_dir = train + val, Path(args.default_root_dir) / "cache"
     regions_of = region_source(args, [case.name for case in cases], tuple(args.roi_size))
     scans = scan_loader(

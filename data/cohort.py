@@ -9,11 +9,14 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from data.volumes import EXTENSIONS, extension_of, read_volume, stem_of, volume_shape
+from data.space import Space
+from data.volumes import EXTENSIONS, extension_of, head_mask, read_header, read_volume, stem_of
 from utils.errors import UserError
 from utils.files import read_json, write_json
 
 GOLDEN_RATIO = (5**0.5 - 1) / 2
+# A mask of another space or orientation may still touch the head; one that belongs to it hardly leaves it.
+LEAST_SHARE_IN_HEAD = 0.5
 
 
 @dataclass(frozen=True)
@@ -61,8 +64,8 @@ def list_volumes(paths: list[Path | str], ext: str | None, argument: str) -> lis
     for path in map(Path, paths):
         if not path.exists():
             raise UserError(f"{argument} {path} does not exist")
-        inside = [path] if path.is_file() else (p for p in path.rglob("*") if not p.name.startswith("."))
-        found += [p for p in inside if extension_of(p) and (ext is None or extension_of(p) == ext)]
+        inside = [path] if path.is_file() else [p for p in path.rglob("*") if not p.name.startswith(".")]
+        found += [p for p in inside if extension_of(p) and (ext is None or extension_of(p) == ext) and p.is_file()]
     if not found:
         wanted = ext or ", ".join(EXTENSIONS)
         raise UserError(f"{argument} {' '.join(map(str, paths))} holds no {wanted} volume; check the path and --ext")
@@ -83,18 +86,28 @@ def pair_cases(
         names: the command-line arguments to name in messages.
 
     Raises:
-        UserError: an empty folder, two scans or masks of one session, a scan without its mask.
+        UserError: an empty folder, two scans or masks of one session, a scan without its mask or, where `scans` are
+            folders, a mask without its scan.
     """
     scan_files = [p for p in list_volumes(scans, ext, names[0]) if not is_mask(p)]
     if not scan_files:
         raise UserError(f"{names[0]} {' '.join(map(str, scans))} holds masks only; give the folder of the scans")
-    by_scan = _by_identity(scan_files, names[0])
+    mask_files = None if masks is None else [p for p in list_volumes(masks, ext, names[1]) if is_mask(p)]
+    return pair_files(scan_files, mask_files, names, whole=all(Path(path).is_dir() for path in scans))
+
+
+def pair_files(scans: list[Path], masks: list[Path] | None, names=("--scans", "--masks"), whole=True) -> list[Case]:
+    """`pair_cases` of files that are known to be scans and masks; not `whole` if there may be masks of other scans."""
+    by_scan = _by_identity(scans, names[0])
     if masks is None:
         return [Case(*key, scan, None) for key, scan in by_scan.items()]
-    by_mask = _by_identity([p for p in list_volumes(masks, ext, names[1]) if is_mask(p)], names[1])
+    by_mask = _by_identity(masks, names[1])
     for key, scan in by_scan.items():
         if key not in by_mask:
             raise UserError(f"{scan} has no mask in {names[1]}; add the mask or take the scan out")
+    for key, mask in by_mask.items():
+        if whole and key not in by_scan:
+            raise UserError(f"{mask} has no scan in {names[0]}; add the scan or take the mask out")
     return [Case(*key, scan, by_mask[key]) for key, scan in by_scan.items()]
 
 
@@ -116,13 +129,13 @@ def read_spacing(case: Case) -> tuple[float, float, float] | None:
     table = case.scan.parent.parent / "cohort.csv"
     if not table.is_file():
         return None
-    rows = pd.read_csv(table, dtype=str)
-    if not {"scan", "spacing_mm"} <= set(rows.columns):
-        return None
-    row = rows[rows.scan == case.name]
-    if row.empty:
-        return None
-    h, w, d = (float(s) for s in row.spacing_mm.iloc[0].split())
+    try:
+        rows = pd.read_csv(table, dtype=str)
+        if not {"scan", "spacing_mm"} <= set(rows.columns) or case.name not in set(rows.scan):
+            return None
+        h, w, d = (float(size) for size in rows.set_index("scan").spacing_mm[case.name].split())
+    except (ValueError, AttributeError, OSError) as error:
+        raise UserError(f"{table} gives no three numbers H W D as spacing_mm of {case.name} ({error})") from None
     return d, h, w
 
 
@@ -144,19 +157,69 @@ def read_mask(case: Case) -> np.ndarray:
     return mask.astype(bool)
 
 
-def check_cohort(cases: list[Case], full: bool = True) -> None:
-    """Refuse broken files before any long work: shapes from the headers and, if `full`, every voxel."""
+def check_cohort(cases: list[Case], scan_dim: tuple[int, ...], resize_to: tuple[int, int] | None) -> None:
+    """Refuse broken files before any long work: first what the headers say, then every voxel.
+
+    Args:
+        scan_dim: (C, D, H, W) of ``--scan_dim``.
+        resize_to: of ``--resize_to``; without it all scans must have one shape.
+    """
+    for case in cases:
+        _check_header(case, scan_dim[0])
+    if resize_to is None:
+        _check_shapes(cases)
     for case in tqdm(cases, desc="Checking the cohort", unit="scan", leave=False):
-        scan_shape = volume_shape(case.scan)
-        if case.mask is not None and volume_shape(case.mask) != scan_shape:
+        check_voxels(case)
+
+
+def _check_header(case: Case, channels: int) -> None:
+    scan = read_header(case.scan)
+    if scan.shape[0] != channels:
+        raise UserError(f"{case.scan} has {scan.shape[0]} channels; --scan_dim says {channels}")
+    if case.mask is not None:
+        check_alignment(case)
+
+
+def check_alignment(case: Case) -> None:
+    """Refuse a mask that does not lie on the voxels of its scan."""
+    scan, mask = read_header(case.scan), read_header(case.mask)
+    if mask.shape[0] != 1:
+        raise UserError(f"{case.mask} has {mask.shape[0]} channels; a lesion mask has one")
+    if mask.shape[1:] != scan.shape[1:]:
+        raise UserError(
+            f"{case.mask} has shape {mask.shape[1:]} (D, H, W) but its scan {scan.shape[1:]}; "
+            "resample one onto the other"
+        )
+    if scan.affine is None or mask.affine is None:
+        return
+    if not Space(scan.shape[1:], scan.affine).is_close(Space(mask.shape[1:], mask.affine)):
+        raise UserError(f"{case.mask} lies elsewhere than its scan (the affines differ); resample one onto the other")
+
+
+def _check_shapes(cases: list[Case]) -> None:
+    shapes = {case: read_header(case.scan).shape[1:] for case in cases}
+    for case, shape in shapes.items():
+        if shape != shapes[cases[0]]:
             raise UserError(
-                f"{case.mask} has shape {volume_shape(case.mask)} (D, H, W) but its scan {scan_shape}; "
-                "resample one onto the other"
+                f"{case.scan} has shape {shape} (D, H, W) but {cases[0].scan} {shapes[cases[0]]}; "
+                "bring them to one grid with python -m data.prepare, or give --resize_to"
             )
-        if full:
-            read_scan(case)
-            if case.mask is not None:
-                read_mask(case)
+
+
+def check_voxels(case: Case) -> None:
+    """Refuse a scan or mask with impossible voxels, and a mask that lies outside the head."""
+    scan, _ = read_scan(case)
+    head = head_mask(scan[0])
+    if not head.any():
+        raise UserError(f"{case.scan} shows no head; mend or remove the scan")
+    if case.mask is not None:
+        require_mask_in_head(read_mask(case), head, case)
+
+
+def require_mask_in_head(mask: np.ndarray, head: np.ndarray, case: Case) -> None:
+    """Refuse a (D, H, W) lesion mask of which less than `LEAST_SHARE_IN_HEAD` lies in the (D, H, W) head."""
+    if (mask & head).sum() < LEAST_SHARE_IN_HEAD * mask.sum():
+        raise UserError(f"{case.mask} lies outside the head of {case.scan}; bring both into the same orientation")
 
 
 def lesion_loads(cases: list[Case]) -> dict[str, float]:

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from data.cohort import Case, read_mask, read_scan
+from data.space import cut
 from data.volumes import head_mask, normalise
 from utils.files import atomic_path, read_json, write_json
 
@@ -22,18 +23,8 @@ def fit(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
         array: (..., D, H, W).
         shape: as many sizes as axes are to be fitted, e.g. (D, H, W).
     """
-    lead = array.ndim - len(shape)
-    if array.shape[lead:] == tuple(shape):
-        return array
-    fitted = np.zeros((*array.shape[:lead], *shape), array.dtype)
-    source, target = [slice(None)] * lead, [slice(None)] * lead
-    for old, new in zip(array.shape[lead:], shape, strict=True):
-        start, size = abs(new - old) // 2, min(old, new)
-        cut, keep = slice(start, start + size), slice(0, size)
-        source.append(cut if old > new else keep)
-        target.append(keep if old > new else cut)
-    fitted[tuple(target)] = array[tuple(source)]
-    return fitted
+    sizes = zip(array.shape[array.ndim - len(shape) :], shape, strict=True)
+    return cut(array, tuple((old - new) // 2 if old > new else -((new - old) // 2) for old, new in sizes), shape)
 
 
 def resize_in_plane(array: np.ndarray, size: tuple[int, int], nearest: bool = False) -> np.ndarray:
@@ -51,7 +42,11 @@ def resize_in_plane(array: np.ndarray, size: tuple[int, int], nearest: bool = Fa
 
 @dataclass(frozen=True)
 class Grid:
-    """The grid that the networks see: `scan_dim` (C, D, H, W), then resampled in plane to `resize_to` (H, W)."""
+    """The grid that the networks see.
+
+    scan_dim: (C, D, H, W) that scans are centre-cropped or padded to.
+    resize_to: (H, W) that whole slices are resampled to instead, so that scans of different sizes become one.
+    """
 
     scan_dim: tuple[int, int, int, int]
     resize_to: tuple[int, int] | None = None
@@ -64,13 +59,14 @@ class Grid:
 
     def place(self, array: np.ndarray, nearest: bool = False) -> np.ndarray:
         """Bring a (..., D, H, W) array of a scan's own grid onto this one."""
-        fitted = fit(array, self.scan_dim[1:])
-        return resize_in_plane(fitted, self.resize_to, nearest) if self.resize_to else fitted
+        if self.resize_to:
+            array = resize_in_plane(array, self.resize_to, nearest)
+        return fit(array, self.shape)
 
     def restore(self, array: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
         """Bring a (..., D, H, W) array of this grid back to a scan's own `shape` (D, H, W)."""
         if self.resize_to:
-            array = resize_in_plane(array, self.scan_dim[2:])
+            array = resize_in_plane(array, shape[1:])
         return fit(array, shape)
 
 

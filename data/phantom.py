@@ -278,9 +278,8 @@ def subject_files(out_dir: Path, index: int, ext: str) -> tuple[Path, Path]:
 
 def write_subject(index: int, settings: Settings, out_dir: Path) -> dict:
     """Write a subject's scan and mask unless they are there, and return its row of ``cohort.csv``."""
-    from scipy.ndimage import label
-
-    from data.volumes import read_volume, write_volume
+    from data.overview import describe_scan
+    from data.volumes import head_mask, read_volume, write_volume
 
     scan_path, mask_path = subject_files(out_dir, index, settings.ext)
     if not (scan_path.exists() and mask_path.exists()):
@@ -289,16 +288,14 @@ def write_subject(index: int, settings: Settings, out_dir: Path) -> dict:
         affine[:3, 3] = grid_mm(settings.spacing)[:, 0, 0, 0] - [98, 134, 72]
         write_volume(scan_path, scan, affine)
         write_volume(mask_path, mask, affine)
-    mask = read_volume(mask_path, np.uint8).array[0]
+    mask, head = read_volume(mask_path).array[0] > 0, head_mask(read_volume(scan_path).array[0])
     subject, session = scan_path.name.split("_")[:2]
     return {
         "subject": subject.removeprefix("sub-"),
         "session": session.removeprefix("ses-"),
         "scan": scan_path.name,
-        "spacing_mm": " ".join([str(settings.spacing)] * 3),
-        "lesion_voxels": int(mask.sum()),
-        "lesion_cm3": round(float(mask.sum()) * settings.spacing**3 / 1000, 4),
-        "n_lesions": label(mask, np.ones((3, 3, 3)))[1],
+        "mask": mask_path.name,
+        **describe_scan(mask, head, (settings.spacing,) * 3),
     }
 
 

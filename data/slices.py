@@ -193,7 +193,7 @@ def parse_args() -> argparse.Namespace:
 
 def main(args: argparse.Namespace) -> None:
     cases = pair_cases([args.scans_dir], [args.masks_dir], args.ext, ("--scans_dir", "--masks_dir"))
-    check_cohort(cases, full=False)
+    check_cohort(cases, args.scan_dim, args.resize_to)
     table = cut_cohort(cases, partial(prepare_scan, grid=grid_of(args)), Path(args.out_dir))
     print(f"{len(table)} slices of {len(cases)} scans are in {args.out_dir}")
 

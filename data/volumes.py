@@ -4,6 +4,8 @@ On disk a volume is ``.npy`` (C, H, W, D) or NIfTI, which is read in its closest
 In memory it is (C, D, H, W): H left-right, W posterior-anterior, D inferior-superior.
 """
 
+import math
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +21,21 @@ EXTENSIONS = (".nii.gz", ".nii", ".npy")  # .nii.gz first: it ends in no other
 # The head begins at this share of the way from air to tissue. On ATLAS's raw T1w, where air is 0 and the median
 # tissue about 60, that is the reference threshold of 8.0.
 HEAD_SHARE = 0.13
+MAX_BYTES = 2**30  # of a volume on disk, uncompressed: a whole head at 0.5 mm has half of that
+GZIP_RATIO = 1032  # deflate cannot compress more, so a header that claims more than that lies
 HEAD_PERCENTILES = (1, 99)  # intensities outside are clipped: vessels, fat and spikes say nothing of lesions
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a volume's file says of itself.
+
+    shape: (C, D, H, W).
+    affine: (4, 4) from voxel (H, W, D) to mm in RAS; None for ``.npy``, which does not tell.
+    """
+
+    shape: tuple[int, int, int, int]
+    affine: np.ndarray | None
 
 
 @dataclass(frozen=True)
@@ -27,11 +43,22 @@ class Volume:
     """A volume in memory.
 
     array: (C, D, H, W), float32 scan or uint8 mask.
-    spacing_mm: size of a voxel along (D, H, W), or None where the file does not tell.
+    affine: as in `Header`.
     """
 
     array: np.ndarray
-    spacing_mm: tuple[float, float, float] | None
+    affine: np.ndarray | None
+
+    @property
+    def spacing_mm(self) -> tuple[float, float, float] | None:
+        """Size of a voxel along (D, H, W), or None where the file does not tell."""
+        return None if self.affine is None else spacing_of(self.affine)
+
+
+def spacing_of(affine: np.ndarray) -> tuple[float, float, float]:
+    """Size of a voxel in mm along (D, H, W)."""
+    h, w, d = (float(size) for size in nib.affines.voxel_sizes(affine))
+    return d, h, w
 
 
 def extension_of(path: Path | str) -> str | None:
@@ -52,52 +79,85 @@ def read_volume(path: Path | str, dtype=np.float32) -> Volume:
     """Read one volume as (C, D, H, W).
 
     Raises:
-        UserError: the file is missing, truncated, pickled, of an unknown extension or not 3D with a channel.
+        UserError: the file is missing, truncated, pickled, of an unknown extension, holds no real numbers, says that
+            it is larger than it is, or is not 3D with a channel.
     """
-    try:
-        return _read_npy(path, dtype) if extension_of(path) == ".npy" else _read_nifti(path, dtype)
-    except UserError:
-        raise
-    except Exception as error:  # the readers raise a dozen types for a broken file, and each means the same
-        raise UserError(f"{path} cannot be read ({_first_line(error)}); restore or remove the file") from None
+    with _naming(path):
+        if extension_of(path) == ".npy":
+            array, affine = _open_npy(path), None
+        else:
+            image, orientation = _open_nifti(path)
+            affine = _ras_affine(image, orientation)
+            array = nib.apply_orientation(np.asarray(image.dataobj, dtype=np.float32), orientation)
+            array = array[None] if array.ndim == 3 else np.moveaxis(array, -1, 0)
+        return Volume(np.ascontiguousarray(array.transpose(0, 3, 1, 2), dtype=dtype), affine)
+
+
+def read_header(path: Path | str) -> Header:
+    """Shape and place of a volume; no voxel is read. Raises as `read_volume` does."""
+    with _naming(path):
+        if extension_of(path) == ".npy":
+            c, h, w, d = _open_npy(path).shape
+            return Header((c, d, h, w), None)
+        image, orientation = _open_nifti(path)
+        h, w, d = np.take(image.shape, np.argsort(orientation[:, 0])).tolist()
+        return Header((math.prod(image.shape[3:]), d, h, w), _ras_affine(image, orientation))
 
 
 def volume_shape(path: Path | str) -> tuple[int, int, int]:
-    """(D, H, W) from the header alone: no voxel is read."""
+    """(D, H, W) from the header alone."""
+    return read_header(path).shape[1:]
+
+
+@contextmanager
+def _naming(path: Path | str):
+    """Turn whatever the readers raise on a broken file, a dozen types, into a `UserError` that names the file."""
     try:
-        if extension_of(path) == ".npy":
-            h, w, d = np.load(path, mmap_mode="r", allow_pickle=False).shape[-3:]
-        else:
-            h, w, d = nib.as_closest_canonical(nib.load(path)).shape[:3]
+        yield
+    except UserError:
+        raise
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist; check the path") from None
     except Exception as error:
-        raise UserError(f"{path} cannot be read ({_first_line(error)}); restore or remove the file") from None
-    return d, h, w
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{path} cannot be read ({reason}); restore or remove the file") from None
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
-def _read_npy(path, dtype) -> Volume:
+def _open_npy(path) -> np.ndarray:
+    """A memory-mapped (C, H, W, D) array."""
     array = np.load(path, mmap_mode="r", allow_pickle=False)
-    if array.ndim == 3:
-        array = array[None]
-    _require_4d(array, path)
-    return Volume(np.ascontiguousarray(array.transpose(0, 3, 1, 2), dtype=dtype), None)
+    if not isinstance(array, np.ndarray):
+        raise UserError(f"{path} is an archive of arrays (.npz); save one array with numpy.save")
+    _require_volume(array.shape, array.dtype, path)
+    return array[None] if array.ndim == 3 else array
 
 
-def _read_nifti(path, dtype) -> Volume:
-    image = nib.as_closest_canonical(nib.load(path))
-    array = np.asarray(image.dataobj, dtype=np.float32)
-    array = array[None] if array.ndim == 3 else np.moveaxis(array, -1, 0)
-    _require_4d(array, path)
-    h, w, d = (float(s) for s in image.header.get_zooms()[:3])
-    return Volume(np.ascontiguousarray(array.transpose(0, 3, 1, 2), dtype=dtype), (d, h, w))
+def _open_nifti(path) -> tuple[nib.Nifti1Image, np.ndarray]:
+    """An image whose voxels are not read yet, and the nibabel orientation that turns them to RAS."""
+    image = nib.load(path)
+    if not isinstance(image, nib.Nifti1Image):
+        raise UserError(f"{path} is no NIfTI volume; convert it, e.g. with nibabel or dcm2niix")
+    _require_volume(image.shape, image.get_data_dtype(), path)
+    claimed = math.prod(image.shape) * image.get_data_dtype().itemsize
+    if claimed > Path(path).stat().st_size * (GZIP_RATIO if extension_of(path) == ".nii.gz" else 1):
+        raise UserError(f"{path} is shorter than its header says; copy or download it again")
+    orientation = nib.io_orientation(image.affine) if np.isfinite(image.affine).all() else np.full((3, 2), np.nan)
+    if np.isnan(orientation).any() or not min(spacing_of(image.affine)) > 0:
+        raise UserError(f"{path} has an affine that places no volume; mend its header")
+    return image, orientation
 
 
-def _require_4d(array: np.ndarray, path) -> None:
-    if array.ndim != 4 or 0 in array.shape:
-        raise UserError(f"{path} has shape {array.shape}; a volume is (C, H, W, D) or (H, W, D)")
+def _require_volume(shape: tuple[int, ...], dtype: np.dtype, path) -> None:
+    if len(shape) not in (3, 4) or 0 in shape:
+        raise UserError(f"{path} has shape {shape}; a volume is (C, H, W, D) in .npy or (H, W, D) in NIfTI")
+    if dtype.kind not in "biuf":
+        raise UserError(f"{path} holds values of type {dtype}; a volume holds real numbers")
+    if math.prod(shape) * dtype.itemsize > MAX_BYTES:
+        raise UserError(f"{path} has shape {shape} and more than {MAX_BYTES >> 20} MiB; crop or resample it")
+
+
+def _ras_affine(image: nib.Nifti1Image, orientation: np.ndarray) -> np.ndarray:
+    return image.affine @ nib.orientations.inv_ornt_aff(orientation, image.shape[:3])
 
 
 # --- writing -------------------------------------------------------------------------------------------
@@ -146,7 +206,7 @@ def head_mask(scan: np.ndarray) -> np.ndarray:
     low, high = float(scan.min()), float(np.percentile(scan[::2, ::2, ::2], 99.5))
     if not low < high:
         return np.zeros(scan.shape, bool)
-    sample = np.clip(scan[::2, ::2, ::2], low, high)
+    sample = np.clip(scan[::2, ::2, ::2], low, high).ravel()
     otsu = threshold_otsu(sample)
     air, tissue = np.median(sample[sample <= otsu]), np.median(sample[sample > otsu])
     head = scan > air + HEAD_SHARE * (tissue - air)

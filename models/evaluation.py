@@ -27,8 +27,8 @@ from utils.metrics import (
     slice_scores,
 )
 from utils.plots import plot_gradcam, plot_slice_boxes, plot_volume_prediction, save_figure
+from utils.provenance import describe_run
 from utils.regions import Region, region_mask, write_regions
-from utils.tracking import describe_run
 
 # --- stage 1 -------------------------------------------------------------------------------------------
 

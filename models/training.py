@@ -23,8 +23,9 @@ from models.rpn import DEFAULT_THRESHOLD, MONITOR, RPN
 from models.strokeformer import StrokeFormer
 from utils.files import atomic_path, read_json, write_json
 from utils.plots import plot_loss_curves, plot_slice_boxes, plot_volume_prediction, save_figure
+from utils.provenance import open_run
 from utils.regions import Region
-from utils.tracking import PredictionPictures, build_trainer, logged_metrics, open_run
+from utils.tracking import PredictionPictures, build_trainer, logged_metrics
 
 
 def build_rpn(args: Namespace, in_channels: int) -> RPN:

@@ -5,6 +5,7 @@ here, so that ``--help`` answers at once.
 """
 
 import argparse
+import errno
 import json
 import os
 import sys
@@ -15,6 +16,8 @@ from utils.errors import UserError
 TRANSFORM_NAMES = ("flip", "affine", "contrast", "noise", "bias_field")
 ARCHITECTURES = ("trans_unet", "unetr", "swin_unetr")
 ANCHOR_SETS = ("ATLAS", "ISLES-DWI", "ISLES-FLAIR")
+# What the operating system says of a place that takes no files.
+UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}
 # Dice over the whole batch: a window without lesion has no Dice of its own to learn from.
 DEFAULT_LOSS_CONFIG = {"include_background": False, "softmax": True, "to_onehot_y": True, "batch": True}
 
@@ -25,11 +28,19 @@ def run(main, parse_args) -> None:
     try:
         main(args)
     except UserError as error:
-        print(f"{Path(sys.argv[0]).name}: error: {error}", file=sys.stderr)
-        sys.exit(2)
+        _refuse(error)
     except BrokenPipeError:  # the reader of a pipe (head, less) has gone; nobody is left to tell
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+    except OSError as error:  # from a library that writes files of its own, such as a checkpoint
+        if error.errno not in UNWRITABLE:
+            raise
+        _refuse(f"{error.filename or 'a result'} cannot be written ({error.strerror}); free or choose another place")
+
+
+def _refuse(why) -> None:
+    print(f"{Path(sys.argv[0]).name}: error: {why}", file=sys.stderr)
+    sys.exit(2)
 
 
 def make_parser(description: str) -> argparse.ArgumentParser:
@@ -142,15 +153,19 @@ def add_folds(parser) -> None:
 
 def add_grid(parser) -> None:
     group = parser.add_argument_group("grid")
+    add_scan_dim(group, default=[1, 189, 192, 192])
+    add_resize_to(group)
+
+
+def add_scan_dim(group, default: list[int] | None, suffix: str = "") -> None:
     group.add_argument(
         "--scan_dim",
         type=positive_int,
         nargs=4,
-        default=[1, 189, 192, 192],
+        default=default,
         metavar=("C", "D", "H", "W"),
-        help="shape that scans are centre-cropped or padded to",
+        help=f"shape that scans are centre-cropped or padded to{suffix}",
     )
-    add_resize_to(group)
 
 
 def add_resize_to(group) -> None:
@@ -160,7 +175,7 @@ def add_resize_to(group) -> None:
         nargs=2,
         default=None,
         metavar=("H", "W"),
-        help="in-plane size that slices are resampled to",
+        help="in-plane size that whole slices are resampled to, in place of cropping",
     )
 
 

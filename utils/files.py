@@ -1,7 +1,8 @@
-"""Files that are either whole or absent: atomic writes of JSON and CSV."""
+"""Files that are either whole or absent: atomic writes, JSON and CSV, and room for them."""
 
 import json
 import os
+import shutil
 import tempfile
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,6 +34,22 @@ def atomic_path(path: Path | str):
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
+
+
+def require_writable(folder: Path | str, argument: str, n_bytes: int = 0) -> None:
+    """Refuse a folder that cannot take files, or `n_bytes` of them, before hours are spent on what goes there.
+
+    Nothing is left behind: folders that do not exist yet stay so.
+    """
+    folder = Path(folder)
+    existing = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
+    try:
+        tempfile.TemporaryFile(dir=existing).close()
+        free = shutil.disk_usage(existing).free
+    except OSError as error:
+        raise UserError(f"{argument} {folder} cannot be written ({error.strerror}); choose another folder") from None
+    if free < n_bytes:
+        raise UserError(f"{argument} {folder} needs {n_bytes / 1e9:.1f} GB but {free / 1e9:.1f} GB are free; make room")
 
 
 def write_json(path: Path | str, content) -> None:

@@ -65,8 +65,8 @@ def plot_slice_boxes(
     figure = _figure(2 * SLICE_SIZE, 2 * SLICE_SIZE + 0.9, title)
     axes = figure.subplots()
     regions = [] if region_boxes is None else region_boxes
-    _show_slice(axes, image)
-    _outline(axes, mask)
+    show_slice(axes, image)
+    outline(axes, mask)
     for box in regions:
         _draw_box(axes, box, color=REGION, linewidth=2)
     for i in np.argsort(scores):  # the surest last, on top of the others
@@ -101,10 +101,10 @@ def plot_volume_prediction(
     figure = _figure(SLICE_SIZE * max(len(shown), 3), 2 * SLICE_SIZE + 0.9, title)
     plain, marked = figure.subplots(2, len(shown), squeeze=False)
     for z, above, below in zip(shown, plain, marked, strict=True):
-        _show_slice(above, scan[z], f"slice {z}")
-        _show_slice(below, scan[z])
+        show_slice(above, scan[z], f"slice {z}")
+        show_slice(below, scan[z])
         _fill(below, prediction[z])
-        _outline(below, None if target is None else target[z])
+        outline(below, None if target is None else target[z])
         for region in regions:
             if region.region_start <= z < region.region_end:
                 _draw_box(below, (region.xmin, region.ymin, region.xmax, region.ymax), color=REGION, linewidth=1.4)
@@ -147,11 +147,11 @@ def plot_gradcam(
     figure = _figure(2 * SLICE_SIZE * len(shown) + 0.8, 2 * SLICE_SIZE + 0.9, title)
     panels = figure.subplots(1, len(shown), squeeze=False)[0]
     for axes, (z, why) in zip(panels, shown.items(), strict=True):
-        _show_slice(axes, scan[z], f"slice {z}: {why}")
+        show_slice(axes, scan[z], f"slice {z}: {why}")
         # Opacity follows the heat, so that the anatomy stays visible where there is none.
         axes.imshow(heat[z].T, cmap=HEAT, vmin=0, vmax=1, alpha=0.75 * np.clip(heat[z].T, 0, 1), origin="lower")
-        _outline(axes, None if target is None else target[z])
-        _outline(axes, prediction[z], DETECTION)
+        outline(axes, None if target is None else target[z])
+        outline(axes, prediction[z], DETECTION)
     bar = figure.colorbar(ScalarMappable(cmap=HEAT), ax=panels, shrink=0.8)
     bar.set_label("Grad-CAM: evidence for a lesion (0 none, 1 most)")
     _add_legend(figure, target=target is not None, prediction_outline=True)
@@ -228,7 +228,7 @@ def _figure(width: float, height: float, title: str) -> Figure:
     return figure
 
 
-def _show_slice(axes: Axes, image: np.ndarray, title: str = "") -> None:
+def show_slice(axes: Axes, image: np.ndarray, title: str = "") -> None:
     """Show a slice (H, W) upright, with the sides of the head marked."""
     axes.imshow(image.T, cmap="gray", vmin=0, vmax=1, origin="lower")
     axes.set_axis_off()
@@ -238,7 +238,7 @@ def _show_slice(axes: Axes, image: np.ndarray, title: str = "") -> None:
         axes.text(x, 0.5, side, transform=axes.transAxes, color="white", fontsize=9, ha=align, va="center")
 
 
-def _outline(axes: Axes, mask: np.ndarray | None, color: str = TARGET) -> None:
+def outline(axes: Axes, mask: np.ndarray | None, color: str = TARGET) -> None:
     if mask is not None and mask.any():
         axes.contour(mask.T, levels=[0.5], colors=[color], linewidths=1.4)
 

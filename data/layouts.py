@@ -1,0 +1,53 @@
+"""The published data sets: which of their files are scans and masks, and the grid that suits them."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from data.cohort import Case, list_volumes, pair_files
+from utils.errors import UserError
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a data set is published.
+
+    scan, mask: regular expressions that end the names of its files.
+    scan_dim: (C, D, H, W) that holds every head of it.
+    spacing_mm: (D, H, W) that most of its scans have.
+    in_mni: whether the scans are registered to MNI152, so that places can be compared between subjects.
+    scan_has_own_grid: whether scan and mask lie on different grids, so that the scan goes onto the mask's.
+    """
+
+    scan: str
+    mask: str
+    scan_dim: tuple[int, int, int, int]
+    spacing_mm: tuple[float, float, float]
+    in_mni: bool
+    scan_has_own_grid: bool = False
+
+
+NIFTI = r"\.nii(\.gz)?$"
+# ATLAS R2.0: 197 x 233 x 189 at 1 mm in MNI152NLin2009aSym (Liew et al., 2022, 10.1038/s41597-022-01401-7).
+# ISLES 2022: mostly 112 x 112 x 73 at 2 mm, the mask on the grid of the DWI (Hernandez Petzsche et al., 2022,
+# 10.1038/s41597-022-01875-5); the FLAIR has a grid of its own and is not registered to it.
+LAYOUTS = {
+    "atlas": Layout(rf"_T1w{NIFTI}", rf"T1lesion_mask{NIFTI}", (1, 189, 192, 192), (1.0, 1.0, 1.0), True),
+    "isles-dwi": Layout(rf"_dwi{NIFTI}", rf"_msk{NIFTI}", (1, 73, 112, 112), (2.0, 2.0, 2.0), False),
+    "isles-flair": Layout(rf"_flair{NIFTI}", rf"_msk{NIFTI}", (1, 73, 112, 112), (2.0, 2.0, 2.0), False, True),
+}
+UNLABELLED = "Testing"  # the folder of ATLAS's hidden test set, whose masks are not published
+
+
+def find_cases(root: Path | str, layout: Layout) -> list[Case]:
+    """The scans of a data set below `root`, each with its mask.
+
+    Raises:
+        UserError: no scan of this layout, a scan or mask without the other, two of one session.
+    """
+    files = [path for path in list_volumes([root], None, "--root") if UNLABELLED not in path.relative_to(root).parts]
+    scans, masks = ([p for p in files if re.search(end, p.name, re.IGNORECASE)] for end in (layout.scan, layout.mask))
+    if not scans:
+        wanted = layout.scan.replace(NIFTI, ".nii.gz")
+        raise UserError(f"--root {root} holds no scan named *{wanted}; check the folder and --dataset")
+    return pair_files(scans, masks, ("--root", "--root"))

@@ -1,0 +1,44 @@
+"""Where a prepared scan comes from and where it lies: ``Geometry/<scan>.json`` beside the prepared volumes."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from data.space import Space
+from data.volumes import stem_of
+from utils.errors import UserError
+from utils.files import read_json, write_json
+
+
+@dataclass(frozen=True)
+class Record:
+    """A prepared scan.
+
+    source: the original scan, relative to the root of its data set.
+    space: the prepared grid.
+    row: its row of ``cohort.csv``.
+    """
+
+    source: str
+    space: Space
+    row: dict
+
+
+def record_path(scan: Path | str, prepared_dir: Path) -> Path:
+    """The record of a scan by its file name, original or prepared: both have the same stem."""
+    return prepared_dir / "Geometry" / f"{stem_of(scan)}.json"
+
+
+def write_record(path: Path, record: Record) -> None:
+    space = {"shape": record.space.shape, "affine": record.space.affine.tolist()}
+    write_json(path, {"source": record.source, **space, "row": record.row})
+
+
+def read_record(path: Path) -> Record:
+    content = read_json(path)
+    try:
+        space = Space(tuple(content["shape"]), np.array(content["affine"], float).reshape(4, 4))
+        return Record(content["source"], space, content["row"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path} is no record of a prepared scan ({error!r}); remove it and prepare again") from None

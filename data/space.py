@@ -1,0 +1,116 @@
+"""Where a volume lies: voxel grids in scanner millimetres, and volumes brought from one grid to another."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import ndimage
+
+from data.volumes import spacing_of
+
+# Of a voxel: two grids whose voxels lie closer together than this are one grid, and nothing is interpolated.
+SAME_VOXEL = 0.01
+
+
+@dataclass(frozen=True)
+class Space:
+    """A voxel grid: its shape (D, H, W) and the (4, 4) affine from voxel (H, W, D) to mm in RAS."""
+
+    shape: tuple[int, int, int]
+    affine: np.ndarray
+
+    @property
+    def spacing_mm(self) -> tuple[float, float, float]:
+        """Size of a voxel along (D, H, W)."""
+        return spacing_of(self.affine)
+
+    def is_close(self, other: "Space") -> bool:
+        """Whether both have the same shape and no voxel lies further off than a hundredth of its size."""
+        return self.shape == other.shape and _whole_steps(_steps(self, other), self.shape) == (0, 0, 0)
+
+
+def _steps(source: Space, target: Space) -> np.ndarray:
+    """(4, 4) from a voxel (H, W, D) of `target` to where it lies among the voxels of `source`."""
+    # Rounded, or a voxel on the border would fall outside by the fifteenth digit.
+    return np.round(np.linalg.solve(source.affine, target.affine), 9)
+
+
+def _whole_steps(steps: np.ndarray, shape: tuple[int, int, int]) -> tuple[int, int, int] | None:
+    """The shift (D, H, W) in voxels where `steps` is one, all over a volume of `shape`; None where it is not."""
+    shift = np.round(steps[:3, 3])
+    d, h, w = shape
+    corners = np.array([[i, j, k] for i in (0, h) for j in (0, w) for k in (0, d)])
+    moved = corners @ steps[:3, :3].T + steps[:3, 3]
+    if np.abs(moved - corners - shift).max() > SAME_VOXEL:
+        return None
+    h, w, d = shift.astype(int).tolist()
+    return d, h, w
+
+
+# --- exact ---------------------------------------------------------------------------------------------
+
+
+def cut(array: np.ndarray, start: tuple[int, ...], shape: tuple[int, ...], fill=0) -> np.ndarray:
+    """The window of `shape` that begins at voxel `start` of the last axes; `fill` where it leaves the array.
+
+    Args:
+        array: (..., D, H, W).
+        start: may be negative.
+    """
+    lead = array.ndim - len(shape)
+    source, target = [slice(None)] * lead, [slice(None)] * lead
+    for begin, size, extent in zip(start, shape, array.shape[lead:], strict=True):
+        low, high = max(begin, 0), max(min(begin + size, extent), 0)
+        source.append(slice(low, high))
+        target.append(slice(low - begin, max(high - begin, low - begin)))
+    window = np.full((*array.shape[:lead], *shape), fill, array.dtype)
+    window[tuple(target)] = array[tuple(source)]
+    return window
+
+
+# --- resampled -----------------------------------------------------------------------------------------
+
+
+def centred_space(source: Space, centre: tuple[float, ...], shape: tuple[int, ...], spacing_mm: tuple | None) -> Space:
+    """A grid of `shape` along the axes of `source`, with `centre` in its middle as far as nothing is lost for it.
+
+    Where the grid is larger than the source it holds all of the source, and where it is smaller it stays inside. It
+    begins at a voxel of the source, so that with the same spacing nothing has to be interpolated.
+
+    Args:
+        centre: (D, H, W) in voxels of `source`.
+        shape: (D, H, W).
+        spacing_mm: voxel size along (D, H, W); None for the source's own.
+    """
+    zoom = np.divide(spacing_mm or source.spacing_mm, source.spacing_mm)
+    zoom[np.abs(zoom - 1) * shape < SAME_VOXEL] = 1
+    room = np.array(source.shape) - 1 - zoom * (np.array(shape) - 1)  # negative where the grid is larger
+    start = np.array(centre) - zoom * (np.array(shape) - 1) / 2
+    start = np.round(np.clip(start, np.minimum(room, 0), np.maximum(room, 0)))
+    to_source = np.diag([*np.roll(zoom, -1), 1.0])  # (D, H, W) to (H, W, D)
+    to_source[:3, 3] = np.roll(start, -1)
+    return Space(tuple(shape), source.affine @ to_source)
+
+
+def resample(array: np.ndarray, source: Space, target: Space) -> np.ndarray:
+    """Bring a scan or mask from one grid to another.
+
+    Voxel by voxel where the grids differ by whole voxels. Otherwise linearly, after a Gaussian where the target is
+    coarser (of half the excess in voxels, as in scikit-image), and a mask is what exceeds a half. Outside of the source
+    there is the scan's lowest intensity, or no lesion.
+
+    Args:
+        array: (C, D, H, W), float32 scan or bool mask.
+    """
+    is_mask = array.dtype == bool
+    steps, fill = _steps(source, target), False if is_mask else array.min()
+    shift = _whole_steps(steps, target.shape)
+    if shift is not None:
+        return cut(array, shift, target.shape, fill)
+    order = [2, 0, 1]  # (H, W, D) to (D, H, W)
+    matrix, offset = steps[:3, :3][order][:, order], steps[:3, 3][order]
+    blur = np.maximum(np.linalg.norm(matrix, axis=1) - 1, 0) / 2
+    out = np.empty((len(array), *target.shape), np.float32)
+    for channel, resampled in zip(array, out, strict=True):
+        smooth = ndimage.gaussian_filter(channel.astype(np.float32), blur)
+        ndimage.affine_transform(smooth, matrix, offset, target.shape, resampled, order=1, cval=float(fill))
+    return out > 0.5 if is_mask else out
