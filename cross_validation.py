@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from utils import cli
+from utils.files import require_writable
 
 
 def parse_args():
@@ -35,18 +36,18 @@ def parse_args():
 
 
 def main(args) -> None:
-    from data.cohort import check_cohort, pair_cases, write_folds
+    folder = Path(args.default_root_dir) / args.model_prefix
+    cases, augmented = find_cases(args, folder)  # first: a wrong path is refused before the heavy libraries load
+
+    from data.cohort import check_voxels, write_folds
     from data.grid import cached_scan, grid_of
     from data.slices import cut_cohort
     from utils.provenance import open_run
     from utils.tables import print_summary, summarise_folds
 
-    folder = Path(args.default_root_dir) / args.model_prefix
-    cases = pair_cases([args.scans_dir], [args.masks_dir], args.ext, ("--scans_dir", "--masks_dir"))
-    augmented = load_augmented(args)
-    check_cohort(cases + list(augmented), args.scan_dim, args.resize_to)
-    folds = choose_folds(args, cases)
     check_models(args)
+    check_voxels(cases + list(augmented))
+    folds = choose_folds(args, cases)
     open_run(folder, vars(args))
     write_folds(folder / "folds.json", folds, seed=args.seed, k=args.k, splits=args.splits)
 
@@ -63,6 +64,22 @@ def main(args) -> None:
     print_summary(summary, Path(args.scores_dir) / f"{args.model_prefix}_summary.csv")
 
 
+def find_cases(args, folder: Path) -> tuple[list, dict]:
+    """The cohort and its augmented scans, once all headers and all folders to write to have been checked."""
+    from data.cohort import augmented_cases, check_headers, pair_cases
+    from data.grid import grid_of
+
+    cases = pair_cases([args.scans_dir], [args.masks_dir], args.ext, ("--scans_dir", "--masks_dir"))
+    augmented = augmented_cases(args.augmented_dir) if args.use_augmented else {}
+    everything = cases + list(augmented)
+    check_headers(everything, args.scan_dim, args.resize_to)
+    # Each scan is kept twice: whole for stage 2 and as slices for stage 1.
+    require_writable(folder, "--default_root_dir", 2 * len(everything) * grid_of(args).bytes_per_scan)
+    for argument in ("rpn_default_root_dir", "scores_dir", "rpn_scores_dir"):
+        require_writable(getattr(args, argument), f"--{argument}")
+    return cases, augmented
+
+
 def check_models(args) -> None:
     """Build both models once, so that an argument that does not fit is refused now and not hours from now."""
     from models.gradcam import find_layers
@@ -70,12 +87,6 @@ def check_models(args) -> None:
 
     build_rpn(cli.without_prefix(args, "rpn_"), args.in_channels)
     find_layers(build_strokeformer(args), args.target_layers or [])
-
-
-def load_augmented(args) -> dict:
-    from data.cohort import augmented_cases
-
-    return augmented_cases(args.augmented_dir) if args.use_augmented else {}
 
 
 def choose_folds(args, cases: list) -> list:

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from utils import cli
+from utils.files import require_writable
 
 
 def parse_args():
@@ -23,15 +24,19 @@ def parse_args():
 
 
 def main(args) -> None:
+    require_writable(args.scores_dir, "--scores_dir")
+
     from data.datamodules import scan_loader
-    from data.slices import StackedScans, read_slice_table
+    from data.slices import StackedScans, check_slices, read_slice_table
     from models.checkpoints import load_rpn, require_classes, run_name
     from models.evaluation import evaluate_rpn
     from utils.tables import print_scores
 
     model = load_rpn(args.ckpt_path, args.score_threshold)
     require_classes(args.num_classes, 2, args.ckpt_path)
-    scans = StackedScans(read_slice_table(args.scans, args.masks), args.resize_to)
+    table = read_slice_table(args.scans, args.masks)
+    check_slices(table, model.hparams.in_channels, args.resize_to)
+    scans = StackedScans(table, args.resize_to)
     name = args.model_name or run_name(args.ckpt_path)
     scores = evaluate_rpn(model, scan_loader(scans, args.num_workers), len(scans), args, name)
     print_scores(scores, Path(args.scores_dir) / name)

@@ -4,6 +4,7 @@ from functools import partial
 from pathlib import Path
 
 from utils import cli
+from utils.files import require_writable
 
 
 def parse_args():
@@ -26,7 +27,9 @@ def parse_args():
 
 
 def main(args) -> None:
-    from data.cohort import check_cohort, pair_cases
+    cases = find_cases(args)  # first: a wrong path is refused before the heavy libraries load
+
+    from data.cohort import check_voxels
     from data.datamodules import ScanDataset, scan_loader
     from data.grid import grid_of, prepare_scan
     from models.checkpoints import load_model, require_classes, run_name
@@ -37,12 +40,20 @@ def main(args) -> None:
 
     model = load_model(StrokeFormer, args.ckpt_path)
     require_classes(args.num_classes, model.hparams.num_classes, args.ckpt_path)
-    cases = pair_cases(args.scans, args.masks)
-    check_cohort(cases, args.scan_dim, args.resize_to)
     regions_of = region_source(args, [case.name for case in cases], model.hparams.roi_size)
+    check_voxels(cases)
     scans = scan_loader(ScanDataset(cases, partial(prepare_scan, grid=grid_of(args))), args.num_workers)
     name = args.model_name or run_name(args.ckpt_path)
     print_scores(evaluate_strokeformer(model, cases, scans, regions_of, args, name), Path(args.scores_dir) / name)
+
+
+def find_cases(args) -> list:
+    from data.cohort import check_headers, pair_cases
+
+    cases = pair_cases(args.scans, args.masks)
+    check_headers(cases, args.scan_dim, args.resize_to)
+    require_writable(args.scores_dir, "--scores_dir")
+    return cases
 
 
 if __name__ == "__main__":

@@ -17,11 +17,13 @@ def parse_args():
 
 
 def main(args) -> None:
-    from data.slices import read_slice_table
+    from data.slices import channels_of, check_slices, read_slice_table
     from models.training import train_rpn
 
     train = read_slice_table(args.train_scans, args.train_masks, ("--train_scans", "--train_masks"))
     val = read_slice_table(args.val_scans, args.val_masks, ("--val_scans", "--val_masks"))
+    for table in (train, val):
+        check_slices(table, channels_of(train))
     print(f"Best checkpoint: {train_rpn(args, train, val, args.model_prefix)}")
 
 

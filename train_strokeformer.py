@@ -4,6 +4,7 @@ from functools import partial
 from pathlib import Path
 
 from utils import cli
+from utils.files import require_writable
 
 
 def parse_args():
@@ -23,22 +24,34 @@ def parse_args():
 
 
 def main(args) -> None:
-    from data.cohort import check_cohort, pair_cases
+    cache_dir = Path(args.default_root_dir) / "cache"
+    train, val = find_cases(args, cache_dir)  # first: a wrong path is refused before the heavy libraries load
+
+    from data.cohort import check_voxels
     from data.datamodules import ScanDataset, scan_loader
     from data.grid import cached_scan, grid_of
     from models.proposals import collect_regions, region_source
-    from models.training import train_strokeformer
+    from models.training import build_strokeformer, train_strokeformer
+
+    cases = train + val
+    build_strokeformer(args)  # an argument that does not fit is refused now
+    regions_of = region_source(args, [case.name for case in cases], tuple(args.roi_size))
+    check_voxels(cases)
+    prepare = partial(cached_scan, grid=grid_of(args), cache_dir=cache_dir)
+    scans = scan_loader(ScanDataset(cases, prepare), args.num_workers)
+    regions = None if regions_of is None else collect_regions(regions_of, scans)
+    print(f"Best checkpoint: {train_strokeformer(args, train, val, regions, cache_dir, args.model_prefix)}")
+
+
+def find_cases(args, cache_dir: Path) -> tuple[list, list]:
+    from data.cohort import check_headers, pair_cases
+    from data.grid import grid_of
 
     train = pair_cases([args.train_scans], [args.train_masks], args.ext, ("--train_scans", "--train_masks"))
     val = pair_cases([args.val_scans], [args.val_masks], args.ext, ("--val_scans", "--val_masks"))
-    check_cohort(train + val, args.scan_dim, args.resize_to)
-    cases, cache_dir = train + val, Path(args.default_root_dir) / "cache"
-    regions_of = region_source(args, [case.name for case in cases], tuple(args.roi_size))
-    scans = scan_loader(
-        ScanDataset(cases, partial(cached_scan, grid=grid_of(args), cache_dir=cache_dir)), args.num_workers
-    )
-    regions = None if regions_of is None else collect_regions(regions_of, scans)
-    print(f"Best checkpoint: {train_strokeformer(args, train, val, regions, cache_dir, args.model_prefix)}")
+    check_headers(train + val, args.scan_dim, args.resize_to)
+    require_writable(cache_dir, "--default_root_dir", len(train + val) * grid_of(args).bytes_per_scan)
+    return train, val
 
 
 if __name__ == "__main__":

@@ -157,27 +157,25 @@ def read_mask(case: Case) -> np.ndarray:
     return mask.astype(bool)
 
 
-def check_cohort(cases: list[Case], scan_dim: tuple[int, ...], resize_to: tuple[int, int] | None) -> None:
-    """Refuse broken files before any long work: first what the headers say, then every voxel.
+def check_headers(cases: list[Case], scan_dim: tuple[int, ...], resize_to: tuple[int, int] | None) -> None:
+    """Refuse files whose headers say that they are broken or do not fit together; no voxel is read.
 
     Args:
         scan_dim: (C, D, H, W) of ``--scan_dim``.
         resize_to: of ``--resize_to``; without it all scans must have one shape.
     """
-    for case in cases:
-        _check_header(case, scan_dim[0])
-    if resize_to is None:
-        _check_shapes(cases)
-    for case in tqdm(cases, desc="Checking the cohort", unit="scan", leave=False):
-        check_voxels(case)
-
-
-def _check_header(case: Case, channels: int) -> None:
-    scan = read_header(case.scan)
-    if scan.shape[0] != channels:
-        raise UserError(f"{case.scan} has {scan.shape[0]} channels; --scan_dim says {channels}")
-    if case.mask is not None:
-        check_alignment(case)
+    first = read_header(cases[0].scan).shape
+    for case in tqdm(cases, "Checking headers", unit="scan", leave=False):
+        channels, *shape = read_header(case.scan).shape
+        if channels != scan_dim[0]:
+            raise UserError(f"{case.scan} has {channels} channels; --scan_dim says {scan_dim[0]}")
+        if resize_to is None and tuple(shape) != first[1:]:
+            raise UserError(
+                f"{case.scan} has shape {tuple(shape)} (D, H, W) but {cases[0].scan} {first[1:]}; "
+                "bring them to one grid with python -m data.prepare, or give --resize_to"
+            )
+        if case.mask is not None:
+            check_alignment(case)
 
 
 def check_alignment(case: Case) -> None:
@@ -196,24 +194,21 @@ def check_alignment(case: Case) -> None:
         raise UserError(f"{case.mask} lies elsewhere than its scan (the affines differ); resample one onto the other")
 
 
-def _check_shapes(cases: list[Case]) -> None:
-    shapes = {case: read_header(case.scan).shape[1:] for case in cases}
-    for case, shape in shapes.items():
-        if shape != shapes[cases[0]]:
-            raise UserError(
-                f"{case.scan} has shape {shape} (D, H, W) but {cases[0].scan} {shapes[cases[0]]}; "
-                "bring them to one grid with python -m data.prepare, or give --resize_to"
-            )
+def check_voxels(cases: list[Case]) -> None:
+    """Refuse scans and masks with impossible voxels, and masks outside the head, before any long work."""
+    for case in tqdm(cases, "Checking voxels", unit="scan", leave=False):
+        scan, _ = read_scan(case)
+        head = find_head(scan, case)
+        if case.mask is not None:
+            require_mask_in_head(read_mask(case), head, case)
 
 
-def check_voxels(case: Case) -> None:
-    """Refuse a scan or mask with impossible voxels, and a mask that lies outside the head."""
-    scan, _ = read_scan(case)
+def find_head(scan: np.ndarray, case: Case) -> np.ndarray:
+    """`head_mask` of a case's scan (C, D, H, W); refuses a scan without a head."""
     head = head_mask(scan[0])
     if not head.any():
         raise UserError(f"{case.scan} shows no head; mend or remove the scan")
-    if case.mask is not None:
-        require_mask_in_head(read_mask(case), head, case)
+    return head
 
 
 def require_mask_in_head(mask: np.ndarray, head: np.ndarray, case: Case) -> None:

@@ -5,6 +5,7 @@ voxels it needs and no cohort has to fit into memory.
 """
 
 import hashlib
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,6 +57,11 @@ class Grid:
         """(D, H, W) of everything on this grid, regions included."""
         _, d, h, w = self.scan_dim
         return (d, *(self.resize_to or (h, w)))
+
+    @property
+    def bytes_per_scan(self) -> int:
+        """What a `PreparedScan` takes: float16 scan, head and mask."""
+        return (2 * self.scan_dim[0] + 2) * math.prod(self.shape)
 
     def place(self, array: np.ndarray, nearest: bool = False) -> np.ndarray:
         """Bring a (..., D, H, W) array of a scan's own grid onto this one."""

@@ -3,14 +3,15 @@
 import math
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pandas as pd
 from scipy import ndimage
 from tqdm import tqdm
 
 from data.records import read_record, record_path
-from data.space import Space, resample
-from data.volumes import head_mask, normalise, read_volume
+from data.space import Space
+from data.volumes import normalise, read_volume
 from utils.metrics import MM3_PER_CM3, TWENTY_SIX_CONNECTED, size_bin
 from utils.plots import save_figure
 from utils.plots_cohort import plot_cohort
@@ -37,11 +38,15 @@ def describe_scan(mask: np.ndarray, head: np.ndarray, spacing_mm: tuple[float, f
         "shape": " ".join(map(str, np.roll(mask.shape, -1))),
         "spacing_mm": " ".join(str(round(float(size), 6)) for size in np.roll(spacing_mm, -1)),
         "lesion_voxels": lesion,
-        "lesion_cm3": round(lesion * math.prod(spacing_mm) / MM3_PER_CM3, 4),
+        "lesion_cm3": lesion_cm3(lesion, spacing_mm),
         "n_lesions": ndimage.label(mask, TWENTY_SIX_CONNECTED)[1],
         "size": str(size_bin(lesion, brain)),
         "laterality": laterality(mask, head),
     }
+
+
+def lesion_cm3(voxels: int, spacing_mm: tuple[float, float, float]) -> float:
+    return round(float(voxels * math.prod(spacing_mm)) / MM3_PER_CM3, 4)
 
 
 def laterality(mask: np.ndarray, head: np.ndarray) -> str:
@@ -67,30 +72,43 @@ def draw_overview(table: pd.DataFrame, out_dir: Path, in_mni: bool) -> None:
 def lesion_frequency(table: pd.DataFrame, out_dir: Path, in_mni: bool) -> tuple[np.ndarray, np.ndarray]:
     """The MNI152 template, (D, H, W) in [0, 1], and on it the share of the scans with a lesion at each voxel.
 
-    Scans that are not `in_mni` are laid on the template by the centre of their grid, where their brain is.
+    Scans that are not `in_mni` are laid on the template by the middle of their grid, where their brain is.
     """
-    template, space = _template()
-    count = np.zeros(space.shape, np.float32)
+    spaces = {scan: read_record(record_path(scan, out_dir)).space for scan in table.scan}
+    # No finer than the scans, or their lesions would have holes.
+    coarsest = math.ceil(max([MAP_RESOLUTION_MM, *(size for space in spaces.values() for size in space.spacing_mm)]))
+    template, target = _template(coarsest)
+    count = np.zeros(target.shape)
     for row in tqdm(table.itertuples(), "Mapping lesions", len(table), unit="scan", leave=False):
-        if row.lesion_voxels:
-            own = read_record(record_path(row.scan, out_dir)).space
-            count += resample(_mask_of(row, out_dir)[None], own if in_mni else _about(own, space), space)[0]
+        own = spaces[row.scan] if in_mni else _about(spaces[row.scan], target)
+        count += _hit(_mask_of(row, out_dir), own, target)
     return template, count / len(table)
 
 
-def _template() -> tuple[np.ndarray, Space]:
+def _template(resolution_mm: int) -> tuple[np.ndarray, Space]:
     from nilearn.datasets import load_mni152_template
 
-    image = load_mni152_template(resolution=MAP_RESOLUTION_MM)
+    image = load_mni152_template(resolution=resolution_mm)
     array = np.asarray(image.dataobj, np.float32).transpose(2, 0, 1)
     return array / array.max(), Space(array.shape, image.affine)
 
 
+def _hit(mask: np.ndarray, own: Space, target: Space) -> np.ndarray:
+    """(D, H, W) bool: voxels of `target` in which a voxel of the mask has its centre."""
+    voxels = np.roll(np.argwhere(mask), -1, axis=1)
+    h_first = np.round(nib.affines.apply_affine(np.linalg.solve(target.affine, own.affine), voxels)).astype(int)
+    places = np.roll(h_first, 1, axis=1)
+    places = places[((places >= 0) & (places < target.shape)).all(1)]
+    hit = np.zeros(target.shape, bool)
+    hit[tuple(places.T)] = True
+    return hit
+
+
 def _about(own: Space, other: Space) -> Space:
     """The grid moved so that its middle lies on the middle of another's."""
-    middle_of = [s.affine @ [*(np.roll(s.shape, -1) - 1) / 2, 1] for s in (own, other)]
+    own_middle, middle = (s.affine @ [*(np.roll(s.shape, -1) - 1) / 2, 1] for s in (own, other))
     moved = own.affine.copy()
-    moved[:3, 3] += (middle_of[1] - middle_of[0])[:3]
+    moved[:3, 3] += (middle - own_middle)[:3]
     return Space(own.shape, moved)
 
 
@@ -101,10 +119,11 @@ def _tiles(table: pd.DataFrame, out_dir: Path) -> list[tuple[str, np.ndarray, np
     chosen = ordered.iloc[np.unique(np.linspace(0, len(ordered) - 1, min(TILES, len(ordered))).astype(int))]
     tiles = []
     for row in chosen.itertuples():
-        scan = read_volume(out_dir / "Scans" / row.scan).array
-        mask, head = _mask_of(row, out_dir), head_mask(scan[0])
-        z = int((mask if mask.any() else head).sum((1, 2)).argmax())
-        tiles.append((f"{row.subject}  {row.lesion_cm3:.3g} cm³", normalise(scan, head)[0, z], mask[z]))
+        scan, mask = read_volume(out_dir / "Scans" / row.scan).array, _mask_of(row, out_dir)
+        z = int(mask.sum((1, 2)).argmax()) if mask.any() else len(mask) // 2
+        image = normalise(scan[:, z : z + 1], np.ones((1, *scan.shape[2:]), bool))[0, 0]
+        # The mask's slice is copied, or the page would keep every volume in memory.
+        tiles.append((f"{row.subject}  {row.lesion_cm3:.3g} cm³", image, mask[z].copy()))
     return tiles
 
 

@@ -8,7 +8,6 @@ millimetres of template space, so that one seed gives the same heads and lesions
 import argparse
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +15,7 @@ import numpy as np
 from utils.cli import extension, fraction, make_parser, non_negative_int, positive_float, positive_int, run
 from utils.errors import UserError
 from utils.files import atomic_path, read_json, write_json
+from utils.parallel import map_in_order
 
 FIELD_OF_VIEW_MM = (197, 233, 189)  # of the template, along H, W, D
 MIDLINE_MM = 98.0  # the plane between the hemispheres, along H
@@ -306,9 +306,8 @@ def write_cohort(settings: Settings, out_dir: Path, num_workers: int = 1) -> Non
 
     _claim(out_dir, settings)
     write = partial(write_subject, settings=settings, out_dir=out_dir)
-    with get_context("spawn").Pool(num_workers) as pool:
-        subjects = pool.imap(write, range(settings.n_subjects))
-        rows = list(tqdm(subjects, "Drawing synthetic scans", settings.n_subjects, unit="scan"))
+    subjects = map_in_order(write, range(settings.n_subjects), num_workers)
+    rows = list(tqdm(subjects, "Drawing synthetic scans", settings.n_subjects, unit="scan"))
     with atomic_path(out_dir / "cohort.csv") as temporary:
         pd.DataFrame(rows).to_csv(temporary, index=False)
 

@@ -8,23 +8,22 @@ import argparse
 import math
 from dataclasses import dataclass
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from data.cohort import Case, check_alignment, read_mask, read_scan, require_mask_in_head
+from data.cohort import Case, check_alignment, find_head, read_mask, read_scan, require_mask_in_head
 from data.layouts import LAYOUTS, Layout, find_cases
-from data.overview import describe_scan, draw_overview
+from data.overview import describe_scan, draw_overview, lesion_cm3
 from data.records import Record, read_record, record_path, write_record
 from data.space import Space, centred_space, resample
-from data.volumes import head_mask, read_header, stem_of, write_volume
+from data.volumes import read_header, stem_of, write_volume
 from utils import cli
 from utils.errors import UserError
 from utils.files import atomic_path, require_writable
-from utils.metrics import MM3_PER_CM3
+from utils.parallel import map_in_order
 from utils.provenance import open_run
 
 BYTES_PER_VOXEL = 5  # float32 scan and uint8 mask
@@ -42,61 +41,61 @@ class Settings:
     ext: str
 
 
+@dataclass(frozen=True)
+class PlacedCase:
+    """A case on its prepared grid: scan (C, D, H, W) float32 in its own units, mask and head (D, H, W) bool."""
+
+    scan: np.ndarray
+    mask: np.ndarray
+    head: np.ndarray
+    space: Space
+    source_lesion_cm3: float
+
+
 def prepare_case(case: Case, settings: Settings, root: Path, out_dir: Path) -> dict:
     """Prepare one scan and its mask unless that was done, and return its row of ``cohort.csv``."""
     record = record_path(case.scan, out_dir)
     if not record.exists():
-        scan, mask, head, space = place_case(case, settings)
+        placed = place_case(case, settings)
         scan_path = out_dir / "Scans" / f"{case.stem}{settings.ext}"
         mask_path = out_dir / "Masks" / f"{stem_of(case.mask)}{settings.ext}"
-        write_volume(scan_path, scan, space.affine)
-        write_volume(mask_path, mask[None].astype(np.uint8), space.affine)
+        write_volume(scan_path, placed.scan, placed.space.affine)
+        write_volume(mask_path, placed.mask[None].astype(np.uint8), placed.space.affine)
         row = {
             "subject": case.subject,
             "session": case.session,
             "scan": scan_path.name,
             "mask": mask_path.name,
-            **describe_scan(mask, head, space.spacing_mm),
-            "source_lesion_cm3": _lesion_cm3(case),
+            **describe_scan(placed.mask, placed.head, placed.space.spacing_mm),
+            "source_lesion_cm3": placed.source_lesion_cm3,
         }
         # Written last: its presence says that the volumes are whole.
-        write_record(record, Record(str(case.scan.relative_to(root)), space, row))
+        write_record(record, Record(str(case.scan.relative_to(root)), placed.space, row))
     return read_record(record).row
 
 
-def place_case(case: Case, settings: Settings) -> tuple[np.ndarray, np.ndarray, np.ndarray, Space]:
-    """Bring a case onto its prepared grid, whose axes are those of the mask.
-
-    Returns:
-        Scan (C, D, H, W) float32 in its own units, mask and head (D, H, W) bool, and their grid.
-    """
+def place_case(case: Case, settings: Settings) -> PlacedCase:
+    """Bring a case onto its prepared grid, whose axes are those of the mask."""
     scan, mask = read_scan(case)[0], read_mask(case)
     scan_space, mask_space = (Space(h.shape[1:], h.affine) for h in map(read_header, (case.scan, case.mask)))
-    head = head_mask(scan[0])
-    centre_mm = scan_space.affine @ [*np.roll(_centre(head, case), -1), 1]
+    head = find_head(scan, case)
+    centre_mm = scan_space.affine @ [*np.roll(_centre(head), -1), 1]
     centre = np.roll(np.linalg.solve(mask_space.affine, centre_mm)[:3], 1)
     space = centred_space(mask_space, tuple(centre), settings.shape, settings.spacing_mm)
     placed_head = resample(head[None], scan_space, space)[0]
     placed_mask = resample(mask[None], mask_space, space)[0]
     require_mask_in_head(placed_mask, placed_head, case)
-    return resample(scan, scan_space, space), placed_mask, placed_head, space
+    source_cm3 = lesion_cm3(np.count_nonzero(mask), mask_space.spacing_mm)
+    return PlacedCase(resample(scan, scan_space, space), placed_mask, placed_head, space, source_cm3)
 
 
-def _centre(head: np.ndarray, case: Case) -> np.ndarray:
+def _centre(head: np.ndarray) -> np.ndarray:
     """(D, H, W) in voxels, midway between the ends of the head."""
-    if not head.any():
-        raise UserError(f"{case.scan} shows no head; mend or remove the scan")
     centre = []
     for axis in range(3):
         mass = np.cumsum(np.count_nonzero(head, axis=tuple({0, 1, 2} - {axis})))
         centre.append(np.searchsorted(mass, np.multiply(HEAD_EXTENT, mass[-1])).mean())
     return np.array(centre)
-
-
-def _lesion_cm3(case: Case) -> float:
-    header = read_header(case.mask)
-    spacing_mm = Space(header.shape[1:], header.affine).spacing_mm
-    return round(float(read_mask(case).sum()) * math.prod(spacing_mm) / MM3_PER_CM3, 4)
 
 
 # --- a whole cohort ------------------------------------------------------------------------------------
@@ -111,9 +110,9 @@ def prepare_cohort(
     """
     rows, refused = [], []
     work = partial(_try_case, settings=settings, root=root, out_dir=out_dir)
-    with get_context("spawn").Pool(max(num_workers, 1)) as pool:
-        for row, reason in tqdm(pool.imap(work, cases), "Preparing scans", len(cases), unit="scan"):
-            rows.append(row) if reason is None else refused.append(reason)
+    results = map_in_order(work, cases, num_workers)
+    for row, reason in tqdm(results, "Preparing scans", len(cases), unit="scan"):
+        rows.append(row) if reason is None else refused.append(reason)
     return rows, refused
 
 

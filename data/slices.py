@@ -16,12 +16,12 @@ from scipy import ndimage
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from data.cohort import Case, bids_entity, check_cohort, is_mask, list_volumes, pair_cases
+from data.cohort import Case, bids_entity, check_headers, check_voxels, is_mask, list_volumes, pair_cases
 from data.grid import PreparedScan, grid_of, prepare_scan, resize_in_plane
 from data.volumes import head_mask, stem_of
 from utils.cli import add_cohort, add_grid, make_parser, run
 from utils.errors import UserError
-from utils.files import atomic_path
+from utils.files import atomic_path, require_writable
 
 EIGHT_CONNECTED = np.ones((3, 3), bool)
 COLUMNS = ["scan", "mask", "volume", "subject", "slice", "depth", "brain_voxels", "lesion_voxels"]
@@ -124,6 +124,33 @@ def read_slice(path: Path | str) -> np.ndarray:
     return array.astype(np.float32)
 
 
+def check_slices(table: pd.DataFrame, channels: int, resize_to: tuple[int, int] | None = None) -> None:
+    """Refuse broken slices before any long work.
+
+    Args:
+        table: rows of `COLUMNS` with full paths.
+        channels: that a scan slice must have.
+        resize_to: of ``--resize_to``; without it all slices must have one shape.
+    """
+    first = read_slice(table.scan.iloc[0]).shape
+    for row in tqdm(table.itertuples(), "Checking slices", len(table), unit="slice", leave=False):
+        scan, mask = read_slice(row.scan), read_slice(row.mask)
+        if len(scan) != channels:
+            raise UserError(f"{row.scan} has {len(scan)} channels, not {channels}; cut the slices anew")
+        if resize_to is None and scan.shape != first:
+            raise UserError(f"{row.scan} has shape {scan.shape}, others {first}; cut all on one grid")
+        if mask.shape != (1, *scan.shape[1:]):
+            raise UserError(f"{row.mask} has shape {mask.shape} but its scan {scan.shape}; cut both anew")
+        if not np.isfinite(scan).all():
+            raise UserError(f"{row.scan} holds NaN or infinite pixels; cut the slices anew")
+        if not np.isin(mask, (0, 1)).all():
+            raise UserError(f"{row.mask} is not binary; a lesion mask holds 0 and 1 alone")
+
+
+def channels_of(table: pd.DataFrame) -> int:
+    return len(read_slice(table.scan.iloc[0]))
+
+
 def lesion_boxes(mask: np.ndarray) -> np.ndarray:
     """Boxes around the 8-connected lesions of a slice.
 
@@ -193,7 +220,9 @@ def parse_args() -> argparse.Namespace:
 
 def main(args: argparse.Namespace) -> None:
     cases = pair_cases([args.scans_dir], [args.masks_dir], args.ext, ("--scans_dir", "--masks_dir"))
-    check_cohort(cases, args.scan_dim, args.resize_to)
+    check_headers(cases, args.scan_dim, args.resize_to)
+    require_writable(args.out_dir, "--out_dir")
+    check_voxels(cases)
     table = cut_cohort(cases, partial(prepare_scan, grid=grid_of(args)), Path(args.out_dir))
     print(f"{len(table)} slices of {len(cases)} scans are in {args.out_dir}")
 

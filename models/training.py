@@ -16,7 +16,7 @@ from pytorch_lightning.callbacks import EMAWeightAveraging
 from data.cohort import Case
 from data.datamodules import RPNDataModule, SegmentationDataModule, scan_loader
 from data.grid import Grid, cached_scan, grid_of
-from data.slices import StackedScans, read_slice
+from data.slices import StackedScans, channels_of, read_slice
 from models.calibration import choose_threshold, coverage_curve
 from models.checkpoints import MarkCheckpoint, load_rpn, store_threshold
 from models.rpn import DEFAULT_THRESHOLD, MONITOR, RPN
@@ -52,7 +52,7 @@ def train_rpn(args: Namespace, train: pd.DataFrame, val: pd.DataFrame, name: str
     """Train stage 1 on slice tables; `args` carries the arguments of ``train_rpn.py``."""
     pl.seed_everything(args.seed, verbose=False)
     data = RPNDataModule(train, val, args.batch_size, args.num_workers, args.transforms, args.seed)
-    model = build_rpn(args, in_channels=len(read_slice(train.scan.iloc[0])))
+    model = build_rpn(args, channels_of(train))
     sick = val[val.lesion_voxels > 0]
     shown = sick.iloc[np.linspace(0, len(sick) - 1, min(args.num_samples, len(sick))).astype(int)]
     monitor = MONITOR if len(sick) else ("train_loss", "min")

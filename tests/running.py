@@ -28,3 +28,7 @@ def run_script(*command, cwd: Path, code: int = 0) -> SimpleNamespace:
     )
     assert done.returncode == code, f"{command} ended with {done.returncode}:\n{done.stdout}\n{done.stderr}"
     return SimpleNamespace(out=done.stdout, err=done.stderr)
+
+
+def is_png(path: Path) -> bool:
+    return path.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"

@@ -11,7 +11,8 @@ from data.cohort import (
     augmented_cases,
     bids_entity,
     cases_of,
-    check_cohort,
+    check_headers,
+    check_voxels,
     lesion_loads,
     make_folds,
     pair_cases,
@@ -96,7 +97,7 @@ def test_shapes_that_differ_are_refused(tmp_path):
     write_case(tmp_path, "sub-01")
     write_volume(tmp_path / "Masks" / f"sub-01_{LABEL}.npy", np.zeros((1, 4, 6, 9), np.uint8))
     with pytest.raises(UserError, match=r"mask\.npy has shape \(4, 6, 9\)"):
-        check_cohort(paired(tmp_path), (1, 4, 6, 8), None)
+        check_headers(paired(tmp_path), (1, 4, 6, 8), None)
 
 
 @pytest.mark.parametrize(
@@ -110,14 +111,14 @@ def test_bad_voxels_are_refused_by_file(tmp_path, part, value, complaint):
     array.flat[7] = value
     np.save(path, array)
     with pytest.raises(UserError, match=rf"{path.name} .*{complaint}"):
-        check_cohort(paired(tmp_path), (1, 4, 6, 8), None)
+        check_voxels(paired(tmp_path))
 
 
 def test_constant_scan_is_refused(tmp_path):
     write_case(tmp_path, "sub-01")
     write_volume(tmp_path / "Scans/sub-01_T1w.npy", np.ones((1, 4, 6, 8), np.float32))
     with pytest.raises(UserError, match="constant"):
-        check_cohort(paired(tmp_path), (1, 4, 6, 8), None)
+        check_voxels(paired(tmp_path))
 
 
 def test_spacing_of_npy_scans_comes_from_the_cohort_table(tmp_path):

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 import torch
 
-from tests.running import GRID, QUICK, ROI, ROOT, run_script
+from tests.running import GRID, QUICK, ROI, ROOT, is_png, run_script
 from utils.regions import read_regions, region_mask
 
 SCRIPTS = ["cross_validation.py", "train_rpn.py", "train_strokeformer.py", "test_rpn.py", "test_strokeformer.py"]
@@ -20,10 +20,6 @@ SCORE_COLUMNS = [
     *["model_name", "dice", "iou", "precision", "recall", "f1", "mcc", "hd95", "assd"],
     *["lesion_f1", "lesion_count_difference", "volume_difference"],
 ]
-
-
-def is_png(path: Path) -> bool:
-    return path.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
 
 
 # --- the contract of the command line ------------------------------------------------------------------
@@ -139,7 +135,7 @@ def test_run_with_other_settings_does_not_mix_into_a_folder(workspace):
         cwd=workspace.cwd,
         code=2,
     ).err
-    assert "--" in error and "choose another model prefix" in error
+    assert "--" in error and "choose another name or folder" in error
 
 
 def test_rpn_is_tested_on_slices(workspace):

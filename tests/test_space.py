@@ -67,7 +67,9 @@ def test_finer_grid_agrees_with_nibabel():
     target = centred_space(source, (4, 4, 5), (14, 12, 16), (1.5, 1.0, 1.3))
     image = nib.Nifti1Image(scan[0].transpose(1, 2, 0), source.affine)
     reference = resample_from_to(image, ((12, 16, 14), target.affine), order=1, cval=float(scan.min()))
-    np.testing.assert_allclose(resample(scan, source, target)[0].transpose(1, 2, 0), reference.get_fdata(), atol=1e-5)
+    inside = (slice(1, -1),) * 3  # on the faces a rounding error decides whether nibabel is outside
+    ours = resample(scan, source, target)[0].transpose(1, 2, 0)
+    np.testing.assert_allclose(ours[inside], reference.get_fdata()[inside], atol=1e-5)
 
 
 def test_coarser_grid_keeps_the_volume_of_a_ball():
