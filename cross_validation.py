@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from utils import cli
-from utils.files import require_writable
+from utils.files import read_scores, require_writable
 
 
 def parse_args():
@@ -77,6 +77,8 @@ def find_cases(args, folder: Path) -> tuple[list, dict]:
     require_writable(folder, "--default_root_dir", 2 * len(everything) * grid_of(args).bytes_per_scan)
     for argument in ("rpn_default_root_dir", "scores_dir", "rpn_scores_dir"):
         require_writable(getattr(args, argument), f"--{argument}")
+    for path in (Path(args.scores_dir) / args.scores_file, Path(args.rpn_scores_dir) / args.rpn_scores_file):
+        read_scores(path)
     return cases, augmented
 
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from utils import cli
-from utils.files import require_writable
+from utils.files import read_scores, require_writable
 
 
 def parse_args():
@@ -24,22 +24,31 @@ def parse_args():
 
 
 def main(args) -> None:
-    require_writable(args.scores_dir, "--scores_dir")
+    table = find_slices(args)  # first: a wrong path is refused before the heavy libraries load
 
-    from data.datamodules import scan_loader
-    from data.slices import StackedScans, check_slices, read_slice_table
-    from models.checkpoints import load_rpn, require_classes, run_name
+    from data.datamodules import StackedScans, scan_loader
+    from data.slices import channels_of
+    from models.checkpoints import load_rpn, require_channels, require_classes, run_name
     from models.evaluation import evaluate_rpn
     from utils.tables import print_scores
 
     model = load_rpn(args.ckpt_path, args.score_threshold)
     require_classes(args.num_classes, 2, args.ckpt_path)
-    table = read_slice_table(args.scans, args.masks)
-    check_slices(table, model.hparams.in_channels, args.resize_to)
+    require_channels(channels_of(table), model, args.ckpt_path)
     scans = StackedScans(table, args.resize_to)
     name = args.model_name or run_name(args.ckpt_path)
     scores = evaluate_rpn(model, scan_loader(scans, args.num_workers), len(scans), args, name)
     print_scores(scores, Path(args.scores_dir) / name)
+
+
+def find_slices(args):
+    from data.slices import check_slices, read_slice_table
+
+    table = read_slice_table(args.scans, args.masks)
+    require_writable(args.scores_dir, "--scores_dir")
+    read_scores(Path(args.scores_dir) / args.scores_file)
+    check_slices(table, args.resize_to)
+    return table
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from functools import partial
 from pathlib import Path
 
 from utils import cli
-from utils.files import require_writable
+from utils.files import read_scores, require_writable
 
 
 def parse_args():
@@ -32,7 +32,7 @@ def main(args) -> None:
     from data.cohort import check_voxels
     from data.datamodules import ScanDataset, scan_loader
     from data.grid import grid_of, prepare_scan
-    from models.checkpoints import load_model, require_classes, run_name
+    from models.checkpoints import load_model, require_channels, require_classes, run_name
     from models.evaluation import evaluate_strokeformer
     from models.proposals import region_source
     from models.strokeformer import StrokeFormer
@@ -40,6 +40,7 @@ def main(args) -> None:
 
     model = load_model(StrokeFormer, args.ckpt_path)
     require_classes(args.num_classes, model.hparams.num_classes, args.ckpt_path)
+    require_channels(args.scan_dim[0], model, args.ckpt_path)
     regions_of = region_source(args, [case.name for case in cases], model.hparams.roi_size)
     check_voxels(cases)
     scans = scan_loader(ScanDataset(cases, partial(prepare_scan, grid=grid_of(args))), args.num_workers)
@@ -53,6 +54,8 @@ def find_cases(args) -> list:
     cases = pair_cases(args.scans, args.masks)
     check_headers(cases, args.scan_dim, args.resize_to)
     require_writable(args.scores_dir, "--scores_dir")
+    for file in (args.scores_file, args.per_size_scores_file):
+        read_scores(Path(args.scores_dir) / file)
     return cases
 
 

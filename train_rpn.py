@@ -1,6 +1,7 @@
 """Train the region proposal network (stage 1) on 2D slices; ``python -m data.slices`` makes them."""
 
 from utils import cli
+from utils.files import require_writable
 
 
 def parse_args():
@@ -17,14 +18,23 @@ def parse_args():
 
 
 def main(args) -> None:
-    from data.slices import channels_of, check_slices, read_slice_table
+    train, val = find_slices(args)  # first: a wrong path is refused before the heavy libraries load
+
     from models.training import train_rpn
+
+    print(f"Best checkpoint: {train_rpn(args, train, val, args.model_prefix)}")
+
+
+def find_slices(args) -> tuple:
+    import pandas as pd
+
+    from data.slices import check_slices, read_slice_table
 
     train = read_slice_table(args.train_scans, args.train_masks, ("--train_scans", "--train_masks"))
     val = read_slice_table(args.val_scans, args.val_masks, ("--val_scans", "--val_masks"))
-    for table in (train, val):
-        check_slices(table, channels_of(train))
-    print(f"Best checkpoint: {train_rpn(args, train, val, args.model_prefix)}")
+    require_writable(args.default_root_dir, "--default_root_dir")
+    check_slices(pd.concat([train, val]))
+    return train, val
 
 
 if __name__ == "__main__":

@@ -134,8 +134,8 @@ def read_spacing(case: Case) -> tuple[float, float, float] | None:
         if not {"scan", "spacing_mm"} <= set(rows.columns) or case.name not in set(rows.scan):
             return None
         h, w, d = (float(size) for size in rows.set_index("scan").spacing_mm[case.name].split())
-    except (ValueError, AttributeError, OSError) as error:
-        raise UserError(f"{table} gives no three numbers H W D as spacing_mm of {case.name} ({error})") from None
+    except (ValueError, AttributeError, OSError):
+        raise UserError(f"{table} gives no three numbers H W D as spacing_mm of {case.name}; mend it") from None
     return d, h, w
 
 
@@ -313,12 +313,15 @@ def augmented_cases(directory: Path | str) -> dict[Case, set[str]]:
     directory = Path(directory)
     provenance = read_json(directory / "provenance.json")
     cases = {}
-    for name, origin in provenance.items():
-        scan, mask = directory / "Scans" / name, directory / "Masks" / origin["mask"]
-        for path in (scan, mask):
-            if not path.is_file():
-                raise UserError(f"{path} is named in {directory / 'provenance.json'} but missing; augment anew")
-        cases[Case(origin["recipient"], None, scan, mask)] = {origin["recipient"], *origin["donors"]}
+    try:
+        for name, origin in provenance.items():
+            case = Case(origin["recipient"], None, directory / "Scans" / name, directory / "Masks" / origin["mask"])
+            cases[case] = {origin["recipient"], *origin["donors"]}
+    except (AttributeError, KeyError, TypeError):
+        raise UserError(f"{directory / 'provenance.json'} lacks mask, recipient or donors; augment anew") from None
+    for path in (path for case in cases for path in (case.scan, case.mask)):
+        if not path.is_file():
+            raise UserError(f"{path} is named in {directory / 'provenance.json'} but missing; augment anew")
     return cases
 
 

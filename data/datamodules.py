@@ -10,11 +10,12 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from data.cohort import Case
-from data.grid import Grid, PreparedScan
+from data.grid import Grid, PreparedScan, resize_in_plane
 from data.sampling import EpochSampler, balanced_indices, item_rng
 from data.slices import lesion_boxes, read_slice
 from data.subvolumes import RegionDataset
 from data.transforms import apply_transforms, build_transforms
+from data.volumes import head_mask, stem_of
 from utils.errors import UserError
 from utils.regions import Region
 
@@ -68,6 +69,50 @@ class ScanDataset(Dataset):
 
     def __getitem__(self, index: int) -> PreparedScan:
         return self.prepare(self.cases[index])
+
+
+class StackedScans(Dataset):
+    """Volumes put back together from their slices at their true depth; slices without brain are air.
+
+    An item is a `PreparedScan`. Its head comes from ``Heads/`` beside the folder of the slices, where
+    ``python -m data.slices`` leaves it, or else from the slices themselves.
+
+    Args:
+        table: rows of `COLUMNS` with full paths.
+        resize_to: in-plane (H, W) that slices are resampled to, or None.
+    """
+
+    def __init__(self, table: pd.DataFrame, resize_to: tuple[int, int] | None = None) -> None:
+        self.volumes = list(table.groupby("volume", sort=True))
+        self.resize_to = resize_to
+
+    def __len__(self) -> int:
+        return len(self.volumes)
+
+    def __getitem__(self, index: int) -> PreparedScan:
+        volume, rows = self.volumes[index]
+        scan = _stack(rows.scan, rows.slice, rows.depth.iloc[0], volume)
+        mask = _stack(rows["mask"], rows.slice, rows.depth.iloc[0], volume)[0] > 0
+        head_path = Path(rows.scan.iloc[0]).parent.parent / "Heads" / f"{stem_of(volume)}.npy"
+        head = read_slice(head_path) > 0 if head_path.is_file() else head_mask(scan[0])
+        if head.shape != mask.shape:
+            raise UserError(f"{head_path} has shape {head.shape}, its slices make {mask.shape}; cut the slices anew")
+        own_shape = mask.shape
+        if self.resize_to:
+            scan = resize_in_plane(scan, self.resize_to)
+            mask, head = (resize_in_plane(m, self.resize_to, nearest=True) for m in (mask, head))
+        return PreparedScan(volume, rows.subject.iloc[0], scan.astype(np.float16), head, mask, None, own_shape)
+
+
+def _stack(paths: pd.Series, slices: pd.Series, depth: int, volume: str) -> np.ndarray:
+    """(C, D, H, W) float32 of slice files."""
+    arrays = [read_slice(path) for path in paths]
+    if len(shapes := {a.shape for a in arrays}) > 1:
+        raise UserError(f"the slices of {volume} have shapes {sorted(shapes)}; cut them anew")
+    c, h, w = arrays[0].shape
+    stack = np.zeros((c, depth, h, w), np.float32)
+    stack[:, slices] = np.stack(arrays, 1)
+    return stack
 
 
 def scan_loader(dataset: Dataset, num_workers: int) -> DataLoader:

@@ -13,12 +13,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from scipy import ndimage
-from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from data.cohort import Case, bids_entity, check_headers, check_voxels, is_mask, list_volumes, pair_cases
-from data.grid import PreparedScan, grid_of, prepare_scan, resize_in_plane
-from data.volumes import head_mask, stem_of
+from data.grid import PreparedScan, grid_of, prepare_scan
+from data.volumes import head_mask, map_npy, refusing, stem_of
 from utils.cli import add_cohort, add_grid, make_parser, run
 from utils.errors import UserError
 from utils.files import atomic_path, require_writable
@@ -85,7 +84,10 @@ def read_slice_table(scans_dir: Path | str, masks_dir: Path | str, names=("--sca
 def _listed_slices(path: Path, names: set[str]) -> pd.DataFrame | None:
     if not path.is_file():
         return None
-    table = pd.read_csv(path, dtype={"subject": str})
+    try:
+        table = pd.read_csv(path, dtype={"subject": str})
+    except ValueError:  # pandas' errors of a broken table: the slices are measured anew
+        return None
     listed = list(table.columns) == COLUMNS and set(table.scan) == names
     return table if listed else None
 
@@ -115,28 +117,25 @@ def _slice_key(path: Path) -> tuple:
 
 def read_slice(path: Path | str) -> np.ndarray:
     """One slice file, (C, H, W) float32."""
-    try:
-        array = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise UserError(f"{path} cannot be read ({error}); cut the slices anew") from None
-    if array.ndim != 3:
-        raise UserError(f"{path} has shape {array.shape}; a slice is (C, H, W)")
-    return array.astype(np.float32)
+    with refusing(path):
+        array = map_npy(path)
+        if array.ndim != 3:
+            raise UserError(f"{path} has shape {array.shape}; a slice is (C, H, W)")
+        return np.array(array, np.float32)
 
 
-def check_slices(table: pd.DataFrame, channels: int, resize_to: tuple[int, int] | None = None) -> None:
+def check_slices(table: pd.DataFrame, resize_to: tuple[int, int] | None = None) -> None:
     """Refuse broken slices before any long work.
 
     Args:
         table: rows of `COLUMNS` with full paths.
-        channels: that a scan slice must have.
         resize_to: of ``--resize_to``; without it all slices must have one shape.
     """
     first = read_slice(table.scan.iloc[0]).shape
     for row in tqdm(table.itertuples(), "Checking slices", len(table), unit="slice", leave=False):
         scan, mask = read_slice(row.scan), read_slice(row.mask)
-        if len(scan) != channels:
-            raise UserError(f"{row.scan} has {len(scan)} channels, not {channels}; cut the slices anew")
+        if len(scan) != first[0]:
+            raise UserError(f"{row.scan} has {len(scan)} channels, others {first[0]}; cut the slices anew")
         if resize_to is None and scan.shape != first:
             raise UserError(f"{row.scan} has shape {scan.shape}, others {first}; cut all on one grid")
         if mask.shape != (1, *scan.shape[1:]):
@@ -163,48 +162,6 @@ def lesion_boxes(mask: np.ndarray) -> np.ndarray:
     labels, _ = ndimage.label(mask, EIGHT_CONNECTED)
     found = [(x.start, y.start, x.stop, y.stop) for y, x in ndimage.find_objects(labels)]
     return np.array(found, np.float32).reshape(-1, 4)
-
-
-class StackedScans(Dataset):
-    """Volumes put back together from their slices at their true depth; slices without brain are air.
-
-    An item is a `PreparedScan`. Its head comes from ``Heads/`` beside the folder of the slices, where
-    ``python -m data.slices`` leaves it, or else from the slices themselves.
-
-    Args:
-        table: rows of `COLUMNS` with full paths.
-        resize_to: in-plane (H, W) that slices are resampled to, or None.
-    """
-
-    def __init__(self, table: pd.DataFrame, resize_to: tuple[int, int] | None = None) -> None:
-        self.volumes = list(table.groupby("volume", sort=True))
-        self.resize_to = resize_to
-
-    def __len__(self) -> int:
-        return len(self.volumes)
-
-    def __getitem__(self, index: int) -> PreparedScan:
-        volume, rows = self.volumes[index]
-        scan = _stack(rows.scan, rows.slice, rows.depth.iloc[0], volume)
-        mask = _stack(rows["mask"], rows.slice, rows.depth.iloc[0], volume)[0] > 0
-        head_path = Path(rows.scan.iloc[0]).parent.parent / "Heads" / f"{stem_of(volume)}.npy"
-        head = np.load(head_path, allow_pickle=False) if head_path.is_file() else head_mask(scan[0])
-        own_shape = mask.shape
-        if self.resize_to:
-            scan = resize_in_plane(scan, self.resize_to)
-            mask, head = (resize_in_plane(m, self.resize_to, nearest=True) for m in (mask, head))
-        return PreparedScan(volume, rows.subject.iloc[0], scan.astype(np.float16), head, mask, None, own_shape)
-
-
-def _stack(paths: pd.Series, slices: pd.Series, depth: int, volume: str) -> np.ndarray:
-    """(C, D, H, W) float32 of slice files."""
-    arrays = [read_slice(path) for path in paths]
-    if len(shapes := {a.shape for a in arrays}) > 1:
-        raise UserError(f"the slices of {volume} have shapes {sorted(shapes)}; cut them anew")
-    c, h, w = arrays[0].shape
-    stack = np.zeros((c, depth, h, w), np.float32)
-    stack[:, slices] = np.stack(arrays, 1)
-    return stack
 
 
 # --- command -------------------------------------------------------------------------------------------

@@ -82,7 +82,7 @@ def read_volume(path: Path | str, dtype=np.float32) -> Volume:
         UserError: the file is missing, truncated, pickled, of an unknown extension, holds no real numbers, says that
             it is larger than it is, or is not 3D with a channel.
     """
-    with _naming(path):
+    with refusing(path):
         if extension_of(path) == ".npy":
             array, affine = _open_npy(path), None
         else:
@@ -95,7 +95,7 @@ def read_volume(path: Path | str, dtype=np.float32) -> Volume:
 
 def read_header(path: Path | str) -> Header:
     """Shape and place of a volume; no voxel is read. Raises as `read_volume` does."""
-    with _naming(path):
+    with refusing(path):
         if extension_of(path) == ".npy":
             c, h, w, d = _open_npy(path).shape
             return Header((c, d, h, w), None)
@@ -110,8 +110,8 @@ def volume_shape(path: Path | str) -> tuple[int, int, int]:
 
 
 @contextmanager
-def _naming(path: Path | str):
-    """Turn whatever the readers raise on a broken file, a dozen types, into a `UserError` that names the file."""
+def refusing(path: Path | str):
+    """Turn whatever a reader raises on a broken file, a dozen types, into a `UserError` that names the file."""
     try:
         yield
     except UserError:
@@ -123,12 +123,19 @@ def _naming(path: Path | str):
         raise UserError(f"{path} cannot be read ({reason}); restore or remove the file") from None
 
 
-def _open_npy(path) -> np.ndarray:
-    """A memory-mapped (C, H, W, D) array."""
+def map_npy(path: Path | str) -> np.ndarray:
+    """A memory-mapped ``.npy`` of real numbers; nothing in the file is ever run."""
     array = np.load(path, mmap_mode="r", allow_pickle=False)
     if not isinstance(array, np.ndarray):
         raise UserError(f"{path} is an archive of arrays (.npz); save one array with numpy.save")
-    _require_volume(array.shape, array.dtype, path)
+    _require_numbers(array.shape, array.dtype, path)
+    return array
+
+
+def _open_npy(path) -> np.ndarray:
+    """A memory-mapped (C, H, W, D) array."""
+    array = map_npy(path)
+    _require_shape(array.shape, path)
     return array[None] if array.ndim == 3 else array
 
 
@@ -137,7 +144,8 @@ def _open_nifti(path) -> tuple[nib.Nifti1Image, np.ndarray]:
     image = nib.load(path)
     if not isinstance(image, nib.Nifti1Image):
         raise UserError(f"{path} is no NIfTI volume; convert it, e.g. with nibabel or dcm2niix")
-    _require_volume(image.shape, image.get_data_dtype(), path)
+    _require_shape(image.shape, path)
+    _require_numbers(image.shape, image.get_data_dtype(), path)
     claimed = math.prod(image.shape) * image.get_data_dtype().itemsize
     if claimed > Path(path).stat().st_size * (GZIP_RATIO if extension_of(path) == ".nii.gz" else 1):
         raise UserError(f"{path} is shorter than its header says; copy or download it again")
@@ -147,9 +155,12 @@ def _open_nifti(path) -> tuple[nib.Nifti1Image, np.ndarray]:
     return image, orientation
 
 
-def _require_volume(shape: tuple[int, ...], dtype: np.dtype, path) -> None:
-    if len(shape) not in (3, 4) or 0 in shape:
+def _require_shape(shape: tuple[int, ...], path) -> None:
+    if len(shape) not in (3, 4) or min(shape) < 1:
         raise UserError(f"{path} has shape {shape}; a volume is (C, H, W, D) in .npy or (H, W, D) in NIfTI")
+
+
+def _require_numbers(shape: tuple[int, ...], dtype: np.dtype, path) -> None:
     if dtype.kind not in "biuf":
         raise UserError(f"{path} holds values of type {dtype}; a volume holds real numbers")
     if math.prod(shape) * dtype.itemsize > MAX_BYTES:

@@ -27,8 +27,12 @@ def load_model(kind: type[pl.LightningModule], path: Path | str) -> pl.Lightning
     held = checkpoint.get("model")
     if held != kind.__name__:
         raise UserError(f"{path} is a checkpoint of {held or 'another program'}, not of {kind.__name__}")
-    model = kind(**checkpoint["hyper_parameters"])
-    model.load_state_dict(checkpoint["state_dict"])
+    try:
+        model = kind(**checkpoint["hyper_parameters"])
+        model.load_state_dict(checkpoint["state_dict"])
+    except (KeyError, TypeError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"checkpoint {path} does not fit this version of {held} ({reason}); train it anew") from None
     return model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
 
 
@@ -64,6 +68,12 @@ def run_name(checkpoint: Path | str) -> str:
     """Name of the run that a checkpoint belongs to: ``RPN/<name>/checkpoints/best.ckpt``."""
     path = Path(checkpoint).resolve()
     return path.parent.parent.name if path.parent.name == "checkpoints" else path.stem
+
+
+def require_channels(channels: int, model: pl.LightningModule, path: str) -> None:
+    held = model.hparams.in_channels
+    if channels != held:
+        raise UserError(f"the scans have {channels} channels, but {path} was trained for {held}; take another one")
 
 
 def require_classes(num_classes: int, held: int, path: str) -> None:

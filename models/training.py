@@ -14,9 +14,9 @@ from matplotlib.figure import Figure
 from pytorch_lightning.callbacks import EMAWeightAveraging
 
 from data.cohort import Case
-from data.datamodules import RPNDataModule, SegmentationDataModule, scan_loader
+from data.datamodules import RPNDataModule, SegmentationDataModule, StackedScans, scan_loader
 from data.grid import Grid, cached_scan, grid_of
-from data.slices import StackedScans, channels_of, read_slice
+from data.slices import channels_of, read_slice
 from models.calibration import choose_threshold, coverage_curve
 from models.checkpoints import MarkCheckpoint, load_rpn, store_threshold
 from models.rpn import DEFAULT_THRESHOLD, MONITOR, RPN

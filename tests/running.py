@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from resource import RLIMIT_FSIZE, setrlimit
 from types import SimpleNamespace
 
 ROOT = Path(__file__).parent.parent
@@ -13,8 +14,13 @@ ROI = ["--roi_size", "8", "8", "16"]
 QUICK = ["--offline", "--num_samples", "1", "--log_every_n_val_epochs", "1"]
 
 
-def run_script(*command, cwd: Path, code: int = 0) -> SimpleNamespace:
-    """Run ``python COMMAND`` in `cwd` as a user would and check its exit code."""
+def run_script(*command, cwd: Path, code: int = 0, largest_file: int | None = None) -> SimpleNamespace:
+    """Run ``python COMMAND`` in `cwd` as a user would and check its exit code.
+
+    Args:
+        largest_file: bytes that a file may have, as if the disk were full behind them.
+    """
+    limit = None if largest_file is None else lambda: setrlimit(RLIMIT_FSIZE, (largest_file, largest_file))
     program = command[1:] if command[0] == "-m" else command
     script = ["-m", program[0]] if command[0] == "-m" else [str(ROOT / program[0])]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "WANDB_MODE": "disabled", "PYTHONWARNINGS": "ignore"}
@@ -25,6 +31,7 @@ def run_script(*command, cwd: Path, code: int = 0) -> SimpleNamespace:
         capture_output=True,
         text=True,
         check=False,
+        preexec_fn=limit,
     )
     assert done.returncode == code, f"{command} ended with {done.returncode}:\n{done.stdout}\n{done.stderr}"
     return SimpleNamespace(out=done.stdout, err=done.stderr)

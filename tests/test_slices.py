@@ -8,9 +8,10 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from data.cohort import pair_cases
+from data.datamodules import StackedScans
 from data.grid import Grid, prepare_scan
 from data.sampling import EpochSampler, balanced_indices
-from data.slices import StackedScans, cut_cohort, lesion_boxes, read_slice_table
+from data.slices import cut_cohort, lesion_boxes, read_slice_table
 from data.volumes import write_volume
 from utils.errors import UserError
 

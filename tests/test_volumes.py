@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from data.cohort import Case
 from data.grid import Grid, cached_scan, fit, prepare_scan
 from data.volumes import head_mask, normalise, read_volume, volume_shape, write_like, write_volume
+from tests.fuzz_readers import try_readers, valid_files, write_mutated
 from utils.errors import UserError
 
 
@@ -78,6 +79,12 @@ def test_broken_files_are_refused_by_name(tmp_path):
     for name in ("pickled.npy", "flat.npy", "cut.npy", "cut.nii", "empty.nii.gz", "absent.npy"):
         with pytest.raises(UserError, match=name):
             read_volume(tmp_path / name)
+
+
+def test_mutated_files_are_read_or_refused_by_name(tmp_path):
+    rng, files = np.random.default_rng(0), valid_files()
+    outcomes = {try_readers(write_mutated(files, rng, tmp_path)[1]) for _ in range(1500)}
+    assert outcomes == {"read", "refused"}
 
 
 # --- head and intensities ------------------------------------------------------------------------------

@@ -26,19 +26,17 @@ def run(main, parse_args) -> None:
     """Run ``main(parse_args())``; a `UserError` ends with its one line on stderr and exit code 2."""
     args = parse_args()
     try:
-        main(args)
+        return main(args)
     except UserError as error:
-        _refuse(error)
+        why = str(error)
     except BrokenPipeError:  # the reader of a pipe (head, less) has gone; nobody is left to tell
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except OSError as error:  # from a library that writes files of its own, such as a checkpoint
         if error.errno not in UNWRITABLE:
             raise
-        _refuse(f"{error.filename or 'a result'} cannot be written ({error.strerror}); free or choose another place")
-
-
-def _refuse(why) -> None:
+        why = f"{error.filename or 'a result'} cannot be written ({error.strerror}); free or choose another place"
+    # Said last: the progress bars of the frames that were left have ended their lines by now.
     print(f"{Path(sys.argv[0]).name}: error: {why}", file=sys.stderr)
     sys.exit(2)
 

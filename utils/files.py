@@ -64,6 +64,21 @@ def read_json(path: Path | str):
         raise UserError(f"{path} is no readable JSON ({error})") from None
 
 
+def read_scores(path: Path | str):
+    """The table of scores of earlier runs as a DataFrame, None where there is none yet; refuses another file."""
+    import pandas as pd
+
+    if not Path(path).exists():
+        return None
+    try:
+        table = pd.read_csv(path, dtype={"model_name": str})
+    except (ValueError, OSError):
+        table = pd.DataFrame()
+    if "model_name" not in table:
+        raise UserError(f"{path} is no table of scores (it has no column model_name); move it or name another")
+    return table
+
+
 def update_table(path: Path | str, rows) -> None:
     """Write the rows of a DataFrame into a CSV, in place of earlier rows with the same ``model_name``.
 
@@ -71,9 +86,8 @@ def update_table(path: Path | str, rows) -> None:
     """
     import pandas as pd
 
-    path = Path(path)
-    if path.exists():
-        earlier = pd.read_csv(path, dtype={"model_name": str})
+    earlier = read_scores(path)
+    if earlier is not None:
         rows = pd.concat([earlier[~earlier.model_name.isin(rows.model_name)], rows], ignore_index=True)
     with atomic_path(path) as temporary:
         rows.to_csv(temporary, index=False)
