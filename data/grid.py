@@ -112,7 +112,7 @@ def prepare_scan(case: Case, grid: Grid) -> PreparedScan:
 
 def cached_scan(case: Case, grid: Grid, cache_dir: Path) -> PreparedScan:
     """`prepare_scan` once, memory-mapped from `cache_dir` ever after; a changed file is prepared anew."""
-    folder = cache_dir / f"{case.stem}_{_fingerprint(case, grid)}"
+    folder = cache_folder(case, grid, cache_dir)
     if not (folder / "meta.json").exists():
         _store(prepare_scan(case, grid), folder)
     meta = read_json(folder / "meta.json")
@@ -136,6 +136,7 @@ def _store(prepared: PreparedScan, folder: Path) -> None:
     )
 
 
-def _fingerprint(case: Case, grid: Grid) -> str:
+def cache_folder(case: Case, grid: Grid, cache_dir: Path) -> Path:
+    """Where a case is cached; another place for other files, a file that has changed, or another grid."""
     stamps = [(str(p.resolve()), p.stat().st_mtime_ns, p.stat().st_size) for p in (case.scan, case.mask) if p]
-    return hashlib.sha256(repr((stamps, grid)).encode()).hexdigest()[:12]
+    return cache_dir / f"{case.stem}_{hashlib.sha256(repr((stamps, grid)).encode()).hexdigest()[:12]}"

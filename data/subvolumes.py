@@ -9,8 +9,9 @@ from torch.utils.data import Dataset
 from data.cohort import Case
 from data.grid import Grid, PreparedScan, cached_scan
 from data.sampling import item_rng
+from data.space import cut
 from data.transforms import apply_transforms, build_transforms
-from utils.regions import Region, region_mask, whole_volume
+from utils.regions import Region, whole_volume
 
 # A training window may leave its region by this share of the RoI: the network shall not learn that a lesion
 # always sits where the RPN centred it.
@@ -114,13 +115,17 @@ def cut_window(
     prepared: PreparedScan, regions: list[Region], starts: tuple[int, ...], roi_size: tuple[int, int, int]
 ) -> dict[str, np.ndarray]:
     """Cut a window out of a scan, zero-padded behind where the volume ends; padding is outside all regions."""
-    window = tuple(slice(start, start + roi) for start, roi in zip(starts, roi_size, strict=True))
-    image = prepared.scan[(slice(None), *window)].astype(np.float32)
-    mask = prepared.mask[window].astype(np.uint8)
-    inside = region_mask(regions, prepared.head.shape)[window].astype(np.uint8)
-    padding = [(0, roi - size) for roi, size in zip(roi_size, mask.shape, strict=True)]
+    inside = np.zeros(roi_size, np.uint8)
+    for region in regions:
+        inside[_within(region, starts)] = 1
     return {
-        "image": np.pad(image, [(0, 0), *padding]),
-        "mask": np.pad(mask, padding)[None],
-        "region": np.pad(inside, padding)[None],
+        "image": cut(prepared.scan, starts, roi_size).astype(np.float32),
+        "mask": cut(prepared.mask, starts, roi_size)[None].astype(np.uint8),
+        "region": inside[None],
     }
+
+
+def _within(region: Region, starts: tuple[int, ...]) -> tuple[slice, ...]:
+    """Index of a region in a window that begins at `starts`."""
+    spans = zip(region.slices, starts, strict=True)
+    return tuple(slice(max(span.start - start, 0), max(span.stop - start, 0)) for span, start in spans)

@@ -192,6 +192,29 @@ def test_one_nifti_scan_without_mask_gives_a_nifti_on_its_grid(workspace, tmp_pa
     assert not (tmp_path / "scores/scores.csv").exists()
 
 
+def test_predictions_do_not_depend_on_the_intensity_scale(workspace, tmp_path):
+    """Scans times 1000, mapped to [0, 1] or shifted by 500, in one folder as if they were other subjects."""
+    changes = {
+        "raw": lambda scan: scan,
+        "scaled": lambda scan: 1000 * scan,
+        "unit": lambda scan: (scan - scan.min()) / (scan.max() - scan.min()),
+        "shifted": lambda scan: scan + 500,
+    }
+    (tmp_path / "Scans").mkdir()
+    subjects = sorted(workspace.scans.iterdir())
+    for path in subjects:
+        for name, change in changes.items():
+            np.save(tmp_path / "Scans" / path.name.replace("sub-", f"sub-{name}"), change(np.load(path)))
+    common = ["test_strokeformer.py", "--scans", "Scans", "--ckpt_path", workspace.seg, "--n_predictions", 0, *GRID]
+    run_script(*common, "--rpn_ckpt_path", workspace.rpn, "--score_threshold", 0.01, cwd=tmp_path)
+    for path in subjects:
+        files = {name: f"{path.stem.replace('sub-', f'sub-{name}')}_prediction.npy" for name in changes}
+        predictions = {name: np.load(tmp_path / "scores/seg/predictions" / file) for name, file in files.items()}
+        for name, prediction in predictions.items():
+            common = np.count_nonzero(prediction & predictions["raw"])
+            assert predictions["raw"].any() and 2 * common > 0.99 * (prediction.sum() + predictions["raw"].sum()), name
+
+
 def test_regions_file_and_rpn_lead_to_the_same_prediction(workspace):
     common = ["test_strokeformer.py", "--scans", workspace.scans, "--ckpt_path", workspace.seg, "--n_predictions", 0]
     run_script(*common, "--rpn_ckpt_path", workspace.rpn, "--model_name", "by_rpn", *GRID, cwd=workspace.cwd)

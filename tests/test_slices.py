@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from data.cohort import pair_cases
-from data.datamodules import StackedScans
+from data.datamodules import RPNDataModule, StackedScans
 from data.grid import Grid, prepare_scan
 from data.sampling import EpochSampler, balanced_indices
 from data.slices import cut_cohort, lesion_boxes, read_slice_table
@@ -114,6 +114,22 @@ def test_epoch_holds_all_sick_slices_and_as_many_healthy_ones(flags, seed):
     assert len(set(chosen)) == len(chosen)
     assert sick[chosen].sum() == sick.sum()
     assert (~sick[chosen]).sum() == min(sick.sum(), (~sick).sum())
+
+
+def test_workers_neither_repeat_nor_drop_nor_change_a_slice(cohort, tmp_path):
+    table = cut(cohort, tmp_path / "2d")
+    batches = {}
+    for num_workers in (0, 2):
+        data = RPNDataModule(table, table, 2, num_workers, ["flip", "noise"], seed=3)
+        batches[num_workers] = list(data.train_dataloader())
+    assert len(batches[0]) == len(batches[2])
+    for (images, targets), (others, other_targets) in zip(batches[0], batches[2], strict=True):
+        for image, other in zip(images, others, strict=True):
+            np.testing.assert_array_equal(image, other)
+        for target, other in zip(targets, other_targets, strict=True):
+            np.testing.assert_array_equal(target["boxes"], other["boxes"])
+    sick = (table.lesion_voxels > 0).sum()
+    assert sum(len(images) for images, _ in batches[2]) == sick + min(sick, len(table) - sick)
 
 
 def test_epochs_differ_and_repeat_with_the_seed():
