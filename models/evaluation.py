@@ -42,16 +42,18 @@ def evaluate_rpn(model: RPN, scans: Iterable[PreparedScan], total: int, args: Na
         The scores by column name of ``rpn_scores.csv``.
     """
     folder, drawn = Path(args.scores_dir) / name, pictures_per_scan(args.n_predictions, total, args.seed)
-    counts, detections, targets, all_regions = ProposalCounts(), [], [], {}
+    counts, detections, targets, kept, all_regions = ProposalCounts(), [], [], [], {}
     for scan, pictures in zip(tqdm(scans, f"Testing {name}", total, unit="scan"), drawn, strict=True):
         found = model.detect_volume(scan, args.batch_size)
         regions = all_regions[scan.name] = model.propose(scan, found, tuple(args.roi_size))
         counts += count_proposals(region_mask(regions, scan.head.shape), scan.mask, scan.head)
         detections += found.values()
+        proposing = model.keep(found)
+        kept += [proposing.in_slice(z) for z in found]
         targets += [_box_target(scan.mask[z]) for z in found]
         for z in _slices_to_show(scan, found, pictures):
             _draw_proposals(scan, z, found[z], regions, folder / "predictions")
-    scores = {**box_scores(detections, targets, model.hparams.score_threshold), **proposal_scores(counts)}
+    scores = {**box_scores(detections, targets, kept), **proposal_scores(counts)}
     _save_row(args, name, args.scores_file, scores)
     write_regions(folder / "regions.json", all_regions)
     write_json(folder / "run.json", describe_run(vars(args)))

@@ -14,9 +14,10 @@ from torchvision.models.detection.faster_rcnn import TwoMLPHead
 from torchvision.ops import MultiScaleRoIAlign
 
 from data.grid import PreparedScan
+from models.consistency import Kept, keep_boxes, regions_of
 from utils.errors import UserError
 from utils.metrics import box_scores
-from utils.regions import Region, consistent_regions, enclosing_box
+from utils.regions import Region
 
 # Anchor sizes in pixels of a slice of REFERENCE_SIZE, fitted by the method's author to each data set's lesions.
 ANCHOR_SIZES = {"ATLAS": (5, 32, 54, 93), "ISLES-DWI": (7, 10, 20), "ISLES-FLAIR": (5, 12, 23, 84)}
@@ -60,7 +61,8 @@ class RPN(pl.LightningModule):
         image_size: shorter side, in pixels, to which slices are resized inside; anchors scale with it, so that they
             mean the same share of the head on coarse scans.
         backbone_weights: file with a state dict of torchvision's resnet18.
-        score_threshold: detections of at least this score propose a region.
+        consistency: rule by which boxes of slices become regions, ``linked`` or ``grouped`` (`models.consistency`).
+        score_threshold: evidence, or score, from which on boxes propose a region.
     """
 
     def __init__(
@@ -68,6 +70,7 @@ class RPN(pl.LightningModule):
         in_channels: int = 1,
         dataset_anchors: str = "ATLAS",
         image_size: int = REFERENCE_SIZE,
+        consistency: str = "linked",
         score_threshold: float = DEFAULT_THRESHOLD,
         lr: float = 1e-4,
         eps: float = 1e-8,
@@ -95,7 +98,8 @@ class RPN(pl.LightningModule):
         self.val_targets += [_to_cpu({k: t[k] for k in ("boxes", "labels")}) for t in targets]
 
     def on_validation_epoch_end(self) -> None:
-        scores = box_scores(self.val_detections, self.val_targets, self.hparams.score_threshold)
+        kept = [found["boxes"][found["scores"] >= DEFAULT_THRESHOLD].numpy() for found in self.val_detections]
+        scores = box_scores(self.val_detections, self.val_targets, kept)
         self.log_dict({f"val_{name}": value for name, value in scores.items()})
         self.val_detections, self.val_targets = [], []
 
@@ -164,13 +168,13 @@ class RPN(pl.LightningModule):
         roi_size: tuple[int, int, int],
         threshold: float | None = None,
     ) -> list[Region]:
-        """The volume's regions: detections of at least the threshold (None for the model's own), consolidated in each
-        slice and made consistent over groups of slices."""
+        """The volume's regions, made consistent over slices, at the threshold (None for the model's own)."""
+        return regions_of(self.keep(detections, threshold), prepared.head, roi_size, self.hparams.consistency)
+
+    def keep(self, detections: dict[int, dict[str, torch.Tensor]], threshold: float | None = None) -> Kept:
+        """The boxes of a volume that propose its regions, at the threshold (None for the model's own)."""
         threshold = self.hparams.score_threshold if threshold is None else threshold
-        boxes = np.full((len(prepared.head), 4), np.nan)
-        for z, found in detections.items():
-            boxes[z] = enclosing_box(found["boxes"][found["scores"] >= threshold].numpy())
-        return consistent_regions(boxes, prepared.head, roi_size)
+        return keep_boxes(detections, threshold, self.hparams.consistency)
 
 
 def _to_cpu(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

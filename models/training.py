@@ -34,6 +34,7 @@ def build_rpn(args: Namespace, in_channels: int) -> RPN:
         in_channels=in_channels,
         dataset_anchors=args.dataset_anchors,
         image_size=args.image_size,
+        consistency=args.consistency,
         lr=args.lr,
         eps=args.eps,
         betas=args.betas,

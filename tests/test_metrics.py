@@ -337,42 +337,46 @@ def detected(*boxes, scores=()):
 LESION = (10, 10, 20, 20)
 
 
+def all_kept(predictions, targets):
+    return box_scores(predictions, targets, [found["boxes"].numpy() for found in predictions])
+
+
 def test_perfect_boxes_score_1():
-    assert box_scores([detected(LESION, scores=[0.9])], [target_of(LESION)]) == {"map": 1, "map_50": 1, "iou": 1}
+    assert all_kept([detected(LESION, scores=[0.9])], [target_of(LESION)]) == {"map": 1, "map_50": 1, "iou": 1}
 
 
 def test_average_precision_counts_the_thresholds_that_a_box_passes():
     # IoU 0.62 passes 0.50, 0.55 and 0.60 of ten thresholds.
-    scores = box_scores([detected((10, 10, 20, 16.2), scores=[0.9])], [target_of(LESION)])
+    scores = all_kept([detected((10, 10, 20, 16.2), scores=[0.9])], [target_of(LESION)])
     assert scores == {"map": pytest.approx(0.3), "map_50": 1, "iou": pytest.approx(0.62)}
 
 
 def test_a_surer_false_alarm_in_a_healthy_slice_halves_the_precision():
     predictions = [detected(LESION, scores=[0.8]), detected((50, 50, 60, 60), scores=[0.9])]
-    scores = box_scores(predictions, [target_of(LESION), target_of()])
+    scores = all_kept(predictions, [target_of(LESION), target_of()])
     assert scores == {"map": pytest.approx(0.5), "map_50": pytest.approx(0.5), "iou": 1}
 
 
 def test_iou_compares_the_boxes_that_enclose_all_boxes_of_a_slice():
     target = target_of((0, 0, 2, 2), (8, 8, 10, 10))  # enclosed by a box of 100
     prediction = detected((0, 0, 1, 1), (4, 4, 5, 5), scores=[0.9, 0.8])  # enclosed by a box of 25
-    assert box_scores([prediction], [target])["iou"] == pytest.approx(0.25)
+    assert all_kept([prediction], [target])["iou"] == pytest.approx(0.25)
 
 
-def test_iou_ignores_boxes_below_the_score_threshold():
+def test_iou_is_of_the_kept_boxes_alone():
     prediction = detected(LESION, (50, 50, 60, 60), scores=[0.9, 0.1])
-    assert box_scores([prediction], [target_of(LESION)], score_threshold=0.5)["iou"] == 1
-    assert box_scores([prediction], [target_of(LESION)])["iou"] == pytest.approx(100 / 2500)
+    assert box_scores([prediction], [target_of(LESION)], [np.array([LESION], float)])["iou"] == 1
+    assert all_kept([prediction], [target_of(LESION)])["iou"] == pytest.approx(100 / 2500)
 
 
 def test_a_missed_slice_counts_as_iou_0():
     predictions = [detected(LESION, scores=[0.9]), detected()]
-    assert box_scores(predictions, [target_of(LESION), target_of(LESION)])["iou"] == 0.5
+    assert all_kept(predictions, [target_of(LESION), target_of(LESION)])["iou"] == 0.5
 
 
 @pytest.mark.parametrize("predictions", [[], [detected()], [detected(LESION, scores=[0.9])]])
 def test_without_any_lesion_box_scores_are_undefined(predictions):
-    scores = box_scores(predictions, [target_of()] * len(predictions))
+    scores = all_kept(predictions, [target_of()] * len(predictions))
     assert list(scores) == ["map", "map_50", "iou"]
     assert all(math.isnan(value) for value in scores.values())
 

@@ -106,16 +106,33 @@ def test_batches_do_not_change_the_detections(rpn):
         torch.testing.assert_close(one["boxes"], other["boxes"], atol=1e-2, rtol=1e-3)
 
 
-def test_region_comes_from_detections_of_at_least_the_threshold(rpn):
+def test_grouped_region_comes_from_detections_of_at_least_the_threshold(rpn, monkeypatch):
+    monkeypatch.setitem(rpn.hparams, "consistency", "grouped")
     found = detections({2: [((4, 5, 8, 9), 0.5), ((0, 0, 30, 30), 0.49)], 3: [((4, 5, 8, 9), 0.9)]})
     assert rpn.propose(prepared(), found, (1, 1, 1), threshold=0.5) == [Region(1, 5, 4, 5, 8, 9)]
     assert rpn.propose(prepared(), found, (1, 1, 1), threshold=0.95) == []
+
+
+def test_linked_region_comes_from_the_evidence_of_all_its_slices(rpn):
+    found = detections({2: [((4, 5, 8, 9), 0.5), ((20, 20, 24, 24), 0.6)], 3: [((4, 5, 8, 9), 0.5)]})
+    assert rpn.propose(prepared(), found, (1, 1, 1), threshold=0.7) == [Region(2, 4, 4, 5, 8, 9)]
+    assert len(rpn.propose(prepared(), found, (1, 1, 1), threshold=0.55)) == 2
+    assert rpn.propose(prepared(), found, (1, 1, 1), threshold=0.8) == []
+    kept = rpn.keep(found, 0.7)
+    assert kept.in_slice(2).tolist() == [[4, 5, 8, 9]] and kept.in_slice(4).shape == (0, 4)
+
+
+def test_volume_without_detections_proposes_nothing(rpn, monkeypatch):
+    for rule in ("linked", "grouped"):
+        monkeypatch.setitem(rpn.hparams, "consistency", rule)
+        assert rpn.propose(prepared(), {}, (1, 1, 1)) == rpn.propose(prepared(), detections({2: []}), (1, 1, 1)) == []
 
 
 def test_coverage_curve_counts_what_each_threshold_covers(rpn, monkeypatch):
     """One sure box on half of the lesion, one doubtful box on the whole of it."""
     found = detections({2: [((6, 4, 10, 10), 0.75), ((6, 4, 14, 10), 0.25)]})
     monkeypatch.setattr(rpn, "detect_volume", lambda scan: found)
+    monkeypatch.setitem(rpn.hparams, "consistency", "grouped")
     curve = coverage_curve(rpn, [prepared()], (1, 1, 1))
     by_threshold = curve.set_index(pd.cut(curve.threshold, [0, 0.25, 0.75, 1])).lesion_coverage
     assert [set(by_threshold[interval]) for interval in by_threshold.index.categories] == [{1.0}, {0.5}, {0.0}]

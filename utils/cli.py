@@ -15,6 +15,7 @@ from utils.errors import UserError
 
 TRANSFORM_NAMES = ("flip", "affine", "contrast", "noise", "bias_field")
 ARCHITECTURES = ("trans_unet", "unetr", "swin_unetr")
+CONSISTENCY_RULES = ("linked", "grouped")
 ANCHOR_SETS = ("ATLAS", "ISLES-DWI", "ISLES-FLAIR")
 # What the operating system says of a place that takes no files.
 UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}
@@ -293,6 +294,12 @@ def add_rpn_model(parser, prefix: str = "") -> None:
         default=0.99,
         help="decay per step of the weights' moving average that is validated and kept; 0 for none",
     )
+    group.add_argument(
+        "--consistency",
+        choices=CONSISTENCY_RULES,
+        default="linked",
+        help="how boxes of slices become 3D regions: linked over neighbours, or by groups of similar slices",
+    )
     add_calibration(group)
 
 
@@ -301,7 +308,7 @@ def add_score_threshold(group) -> None:
         "--score_threshold",
         type=fraction,
         default=None,
-        help="detections of at least this score propose a region; None for the checkpoint's calibrated one",
+        help="evidence from which on boxes propose a region; None for the checkpoint's calibrated one",
     )
 
 
@@ -310,7 +317,7 @@ def add_calibration(group) -> None:
         "--score_threshold",
         type=fraction,
         default=None,
-        help="detections of at least this score propose a region; None to calibrate it on the validation scans",
+        help="evidence from which on boxes propose a region; None to calibrate it on the validation scans",
     )
     group.add_argument(
         "--target_coverage", type=fraction, default=0.98, help="share of lesion voxels that calibration aims to cover"

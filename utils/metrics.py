@@ -289,21 +289,21 @@ def _share(part: int, whole: int) -> float:
 # --- stage 1: boxes ------------------------------------------------------------------------------------
 
 
-def box_scores(predictions: list[dict], targets: list[dict], score_threshold: float = 0.0) -> dict[str, float]:
+def box_scores(predictions: list[dict], targets: list[dict], kept: list[np.ndarray]) -> dict[str, float]:
     """Scores of the boxes of slices.
 
     Args:
         predictions: a dict a slice with tensors ``boxes`` (N, 4) xyxy in voxels, half-open, ``scores`` (N,) in
             [0, 1] and ``labels`` (N,) int64.
         targets: a dict a slice with ``boxes`` and ``labels``, in the order of `predictions`.
-        score_threshold: boxes of at least this score enter the enclosing box of a slice.
+        kept: the boxes (N, 4) of each slice that propose its region.
 
     Returns:
-        ``map`` and ``map_50``, COCO's average precision at IoU 0.5:0.95 and 0.5 over all slices, whatever the
-        threshold; ``iou``, the mean over slices with lesion of the IoU of the box enclosing the predictions with
-        the box enclosing the lesions, 0 without prediction. All are NaN without any lesion.
+        ``map`` and ``map_50``, COCO's average precision at IoU 0.5:0.95 and 0.5 over all slices, of all
+        predictions; ``iou``, the mean over slices with lesion of the IoU of the box enclosing the kept boxes with
+        the box enclosing the lesions, 0 without a kept box. All are NaN without any lesion.
     """
-    return {**_average_precision(predictions, targets), "iou": _enclosing_iou(predictions, targets, score_threshold)}
+    return {**_average_precision(predictions, targets), "iou": _enclosing_iou(kept, targets)}
 
 
 def _average_precision(predictions: list[dict], targets: list[dict]) -> dict[str, float]:
@@ -317,11 +317,10 @@ def _average_precision(predictions: list[dict], targets: list[dict]) -> dict[str
     return {name: float(result[name]) for name in ("map", "map_50")}
 
 
-def _enclosing_iou(predictions: list[dict], targets: list[dict], score_threshold: float) -> float:
+def _enclosing_iou(kept: list[np.ndarray], targets: list[dict]) -> float:
     ious = []
-    for found, target in zip(predictions, targets, strict=True):
+    for boxes, target in zip(kept, targets, strict=True):
         if len(target["boxes"]):
-            kept = found["boxes"][found["scores"] >= score_threshold]
-            pair = np.stack([enclosing_box(kept.numpy()), enclosing_box(target["boxes"].numpy())])
+            pair = np.stack([enclosing_box(boxes), enclosing_box(target["boxes"].numpy())])
             ious.append(np.nan_to_num(pairwise_iou(pair)[0, 1]))  # the box around no boxes is NaN: no overlap
     return float(np.mean(ious)) if ious else np.nan

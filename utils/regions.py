@@ -175,12 +175,13 @@ def consistent_regions(boxes: np.ndarray, head: np.ndarray, roi_size: tuple[int,
         proposed = boxes[start:end]
         proposed = proposed[~np.isnan(proposed[:, 0])]
         if len(proposed):
-            region = expand_region(_voxel_region(start, end, agreed_box(proposed), head.shape), roi_size, head.shape)
+            region = expand_region(voxel_region(start, end, agreed_box(proposed), head.shape), roi_size, head.shape)
             regions.append(region)
     return list(dict.fromkeys(regions))
 
 
-def _voxel_region(start: int, end: int, box: np.ndarray, shape: tuple[int, int, int]) -> Region:
+def voxel_region(start: int, end: int, box: np.ndarray, shape: tuple[int, int, int]) -> Region:
+    """The voxels of slices [start, end) that a box (xmin, ymin, xmax, ymax) touches, inside a volume of `shape`."""
     _, height, width = shape
     xmin, ymin = max(math.floor(box[0]), 0), max(math.floor(box[1]), 0)
     xmax, ymax = min(math.ceil(box[2]), width), min(math.ceil(box[3]), height)

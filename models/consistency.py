@@ -1,0 +1,62 @@
+"""From the detections of a volume's slices to its 3D regions, by one of two rules of consistency.
+
+``linked`` (default): boxes that overlap over neighbouring slices are one candidate. It counts if its evidence, the
+noisy or of its best score in each slice, reaches the threshold, and gets a region of its own.
+``grouped``: the published rule. Boxes whose own score reaches the threshold are consolidated in each slice and made
+consistent over groups of anatomically similar slices.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from utils.linking import LOWEST_SCORE, link_boxes, linked_regions
+from utils.regions import Region, consistent_regions, enclosing_box
+
+
+@dataclass(frozen=True)
+class Kept:
+    """The boxes of a volume that count: slices (N,) int, boxes (N, 4) xyxy in voxels, candidates (N,) int."""
+
+    slices: np.ndarray
+    boxes: np.ndarray
+    candidates: np.ndarray
+
+    def in_slice(self, z: int) -> np.ndarray:
+        return self.boxes[self.slices == z]
+
+
+def keep_boxes(detections: dict[int, dict[str, torch.Tensor]], threshold: float, rule: str) -> Kept:
+    """The boxes that the rule lets propose regions.
+
+    Args:
+        detections: by slice, ``boxes`` (N, 4) and ``scores`` (N,).
+        threshold: of a box's score (``grouped``) or of its candidate's evidence (``linked``).
+        rule: ``linked`` or ``grouped``.
+    """
+    slices, boxes, scores = _stack(detections)
+    above = scores >= (LOWEST_SCORE if rule == "linked" else threshold)
+    slices, boxes, scores = slices[above], boxes[above], scores[above]
+    if rule == "grouped":
+        return Kept(slices, boxes, np.arange(len(slices)))
+    candidates, evidence = link_boxes(slices, boxes, scores)
+    enough = evidence >= threshold
+    return Kept(slices[enough], boxes[enough], candidates[enough])
+
+
+def _stack(detections: dict[int, dict[str, torch.Tensor]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    slices = np.repeat(list(detections), [len(found["scores"]) for found in detections.values()]).astype(int)
+    boxes = [found["boxes"].numpy() for found in detections.values()]
+    scores = [found["scores"].numpy() for found in detections.values()]
+    return slices, np.concatenate([np.zeros((0, 4)), *boxes]), np.concatenate([np.zeros(0), *scores])
+
+
+def regions_of(kept: Kept, head: np.ndarray, roi_size: tuple[int, int, int], rule: str) -> list[Region]:
+    """The regions that the kept boxes propose in a volume whose head is (D, H, W) bool."""
+    if rule == "linked":
+        return linked_regions(kept.slices, kept.boxes, kept.candidates, head.shape, roi_size)
+    consolidated = np.full((len(head), 4), np.nan)
+    for z in np.unique(kept.slices):
+        consolidated[z] = enclosing_box(kept.in_slice(z))
+    return consistent_regions(consolidated, head, roi_size)

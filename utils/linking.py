@@ -1,0 +1,96 @@
+"""Boxes of neighbouring slices linked into 3D candidates, and the regions of those with enough evidence.
+
+The published rule looks at anatomical groups of slices one by one (`utils.regions.consistent_regions`). Here a lesion
+is what its boxes make of it: boxes that overlap from slice to slice are one candidate, however many groups it crosses,
+and every slice in which it is seen adds to its evidence.
+"""
+
+import numpy as np
+from scipy.sparse.csgraph import connected_components
+
+from utils.regions import Region, enclosing_box, expand_region, pairwise_iou, region_of, voxel_region
+
+# Boxes of this overlap are of one lesion. Its outline changes from slice to slice, so less than detection's 0.5.
+LINK_IOU = 0.3
+GAP = 2  # slices in which a lesion may go unseen between two in which it is seen
+LOWEST_SCORE = 0.05  # boxes below are noise: they add nothing but chains between candidates
+
+
+def link_boxes(slices: np.ndarray, boxes: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Link boxes into candidates and weigh the evidence for each.
+
+    The evidence is the probability that a candidate is right in at least one slice if its best boxes of each slice are
+    right with the probability of their score and independent (a noisy or): a sure box is enough, and unsure ones in
+    several slices count for more than a lone one.
+
+    Args:
+        slices: (N,) int, the slice of each box.
+        boxes: (N, 4) xyxy in voxels.
+        scores: (N,) in [0, 1].
+
+    Returns:
+        (N,) int, the candidate of each box, and (N,) float, the evidence for that candidate.
+    """
+    if len(slices) == 0:
+        return np.zeros(0, int), np.zeros(0)
+    near = np.abs(slices[:, None] - slices[None]) <= 1 + GAP
+    n, candidate = connected_components(near & (pairwise_iou(boxes) >= LINK_IOU), directed=False)
+    best = np.zeros((n, int(slices.max()) + 1))
+    np.maximum.at(best, (candidate, slices), scores)
+    return candidate, (1 - np.prod(1 - best, axis=1))[candidate]
+
+
+def linked_regions(
+    slices: np.ndarray,
+    boxes: np.ndarray,
+    candidates: np.ndarray,
+    shape: tuple[int, int, int],
+    roi_size: tuple[int, int, int],
+) -> list[Region]:
+    """One region around the boxes of each candidate, grown to the RoI size; neighbours share one where that is smaller.
+
+    Args:
+        slices, boxes: as in `link_boxes`.
+        candidates: (N,) int, the candidate of each box.
+        shape, roi_size: (D, H, W) in voxels.
+    """
+    tight = []
+    for candidate in np.unique(candidates):
+        own = candidates == candidate
+        first, last = int(slices[own].min()), int(slices[own].max())
+        tight.append(voxel_region(first, last + 1, enclosing_box(boxes[own]), shape))
+    return [expand_region(region, roi_size, shape) for region in _share(tight, roi_size, shape)]
+
+
+def _share(regions: list[Region], roi_size: tuple[int, int, int], shape: tuple[int, int, int]) -> list[Region]:
+    """Join regions for as long as the region around both, once grown, holds no more voxels than the two grown apart."""
+    regions = list(regions)
+    while (pair := _shareable(regions, roi_size, shape)) is not None:
+        i, j = pair
+        joined = _around(regions[i], regions[j])
+        regions = [region for k, region in enumerate(regions) if k not in pair] + [joined]
+    return sorted(regions, key=lambda region: (region.region_start, region.ymin, region.xmin))
+
+
+def _shareable(regions: list[Region], roi_size, shape) -> tuple[int, int] | None:
+    grown = [expand_region(region, roi_size, shape) for region in regions]
+    for i in range(len(regions)):
+        for j in range(i):
+            together = expand_region(_around(regions[i], regions[j]), roi_size, shape)
+            if _voxels(together) <= _voxels(grown[i]) + _voxels(grown[j]) - _overlap(grown[i], grown[j]):
+                return i, j
+    return None
+
+
+def _around(one: Region, other: Region) -> Region:
+    spans = zip(one.slices, other.slices, strict=True)
+    return region_of(tuple(slice(min(a.start, b.start), max(a.stop, b.stop)) for a, b in spans))
+
+
+def _voxels(region: Region) -> int:
+    return int(np.prod(region.shape))
+
+
+def _overlap(one: Region, other: Region) -> int:
+    spans = zip(one.slices, other.slices, strict=True)
+    return int(np.prod([max(min(a.stop, b.stop) - max(a.start, b.start), 0) for a, b in spans]))
