@@ -84,10 +84,11 @@ def find_cases(args, folder: Path) -> tuple[list, dict]:
 
 def check_models(args) -> None:
     """Build both models once, so that an argument that does not fit is refused now and not hours from now."""
+    from models.anchors import SMALLEST_ON_LEVEL
     from models.gradcam import find_layers
     from models.training import build_rpn, build_strokeformer
 
-    build_rpn(cli.without_prefix(args, "rpn_"), args.in_channels)
+    build_rpn(cli.without_prefix(args, "rpn_"), args.in_channels, SMALLEST_ON_LEVEL)  # the fold's own come later
     find_layers(build_strokeformer(args), args.target_layers or [])
 
 

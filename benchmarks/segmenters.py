@@ -24,7 +24,8 @@ from data.datamodules import SegmentationDataModule
 from data.grid import Grid, PreparedScan, cached_scan
 from data.volumes import volume_shape
 from models.losses import mask_outside
-from models.strokeformer import StrokeFormer, learning_rate
+from models.schedule import learning_rate
+from models.strokeformer import StrokeFormer
 from utils.metrics import scan_scores
 from utils.regions import Region, expand_region, region_of
 

@@ -13,8 +13,9 @@ from utils.regions import region_mask
 
 # Share of the brain that may be proposed where the target coverage is out of reach: with more than about a third,
 # stage 1 would spare stage 2 too little of the class imbalance.
-FRACTION_BUDGET = 0.35
-THRESHOLDS = np.geomspace(MIN_SCORE, 0.95, 25)
+FRACTION_BUDGET = 0.30
+# Even in log odds: the evidence of several slices crowds towards 1.
+THRESHOLDS = 1 / (1 + np.exp(-np.linspace(np.log(MIN_SCORE / (1 - MIN_SCORE)), np.log(0.999 / 0.001), 30)))
 
 
 def coverage_curve(model: RPN, scans: Collection[PreparedScan], roi_size: tuple[int, int, int]) -> pd.DataFrame:
@@ -29,18 +30,16 @@ def coverage_curve(model: RPN, scans: Collection[PreparedScan], roi_size: tuple[
 
 
 def choose_threshold(curve: pd.DataFrame, target_coverage: float, default: float) -> float:
-    """The highest threshold that reaches the target coverage.
+    """The highest threshold that covers the target share, of the lesion voxels and of the lesions.
 
-    Where none does, the lowest of those that cover most within `FRACTION_BUDGET`: what a weak network misses on a few
-    validation scans says little about how low the threshold must be, so the brain that may be proposed is spent.
-    `default` where the scans hold no lesion.
+    Both, for a few large lesions hold most of the voxels and would let the small ones go. Where no threshold covers
+    as much, the lowest within `FRACTION_BUDGET`: what is missed on a few validation scans says little about how low the
+    threshold must be, so the brain that may be proposed is spent. `default` where the scans hold no lesion.
     """
     if curve.lesion_coverage.isna().all():
         return default
-    enough = curve[curve.lesion_coverage >= target_coverage]
+    enough = curve[curve[["lesion_coverage", "lesion_recall"]].min(axis=1) >= target_coverage]
     if len(enough):
         return float(enough.threshold.max())
     affordable = curve[curve.proposed_fraction <= FRACTION_BUDGET]
-    if affordable.empty:
-        return float(curve.threshold.max())
-    return float(affordable.threshold[affordable.lesion_coverage >= affordable.lesion_coverage.max()].min())
+    return float(affordable.threshold.min() if len(affordable) else curve.threshold.max())

@@ -14,17 +14,13 @@ from torchvision.models.detection.faster_rcnn import TwoMLPHead
 from torchvision.ops import MultiScaleRoIAlign
 
 from data.grid import PreparedScan
+from models.anchors import ANCHOR_SIZES, ASPECT_RATIOS, REFERENCE_SIZE, anchors_at
 from models.consistency import Kept, keep_boxes, regions_of
+from models.precision import autocast
+from models.schedule import optimise
 from utils.errors import UserError
 from utils.metrics import box_scores
 from utils.regions import Region
-
-# Anchor sizes in pixels of a slice of REFERENCE_SIZE, fitted by the method's author to each data set's lesions.
-ANCHOR_SIZES = {"ATLAS": (5, 32, 54, 93), "ISLES-DWI": (7, 10, 20), "ISLES-FLAIR": (5, 12, 23, 84)}
-ASPECT_RATIOS = (0.3, 0.5, 1.0, 2.0)
-# torchvision rounds anchors to pixels: a flatter one than this would have no height and make the loss infinite.
-SMALLEST_ANCHOR = 2.0
-REFERENCE_SIZE = 192  # shorter side of an ATLAS slice on the default grid
 
 FPN_CHANNELS = 128  # half of torchvision's 256: grey slices with one class need less, and it halves the time
 HEAD_CHANNELS = 256
@@ -49,7 +45,7 @@ DEFAULT_THRESHOLD = 0.5  # of a detection that proposes a region, until calibrat
 # grows as the network finds more lesions, and on synthetic scans the lowest validation loss was that of epoch 0,
 # where lesion coverage was 0.1.
 MONITOR = ("val_map_50", "max")
-PLATEAU_PATIENCE = 10  # epochs without progress before the learning rate falls tenfold
+WARMUP_STEPS = 30
 
 
 class RPN(pl.LightningModule):
@@ -57,7 +53,7 @@ class RPN(pl.LightningModule):
 
     Args:
         in_channels: channels of a slice.
-        dataset_anchors: key of `ANCHOR_SIZES`.
+        anchor_sizes: in pixels of a slice whose shorter side is `REFERENCE_SIZE`, one a pyramid level.
         image_size: shorter side, in pixels, to which slices are resized inside; anchors scale with it, so that they
             mean the same share of the head on coarse scans.
         backbone_weights: file with a state dict of torchvision's resnet18.
@@ -68,7 +64,7 @@ class RPN(pl.LightningModule):
     def __init__(
         self,
         in_channels: int = 1,
-        dataset_anchors: str = "ATLAS",
+        anchor_sizes: tuple[float, ...] = ANCHOR_SIZES["ATLAS"],
         image_size: int = REFERENCE_SIZE,
         consistency: str = "linked",
         score_threshold: float = DEFAULT_THRESHOLD,
@@ -80,7 +76,7 @@ class RPN(pl.LightningModule):
     ) -> None:
         super().__init__()
         self.save_hyperparameters(ignore="backbone_weights")
-        self.detector = build_detector(in_channels, dataset_anchors, image_size, backbone_weights)
+        self.detector = build_detector(in_channels, anchor_sizes, image_size, backbone_weights)
         self.val_detections: list[dict] = []
         self.val_targets: list[dict] = []
 
@@ -88,13 +84,15 @@ class RPN(pl.LightningModule):
 
     def training_step(self, batch, batch_index):
         images, targets = batch
-        losses = self.detector(images, targets)
+        with autocast(self.device):
+            losses = self.detector(images, targets)
         return self._log_losses("train", losses, len(images))
 
     def validation_step(self, batch, batch_index):
         images, targets = batch
         self._log_losses("val", self.validation_losses(images, targets), len(images))
-        self.val_detections += [_to_cpu(d) for d in self.detector(images)]
+        with autocast(self.device):
+            self.val_detections += [_to_cpu(d) for d in self.detector(images)]
         self.val_targets += [_to_cpu({k: t[k] for k in ("boxes", "labels")}) for t in targets]
 
     def on_validation_epoch_end(self) -> None:
@@ -113,7 +111,8 @@ class RPN(pl.LightningModule):
                 module.eval()
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
             torch.manual_seed(0)
-            losses = self.detector(images, targets)
+            with autocast(self.device):
+                losses = self.detector(images, targets)
         self.detector.eval()
         return losses
 
@@ -132,8 +131,8 @@ class RPN(pl.LightningModule):
         optimizer = torch.optim.AdamW(
             self.parameters(), lr=hp.lr, eps=hp.eps, betas=tuple(hp.betas), weight_decay=hp.weight_decay
         )
-        schedule = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, MONITOR[1], patience=PLATEAU_PATIENCE)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "monitor": MONITOR[0]}}
+        total = int(self.trainer.estimated_stepping_batches)
+        return optimise(optimizer, total, WARMUP_STEPS, hp.lr / 10, hp.lr, hp.lr / 100)
 
     # --- inference -----------------------------------------------------------------------------------
 
@@ -152,7 +151,8 @@ class RPN(pl.LightningModule):
         found = []
         for start in range(0, len(slices), batch_size):
             batch = [s.to(self.device) for s in slices[start : start + batch_size]]
-            found += [_to_cpu(d) for d in self.detector(batch)]
+            with autocast(self.device):
+                found += [_to_cpu(d) for d in self.detector(batch)]
         return found
 
     def detect_volume(self, prepared: PreparedScan, batch_size: int = 32) -> dict[int, dict[str, torch.Tensor]]:
@@ -178,18 +178,18 @@ class RPN(pl.LightningModule):
 
 
 def _to_cpu(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {name: tensor.detach().cpu() for name, tensor in tensors.items()}
+    """Detached, and in float32 where they came in half precision."""
+    return {name: (t.float() if t.is_floating_point() else t).detach().cpu() for name, t in tensors.items()}
 
 
 # --- the network ---------------------------------------------------------------------------------------
 
 
 def build_detector(
-    in_channels: int, dataset_anchors: str, image_size: int, backbone_weights: str | None = None
+    in_channels: int, anchor_sizes: tuple[float, ...], image_size: int, backbone_weights: str | None = None
 ) -> FasterRCNN:
     """torchvision's Faster R-CNN over a resnet18 feature pyramid, one anchor size a pyramid level."""
-    scale = image_size / REFERENCE_SIZE
-    sizes = [max(size * scale, SMALLEST_ANCHOR) for size in ANCHOR_SIZES[dataset_anchors]]
+    sizes = anchors_at(anchor_sizes, image_size)
     backbone = build_backbone(in_channels, len(sizes), backbone_weights)
     levels = [str(i) for i in range(len(sizes) - 1)]
     pooled = MultiScaleRoIAlign(featmap_names=levels, output_size=7, sampling_ratio=2)

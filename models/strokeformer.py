@@ -10,13 +10,13 @@ from torch import nn
 
 from data.grid import PreparedScan
 from models.losses import build_classification_loss, build_loss, mask_outside
+from models.schedule import optimise
 from models.segmenters import build_segmenter
 from utils.cli import DEFAULT_LOSS_CONFIG
 from utils.metrics import overlap_scores
 from utils.regions import Region, expand_region, region_mask, region_of, whole_volume
 
 DEFAULT_OVERLAP = 0.25  # MONAI's own default
-POLYNOMIAL_POWER = 0.9  # as in DeepLab (arXiv 1606.00915) and nnU-Net
 
 
 class StrokeFormer(pl.LightningModule):
@@ -111,11 +111,7 @@ class StrokeFormer(pl.LightningModule):
             self.parameters(), lr=hp.max_lr, eps=hp.eps, betas=tuple(hp.betas), weight_decay=hp.weight_decay
         )
         total = int(self.trainer.estimated_stepping_batches)
-        schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimizer,
-            lambda step: learning_rate(step, total, hp.warmup_steps, hp.warmup_lr, hp.max_lr, hp.opt_lr) / hp.max_lr,
-        )
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        return optimise(optimizer, total, hp.warmup_steps, hp.warmup_lr, hp.max_lr, hp.opt_lr)
 
     # --- inference -----------------------------------------------------------------------------------
 
@@ -155,14 +151,6 @@ class StrokeFormer(pl.LightningModule):
         )
         probabilities[0][~region_mask(regions, shape)] = 1
         return probabilities
-
-
-def learning_rate(step: int, total: int, warmup_steps: int, warmup_lr: float, max_lr: float, opt_lr: float) -> float:
-    """Learning rate at an optimiser step: linear warm-up, then polynomial decay to `opt_lr` at step `total`."""
-    if step < warmup_steps:
-        return warmup_lr + (max_lr - warmup_lr) * step / warmup_steps
-    progress = min((step - warmup_steps) / max(total - warmup_steps, 1), 1.0)
-    return opt_lr + (max_lr - opt_lr) * (1 - progress) ** POLYNOMIAL_POWER
 
 
 def split_by_depth(

@@ -16,7 +16,8 @@ from pytorch_lightning.callbacks import EMAWeightAveraging
 from data.cohort import Case
 from data.datamodules import RPNDataModule, SegmentationDataModule, StackedScans, scan_loader
 from data.grid import Grid, cached_scan, grid_of
-from data.slices import channels_of, read_slice
+from data.slices import channels_of, lesion_boxes, read_slice
+from models.anchors import ANCHOR_SIZES, fit_anchors
 from models.calibration import choose_threshold, coverage_curve
 from models.checkpoints import MarkCheckpoint, load_rpn, store_threshold
 from models.rpn import DEFAULT_THRESHOLD, MONITOR, RPN
@@ -28,11 +29,11 @@ from utils.regions import Region
 from utils.tracking import PredictionPictures, build_trainer, logged_metrics
 
 
-def build_rpn(args: Namespace, in_channels: int) -> RPN:
+def build_rpn(args: Namespace, in_channels: int, anchor_sizes: tuple[float, ...]) -> RPN:
     """The untrained stage 1 that the arguments of ``train_rpn.py`` describe."""
     return RPN(
         in_channels=in_channels,
-        dataset_anchors=args.dataset_anchors,
+        anchor_sizes=anchor_sizes,
         image_size=args.image_size,
         consistency=args.consistency,
         lr=args.lr,
@@ -41,6 +42,15 @@ def build_rpn(args: Namespace, in_channels: int) -> RPN:
         weight_decay=args.weight_decay,
         backbone_weights=args.backbone_weights,
     )
+
+
+def choose_anchors(args: Namespace, train: pd.DataFrame) -> tuple[float, ...]:
+    """The anchor sizes that ``--dataset_anchors`` names, or that fit the lesions of the training slices."""
+    if args.dataset_anchors != "auto":
+        return ANCHOR_SIZES[args.dataset_anchors]
+    masks = [read_slice(path)[0] > 0 for path in train.loc[train.lesion_voxels > 0, "mask"]]
+    boxes = np.concatenate([lesion_boxes(mask) for mask in masks])
+    return fit_anchors(boxes, min(masks[0].shape), args.image_size)
 
 
 def build_strokeformer(args: Namespace) -> StrokeFormer:
@@ -53,7 +63,7 @@ def train_rpn(args: Namespace, train: pd.DataFrame, val: pd.DataFrame, name: str
     """Train stage 1 on slice tables; `args` carries the arguments of ``train_rpn.py``."""
     pl.seed_everything(args.seed, verbose=False)
     data = RPNDataModule(train, val, args.batch_size, args.num_workers, args.transforms, args.seed)
-    model = build_rpn(args, channels_of(train))
+    model = build_rpn(args, channels_of(train), choose_anchors(args, train))
     sick = val[val.lesion_voxels > 0]
     shown = sick.iloc[np.linspace(0, len(sick) - 1, min(args.num_samples, len(sick))).astype(int)]
     monitor = MONITOR if len(sick) else ("train_loss", "min")

@@ -7,8 +7,9 @@ import torch
 from torchvision.models import resnet18
 
 from data.grid import PreparedScan
+from models.anchors import ANCHOR_SIZES, ASPECT_RATIOS, SMALLEST_ON_LEVEL, fit_anchors
 from models.calibration import THRESHOLDS, choose_threshold, coverage_curve
-from models.rpn import ANCHOR_SIZES, ASPECT_RATIOS, PROPOSALS, RPN, adapt_first_conv, build_detector
+from models.rpn import PROPOSALS, RPN, adapt_first_conv, build_detector
 from utils.errors import UserError
 from utils.regions import Region
 
@@ -40,7 +41,7 @@ def detections(boxes):
 
 @pytest.mark.parametrize("name", ANCHOR_SIZES)
 def test_each_data_set_has_its_anchors_one_size_a_level(name):
-    generator = build_detector(1, name, image_size=192).rpn.anchor_generator
+    generator = build_detector(1, ANCHOR_SIZES[name], image_size=192).rpn.anchor_generator
     assert generator.sizes == tuple((size,) for size in ANCHOR_SIZES[name])
     assert set(generator.aspect_ratios) == {ASPECT_RATIOS}
     assert ANCHOR_SIZES["ATLAS"] == (5, 32, 54, 93)
@@ -48,23 +49,39 @@ def test_each_data_set_has_its_anchors_one_size_a_level(name):
 
 @pytest.mark.parametrize("name", ANCHOR_SIZES)
 def test_every_anchor_set_proposes_on_slices_of_any_shape(name):
-    model = RPN(dataset_anchors=name, image_size=64)
+    model = RPN(anchor_sizes=ANCHOR_SIZES[name], image_size=64)
     (found,) = model.detect([torch.rand(1, 40, 50)])
     assert found["boxes"].shape[1] == 4 and len(found["boxes"]) == len(found["scores"]) <= 10
 
 
 def test_anchors_keep_their_share_of_the_slice_at_another_image_size():
-    generator = build_detector(1, "ATLAS", image_size=96).rpn.anchor_generator
+    generator = build_detector(1, ANCHOR_SIZES["ATLAS"], image_size=96).rpn.anchor_generator
     assert generator.sizes == ((2.5,), (16,), (27,), (46.5,))
 
 
 def test_no_anchor_is_without_area_however_small_the_slice():
-    for cell in build_detector(1, "ATLAS", image_size=16).rpn.anchor_generator.cell_anchors:
+    for cell in build_detector(1, ANCHOR_SIZES["ATLAS"], image_size=16).rpn.anchor_generator.cell_anchors:
         assert (cell[:, 2:] > cell[:, :2]).all()
 
 
+def squares(*sides):
+    return np.array([(0, 0, side, side) for side in sides], float)
+
+
+def test_fitted_anchors_are_the_medians_of_four_shares_of_the_lesions():
+    boxes = squares(*[20] * 8, *[40] * 8, *[60] * 8, *[90] * 8)
+    assert fit_anchors(boxes, shorter_side=192, image_size=192) == (20, 40, 60, 90)
+    assert fit_anchors(boxes / 2, shorter_side=96, image_size=192) == (20, 40, 60, 90)
+
+
+def test_fitted_anchors_are_two_strides_of_their_level_or_more():
+    assert fit_anchors(squares(1, 2, 3, 4), 192, 192) == SMALLEST_ON_LEVEL
+    # At half the size a stride means twice as much of the head.
+    assert fit_anchors(squares(1, 2, 3, 4), 192, 96) == tuple(2 * size for size in SMALLEST_ON_LEVEL)
+
+
 def test_few_proposals_reach_the_box_head():
-    assert build_detector(1, "ATLAS", 192).rpn.post_nms_top_n() <= max(PROPOSALS.values()) <= 200
+    assert build_detector(1, ANCHOR_SIZES["ATLAS"], 192).rpn.post_nms_top_n() <= max(PROPOSALS.values()) <= 200
 
 
 def test_grey_slice_answers_as_its_rgb_copy_did():
@@ -139,23 +156,25 @@ def test_coverage_curve_counts_what_each_threshold_covers(rpn, monkeypatch):
     assert curve.proposed_fraction.iloc[0] == pytest.approx(4 * 6 * 8 / (4 * 28 * 28))
 
 
-def curve_of(coverage, fraction):
-    return pd.DataFrame({"threshold": [0.1, 0.5, 0.9], "lesion_coverage": coverage, "proposed_fraction": fraction})
+def curve_of(coverage, recall, fraction):
+    columns = {"lesion_coverage": coverage, "lesion_recall": recall, "proposed_fraction": fraction}
+    return pd.DataFrame({"threshold": [0.1, 0.5, 0.9], **columns})
 
 
 @pytest.mark.parametrize(
-    ("coverage", "fraction", "chosen"),
+    ("coverage", "recall", "fraction", "chosen"),
     [
-        ([1.0, 0.99, 0.7], [0.8, 0.3, 0.1], 0.5),  # the highest that reaches 0.98
-        ([0.9, 0.8, 0.3], [0.9, 0.2, 0.1], 0.5),  # none reaches it and 0.9 of the brain is too much
-        ([0.8, 0.8, 0.8], [0.3, 0.2, 0.1], 0.1),  # none reaches it: the lowest that is affordable
-        ([0.9, 0.8, 0.3], [0.9, 0.8, 0.7], 0.9),  # nothing is affordable
-        ([np.nan] * 3, [0.5] * 3, 0.25),  # no lesion to calibrate on
+        ([1.0, 0.99, 0.7], [1.0, 1.0, 0.5], [0.8, 0.3, 0.1], 0.5),  # the highest that reaches 0.98
+        ([1.0, 1.0, 0.99], [1.0, 1.0, 0.5], [0.8, 0.3, 0.1], 0.5),  # small lesions count as much as large ones
+        ([0.9, 0.8, 0.3], [0.9, 0.8, 0.3], [0.9, 0.2, 0.1], 0.5),  # none reaches it and 0.9 of the brain is too much
+        ([0.8, 0.8, 0.8], [0.8, 0.8, 0.8], [0.3, 0.2, 0.1], 0.1),  # none reaches it: the lowest that is affordable
+        ([0.9, 0.8, 0.3], [0.9, 0.8, 0.3], [0.9, 0.8, 0.7], 0.9),  # nothing is affordable
+        ([np.nan] * 3, [np.nan] * 3, [0.5] * 3, 0.25),  # no lesion to calibrate on
     ],
 )
-def test_threshold_is_the_highest_that_covers_enough(coverage, fraction, chosen):
-    assert choose_threshold(curve_of(coverage, fraction), 0.98, default=0.25) == chosen
+def test_threshold_is_the_highest_that_covers_enough(coverage, recall, fraction, chosen):
+    assert choose_threshold(curve_of(coverage, recall, fraction), 0.98, default=0.25) == chosen
 
 
 def test_thresholds_cover_the_range_of_scores():
-    assert THRESHOLDS[0] <= 0.01 and THRESHOLDS[-1] >= 0.9 and (np.diff(THRESHOLDS) > 0).all()
+    assert THRESHOLDS[0] == pytest.approx(0.01) and THRESHOLDS[-1] >= 0.9 and (np.diff(THRESHOLDS) > 0).all()

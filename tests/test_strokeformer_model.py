@@ -7,8 +7,9 @@ import torch
 from data.grid import PreparedScan
 from models.gradcam import find_layers, gradcam
 from models.losses import build_classification_loss, build_loss, mask_outside
+from models.schedule import learning_rate
 from models.segmenters import STRIDES, build_segmenter
-from models.strokeformer import StrokeFormer, average_over_regions, learning_rate, split_by_depth
+from models.strokeformer import StrokeFormer, average_over_regions, split_by_depth
 from utils.cli import DEFAULT_LOSS_CONFIG
 from utils.errors import UserError
 from utils.regions import Region, region_mask

@@ -16,7 +16,7 @@ from utils.errors import UserError
 TRANSFORM_NAMES = ("flip", "affine", "contrast", "noise", "bias_field")
 ARCHITECTURES = ("trans_unet", "unetr", "swin_unetr")
 CONSISTENCY_RULES = ("linked", "grouped")
-ANCHOR_SETS = ("ATLAS", "ISLES-DWI", "ISLES-FLAIR")
+ANCHOR_SETS = ("ATLAS", "ISLES-DWI", "ISLES-FLAIR", "auto")
 # What the operating system says of a place that takes no files.
 UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}
 # Dice over the whole batch: a window without lesion has no Dice of its own to learn from.
@@ -275,7 +275,10 @@ def add_rpn_model(parser, prefix: str = "") -> None:
     group.add_argument(f"--{prefix}lr", type=positive_float, default=1e-4, help="learning rate")
     add_adamw(group, weight_decay=1e-4, prefix=prefix)
     group.add_argument(
-        "--dataset_anchors", choices=ANCHOR_SETS, default="ATLAS", help="data set whose anchor sizes are used"
+        "--dataset_anchors",
+        choices=ANCHOR_SETS,
+        default="ATLAS",
+        help="data set whose anchor sizes are used, or auto to fit them to the training lesions",
     )
     group.add_argument(
         f"--{prefix}backbone_weights",
@@ -320,7 +323,10 @@ def add_calibration(group) -> None:
         help="evidence from which on boxes propose a region; None to calibrate it on the validation scans",
     )
     group.add_argument(
-        "--target_coverage", type=fraction, default=0.98, help="share of lesion voxels that calibration aims to cover"
+        "--target_coverage",
+        type=fraction,
+        default=0.98,
+        help="share of lesion voxels and of lesions that calibration aims to cover",
     )
 
 
