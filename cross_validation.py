@@ -105,8 +105,9 @@ def run_fold(args, number: int, fold, cases: list, augmented: dict, slices, prep
     from data.cohort import cases_of, usable_augmented
     from data.datamodules import ScanDataset, scan_loader
     from models.checkpoints import load_model, load_rpn
-    from models.evaluation import evaluate_rpn, evaluate_strokeformer
+    from models.evaluation import evaluate_strokeformer
     from models.proposals import collect_regions, rpn_source
+    from models.rpn_evaluation import evaluate_rpn
     from models.strokeformer import StrokeFormer
     from models.training import train_rpn, train_strokeformer
     from utils.regions import write_regions

@@ -29,7 +29,7 @@ def main(args) -> None:
     from data.datamodules import StackedScans, scan_loader
     from data.slices import channels_of
     from models.checkpoints import load_rpn, require_channels, require_classes, run_name
-    from models.evaluation import evaluate_rpn
+    from models.rpn_evaluation import evaluate_rpn
     from utils.tables import print_scores
 
     model = load_rpn(args.ckpt_path, args.score_threshold)

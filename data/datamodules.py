@@ -101,7 +101,8 @@ class StackedScans(Dataset):
         if self.resize_to:
             scan = resize_in_plane(scan, self.resize_to)
             mask, head = (resize_in_plane(m, self.resize_to, nearest=True) for m in (mask, head))
-        return PreparedScan(volume, rows.subject.iloc[0], scan.astype(np.float16), head, mask, None, own_shape)
+        spacing_mm = tuple(map(float, rows.spacing_mm.iloc[0].split())) or None
+        return PreparedScan(volume, rows.subject.iloc[0], scan.astype(np.float16), head, mask, spacing_mm, own_shape)
 
 
 def _stack(paths: pd.Series, slices: pd.Series, depth: int, volume: str) -> np.ndarray:

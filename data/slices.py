@@ -1,8 +1,9 @@
 """Axial slices for stage 1: ``python -m data.slices`` cuts 3D folders into the 2D folders that the RPN reads.
 
 A slice file is ``<scan>_slice-<index>.npy``, (C, H, W) float16 in [0, 1]; its mask (1, H, W) uint8. The index is the
-slice's true place in the volume. ``slices.csv`` beside the two folders lists them with their brain and lesion area,
-and ``Heads/`` holds the head mask of each volume, (D, H, W) bool.
+slice's true place in the volume. ``slices.csv`` beside the two folders lists them with their brain and lesion area
+and the volume's voxel size in mm (D H W, where it is known); ``Heads/`` holds the head mask of each volume, (D, H, W)
+bool.
 """
 
 import argparse
@@ -23,7 +24,7 @@ from utils.errors import UserError
 from utils.files import atomic_path, require_writable
 
 EIGHT_CONNECTED = np.ones((3, 3), bool)
-COLUMNS = ["scan", "mask", "volume", "subject", "slice", "depth", "brain_voxels", "lesion_voxels"]
+COLUMNS = ["scan", "mask", "volume", "subject", "slice", "depth", "spacing_mm", "brain_voxels", "lesion_voxels"]
 
 
 # --- cutting -------------------------------------------------------------------------------------------
@@ -32,6 +33,7 @@ COLUMNS = ["scan", "mask", "volume", "subject", "slice", "depth", "brain_voxels"
 def write_slices(prepared: PreparedScan, case: Case, out_dir: Path) -> pd.DataFrame:
     """Write every slice with brain of one scan and return their rows of ``slices.csv``."""
     rows = []
+    spacing = " ".join(map(str, prepared.spacing_mm or []))
     _save(out_dir / "Heads" / f"{case.stem}.npy", prepared.head)
     for z in np.flatnonzero(prepared.head.any((1, 2))):
         scan_file = f"{case.stem}_slice-{z:03d}.npy"
@@ -39,7 +41,7 @@ def write_slices(prepared: PreparedScan, case: Case, out_dir: Path) -> pd.DataFr
         _save(out_dir / "Scans" / scan_file, prepared.scan[:, z])
         _save(out_dir / "Masks" / mask_file, prepared.mask[None, z].astype(np.uint8))
         areas = int(prepared.head[z].sum()), int(prepared.mask[z].sum())
-        rows.append([scan_file, mask_file, case.name, case.subject, z, len(prepared.head), *areas])
+        rows.append([scan_file, mask_file, case.name, case.subject, z, len(prepared.head), spacing, *areas])
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
@@ -85,7 +87,7 @@ def _listed_slices(path: Path, names: set[str]) -> pd.DataFrame | None:
     if not path.is_file():
         return None
     try:
-        table = pd.read_csv(path, dtype={"subject": str})
+        table = pd.read_csv(path, dtype={"subject": str, "spacing_mm": str}).fillna({"spacing_mm": ""})
     except ValueError:  # pandas' errors of a broken table: the slices are measured anew
         return None
     listed = list(table.columns) == COLUMNS and set(table.scan) == names
@@ -98,7 +100,7 @@ def _measure_slices(pairs: list[tuple[Path, Path]]) -> pd.DataFrame:
         brain = int(np.count_nonzero(head_mask(read_slice(scan)[:1])))
         volume = stem_of(scan).split("_slice-")[0] + ".npy"
         subject, lesion = bids_entity(scan, "sub") or volume, int(np.count_nonzero(read_slice(mask)))
-        rows.append([scan.name, mask.name, volume, subject, slice_index(scan), 0, brain, lesion])
+        rows.append([scan.name, mask.name, volume, subject, slice_index(scan), 0, "", brain, lesion])
     table = pd.DataFrame(rows, columns=COLUMNS)
     table["depth"] = table.groupby("volume").slice.transform("max") + 1
     return table

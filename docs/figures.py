@@ -19,8 +19,11 @@ from data.cohort import Case, pair_cases
 from data.grid import Grid, PreparedScan, prepare_scan
 from data.volumes import stem_of, volume_shape
 from models.checkpoints import load_rpn
+from models.consistency import Kept
+from models.rpn import RPN
+from utils.linking import LOWEST_SCORE
 from utils.plots import DETECTION, PREDICTION, REGION, TARGET, save_figure
-from utils.regions import Region, enclosing_box, group_slices, read_regions
+from utils.regions import Region, read_regions
 
 DEMO, DOCS, COHORT = ROOT / "demo", ROOT / "docs", ROOT / "data/demo"
 
@@ -33,18 +36,19 @@ def choose_case() -> Case:
     return next(case for case in pair_cases([COHORT / "Scans"], [COHORT / "Masks"]) if case.name == name)
 
 
-def draw_method(scan: PreparedScan, detections: dict[int, dict], regions: list[Region], prediction: np.ndarray):
+def draw_method(scan: PreparedScan, model: RPN, regions: list[Region], prediction: np.ndarray) -> Figure:
     figure = Figure(figsize=(15, 4.4), dpi=110, layout="compressed")
     panels = figure.subplots(1, 4)
+    detections = model.detect_volume(scan)
     z = int(scan.mask.sum((1, 2)).argmax())
     x = int(scan.mask.sum((0, 2)).argmax())
     draw_detections(panels[0], scan, z, detections[z])
-    draw_groups(panels[1], scan, x, detections)
+    draw_links(panels[1], scan, x, detections, model.keep(detections))
     draw_regions(panels[2], scan, x, regions)
     draw_segmentation(panels[3], scan, z, prediction)
     titles = (
         "1  detect in every slice",
-        "2  agree over similar slices",
+        "2  link over neighbouring slices",
         "3  grow to the window",
         "4  segment only there",
     )
@@ -63,15 +67,14 @@ def draw_detections(axes, scan: PreparedScan, z: int, found: dict) -> None:
     axes.set_xlabel("lesion (green), detections (blue)")
 
 
-def draw_groups(axes, scan: PreparedScan, x: int, detections: dict[int, dict]) -> None:
+def draw_links(axes, scan: PreparedScan, x: int, detections: dict[int, dict], kept: Kept) -> None:
     show(axes, scan.scan[0, :, x].T)
-    for number, (start, end) in enumerate(group_slices(scan.head)):
-        axes.axhspan(start - 0.5, end - 0.5, color=("#0072B2", "#E69F00")[number % 2], alpha=0.22, linewidth=0)
     for z, found in detections.items():
-        box = enclosing_box(found["boxes"][found["scores"] >= 0.5].numpy())
-        if not np.isnan(box[0]):
-            axes.plot([box[0], box[2]], [z, z], color=DETECTION, linewidth=1.5)
-    axes.set_xlabel("sagittal: groups of slices (bands), boxes (blue)")
+        for left, _, right, _ in found["boxes"].numpy()[found["scores"].numpy() >= LOWEST_SCORE]:
+            axes.plot([left, right], [z, z], color="0.6", linewidth=1)
+        for left, _, right, _ in kept.in_slice(z):
+            axes.plot([left, right], [z, z], color=DETECTION, linewidth=1.5)
+    axes.set_xlabel("sagittal: enough evidence (blue) or not (grey)")
 
 
 def draw_regions(axes, scan: PreparedScan, x: int, regions: list[Region]) -> None:
@@ -100,15 +103,16 @@ def rectangle(axes, left, bottom, right, top, **style) -> None:
 def main() -> None:
     case = choose_case()
     scan = prepare_scan(case, Grid((1, *volume_shape(case.scan))))
-    detections = load_rpn(DEMO / "RPN/demo_fold-0/checkpoints/best.ckpt").detect_volume(scan)
+    model = load_rpn(DEMO / "RPN/demo_fold-0/checkpoints/best.ckpt")
     regions = read_regions(DEMO / "StrokeFormer/demo/regions_fold-0.json")[case.name]
     results = DEMO / "scores/demo_fold-0"
     stored = np.load(results / "predictions" / f"{case.stem}_prediction.npy", allow_pickle=False)
-    save_figure(draw_method(scan, detections, regions, stored[0].transpose(2, 0, 1)), DOCS / "method.png")
+    save_figure(draw_method(scan, model, regions, stored[0].transpose(2, 0, 1)), DOCS / "method.png")
     shutil.copy(results / "predictions" / f"{case.stem}.png", DOCS / "prediction.png")
     shutil.copy(results / "gradcam" / f"{case.stem}.png", DOCS / "gradcam.png")
     proposals = DEMO / "rpn_scores/demo_fold-0/predictions"
     shutil.copy(next(proposals.glob(f"{stem_of(case.name)}_slice-*.png")), DOCS / "proposals.png")
+    shutil.copy(DEMO / "RPN/demo_fold-0/calibration.png", DOCS / "calibration.png")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from tqdm import tqdm
 
 from data.grid import PreparedScan
 from models.rpn import MIN_SCORE, RPN
-from utils.metrics import ProposalCounts, count_proposals, proposal_scores
+from utils.proposal_metrics import ProposalCounts, count_proposals, proposal_scores
 from utils.regions import region_mask
 
 # Share of the brain that may be proposed where the target coverage is out of reach: with more than about a third,

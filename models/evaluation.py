@@ -1,4 +1,4 @@
-"""Evaluation of either stage on whole volumes: scores into CSV tables, predictions and pictures into a folder."""
+"""Evaluation of stage 2 on whole volumes: scores into CSV tables, predictions and pictures into a folder."""
 
 from argparse import Namespace
 from collections.abc import Callable, Iterable
@@ -6,87 +6,18 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import torch
 from tqdm import tqdm
 
 from data.cohort import Case, read_mask
 from data.grid import Grid, PreparedScan, grid_of
-from data.slices import lesion_boxes
 from data.volumes import extension_of, stem_of, write_like
 from models.gradcam import find_layers, gradcam
-from models.rpn import RPN
 from models.strokeformer import DEFAULT_OVERLAP, StrokeFormer
 from utils.files import update_table, write_json
-from utils.metrics import (
-    ProposalCounts,
-    box_scores,
-    count_proposals,
-    proposal_scores,
-    scan_scores,
-    scores_by_size,
-    slice_scores,
-)
-from utils.plots import plot_gradcam, plot_slice_boxes, plot_volume_prediction, save_figure
+from utils.metrics import scan_scores, scores_by_size, slice_scores
+from utils.plots import pictures_per_scan, plot_gradcam, plot_volume_prediction, save_figure
 from utils.provenance import describe_run
-from utils.regions import Region, region_mask, write_regions
-
-# --- stage 1 -------------------------------------------------------------------------------------------
-
-
-def evaluate_rpn(model: RPN, scans: Iterable[PreparedScan], total: int, args: Namespace, name: str) -> dict[str, float]:
-    """Score the proposals of volumes with masks; `args` carries the arguments of ``test_rpn.py``.
-
-    Writes a row of ``scores_file`` and, in ``<name>/`` below ``scores_dir``, regions, settings and pictures.
-
-    Returns:
-        The scores by column name of ``rpn_scores.csv``.
-    """
-    folder, drawn = Path(args.scores_dir) / name, pictures_per_scan(args.n_predictions, total, args.seed)
-    counts, detections, targets, kept, all_regions = ProposalCounts(), [], [], [], {}
-    for scan, pictures in zip(tqdm(scans, f"Testing {name}", total, unit="scan"), drawn, strict=True):
-        found = model.detect_volume(scan, args.batch_size)
-        regions = all_regions[scan.name] = model.propose(scan, found, tuple(args.roi_size))
-        counts += count_proposals(region_mask(regions, scan.head.shape), scan.mask, scan.head)
-        detections += found.values()
-        proposing = model.keep(found)
-        kept += [proposing.in_slice(z) for z in found]
-        targets += [_box_target(scan.mask[z]) for z in found]
-        for z in _slices_to_show(scan, found, pictures):
-            _draw_proposals(scan, z, found[z], regions, folder / "predictions")
-    scores = {**box_scores(detections, targets, kept), **proposal_scores(counts)}
-    _save_row(args, name, args.scores_file, scores)
-    write_regions(folder / "regions.json", all_regions)
-    write_json(folder / "run.json", describe_run(vars(args)))
-    return scores
-
-
-def pictures_per_scan(n_pictures: int, n_scans: int, seed: int) -> np.ndarray:
-    """(n_scans,) int: pictures drawn of each scan, spread evenly and otherwise at random; they sum to `n_pictures`."""
-    shares = (np.arange(n_scans) + 1) * n_pictures // n_scans - np.arange(n_scans) * n_pictures // n_scans
-    return np.random.default_rng(seed).permutation(shares)
-
-
-def _box_target(mask: np.ndarray) -> dict[str, torch.Tensor]:
-    boxes = torch.from_numpy(lesion_boxes(mask))
-    return {"boxes": boxes, "labels": torch.ones(len(boxes), dtype=torch.int64)}
-
-
-def _slices_to_show(scan: PreparedScan, found: dict[int, dict], n: int) -> list[int]:
-    """The slices with most lesion or, of a healthy scan, with the surest proposal."""
-    certainty = {z: float(d["scores"].max()) if len(d["scores"]) else 0.0 for z, d in found.items()}
-    return sorted(found, key=lambda z: (scan.mask[z].sum(), certainty[z]), reverse=True)[:n]
-
-
-def _draw_proposals(scan: PreparedScan, z: int, found: dict, regions: list[Region], folder: Path) -> None:
-    here = [r for r in regions if r.region_start <= z < r.region_end]
-    box = np.array([[r.xmin, r.ymin, r.xmax, r.ymax] for r in here]).reshape(-1, 4)
-    title = f"{scan.name}, slice {z}"
-    image = scan.scan[0, z].astype(np.float32)
-    figure = plot_slice_boxes(image, scan.mask[z], found["boxes"].numpy(), found["scores"].numpy(), box, title)
-    save_figure(figure, folder / f"{stem_of(scan.name)}_slice-{z:03d}.png")
-
-
-# --- stage 2 -------------------------------------------------------------------------------------------
+from utils.regions import Region, write_regions
 
 
 def evaluate_strokeformer(

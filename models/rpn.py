@@ -19,7 +19,7 @@ from models.consistency import Kept, keep_boxes, regions_of
 from models.precision import autocast
 from models.schedule import optimise
 from utils.errors import UserError
-from utils.metrics import box_scores
+from utils.proposal_metrics import box_scores
 from utils.regions import Region
 
 FPN_CHANNELS = 128  # half of torchvision's 256: grey slices with one class need less, and it halves the time

@@ -23,7 +23,7 @@ from models.checkpoints import MarkCheckpoint, load_rpn, store_threshold
 from models.rpn import DEFAULT_THRESHOLD, MONITOR, RPN
 from models.strokeformer import StrokeFormer
 from utils.files import atomic_path, read_json, write_json
-from utils.plots import plot_loss_curves, plot_slice_boxes, plot_volume_prediction, save_figure
+from utils.plots import plot_coverage, plot_loss_curves, plot_slice_boxes, plot_volume_prediction, save_figure
 from utils.provenance import open_run
 from utils.regions import Region
 from utils.tracking import PredictionPictures, build_trainer, logged_metrics
@@ -104,6 +104,7 @@ def _calibrate(args: Namespace, val: pd.DataFrame, folder: Path, checkpoint: Pat
         with atomic_path(folder / "calibration.csv") as temporary:
             curve.to_csv(temporary, index=False)
         threshold = choose_threshold(curve, args.target_coverage, DEFAULT_THRESHOLD)
+        save_figure(plot_coverage(curve, threshold, args.target_coverage), folder / "calibration.png")
     store_threshold(checkpoint, threshold)
 
 

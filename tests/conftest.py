@@ -28,6 +28,7 @@ def workspace(tmp_path_factory, cohort) -> SimpleNamespace:
     rpn = run_script(
         *["train_rpn.py", "--train_scans", slices, "--train_masks", slice_masks],
         *["--val_scans", slices, "--val_masks", slice_masks, "--model_prefix", "rpn", "--image_size", 64],
+        *["--dataset_anchors", "auto"],
         *["--batch_size", 8, "--lr", 1e-3, "--max_epochs", 2, "--transforms", "flip", *ROI, *QUICK],
         cwd=cwd,
     )

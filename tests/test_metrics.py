@@ -18,18 +18,13 @@ from sklearn import metrics as sk
 from utils.metrics import (
     OVERLAP_SCORES,
     SIZE_BINS,
-    ProposalCounts,
-    box_scores,
-    count_proposals,
     lesion_scores,
     overlap_scores,
-    proposal_scores,
     scan_scores,
     scores_by_size,
     size_bin,
     slice_scores,
 )
-from utils.regions import Region, region_mask
 
 SHAPE = (3, 4, 5)
 MM = (1.0, 1.0, 1.0)
@@ -282,103 +277,6 @@ def test_a_volume_without_brain_has_four_empty_bins():
     assert table["size"].tolist() == list(SIZE_BINS)
     assert table.n.tolist() == [0] * 4
     assert table[list(OVERLAP_SCORES)].isna().all(axis=None)
-
-
-# --- regions -------------------------------------------------------------------------------------------
-
-
-def test_a_lesion_is_covered_from_half_of_its_voxels_on():
-    target = mask_of((0, 0, slice(0, 4)), (2, 2, slice(0, 3)))
-    regions = region_mask([Region(0, 1, 0, 0, 2, 1), Region(2, 3, 0, 2, 1, 3)], SHAPE)
-    found = count_proposals(regions, target, np.ones(SHAPE, bool))
-    assert found == ProposalCounts(7, 3, 2, 1, region_voxels=3, brain_voxels=60)
-    assert proposal_scores(found) == {
-        "lesion_coverage": pytest.approx(3 / 7),
-        "lesion_recall": 0.5,
-        "proposed_fraction": 0.05,
-    }
-
-
-def test_counts_of_volumes_add_up():
-    assert ProposalCounts(1, 2, 3, 4, 5, 6) + ProposalCounts(10, 20, 30, 40, 50, 60) == ProposalCounts(
-        11, 22, 33, 44, 55, 66
-    )
-    assert ProposalCounts() + ProposalCounts(1, 1, 1, 1, 1, 1) == ProposalCounts(1, 1, 1, 1, 1, 1)
-
-
-def test_coverage_is_undefined_without_lesion_and_fraction_without_brain():
-    assert all(math.isnan(score) for score in proposal_scores(ProposalCounts()).values())
-    healthy = proposal_scores(count_proposals(mask_of((0, 0, 0)), mask_of(), np.ones(SHAPE, bool)))
-    assert math.isnan(healthy["lesion_coverage"]) and math.isnan(healthy["lesion_recall"])
-    assert healthy["proposed_fraction"] == pytest.approx(1 / 60)
-
-
-@given(masks, masks)
-def test_regions_everywhere_cover_everything_and_nowhere_nothing(target, head):
-    everywhere = count_proposals(np.ones(SHAPE, bool), target, head)
-    assert everywhere.covered_voxels == everywhere.lesion_voxels == target.sum()
-    assert everywhere.covered_lesions == everywhere.lesions
-    nowhere = count_proposals(mask_of(), target, head)
-    assert (nowhere.covered_voxels, nowhere.covered_lesions, nowhere.region_voxels) == (0, 0, 0)
-
-
-# --- boxes ---------------------------------------------------------------------------------------------
-
-
-def target_of(*boxes):
-    boxes = torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4)
-    return {"boxes": boxes, "labels": torch.ones(len(boxes), dtype=torch.int64)}
-
-
-def detected(*boxes, scores=()):
-    return {**target_of(*boxes), "scores": torch.tensor(scores, dtype=torch.float32)}
-
-
-LESION = (10, 10, 20, 20)
-
-
-def all_kept(predictions, targets):
-    return box_scores(predictions, targets, [found["boxes"].numpy() for found in predictions])
-
-
-def test_perfect_boxes_score_1():
-    assert all_kept([detected(LESION, scores=[0.9])], [target_of(LESION)]) == {"map": 1, "map_50": 1, "iou": 1}
-
-
-def test_average_precision_counts_the_thresholds_that_a_box_passes():
-    # IoU 0.62 passes 0.50, 0.55 and 0.60 of ten thresholds.
-    scores = all_kept([detected((10, 10, 20, 16.2), scores=[0.9])], [target_of(LESION)])
-    assert scores == {"map": pytest.approx(0.3), "map_50": 1, "iou": pytest.approx(0.62)}
-
-
-def test_a_surer_false_alarm_in_a_healthy_slice_halves_the_precision():
-    predictions = [detected(LESION, scores=[0.8]), detected((50, 50, 60, 60), scores=[0.9])]
-    scores = all_kept(predictions, [target_of(LESION), target_of()])
-    assert scores == {"map": pytest.approx(0.5), "map_50": pytest.approx(0.5), "iou": 1}
-
-
-def test_iou_compares_the_boxes_that_enclose_all_boxes_of_a_slice():
-    target = target_of((0, 0, 2, 2), (8, 8, 10, 10))  # enclosed by a box of 100
-    prediction = detected((0, 0, 1, 1), (4, 4, 5, 5), scores=[0.9, 0.8])  # enclosed by a box of 25
-    assert all_kept([prediction], [target])["iou"] == pytest.approx(0.25)
-
-
-def test_iou_is_of_the_kept_boxes_alone():
-    prediction = detected(LESION, (50, 50, 60, 60), scores=[0.9, 0.1])
-    assert box_scores([prediction], [target_of(LESION)], [np.array([LESION], float)])["iou"] == 1
-    assert all_kept([prediction], [target_of(LESION)])["iou"] == pytest.approx(100 / 2500)
-
-
-def test_a_missed_slice_counts_as_iou_0():
-    predictions = [detected(LESION, scores=[0.9]), detected()]
-    assert all_kept(predictions, [target_of(LESION), target_of(LESION)])["iou"] == 0.5
-
-
-@pytest.mark.parametrize("predictions", [[], [detected()], [detected(LESION, scores=[0.9])]])
-def test_without_any_lesion_box_scores_are_undefined(predictions):
-    scores = all_kept(predictions, [target_of()] * len(predictions))
-    assert list(scores) == ["map", "map_50", "iou"]
-    assert all(math.isnan(value) for value in scores.values())
 
 
 # --- cost ----------------------------------------------------------------------------------------------

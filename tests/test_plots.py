@@ -14,6 +14,7 @@ from utils.plots import (
     MAX_SLICES,
     REGION,
     TARGET,
+    plot_coverage,
     plot_gradcam,
     plot_loss_curves,
     plot_slice_boxes,
@@ -144,6 +145,20 @@ def test_a_region_is_drawn_in_its_own_slices_alone():
     figure = plot_volume_prediction(scan(), lesion(), lesion(), [region], "x")
     shown = [int(axes.get_title().split()[1]) for axes in figure.axes[:5]]
     assert [bool(axes.patches) for axes in figure.axes[5:]] == [z < region.region_end for z in shown]
+
+
+def test_calibration_marks_the_fraction_of_the_chosen_threshold():
+    curve = pd.DataFrame(
+        {
+            "threshold": [0.1, 0.5, 0.9],
+            "lesion_coverage": [1.0, 0.9, 0.5],
+            "lesion_recall": [1.0, 0.8, 0.4],
+            "proposed_fraction": [0.6, 0.3, 0.1],
+        }
+    )
+    (axes,) = plot_coverage(curve, threshold=0.5, target=0.98).axes
+    vertical = [line for line in axes.lines if list(line.get_xdata()) == [0.3, 0.3]]
+    assert len(vertical) == 1 and axes.get_xlabel() == "proposed fraction of the brain"
 
 
 def test_a_scan_without_mask_is_drawn_without_outline():

@@ -103,6 +103,7 @@ def test_training_leaves_checkpoint_log_curves_pictures_and_provenance(workspace
         pd.read_csv(workspace.rpn.parent.parent / "logs/version_0/metrics.csv").columns
     )
     assert (workspace.rpn.parent.parent / "calibration.csv").exists()
+    assert is_png(workspace.rpn.parent.parent / "calibration.png")
 
 
 def test_checkpoints_hold_plain_data_and_say_what_they_are(workspace):
@@ -147,6 +148,16 @@ def test_rpn_is_tested_on_slices(workspace):
     assert table.loc[0, ["lesion_coverage", "lesion_recall"]].between(0, 1).all()
     pictures = list((workspace.cwd / "rpn_scores/tested/predictions").glob("*.png"))
     assert len(pictures) == 4 and all(map(is_png, pictures))
+    by_size = pd.read_csv(workspace.cwd / "rpn_scores/rpn_per_size_scores.csv")
+    assert list(by_size.columns) == ["model_name", "size", "n", *RPN_COLUMNS[1:]]
+    assert by_size["size"].tolist() == ["No Lesion", "Small", "Medium", "Large"]
+    lesions = pd.read_csv(workspace.cwd / "rpn_scores/rpn_per_lesion_scores.csv")
+    assert list(lesions.columns) == ["model_name", "scan", "voxels", "volume_cm3", "covered"]
+    assert (lesions.volume_cm3 - 0.512 * lesions.voxels).abs().max() < 1e-6
+    assert table.lesion_recall[0] == pytest.approx((lesions.covered >= 0.5).mean())
+    missed = {row.scan for row in lesions.itertuples() if row.covered < 1}
+    misses = {p.name.split("_slice-")[0] + ".npy" for p in (workspace.cwd / "rpn_scores/tested/misses").glob("*.png")}
+    assert misses == missed and len(misses) <= 10
     regions = read_regions(workspace.cwd / "rpn_scores/tested/regions.json")
     heads = {name: np.load(workspace.cwd / "slices/Heads" / name) for name in regions}
     proposed = sum(region_mask(found, heads[name].shape).sum() for name, found in regions.items())

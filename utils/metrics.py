@@ -1,4 +1,4 @@
-"""What is measured: overlap, surface distance and lesion counts of masks, coverage of regions, precision of boxes.
+"""What is measured of masks: overlap, surface distance, lesion counts, and scores by lesion size.
 
 Masks are (D, H, W), zero for background. A score that the data leave undefined is NaN, never 0, so that a mean
 over scans can leave it out and a CSV shows an empty cell.
@@ -6,13 +6,10 @@ over scans can leave it out and a CSV shows an empty cell.
 
 import math
 import warnings
-from dataclasses import astuple, dataclass
 
 import numpy as np
 import pandas as pd
 from scipy import ndimage
-
-from utils.regions import enclosing_box, pairwise_iou
 
 # Lesion size in a slice: the upper bound, included, of its share of the slice's brain area.
 SIZE_BINS = {"No Lesion": 0.0, "Small": 0.01, "Medium": 0.05, "Large": np.inf}
@@ -85,8 +82,8 @@ def scan_scores(
     Raises:
         ValueError: the masks differ in shape.
     """
-    prediction, target = _as_masks(prediction=prediction, target=target)
-    box = _bounding_box(prediction | target)
+    prediction, target = as_masks(prediction=prediction, target=target)
+    box = bounding_box(prediction | target)
     tp, fp, fn = _count_overlap(prediction[box], target[box])
     overlap = overlap_scores(tp, fp, fn, prediction.size - tp - fp - fn)
     voxel_cm3 = np.nan if spacing_mm is None else math.prod(spacing_mm) / MM3_PER_CM3
@@ -98,7 +95,7 @@ def scan_scores(
     }
 
 
-def _as_masks(**masks: np.ndarray) -> list[np.ndarray]:
+def as_masks(**masks: np.ndarray) -> list[np.ndarray]:
     """The named masks as bool, once their shapes agree."""
     shapes = {name: np.shape(mask) for name, mask in masks.items()}
     if len(set(shapes.values())) > 1:
@@ -106,7 +103,7 @@ def _as_masks(**masks: np.ndarray) -> list[np.ndarray]:
     return [np.asarray(mask).astype(bool, copy=False) for mask in masks.values()]
 
 
-def _bounding_box(mask: np.ndarray) -> tuple[slice, ...]:
+def bounding_box(mask: np.ndarray) -> tuple[slice, ...]:
     """Index of the smallest box around the foreground; of an empty box if there is none.
 
     Lesions fill a few per cent of a volume: what follows is that much faster inside it.
@@ -199,7 +196,7 @@ def slice_scores(prediction: np.ndarray, target: np.ndarray, head: np.ndarray) -
     Raises:
         ValueError: the masks differ in shape.
     """
-    prediction, target, head = _as_masks(prediction=prediction, target=target, head=head)
+    prediction, target, head = as_masks(prediction=prediction, target=target, head=head)
     brain_voxels = np.count_nonzero(head, (1, 2))
     with_brain = brain_voxels > 0
     tp, fp, fn = (count[with_brain] for count in _count_overlap(prediction, target, (1, 2)))
@@ -220,107 +217,3 @@ def scores_by_size(frame: pd.DataFrame) -> pd.DataFrame:
     means = frame.groupby("size")[list(OVERLAP_SCORES)].mean().reindex(list(SIZE_BINS))
     means.insert(0, "n", frame["size"].value_counts().reindex(means.index, fill_value=0))
     return means.rename_axis("size").reset_index()
-
-
-# --- stage 1: regions ----------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class ProposalCounts:
-    """What the regions of one or more volumes cover; counts of several volumes are added."""
-
-    lesion_voxels: int = 0
-    covered_voxels: int = 0
-    lesions: int = 0
-    covered_lesions: int = 0
-    region_voxels: int = 0
-    brain_voxels: int = 0
-
-    def __add__(self, other: "ProposalCounts") -> "ProposalCounts":
-        return ProposalCounts(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
-
-
-def count_proposals(regions_mask: np.ndarray, target: np.ndarray, head: np.ndarray) -> ProposalCounts:
-    """Count what a volume's regions cover of its lesions, and what they cost.
-
-    A lesion is a 26-connected component, covered if at least half of its voxels lie inside the regions.
-
-    Args:
-        regions_mask: (D, H, W) bool, the union of the regions.
-        target, head: (D, H, W) bool or uint8 masks.
-
-    Raises:
-        ValueError: the masks differ in shape.
-    """
-    regions_mask, target, head = _as_masks(regions_mask=regions_mask, target=target, head=head)
-    box = _bounding_box(target)
-    labels, n = ndimage.label(target[box], TWENTY_SIX_CONNECTED)
-    voxels = np.bincount(labels.ravel(), minlength=n + 1)[1:]
-    covered = np.bincount(labels[regions_mask[box]], minlength=n + 1)[1:]
-    return ProposalCounts(
-        lesion_voxels=int(voxels.sum()),
-        covered_voxels=int(covered.sum()),
-        lesions=n,
-        covered_lesions=int(np.count_nonzero(2 * covered >= voxels)),
-        region_voxels=int(np.count_nonzero(regions_mask)),
-        brain_voxels=int(np.count_nonzero(head)),
-    )
-
-
-def proposal_scores(counts: ProposalCounts) -> dict[str, float]:
-    """How much the regions find, and at what cost.
-
-    Returns:
-        ``lesion_coverage`` (share of lesion voxels inside), ``lesion_recall`` (share of lesions covered), both in
-        [0, 1], and ``proposed_fraction`` (region voxels over brain voxels, above 1 where regions reach into air);
-        NaN with nothing to divide by.
-    """
-    return {
-        "lesion_coverage": _share(counts.covered_voxels, counts.lesion_voxels),
-        "lesion_recall": _share(counts.covered_lesions, counts.lesions),
-        "proposed_fraction": _share(counts.region_voxels, counts.brain_voxels),
-    }
-
-
-def _share(part: int, whole: int) -> float:
-    return part / whole if whole else np.nan
-
-
-# --- stage 1: boxes ------------------------------------------------------------------------------------
-
-
-def box_scores(predictions: list[dict], targets: list[dict], kept: list[np.ndarray]) -> dict[str, float]:
-    """Scores of the boxes of slices.
-
-    Args:
-        predictions: a dict a slice with tensors ``boxes`` (N, 4) xyxy in voxels, half-open, ``scores`` (N,) in
-            [0, 1] and ``labels`` (N,) int64.
-        targets: a dict a slice with ``boxes`` and ``labels``, in the order of `predictions`.
-        kept: the boxes (N, 4) of each slice that propose its region.
-
-    Returns:
-        ``map`` and ``map_50``, COCO's average precision at IoU 0.5:0.95 and 0.5 over all slices, of all
-        predictions; ``iou``, the mean over slices with lesion of the IoU of the box enclosing the kept boxes with
-        the box enclosing the lesions, 0 without a kept box. All are NaN without any lesion.
-    """
-    return {**_average_precision(predictions, targets), "iou": _enclosing_iou(kept, targets)}
-
-
-def _average_precision(predictions: list[dict], targets: list[dict]) -> dict[str, float]:
-    from torchmetrics.detection import MeanAveragePrecision
-
-    if not any(len(target["boxes"]) for target in targets):
-        return {"map": np.nan, "map_50": np.nan}
-    metric = MeanAveragePrecision(box_format="xyxy", iou_type="bbox")
-    metric.update(predictions, targets)
-    result = metric.compute()
-    return {name: float(result[name]) for name in ("map", "map_50")}
-
-
-def _enclosing_iou(kept: list[np.ndarray], targets: list[dict]) -> float:
-    ious = []
-    for boxes, target in zip(kept, targets, strict=True):
-        if len(target["boxes"]):
-            pair = np.stack([enclosing_box(boxes), enclosing_box(target["boxes"].numpy())])
-            ious.append(np.nan_to_num(pairwise_iou(pair)[0, 1]))  # the box around no boxes is NaN: no overlap
-    return float(np.mean(ious)) if ious else np.nan

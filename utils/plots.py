@@ -42,6 +42,12 @@ def save_figure(figure: Figure, path: Path | str) -> None:
     figure.clear()
 
 
+def pictures_per_scan(n_pictures: int, n_scans: int, seed: int) -> np.ndarray:
+    """(n_scans,) int: pictures drawn of each scan, spread evenly and otherwise at random; they sum to `n_pictures`."""
+    shares = (np.arange(n_scans) + 1) * n_pictures // n_scans - np.arange(n_scans) * n_pictures // n_scans
+    return np.random.default_rng(seed).permutation(shares)
+
+
 # --- stage 1 -------------------------------------------------------------------------------------------
 
 
@@ -82,6 +88,31 @@ def _draw_detection(axes: Axes, box: np.ndarray, score: float) -> None:
     plate = {"facecolor": "black", "alpha": 0.7, "linewidth": 0, "pad": 0.8}  # for white matter is bright
     text = {"color": DETECTION, "fontsize": 8, "bbox": plate}
     axes.annotate(f"{score:.2f}", top_left, (1, 3), textcoords="offset points", **text)
+
+
+def plot_coverage(curve: pd.DataFrame, threshold: float, target: float) -> Figure:
+    """Draw what stage 1 covers against what it proposes, over all thresholds, and where the chosen one lies.
+
+    Args:
+        curve: columns ``threshold``, ``lesion_coverage``, ``lesion_recall`` and ``proposed_fraction``.
+        threshold: the chosen one.
+        target: wanted share.
+    """
+    figure = _figure(5.2, 4.2, "Calibration on the validation scans")
+    axes = figure.subplots()
+    ordered = curve.sort_values("proposed_fraction")
+    for column, color, label in (
+        ("lesion_coverage", TARGET, "lesion voxels covered"),
+        ("lesion_recall", PREDICTION, "lesions covered"),
+    ):
+        axes.plot(ordered.proposed_fraction, ordered[column], marker=".", color=color, label=label)
+    chosen = curve.proposed_fraction[(curve.threshold - threshold).abs().idxmin()]
+    axes.axvline(chosen, color="0.3", linestyle="--", label=f"threshold {threshold:.3f}")
+    axes.axhline(target, color="0.7", linestyle=":", label=f"target {target:g}")
+    axes.set(xlabel="proposed fraction of the brain", ylabel="share covered", ylim=(-0.02, 1.02))
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False, loc="lower right", fontsize=9)
+    return figure
 
 
 # --- stage 2 -------------------------------------------------------------------------------------------

@@ -1,0 +1,142 @@
+"""Evaluation of stage 1 on whole volumes: scores into CSV tables, regions and pictures into a folder."""
+
+from argparse import Namespace
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from tqdm import tqdm
+
+from data.grid import PreparedScan
+from data.slices import lesion_boxes
+from data.volumes import stem_of
+from models.rpn import RPN
+from utils.files import update_table, write_json
+from utils.plots import pictures_per_scan, plot_slice_boxes, save_figure
+from utils.proposal_metrics import (
+    ProposalCounts,
+    SliceProposals,
+    box_scores,
+    count_proposals,
+    count_slice,
+    lesions_covered,
+    proposal_scores,
+    proposals_by_size,
+    recall_by_volume,
+)
+from utils.provenance import describe_run
+from utils.regions import Region, region_mask, write_regions
+
+PER_SIZE_FILE, PER_LESION_FILE = "rpn_per_size_scores.csv", "rpn_per_lesion_scores.csv"
+WORST_MISSES = 10  # pictures of the largest lesions, by voxels left out, that the regions do not cover
+
+
+@dataclass(frozen=True)
+class SlicePicture:
+    """What a picture of a slice shows: scan, lesion, detections and the regions that were proposed."""
+
+    scan: str
+    z: int
+    image: np.ndarray
+    mask: np.ndarray
+    found: dict[str, torch.Tensor]
+    regions: list[Region]
+
+    def draw(self, folder: Path) -> None:
+        here = [r for r in self.regions if r.region_start <= self.z < r.region_end]
+        box = np.array([[r.xmin, r.ymin, r.xmax, r.ymax] for r in here]).reshape(-1, 4)
+        boxes, scores = self.found["boxes"].numpy(), self.found["scores"].numpy()
+        figure = plot_slice_boxes(self.image, self.mask, boxes, scores, box, f"{self.scan}, slice {self.z}")
+        save_figure(figure, folder / f"{stem_of(self.scan)}_slice-{self.z:03d}.png")
+
+
+def evaluate_rpn(model: RPN, scans: Iterable[PreparedScan], total: int, args: Namespace, name: str) -> dict[str, float]:
+    """Score the proposals of volumes with masks; `args` carries the arguments of ``test_rpn.py``.
+
+    Writes a row of ``scores_file``, rows of `PER_SIZE_FILE` (slices by lesion size) and `PER_LESION_FILE` and, in
+    ``<name>/`` below ``scores_dir``, regions, settings, pictures of predictions and of the worst misses.
+
+    Returns:
+        The scores by column name of ``rpn_scores.csv``, and the lesion recall by volume.
+    """
+    folder, drawn = Path(args.scores_dir) / name, pictures_per_scan(args.n_predictions, total, args.seed)
+    counts, slices, lesions, misses, all_regions = ProposalCounts(), [], [], [], {}
+    for scan, pictures in zip(tqdm(scans, f"Testing {name}", total, unit="scan"), drawn, strict=True):
+        found = model.detect_volume(scan, args.batch_size)
+        regions = all_regions[scan.name] = model.propose(scan, found, tuple(args.roi_size))
+        proposed = region_mask(regions, scan.head.shape)
+        counts += count_proposals(proposed, scan.mask, scan.head)
+        slices += _slices_of(model, scan, found, proposed)
+        spacing_mm = None if args.resize_to else scan.spacing_mm  # which is that of the scan's own grid
+        lesions.append(lesions_covered(proposed, scan.mask, spacing_mm).assign(scan=scan.name))
+        misses = _worst([*misses, *_missed(scan, found, regions, proposed)])
+        for z in _slices_to_show(scan, found, pictures):
+            _picture(scan, z, found, regions).draw(folder / "predictions")
+    for _, picture in misses if args.n_predictions else []:
+        picture.draw(folder / "misses")
+    write_regions(folder / "regions.json", all_regions)
+    write_json(folder / "run.json", describe_run(vars(args)))
+    return _save_scores(args, name, counts, slices, pd.concat(lesions, ignore_index=True))
+
+
+def _slices_of(model: RPN, scan: PreparedScan, found: dict, proposed: np.ndarray) -> list[SliceProposals]:
+    kept = model.keep(found)
+    return [
+        SliceProposals(
+            prediction=detections,
+            target=_box_target(scan.mask[z]),
+            kept=kept.in_slice(z),
+            **dict(zip(("size", "counts"), count_slice(proposed, scan.mask, scan.head, z), strict=True)),
+        )
+        for z, detections in found.items()
+    ]
+
+
+def _box_target(mask: np.ndarray) -> dict[str, torch.Tensor]:
+    boxes = torch.from_numpy(lesion_boxes(mask))
+    return {"boxes": boxes, "labels": torch.ones(len(boxes), dtype=torch.int64)}
+
+
+def _save_scores(
+    args: Namespace, name: str, counts: ProposalCounts, slices: list[SliceProposals], lesions: pd.DataFrame
+) -> dict[str, float]:
+    boxes = box_scores([s.prediction for s in slices], [s.target for s in slices], [s.kept for s in slices])
+    scores = {**boxes, **proposal_scores(counts)}
+    tables = {
+        args.scores_file: pd.DataFrame([scores]),
+        PER_SIZE_FILE: proposals_by_size(slices),
+        PER_LESION_FILE: lesions[["scan", "voxels", "volume_cm3", "covered"]],
+    }
+    for file, table in tables.items():
+        table.insert(0, "model_name", name)
+        update_table(Path(args.scores_dir) / file, table)
+    return {**scores, **recall_by_volume(lesions)}
+
+
+# --- pictures ------------------------------------------------------------------------------------------
+
+
+def _picture(scan: PreparedScan, z: int, found: dict, regions: list[Region]) -> SlicePicture:
+    return SlicePicture(scan.name, z, scan.scan[0, z].astype(np.float32), scan.mask[z].copy(), found[z], regions)
+
+
+def _slices_to_show(scan: PreparedScan, found: dict[int, dict], n: int) -> list[int]:
+    """The slices with most lesion or, of a healthy scan, with the surest proposal."""
+    certainty = {z: float(d["scores"].max()) if len(d["scores"]) else 0.0 for z, d in found.items()}
+    return sorted(found, key=lambda z: (scan.mask[z].sum(), certainty[z]), reverse=True)[:n]
+
+
+def _missed(scan: PreparedScan, found: dict, regions: list[Region], proposed: np.ndarray) -> list[tuple]:
+    """(voxels left out, picture) of the slice in which a scan's regions leave out most lesion; nothing if none do."""
+    left_out = {z: int(np.count_nonzero(scan.mask[z] & ~proposed[z])) for z in found}
+    worst = max(left_out, key=left_out.get, default=None)
+    if worst is None or not left_out[worst]:
+        return []
+    return [(left_out[worst], _picture(scan, worst, found, regions))]
+
+
+def _worst(misses: list[tuple[int, SlicePicture]]) -> list[tuple[int, SlicePicture]]:
+    return sorted(misses, key=lambda miss: miss[0], reverse=True)[:WORST_MISSES]
