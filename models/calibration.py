@@ -14,6 +14,10 @@ from utils.regions import region_mask
 # Share of the brain that may be proposed where the target coverage is out of reach: with more than about a third,
 # stage 1 would spare stage 2 too little of the class imbalance.
 FRACTION_BUDGET = 0.30
+# What the validation scans need is too little for others: on ten of them a target is reached by luck, too. On a
+# synthetic test cohort this margin raised lesion recall from 0.93 to 0.95, on one with fainter lesions from 0.76 to
+# 0.92.
+MARGIN = 1.25
 # Even in log odds: the evidence of several slices crowds towards 1.
 THRESHOLDS = 1 / (1 + np.exp(-np.linspace(np.log(MIN_SCORE / (1 - MIN_SCORE)), np.log(0.999 / 0.001), 30)))
 
@@ -30,16 +34,15 @@ def coverage_curve(model: RPN, scans: Collection[PreparedScan], roi_size: tuple[
 
 
 def choose_threshold(curve: pd.DataFrame, target_coverage: float, default: float) -> float:
-    """The highest threshold that covers the target share, of the lesion voxels and of the lesions.
+    """The lowest threshold within what may be proposed of the brain: `MARGIN` times what the target needs.
 
-    Both, for a few large lesions hold most of the voxels and would let the small ones go. Where no threshold covers
-    as much, the lowest within `FRACTION_BUDGET`: what is missed on a few validation scans says little about how low the
-    threshold must be, so the brain that may be proposed is spent. `default` where the scans hold no lesion.
+    The target is a share of the lesion voxels and of the lesions: a few large lesions hold most of the voxels and would
+    let the small ones go. `FRACTION_BUDGET` limits the margin, and is spent where no threshold reaches the target.
+    `default` where the scans hold no lesion.
     """
     if curve.lesion_coverage.isna().all():
         return default
     enough = curve[curve[["lesion_coverage", "lesion_recall"]].min(axis=1) >= target_coverage]
-    if len(enough):
-        return float(enough.threshold.max())
-    affordable = curve[curve.proposed_fraction <= FRACTION_BUDGET]
+    needed = enough.proposed_fraction[enough.threshold.idxmax()] if len(enough) else FRACTION_BUDGET
+    affordable = curve[curve.proposed_fraction <= max(needed, min(MARGIN * needed, FRACTION_BUDGET))]
     return float(affordable.threshold.min() if len(affordable) else curve.threshold.max())

@@ -165,6 +165,9 @@ def curve_of(coverage, recall, fraction):
     ("coverage", "recall", "fraction", "chosen"),
     [
         ([1.0, 0.99, 0.7], [1.0, 1.0, 0.5], [0.8, 0.3, 0.1], 0.5),  # the highest that reaches 0.98
+        ([1.0, 1.0, 1.0], [1.0, 1.0, 1.0], [0.3, 0.24, 0.2], 0.5),  # a quarter more of the brain than it takes
+        ([1.0, 1.0, 1.0], [1.0, 1.0, 1.0], [0.35, 0.29, 0.28], 0.5),  # but not beyond the budget
+        ([1.0, 0.7, 0.5], [1.0, 0.7, 0.5], [0.6, 0.5, 0.4], 0.1),  # the target comes before the budget
         ([1.0, 1.0, 0.99], [1.0, 1.0, 0.5], [0.8, 0.3, 0.1], 0.5),  # small lesions count as much as large ones
         ([0.9, 0.8, 0.3], [0.9, 0.8, 0.3], [0.9, 0.2, 0.1], 0.5),  # none reaches it and 0.9 of the brain is too much
         ([0.8, 0.8, 0.8], [0.8, 0.8, 0.8], [0.3, 0.2, 0.1], 0.1),  # none reaches it: the lowest that is affordable
@@ -172,7 +175,7 @@ def curve_of(coverage, recall, fraction):
         ([np.nan] * 3, [np.nan] * 3, [0.5] * 3, 0.25),  # no lesion to calibrate on
     ],
 )
-def test_threshold_is_the_highest_that_covers_enough(coverage, recall, fraction, chosen):
+def test_threshold_covers_enough_with_a_margin(coverage, recall, fraction, chosen):
     assert choose_threshold(curve_of(coverage, recall, fraction), 0.98, default=0.25) == chosen
 
 
