@@ -1,6 +1,6 @@
 """Lightning data modules of the two stages."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +10,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from data.cohort import Case
+from data.context import with_context
 from data.grid import Grid, PreparedScan, resize_in_plane
 from data.sampling import EpochSampler, balanced_indices, item_rng
 from data.slices import lesion_boxes, read_slice
@@ -23,25 +24,39 @@ from utils.regions import Region
 class SliceDataset(Dataset):
     """Slices with their lesion boxes.
 
-    An item is ``(image, target)``: image (C, H, W) float32 in [0, 1]; target ``boxes`` (N, 4) float32 xyxy
-    half-open, ``labels`` (N,) int64 of ones, ``mask`` (H, W) bool.
+    An item is ``(image, target)``: image (C, H, W) float32 in [0, 1], context included; target ``boxes`` (N, 4) float32
+    xyxy half-open, ``labels`` (N,) int64 of ones, ``mask`` (H, W) bool.
 
     Args:
         table: rows of `data.slices.COLUMNS` with full paths.
+        context: further channels of an image (`data.context`).
     """
 
-    def __init__(self, table: pd.DataFrame, transforms: list[str] | None = None, seed: int = 0) -> None:
-        self.paths = list(zip(table.scan, table["mask"], strict=True))
+    def __init__(
+        self, table: pd.DataFrame, transforms: list[str] | None = None, seed: int = 0, context: Sequence[str] = ()
+    ) -> None:
+        self.masks = list(table["mask"])
+        self.places = list(zip(table.volume, table.slice, strict=True))
+        self.scans = dict(zip(self.places, table.scan, strict=True))
         self.transforms = build_transforms(transforms, spatial_dims=2)
-        self.seed = seed
+        self.seed, self.context = seed, context
 
     def __len__(self) -> int:
-        return len(self.paths)
+        return len(self.places)
+
+    def image(self, index: int) -> np.ndarray:
+        """The image of an item as it is, not augmented."""
+        volume, z = self.places[index]
+        near = [self._neighbour(volume, z + step) for step in (-1, 1)] if "neighbours" in self.context else [None, None]
+        return with_context(read_slice(self.scans[volume, z]), *near, self.context)
+
+    def _neighbour(self, volume: str, z: int) -> np.ndarray | None:
+        path = self.scans.get((volume, z))
+        return None if path is None else read_slice(path)
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         epoch, index = key
-        scan, mask = self.paths[index]
-        item = {"image": read_slice(scan), "mask": read_slice(mask)}
+        item = {"image": self.image(index), "mask": read_slice(self.masks[index])}
         item = apply_transforms(self.transforms, item, item_rng(self.seed, epoch, index))
         lesion = item["mask"][0] > 0.5
         boxes = torch.from_numpy(lesion_boxes(lesion))
@@ -126,7 +141,11 @@ def _as_it_is(item: PreparedScan) -> PreparedScan:
 
 
 class RPNDataModule(pl.LightningDataModule):
-    """Balanced slices for stage 1: all sick ones and as many healthy ones, drawn anew each epoch in training."""
+    """Balanced slices for stage 1: all sick ones and as many healthy ones, drawn anew each epoch in training.
+
+    Attributes:
+        hard: indices of healthy training slices that the next epoch must hold (`models.hard_negatives` finds them).
+    """
 
     def __init__(
         self,
@@ -136,23 +155,26 @@ class RPNDataModule(pl.LightningDataModule):
         num_workers: int = 0,
         transforms: list[str] | None = None,
         seed: int = 42,
+        context: Sequence[str] = (),
     ) -> None:
         super().__init__()
-        if not (train.lesion_voxels > 0).any():
+        self.sick, self.val_sick = (table.lesion_voxels.to_numpy() > 0 for table in (train, val))
+        if not self.sick.any():
             raise UserError("no training slice holds a lesion; add scans with lesions to the training data")
-        self.train, self.val, self.transforms, self.seed = train, val, transforms, seed
+        self.train = SliceDataset(train, transforms, seed, context)
+        self.val = SliceDataset(val, context=context)
+        self.seed = seed
+        self.hard = np.zeros(0, int)
         self.loading = {"batch_size": batch_size, "num_workers": num_workers, "collate_fn": _collate_slices}
 
     def train_dataloader(self) -> DataLoader:
-        sick = self.train.lesion_voxels.to_numpy() > 0
-        sampler = EpochSampler(lambda rng: balanced_indices(sick, rng), self.seed)
-        return DataLoader(SliceDataset(self.train, self.transforms, self.seed), sampler=sampler, **self.loading)
+        sampler = EpochSampler(lambda rng: balanced_indices(self.sick, rng, self.hard), self.seed)
+        return DataLoader(self.train, sampler=sampler, **self.loading)
 
     def val_dataloader(self) -> DataLoader:
-        sick = self.val.lesion_voxels.to_numpy() > 0
-        chosen = np.sort(balanced_indices(sick, np.random.default_rng(self.seed)))
+        chosen = np.sort(balanced_indices(self.val_sick, np.random.default_rng(self.seed)))
         sampler = [(0, int(index)) for index in chosen]
-        return DataLoader(SliceDataset(self.val), sampler=sampler, **self.loading)
+        return DataLoader(self.val, sampler=sampler, **self.loading)
 
 
 class SegmentationDataModule(pl.LightningDataModule):

@@ -34,15 +34,18 @@ class EpochSampler(Sampler):
         return iter([(self.epoch, int(index)) for index in chosen])
 
 
-def balanced_indices(sick: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def balanced_indices(sick: np.ndarray, rng: np.random.Generator, hard: np.ndarray | None = None) -> np.ndarray:
     """All sick slices and as many healthy ones (all of them where there are fewer), shuffled.
 
     Args:
         sick: (N,) bool, whether a slice holds lesion.
+        hard: indices of healthy slices to take first; the others are drawn.
     """
+    hard = np.zeros(0, int) if hard is None else hard
     healthy = np.flatnonzero(~sick)
-    drawn = rng.choice(healthy, min(sick.sum() or len(healthy), len(healthy)), replace=False)
-    return rng.permutation(np.concatenate([np.flatnonzero(sick), drawn]))
+    wanted = min(sick.sum() or len(healthy), len(healthy))
+    drawn = rng.choice(np.setdiff1d(healthy, hard), wanted - len(hard), replace=False)
+    return rng.permutation(np.concatenate([np.flatnonzero(sick), hard, drawn]))
 
 
 def item_rng(seed: int, epoch: int, index: int) -> np.random.Generator:

@@ -5,6 +5,7 @@ Each acts on a dict of (C, ...) arrays: ``image`` in [0, 1] and the label maps b
 
 import numpy as np
 from monai import transforms
+from scipy import ndimage
 
 LABELS = ("mask", "region")
 PROBABILITY = 0.5
@@ -17,9 +18,42 @@ def build_transforms(names: list[str] | None, spatial_dims: int) -> transforms.C
         "affine": _affine,
         "contrast": lambda _: transforms.RandAdjustContrastd("image", prob=PROBABILITY, gamma=(0.7, 1.5)),
         "noise": lambda _: transforms.RandGaussianNoised("image", prob=PROBABILITY, std=0.05),
+        "lesion_contrast": lambda _: RandLesionContrastd(prob=PROBABILITY, factor=(0.5, 1.2)),
         "bias_field": lambda _: transforms.RandBiasFieldd("image", prob=PROBABILITY, coeff_range=(0.0, 0.2)),
     }
     return transforms.Compose([makers[name](spatial_dims) for name in names or []])
+
+
+class RandLesionContrastd(transforms.RandomizableTransform, transforms.MapTransform):
+    """Fades or deepens the lesions of an item: scales what they differ by from the tissue around them.
+
+    That tissue is interpolated over the lesion with Gaussian weights (normalised convolution) as wide as the lesion.
+
+    Args:
+        factor: range of the scale, 0 for lesions that vanish and 1 for lesions as they are.
+    """
+
+    def __init__(self, prob: float, factor: tuple[float, float]) -> None:
+        transforms.RandomizableTransform.__init__(self, prob)
+        transforms.MapTransform.__init__(self, ("image",))
+        self.factor = factor
+
+    def __call__(self, item: dict) -> dict:
+        self.randomize(None)
+        lesion = np.asarray(item["mask"][0]) > 0.5
+        if not self._do_transform or not lesion.any() or lesion.all():
+            return item
+        image, factor = np.asarray(item["image"]), self.R.uniform(*self.factor)
+        tissue = np.stack([surrounding_tissue(channel, lesion) for channel in image])
+        return {**item, "image": np.where(lesion, tissue + factor * (image - tissue), image).clip(0, 1)}
+
+
+def surrounding_tissue(image: np.ndarray, lesion: np.ndarray) -> np.ndarray:
+    """The image as its surroundings make it, for use inside the lesion; both of one shape, 2D or 3D."""
+    width = ndimage.distance_transform_edt(lesion).max() + 1
+    known = (~lesion & (image > 0)).astype(np.float32)
+    weight = ndimage.gaussian_filter(known, width)
+    return ndimage.gaussian_filter(image * known, width) / np.maximum(weight, 1e-6)
 
 
 def _flip(spatial_dims: int):

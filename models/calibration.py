@@ -7,7 +7,8 @@ import pandas as pd
 from tqdm import tqdm
 
 from data.grid import PreparedScan
-from models.rpn import MIN_SCORE, RPN
+from models.detector import MIN_SCORE
+from models.rpn import RPN
 from utils.proposal_metrics import ProposalCounts, count_proposals, proposal_scores
 from utils.regions import region_mask
 

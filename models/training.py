@@ -14,12 +14,14 @@ from matplotlib.figure import Figure
 from pytorch_lightning.callbacks import EMAWeightAveraging
 
 from data.cohort import Case
-from data.datamodules import RPNDataModule, SegmentationDataModule, StackedScans, scan_loader
+from data.datamodules import RPNDataModule, SegmentationDataModule, SliceDataset, StackedScans, scan_loader
 from data.grid import Grid, cached_scan, grid_of
 from data.slices import channels_of, lesion_boxes, read_slice
+from data.volumes import stem_of
 from models.anchors import ANCHOR_SIZES, fit_anchors
 from models.calibration import choose_threshold, coverage_curve
 from models.checkpoints import MarkCheckpoint, load_rpn, store_threshold
+from models.hard_negatives import HardNegatives
 from models.rpn import DEFAULT_THRESHOLD, MONITOR, RPN
 from models.strokeformer import StrokeFormer
 from utils.files import atomic_path, read_json, write_json
@@ -41,6 +43,9 @@ def build_rpn(args: Namespace, in_channels: int, anchor_sizes: tuple[float, ...]
         betas=args.betas,
         weight_decay=args.weight_decay,
         backbone_weights=args.backbone_weights,
+        context=tuple(args.context),
+        focal=args.focal,
+        label_smoothing=args.label_smoothing,
     )
 
 
@@ -62,16 +67,17 @@ def build_strokeformer(args: Namespace) -> StrokeFormer:
 def train_rpn(args: Namespace, train: pd.DataFrame, val: pd.DataFrame, name: str) -> Path:
     """Train stage 1 on slice tables; `args` carries the arguments of ``train_rpn.py``."""
     pl.seed_everything(args.seed, verbose=False)
-    data = RPNDataModule(train, val, args.batch_size, args.num_workers, args.transforms, args.seed)
+    data = RPNDataModule(train, val, args.batch_size, args.num_workers, args.transforms, args.seed, tuple(args.context))
     model = build_rpn(args, channels_of(train), choose_anchors(args, train))
-    sick = val[val.lesion_voxels > 0]
-    shown = sick.iloc[np.linspace(0, len(sick) - 1, min(args.num_samples, len(sick))).astype(int)]
+    sick = np.flatnonzero(data.val_sick)
+    shown = sick[np.linspace(0, len(sick) - 1, min(args.num_samples, len(sick))).astype(int)]
     monitor = MONITOR if len(sick) else ("train_loss", "min")
-    draw, calibrate = partial(_draw_slices, shown=shown), partial(_calibrate, args, val)
+    draw, calibrate = partial(_draw_slices, slices=data.val, shown=shown), partial(_calibrate, args, val)
     # Few lesions make noisy steps. On synthetic scans at 3 mm, after 294 steps, the averaged weights covered 0.92 of
     # the lesions with 0.29 of the brain, the last ones 0.86 with 0.25 or 0.93 with 0.45 (one seed).
-    averaging = [EMAWeightAveraging(decay=args.ema_decay)] if args.ema_decay else []
-    return _fit(model, data, args, name, monitor, draw, averaging, calibrate)
+    callbacks = [EMAWeightAveraging(decay=args.ema_decay)] if args.ema_decay else []
+    callbacks += [HardNegatives(args.hard_negatives)] if args.hard_negatives else []
+    return _fit(model, data, args, name, monitor, draw, callbacks, calibrate)
 
 
 def train_strokeformer(
@@ -153,15 +159,14 @@ def _close_wandb() -> None:
 # --- pictures while training ---------------------------------------------------------------------------
 
 
-def _draw_slices(module: RPN, shown: pd.DataFrame):
-    images = [read_slice(path) for path in shown.scan]
-    for row, image, found in zip(shown.itertuples(), images, module.detect(map(torch.from_numpy, images)), strict=True):
-        yield (
-            Path(row.scan).stem,
-            plot_slice_boxes(
-                image[0], read_slice(row.mask)[0] > 0, found["boxes"].numpy(), found["scores"].numpy(), None, row.volume
-            ),
-        )
+def _draw_slices(module: RPN, slices: SliceDataset, shown: np.ndarray):
+    for index in shown:
+        image, target = slices[0, index]
+        (found,) = module.detect([image])
+        volume, z = slices.places[index]
+        boxes, scores = found["boxes"].numpy(), found["scores"].numpy()
+        figure = plot_slice_boxes(image[0].numpy(), target["mask"].numpy(), boxes, scores, None, volume)
+        yield f"{stem_of(volume)}_slice-{z:03d}", figure
 
 
 def _draw_volumes(module: StrokeFormer, shown: list[Case], regions, grid: Grid, cache_dir: Path, args: Namespace):

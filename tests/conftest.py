@@ -28,7 +28,8 @@ def workspace(tmp_path_factory, cohort) -> SimpleNamespace:
     rpn = run_script(
         *["train_rpn.py", "--train_scans", slices, "--train_masks", slice_masks],
         *["--val_scans", slices, "--val_masks", slice_masks, "--model_prefix", "rpn", "--image_size", 64],
-        *["--dataset_anchors", "auto"],
+        *["--dataset_anchors", "auto", "--context", "neighbours", "mirror", "--hard_negatives", 0.5, "--focal"],
+        *["--label_smoothing", 0.1],
         *["--batch_size", 8, "--lr", 1e-3, "--max_epochs", 2, "--transforms", "flip", *ROI, *QUICK],
         cwd=cwd,
     )
@@ -36,7 +37,7 @@ def workspace(tmp_path_factory, cohort) -> SimpleNamespace:
         *["train_strokeformer.py", "--train_scans", scans, "--train_masks", masks, "--val_scans", scans],
         *["--val_masks", masks, "--model_prefix", "seg", "--rpn_ckpt_path", "RPN/rpn/checkpoints/best.ckpt"],
         *["--score_threshold", 0.01, "--max_epochs", 2, "--max_lr", 1e-3, "--cls_loss", "BCEWithLogitsLoss"],
-        *["--transforms", "flip", "affine", "contrast", "noise", "bias_field", *GRID, *ROI, *QUICK],
+        *["--transforms", "flip", "affine", "contrast", "noise", "bias_field", "lesion_contrast", *GRID, *ROI, *QUICK],
         cwd=cwd,
     )
     return SimpleNamespace(

@@ -9,7 +9,8 @@ from torchvision.models import resnet18
 from data.grid import PreparedScan
 from models.anchors import ANCHOR_SIZES, ASPECT_RATIOS, SMALLEST_ON_LEVEL, fit_anchors
 from models.calibration import THRESHOLDS, choose_threshold, coverage_curve
-from models.rpn import PROPOSALS, RPN, adapt_first_conv, build_detector
+from models.detector import PROPOSALS, adapt_first_conv, build_detector
+from models.rpn import RPN
 from utils.errors import UserError
 from utils.regions import Region
 

@@ -13,8 +13,9 @@ from pathlib import Path
 
 from utils.errors import UserError
 
-TRANSFORM_NAMES = ("flip", "affine", "contrast", "noise", "bias_field")
+TRANSFORM_NAMES = ("flip", "affine", "contrast", "noise", "bias_field", "lesion_contrast")
 ARCHITECTURES = ("trans_unet", "unetr", "swin_unetr")
+CONTEXT = ("neighbours", "mirror")
 CONSISTENCY_RULES = ("linked", "grouped")
 ANCHOR_SETS = ("ATLAS", "ISLES-DWI", "ISLES-FLAIR", "auto")
 # What the operating system says of a place that takes no files.
@@ -296,6 +297,23 @@ def add_rpn_model(parser, prefix: str = "") -> None:
         type=overlap_ratio,
         default=0.99,
         help="decay per step of the weights' moving average that is validated and kept; 0 for none",
+    )
+    group.add_argument(
+        "--context",
+        nargs="*",
+        choices=CONTEXT,
+        default=[],
+        help="further channels of a slice: its neighbours in the volume, its mirror image",
+    )
+    group.add_argument(
+        "--hard_negatives",
+        type=fraction,
+        default=0.0,
+        help="share of an epoch's healthy slices that are those with the surest false detections",
+    )
+    group.add_argument("--focal", action="store_true", help="focal loss on the anchors' objectness")
+    group.add_argument(
+        "--label_smoothing", type=fraction, default=0.0, help="smoothing of the classes of proposed boxes"
     )
     group.add_argument(
         "--consistency",
