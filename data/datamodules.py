@@ -13,10 +13,10 @@ from data.cohort import Case
 from data.context import with_context
 from data.grid import Grid, PreparedScan, resize_in_plane
 from data.sampling import EpochSampler, balanced_indices, item_rng
-from data.slices import lesion_boxes, read_slice
+from data.slices import head_path, lesion_boxes, read_slice
 from data.subvolumes import RegionDataset
 from data.transforms import apply_transforms, build_transforms
-from data.volumes import head_mask, stem_of
+from data.volumes import head_mask
 from utils.errors import UserError
 from utils.regions import Region
 
@@ -108,10 +108,10 @@ class StackedScans(Dataset):
         volume, rows = self.volumes[index]
         scan = _stack(rows.scan, rows.slice, rows.depth.iloc[0], volume)
         mask = _stack(rows["mask"], rows.slice, rows.depth.iloc[0], volume)[0] > 0
-        head_path = Path(rows.scan.iloc[0]).parent.parent / "Heads" / f"{stem_of(volume)}.npy"
-        head = read_slice(head_path) > 0 if head_path.is_file() else head_mask(scan[0])
+        path = head_path(rows.scan.iloc[0], volume)
+        head = read_slice(path) > 0 if path.is_file() else head_mask(scan[0])
         if head.shape != mask.shape:
-            raise UserError(f"{head_path} has shape {head.shape}, its slices make {mask.shape}; cut the slices anew")
+            raise UserError(f"{path} has shape {head.shape}, its slices make {mask.shape}; cut the slices anew")
         own_shape = mask.shape
         if self.resize_to:
             scan = resize_in_plane(scan, self.resize_to)

@@ -102,8 +102,15 @@ def _measure_slices(pairs: list[tuple[Path, Path]]) -> pd.DataFrame:
         subject, lesion = bids_entity(scan, "sub") or volume, int(np.count_nonzero(read_slice(mask)))
         rows.append([scan.name, mask.name, volume, subject, slice_index(scan), 0, "", brain, lesion])
     table = pd.DataFrame(rows, columns=COLUMNS)
-    table["depth"] = table.groupby("volume").slice.transform("max") + 1
+    heads = {volume: head_path(scan, volume) for volume, scan in zip(table.volume, (s for s, _ in pairs), strict=True)}
+    depths = {volume: len(read_slice(path)) for volume, path in heads.items() if path.is_file()}
+    table["depth"] = table.volume.map(depths).fillna(table.groupby("volume").slice.transform("max") + 1).astype(int)
     return table
+
+
+def head_path(scan: Path | str, volume: str) -> Path:
+    """Where `write_slices` leaves the head mask of the volume that a scan slice is of."""
+    return Path(scan).parent.parent / "Heads" / f"{stem_of(volume)}.npy"
 
 
 def slice_index(path: Path) -> int:

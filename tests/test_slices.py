@@ -1,5 +1,7 @@
 """2D decomposition: true indices, boxes, the table of slices, and volumes put back together."""
 
+import shutil
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -61,7 +63,11 @@ def test_folder_without_table_is_measured_to_the_same_rows(cohort, tmp_path):
     pd.testing.assert_frame_equal(
         measured.drop(columns=["depth", "brain_voxels"]), listed.drop(columns=["depth", "brain_voxels"])
     )
-    assert set(measured.depth) == {10}  # without the table the volume ends at its last slice
+    assert set(measured.depth) == {12}  # the head masks tell
+    shutil.rmtree(tmp_path / "2d/Heads")
+    measured = read_slice_table(tmp_path / "2d/Scans", tmp_path / "2d/Masks")
+    assert set(measured.depth) == {10}  # without them, too, the volume ends at its last slice
+    assert [scan.head.shape for scan in StackedScans(measured)] == [(10, 20, 24)] * 2
 
 
 def test_slice_without_mask_is_refused(cohort, tmp_path):
