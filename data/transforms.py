@@ -5,7 +5,8 @@ Each acts on a dict of (C, ...) arrays: ``image`` in [0, 1] and the label maps b
 
 import numpy as np
 from monai import transforms
-from scipy import ndimage
+
+from data.tissue import surrounding_tissue
 
 LABELS = ("mask", "region")
 PROBABILITY = 0.5
@@ -27,7 +28,7 @@ def build_transforms(names: list[str] | None, spatial_dims: int) -> transforms.C
 class RandLesionContrastd(transforms.RandomizableTransform, transforms.MapTransform):
     """Fades or deepens the lesions of an item: scales what they differ by from the tissue around them.
 
-    That tissue is interpolated over the lesion with Gaussian weights (normalised convolution) as wide as the lesion.
+    That tissue is what `data.tissue` interpolates over the lesion.
 
     Args:
         factor: range of the scale, 0 for lesions that vanish and 1 for lesions as they are.
@@ -44,16 +45,8 @@ class RandLesionContrastd(transforms.RandomizableTransform, transforms.MapTransf
         if not self._do_transform or not lesion.any() or lesion.all():
             return item
         image, factor = np.asarray(item["image"]), self.R.uniform(*self.factor)
-        tissue = np.stack([surrounding_tissue(channel, lesion) for channel in image])
+        tissue = np.stack([surrounding_tissue(channel, lesion, ~lesion & (channel > 0)) for channel in image])
         return {**item, "image": np.where(lesion, tissue + factor * (image - tissue), image).clip(0, 1)}
-
-
-def surrounding_tissue(image: np.ndarray, lesion: np.ndarray) -> np.ndarray:
-    """The image as its surroundings make it, for use inside the lesion; both of one shape, 2D or 3D."""
-    width = ndimage.distance_transform_edt(lesion).max() + 1
-    known = (~lesion & (image > 0)).astype(np.float32)
-    weight = ndimage.gaussian_filter(known, width)
-    return ndimage.gaussian_filter(image * known, width) / np.maximum(weight, 1e-6)
 
 
 def _flip(spatial_dims: int):
