@@ -204,7 +204,11 @@ def test_one_nifti_scan_without_mask_gives_a_nifti_on_its_grid(workspace, tmp_pa
 
 
 def test_predictions_do_not_depend_on_the_intensity_scale(workspace, tmp_path):
-    """Scans times 1000, mapped to [0, 1] or shifted by 500, in one folder as if they were other subjects."""
+    """Scans times 1000, mapped to [0, 1] or shifted by 500, in one folder as if they were other subjects.
+
+    The scans hold whole numbers, as scanners write them: a shift then rounds nothing away, and what differs afterwards
+    is the pipeline's doing.
+    """
     changes = {
         "raw": lambda scan: scan,
         "scaled": lambda scan: 1000 * scan,
@@ -215,7 +219,8 @@ def test_predictions_do_not_depend_on_the_intensity_scale(workspace, tmp_path):
     subjects = sorted(workspace.scans.iterdir())
     for path in subjects:
         for name, change in changes.items():
-            np.save(tmp_path / "Scans" / path.name.replace("sub-", f"sub-{name}"), change(np.load(path)))
+            scan = np.rint(10 * np.load(path))
+            np.save(tmp_path / "Scans" / path.name.replace("sub-", f"sub-{name}"), change(scan))
     common = ["test_strokeformer.py", "--scans", "Scans", "--ckpt_path", workspace.seg, "--n_predictions", 0, *GRID]
     run_script(*common, "--rpn_ckpt_path", workspace.rpn, "--score_threshold", 0.01, cwd=tmp_path)
     for path in subjects:
