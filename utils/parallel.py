@@ -1,16 +1,27 @@
 """The same work on many items, in one process or several."""
 
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
+
+from utils.errors import UserError
 
 
 def map_in_order(function: Callable, items: Sequence, num_workers: int) -> Iterator:
     """Results of ``function(item)`` in the order of `items`; `num_workers` up to 1 stays in this process.
 
-    Processes are spawned, not forked: libraries with threads of their own do not survive a fork.
+    Processes are spawned, not forked: libraries with threads of their own do not survive a fork. `function` must
+    therefore come from a module, not from the file that was started with ``python -m``.
+
+    Raises:
+        UserError: a process was killed, as the system does where memory runs out.
     """
     if num_workers <= 1:
         yield from map(function, items)
         return
-    with get_context("spawn").Pool(min(num_workers, len(items))) as pool:
-        yield from pool.imap(function, items)
+    with ProcessPoolExecutor(min(num_workers, max(len(items), 1)), get_context("spawn")) as pool:
+        try:
+            yield from pool.map(function, items)
+        except BrokenProcessPool as error:
+            raise UserError("a worker process was killed, most likely for memory; lower --num_workers") from error
