@@ -1,0 +1,80 @@
+"""The scans that give and take lesions."""
+
+from dataclasses import dataclass
+from functools import cached_property, lru_cache, partial
+from pathlib import Path
+
+import numpy as np
+from scipy import ndimage
+from tqdm import tqdm
+
+from augmentation.pairs import SliceIndex, index_slices, join
+from data.cohort import Case, read_scan
+from data.grid import Grid, cached_scan
+from data.volumes import HEAD_PERCENTILES
+from utils.errors import UserError
+from utils.parallel import map_in_order
+
+
+@dataclass(frozen=True)
+class Scan:
+    """A scan that gives or takes lesions.
+
+    image: (C, D, H, W) float32 in its own units.
+    low, contrast: (C,) 1st percentile of its head, and from there to the 99th.
+    head, lesions: (D, H, W) bool.
+    scaled: (D, H, W) float16 in [0, 1], the first channel.
+    """
+
+    case: Case
+    image: np.ndarray
+    low: np.ndarray
+    contrast: np.ndarray
+    head: np.ndarray
+    lesions: np.ndarray
+    scaled: np.ndarray
+
+    @cached_property
+    def healthy(self) -> np.ndarray:
+        """(D, H, W) bool, the head without lesions and their rims of partial volume."""
+        return self.head & ~ndimage.binary_dilation(self.lesions)
+
+
+@dataclass(frozen=True)
+class Cohort:
+    """All scans, which one may lend from another, and where they are kept prepared."""
+
+    cases: list[Case]
+    index: SliceIndex
+    grid: Grid
+    cache_dir: Path
+
+    def load(self, volume: int) -> Scan:
+        return load_scan(self.cases[volume], self.grid, self.cache_dir)
+
+    def slice_of(self, row: int) -> tuple[np.ndarray, np.ndarray]:
+        """A row's slice (H, W) in [0, 1] and its brain mask (H, W) bool."""
+        scan, z = self.load(self.index.volume[row]), self.index.z[row]
+        return scan.scaled[z].astype(np.float32), scan.head[z]
+
+
+@lru_cache(maxsize=12)
+def load_scan(case: Case, grid: Grid, cache_dir: Path) -> Scan:
+    prepared, (image, _) = cached_scan(case, grid, cache_dir), read_scan(case)
+    low, high = np.percentile(image[:, prepared.head], HEAD_PERCENTILES, axis=1)
+    return Scan(case, image, low, high - low, np.array(prepared.head), np.array(prepared.mask), prepared.scan[0])
+
+
+def index_cohort(cases: list[Case], grid: Grid, cache_dir: Path, num_workers: int) -> Cohort:
+    """Prepare all scans and describe their slices."""
+    work = partial(_index_case, cases=cases, grid=grid, cache_dir=cache_dir)
+    indices = tqdm(map_in_order(work, range(len(cases)), num_workers), "Describing slices", len(cases), unit="scan")
+    index = join(list(indices))
+    if not index.sick.any():
+        raise UserError("no mask of --masks_dir holds a lesion that could be moved; add scans with lesions")
+    return Cohort(cases, index, grid, cache_dir)
+
+
+def _index_case(number: int, cases: list[Case], grid: Grid, cache_dir: Path):
+    prepared = cached_scan(cases[number], grid, cache_dir)
+    return index_slices(number, prepared.head, prepared.mask)

@@ -1,0 +1,140 @@
+"""Lesions cut out of a donor, varied at random, and fitted into the brain of a recipient, in 2D and 3D alike."""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from scipy import ndimage
+from skimage.filters import threshold_multiotsu
+
+from data.tissue import surrounding_tissue
+
+# Ventricles are deeper inside the head than the sulci, which are as dark: this share of the deepest voxel's depth.
+VENTRICLE_DEPTH = 0.35
+LEAST_KEPT = 0.5  # of a lesion that does not fit whole; with less it would be another lesion
+
+
+@dataclass(frozen=True)
+class Lesion:
+    """A lesion with the tissue around it.
+
+    patch: (C, [D,] h, w) intensities.
+    tissue: of that shape, the patch as it may have looked without the lesion.
+    mask: ([D,] h, w) bool.
+    centre: of the patch in its slice or volume, in voxels.
+    """
+
+    patch: np.ndarray
+    tissue: np.ndarray
+    mask: np.ndarray
+    centre: tuple[float, ...]
+
+
+def cut_lesion(image: np.ndarray, mask: np.ndarray, healthy: np.ndarray) -> Lesion:
+    """Cut out a lesion with enough around it to turn it in plane.
+
+    Args:
+        image: (C, [D,] H, W).
+        mask: ([D,] H, W) bool, not empty.
+        healthy: ([D,] H, W) bool, the brain without lesions.
+    """
+    spans = ndimage.find_objects(mask.astype(np.uint8))[0]
+    reach = [span.stop - span.start for span in spans]
+    reach[-2:] = [int(np.ceil(np.hypot(*reach[-2:])))] * 2
+    starts = [(span.start + span.stop - size) // 2 - 1 for span, size in zip(spans, reach, strict=True)]
+    patch = np.stack([_window(channel, starts, reach) for channel in image])
+    lesion, known = _window(mask, starts, reach), _window(healthy, starts, reach)
+    return Lesion(
+        patch,
+        np.stack([surrounding_tissue(channel, lesion, known) for channel in patch]),
+        lesion,
+        tuple(start + (size + 1) / 2 for start, size in zip(starts, reach, strict=True)),
+    )
+
+
+def _window(array: np.ndarray, starts: list[int], reach: list[int]) -> np.ndarray:
+    """A window with a voxel of margin; beyond the array an image's border goes on, and a mask ends."""
+    window = array
+    for axis, (start, size) in enumerate(zip(starts, reach, strict=True)):
+        index = np.arange(start, start + size + 2)
+        window = window.take(index, axis, mode="clip")
+        if array.dtype == bool:
+            np.moveaxis(window, axis, 0)[(index < 0) | (index >= array.shape[axis])] = False
+    return window
+
+
+def vary(lesion: Lesion, rng: np.random.Generator, max_angle: float, max_erosion: int) -> tuple[Lesion, dict]:
+    """Turn a lesion in plane and erode it, by amounts drawn from even distributions.
+
+    Args:
+        max_angle: in degrees, to either side.
+        max_erosion: in voxels; less is taken off where nothing would be left.
+
+    Returns:
+        The varied lesion and what was done: ``angle`` in degrees, ``erosion`` in voxels.
+    """
+    angle, erosion = float(rng.uniform(-max_angle, max_angle)), int(rng.integers(max_erosion + 1))
+    turned = turn(lesion, angle)
+    depth = ndimage.distance_transform_cdt(np.pad(turned.mask, 1), "taxicab")[(slice(1, -1),) * turned.mask.ndim]
+    erosion = min(erosion, int(depth.max()) - 1)
+    return replace(turned, mask=depth > erosion), {"angle": angle, "erosion": erosion}
+
+
+def turn(lesion: Lesion, angle: float) -> Lesion:
+    """The lesion turned in plane by `angle` degrees about its centre; the same one where nothing of it would stay."""
+    options = {"angle": angle, "axes": (-2, -1), "reshape": False, "order": 1, "mode": "nearest"}
+    mask = ndimage.rotate(lesion.mask.astype(np.float32), **options) >= 0.5
+    if not mask.any():
+        return lesion
+    turned = {part: ndimage.rotate(getattr(lesion, part), **options) for part in ("patch", "tissue")}
+    return replace(lesion, **turned, mask=mask)
+
+
+def place(lesion: Lesion, centre: tuple[float, ...], allowed: np.ndarray) -> tuple[Lesion, tuple[slice, ...]] | None:
+    """Fit a lesion into a recipient.
+
+    Args:
+        centre: in the recipient, in voxels.
+        allowed: ([D,] H, W) bool, where a lesion may be.
+
+    Returns:
+        What fits of the lesion, its mask not empty, and the window of the recipient that it belongs to; None where less
+        than `LEAST_KEPT` of it may stay.
+    """
+    target, source = [], []
+    for middle, size, n in zip(centre, lesion.mask.shape, allowed.shape, strict=True):
+        start = round(middle - (size - 1) / 2)
+        span = slice(min(max(start, 0), n), max(min(start + size, n), 0))
+        target.append(span)
+        source.append(slice(span.start - start, span.stop - start))
+    target, source = tuple(target), tuple(source)
+    mask = lesion.mask[source] & allowed[target]
+    if mask.sum() < max(LEAST_KEPT * lesion.mask.sum(), 1):
+        return None
+    every = (slice(None), *source)
+    return replace(lesion, patch=lesion.patch[every], tissue=lesion.tissue[every], mask=mask, centre=centre), target
+
+
+def allowed_region(image: np.ndarray, head: np.ndarray, lesion: np.ndarray) -> np.ndarray:
+    """Where a new lesion may be: in the brain, but for its rim, its ventricles and the lesions it has.
+
+    Args:
+        image: ([D,] H, W) first channel, any units.
+        head, lesion: bool, of that shape.
+    """
+    brain = ndimage.binary_erosion(head, iterations=2)
+    return brain & ~ventricles(image, head) & ~ndimage.binary_dilation(lesion)
+
+
+def ventricles(image: np.ndarray, head: np.ndarray) -> np.ndarray:
+    """Dark voxels deep inside the head: the CSF of the ventricles on T1w, FLAIR and DWI, and old cavities.
+
+    The darkest of three classes (multi-level Otsu) is CSF.
+    """
+    if not head.any() or np.ptp(image[head]) == 0:
+        return np.zeros(head.shape, bool)
+    depth = ndimage.distance_transform_edt(head)
+    try:
+        darkest = threshold_multiotsu(image[head], 3)[0]
+    except ValueError:  # fewer than three different values
+        return np.zeros(head.shape, bool)
+    return ndimage.binary_opening(head & (image < darkest) & (depth > VENTRICLE_DEPTH * depth.max()))

@@ -1,0 +1,134 @@
+"""Which sick slices are like which healthy ones: by brain outline (IoU), by structure (SSIM), and close in depth.
+
+Only a fixed number of sick slices is looked at for each healthy one, so the cost grows with the number of volumes and
+not with its square. Of those, an upper bound of the IoU from coarse descriptors rules most unlike ones out, without
+loss, before a voxel is read.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from skimage.metrics import structural_similarity
+
+CELLS = 12  # along each side of the coarse grid that the brain's voxels are counted on
+LEAST_BRAIN = 0.2  # of the largest slice of its volume: the tips of the brain are no place for most lesions
+
+
+@dataclass(frozen=True)
+class Criteria:
+    """What makes a pair.
+
+    min_iou: of the brain masks.
+    min_ssim: of the slices, each scaled to [0, 1].
+    max_depth_difference: in slices.
+    candidates: sick slices that are looked at for a healthy one.
+    partners: after so many the search ends.
+    """
+
+    min_iou: float = 0.8
+    min_ssim: float = 0.5
+    max_depth_difference: int = 30
+    candidates: int = 32
+    partners: int = 3
+
+
+@dataclass(frozen=True)
+class SliceIndex:
+    """Slices of a cohort, a row each: volume (N,) and z (N,) int, sick (N,) bool, cells (N, CELLS ** 2) int."""
+
+    volume: np.ndarray
+    z: np.ndarray
+    sick: np.ndarray
+    cells: np.ndarray
+
+    def of_volume(self, volume: int) -> np.ndarray:
+        return np.flatnonzero(self.volume == volume)
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A healthy and a sick slice: rows of the index, and how alike they are."""
+
+    healthy: int
+    sick: int
+    iou: float
+    ssim: float
+
+
+def index_slices(volume: int, head: np.ndarray, lesion: np.ndarray) -> SliceIndex:
+    """The rows of one volume, for all slices with at least `LEAST_BRAIN` of its largest one's brain.
+
+    Args:
+        head, lesion: (D, H, W) bool.
+    """
+    areas = head.sum((1, 2))
+    z = np.flatnonzero((areas > 0) & (areas >= LEAST_BRAIN * areas.max()))
+    return SliceIndex(np.full(len(z), volume), z, lesion[z].any((1, 2)), count_cells(head[z]))
+
+
+def join(indices: list[SliceIndex]) -> SliceIndex:
+    return SliceIndex(*(np.concatenate([getattr(i, n) for i in indices]) for n in ("volume", "z", "sick", "cells")))
+
+
+def count_cells(masks: np.ndarray) -> np.ndarray:
+    """Voxels of (N, H, W) bool in each cell of a grid of `CELLS` by `CELLS`, (N, CELLS ** 2) int32."""
+    edges = [np.linspace(0, size, CELLS + 1).astype(int)[:-1] for size in masks.shape[1:]]
+    rows = np.add.reduceat(masks.astype(np.int32), edges[0], axis=1)
+    return np.add.reduceat(rows, edges[1], axis=2).reshape(len(masks), -1)
+
+
+def iou_bound(cells: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """The largest IoU that masks with these counts can have: in each cell the smaller count may overlap wholly.
+
+    Args:
+        cells: (CELLS ** 2,) of one mask.
+        others: (N, CELLS ** 2) of others.
+    """
+    return np.minimum(cells, others).sum(1) / np.maximum(np.maximum(cells, others).sum(1), 1)
+
+
+def iou(mask: np.ndarray, other: np.ndarray) -> float:
+    return np.count_nonzero(mask & other) / max(np.count_nonzero(mask | other), 1)
+
+
+def find_pairs(
+    index: SliceIndex,
+    healthy: np.ndarray,
+    donors: np.ndarray,
+    read: Callable[[int], tuple[np.ndarray, np.ndarray]],
+    rng: np.random.Generator,
+    criteria: Criteria,
+) -> list[Pair]:
+    """Sick partners of healthy slices, the likeliest first for each.
+
+    Args:
+        healthy: rows of the slices that look for partners.
+        donors: (N,) bool, which rows may be partners.
+        read: from a row to its slice (H, W) in [0, 1] and its brain mask (H, W) bool.
+    """
+    pairs = []
+    for row in healthy:
+        near = np.abs(index.z - index.z[row]) <= criteria.max_depth_difference
+        possible = np.flatnonzero(index.sick & donors & near)
+        looked_at = rng.permutation(possible)[: criteria.candidates]
+        bounds = iou_bound(index.cells[row], index.cells[looked_at])
+        promising = looked_at[bounds >= criteria.min_iou][np.argsort(-bounds[bounds >= criteria.min_iou])]
+        pairs += _partners(row, promising, read, criteria)
+    return pairs
+
+
+def _partners(row: int, promising: np.ndarray, read: Callable, criteria: Criteria) -> list[Pair]:
+    found = []
+    image, brain = read(row) if len(promising) else (None, None)
+    for sick in promising:
+        other_image, other_brain = read(sick)
+        overlap = iou(brain, other_brain)
+        if overlap < criteria.min_iou:
+            continue
+        likeness = structural_similarity(image, other_image, data_range=1.0)
+        if likeness >= criteria.min_ssim:
+            found.append(Pair(int(row), int(sick), overlap, float(likeness)))
+        if len(found) == criteria.partners:
+            break
+    return found

@@ -1,0 +1,160 @@
+"""One augmented scan: lesions of other subjects' scans moved into it by Poisson image editing."""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from scipy import ndimage
+
+from augmentation.cohort import Cohort, Scan
+from augmentation.lesions import Lesion, allowed_region, cut_lesion, place, vary
+from augmentation.pairs import Criteria, Pair, find_pairs
+from augmentation.poisson import blend, soft_rim
+
+TRIES = 20  # healthy slices in which a place for one more 3D lesion is sought
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How lesions are moved.
+
+    mode: ``slice``, each healthy slice by itself, or ``volume``, whole 3D lesions.
+    donors: scans that lesions are drawn from for one augmented scan.
+    slices: share of the healthy slices that get a lesion (``slice``).
+    lesions: new lesions of a scan (``volume``).
+    """
+
+    mode: str
+    criteria: Criteria
+    donors: int
+    slices: float
+    lesions: int
+    max_angle: float
+    max_erosion: int
+    mixed: bool
+    rim: float
+    seed: int
+
+
+@dataclass(frozen=True)
+class Augmented:
+    """A recipient with new lesions: image (C, D, H, W) float32, lesions (D, H, W) bool, old and new, and where from."""
+
+    image: np.ndarray
+    lesions: np.ndarray
+    origins: list[dict]
+
+
+def augment(cohort: Cohort, recipient: int, copy: int, settings: Settings) -> Augmented:
+    """The recipient's `copy`-th augmented scan; without origins where no lesion found a place.
+
+    Lesions come from scans of other subjects alone. The result depends on the seed, the recipient and the copy only.
+    """
+    rng = np.random.default_rng([settings.seed, recipient, copy])
+    scan, index = cohort.load(recipient), cohort.index
+    donors = _draw_donors(cohort, recipient, settings.donors, rng)
+    rows = index.of_volume(recipient)
+    healthy = rng.permutation(rows[~index.sick[rows]])
+    result = Augmented(scan.image.copy(), scan.lesions.copy(), [])
+    if settings.mode == "slice":
+        healthy = healthy[: round(settings.slices * len(healthy))]
+        for pair in _one_partner(find_pairs(index, healthy, donors, cohort.slice_of, rng, settings.criteria), rng):
+            result = _into_slice(cohort, scan, result, pair, rng, settings)
+        return result
+    allowed = allowed_region(scan.image[0], scan.head, scan.lesions)
+    for row in healthy[: TRIES * settings.lesions]:
+        for pair in _one_partner(find_pairs(index, [row], donors, cohort.slice_of, rng, settings.criteria), rng):
+            result, allowed = _into_volume(cohort, scan, result, allowed, pair, rng, settings)
+        if len(result.origins) == settings.lesions:
+            break
+    return result
+
+
+def _draw_donors(cohort: Cohort, recipient: int, n: int, rng: np.random.Generator) -> np.ndarray:
+    """(N,) bool, the rows of the scans that may lend: `n` scans of other subjects that have lesions."""
+    own = cohort.cases[recipient].subject
+    lenders = [v for v in np.unique(cohort.index.volume[cohort.index.sick]) if cohort.cases[v].subject != own]
+    return np.isin(cohort.index.volume, rng.permutation(lenders)[:n])
+
+
+def _one_partner(pairs: list[Pair], rng: np.random.Generator) -> list[Pair]:
+    """One pair for each healthy slice."""
+    by_slice: dict[int, list[Pair]] = {}
+    for pair in pairs:
+        by_slice.setdefault(pair.healthy, []).append(pair)
+    return [options[rng.integers(len(options))] for options in by_slice.values()]
+
+
+def _into_slice(cohort: Cohort, scan: Scan, result: Augmented, pair: Pair, rng, settings: Settings) -> Augmented:
+    """The result with one lesion of the sick slice in the healthy one."""
+    donor, z, sick_z = cohort.load(cohort.index.volume[pair.sick]), *cohort.index.z[[pair.healthy, pair.sick]]
+    lesion = _draw_lesion(donor.lesions[sick_z], rng)
+    cut = _cut(donor, donor.image[:, sick_z], lesion, donor.healthy[sick_z], scan)
+    allowed = allowed_region(scan.image[0, z], scan.head[z], scan.lesions[z])
+    shift = _middle(scan.head[z]) - _middle(donor.head[sick_z])
+    moved = _move(cut, shift, allowed, result.image[:, z], rng, settings)
+    if moved is None:
+        return result
+    result.image[:, z], region, how = moved
+    result.lesions[z] |= region
+    return replace(result, origins=[*result.origins, _origin(cohort, donor, pair, region, how)])
+
+
+def _into_volume(cohort: Cohort, scan: Scan, result: Augmented, allowed, pair: Pair, rng, settings: Settings):
+    """The result with a 3D lesion that crosses the sick slice, and where further lesions are allowed."""
+    donor, z, sick_z = cohort.load(cohort.index.volume[pair.sick]), *cohort.index.z[[pair.healthy, pair.sick]]
+    labels, _ = ndimage.label(donor.lesions, np.ones((3, 3, 3)))
+    lesion = labels == rng.choice(np.unique(labels[sick_z][labels[sick_z] > 0]))
+    shift = np.array([z - sick_z, *(_middle(scan.head[z]) - _middle(donor.head[sick_z]))])
+    moved = _move(_cut(donor, donor.image, lesion, donor.healthy, scan), shift, allowed, result.image, rng, settings)
+    if moved is None:
+        return result, allowed
+    image, region, how = moved
+    origins = [*result.origins, _origin(cohort, donor, pair, region, how)]
+    return Augmented(image, result.lesions | region, origins), allowed & ~ndimage.binary_dilation(region)
+
+
+def _draw_lesion(mask: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    labels, n = ndimage.label(mask, np.ones((3, 3)))
+    return labels == 1 + rng.integers(n)
+
+
+def _cut(donor: Scan, image: np.ndarray, lesion: np.ndarray, healthy: np.ndarray, recipient: Scan) -> Lesion:
+    """The lesion with intensities on the recipient's scale; only their differences will count."""
+    gain = (recipient.contrast / np.maximum(donor.contrast, 1e-12)).reshape(-1, *[1] * lesion.ndim)
+    cut = cut_lesion(image, lesion, healthy)
+    return replace(cut, patch=cut.patch * gain, tissue=cut.tissue * gain)
+
+
+def _middle(head: np.ndarray) -> np.ndarray:
+    """The middle of a slice's head, by which two heads are laid upon each other."""
+    (rows, columns) = ndimage.find_objects(head.astype(np.uint8))[0]
+    return np.array([rows.start + rows.stop, columns.start + columns.stop]) / 2
+
+
+def _move(lesion: Lesion, shift: np.ndarray, allowed: np.ndarray, image: np.ndarray, rng, settings: Settings):
+    """Vary, place and blend: the image (C, ...) with the lesion, its region and what was done; None without room."""
+    varied, how = vary(lesion, rng, settings.max_angle, settings.max_erosion)
+    placed = place(varied, tuple(np.add(lesion.centre, shift)), allowed)
+    if placed is None:
+        return None
+    fitted, window = placed
+    blended = image.copy()
+    for channel, patch, tissue in zip(blended, fitted.patch, fitted.tissue, strict=True):
+        donor = soft_rim(patch, tissue, fitted.mask, settings.rim)
+        channel[window] = blend(channel[window], donor, fitted.mask, settings.mixed)
+    region = np.zeros(allowed.shape, bool)
+    region[window] = fitted.mask
+    return blended, region, how
+
+
+def _origin(cohort: Cohort, donor: Scan, pair: Pair, region: np.ndarray, how: dict) -> dict:
+    return {
+        "donor": donor.case.subject,
+        "scan": donor.case.name,
+        "slice": int(cohort.index.z[pair.healthy]),
+        "donor_slice": int(cohort.index.z[pair.sick]),
+        "iou": round(pair.iou, 3),
+        "ssim": round(pair.ssim, 3),
+        "voxels": int(region.sum()),
+        **how,
+    }

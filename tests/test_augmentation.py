@@ -1,0 +1,228 @@
+"""Pairs of slices, lesions that are varied and fitted, and the command that moves them."""
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from augmentation.lesions import LEAST_KEPT, allowed_region, cut_lesion, place, turn, vary, ventricles
+from augmentation.pairs import Criteria, count_cells, find_pairs, index_slices, iou, iou_bound, join
+from data.cohort import Fold, augmented_cases, pair_cases, usable_augmented
+from tests.running import is_png, run_script
+
+# --- pairs ---------------------------------------------------------------------------------------------
+
+MASKS = arrays(bool, (2, 17, 15))
+
+
+@settings(max_examples=60, deadline=None)
+@given(MASKS)
+def test_the_bound_never_rules_out_a_pair(masks):
+    cells = count_cells(masks)
+    assert cells.sum(1).tolist() == masks.sum((1, 2)).tolist()
+    assert iou_bound(cells[0], cells[1:])[0] >= iou(*masks) - 1e-12
+
+
+def test_the_bound_tells_heads_of_different_size_and_place_apart():
+    y, x = np.mgrid[:96, :96]
+    small, large, aside = (((y - 48) ** 2 + (x - c) ** 2 < r**2) for r, c in ((20, 48), (40, 48), (20, 75)))
+    cells = count_cells(np.stack([small, large, aside]))
+    assert iou_bound(cells[0], cells) == pytest.approx([1, 0.25, 0.1], abs=0.05)
+
+
+@pytest.fixture
+def slices():
+    """Three volumes of 40 slices with the same round head; volumes 1 and 2 have a lesion in slices 20 and 21."""
+    y, x = np.mgrid[:48, :48]
+    head = np.broadcast_to((y - 24) ** 2 + (x - 24) ** 2 < 18**2, (40, 48, 48))
+    lesion = np.zeros(head.shape, bool)
+    lesion[20:22, 20:24, 20:24] = True
+    index = join([index_slices(v, head, lesion & (v > 0)) for v in range(3)])
+    images = {0: head[0] * 0.5, 1: head[0] * 0.6, 2: np.where(head[0], np.random.default_rng(0).random((48, 48)), 0)}
+    return index, lambda row: (images[index.volume[row]], head[0])
+
+
+def partners(slices, z, **criteria):
+    index, read = slices
+    (row,) = np.flatnonzero((index.volume == 0) & (index.z == z))
+    pairs = find_pairs(index, [row], index.volume > 0, read, np.random.default_rng(0), Criteria(**criteria))
+    return {(index.volume[pair.sick], index.z[pair.sick]) for pair in pairs}
+
+
+def test_pairs_are_alike_in_structure_and_near_in_depth(slices):
+    assert partners(slices, 10) == {(1, 20), (1, 21)}  # volume 2 has the outline but noise inside
+    assert partners(slices, 10, min_ssim=0) == {(1, 20), (1, 21), (2, 20), (2, 21)} or len(partners(slices, 10)) <= 3
+    assert partners(slices, 10, max_depth_difference=10) == {(1, 20)}
+    assert partners(slices, 10, max_depth_difference=9) == set()
+
+
+def test_the_search_ends_with_enough_partners_and_looks_at_so_many_candidates_only(slices):
+    index, read = slices
+    looked_at = []
+    counting = (index, lambda row: looked_at.append(row) or read(row))
+    assert len(partners(counting, 10, partners=1, min_ssim=0)) == 1
+    looked_at.clear()
+    partners(counting, 10, candidates=2, min_ssim=1)
+    assert len(looked_at) <= 3  # the healthy slice and two candidates
+
+
+def test_the_tips_of_the_brain_are_left_out():
+    head = np.zeros((4, 10, 10), bool)
+    head[0, :1], head[1, :3], head[2, :10] = True, True, True
+    assert index_slices(0, head, np.zeros_like(head)).z.tolist() == [1, 2]
+
+
+# --- lesions -------------------------------------------------------------------------------------------
+
+
+def lesion_of(shape, spans, value=0.2):
+    mask = np.zeros(shape, bool)
+    mask[spans] = True
+    image = np.where(mask, value, 0.7)[None]
+    return image, mask, cut_lesion(image, mask, ~mask)
+
+
+def test_a_cut_lesion_keeps_its_shape_and_knows_the_tissue_around_it():
+    _, mask, lesion = lesion_of((40, 40), (slice(10, 14), slice(20, 26)))
+    assert lesion.mask.sum() == mask.sum() and lesion.centre == (11.5, 22.5)
+    assert lesion.patch[0][lesion.mask] == pytest.approx(0.2) and lesion.tissue[0] == pytest.approx(0.7)
+
+
+def test_a_lesion_at_the_border_of_the_image_is_cut_whole():
+    *_, lesion = lesion_of((20, 20), (slice(0, 4), slice(16, 20)))
+    assert lesion.mask.sum() == 16 and lesion.centre == (1.5, 17.5)
+
+
+def test_a_lesion_that_is_not_varied_comes_back_to_its_place():
+    for shape, spans in (
+        ((40, 41), (slice(10, 15), slice(20, 26))),
+        ((9, 40, 41), (slice(2, 5), slice(9, 15), slice(20, 25))),
+    ):
+        _, mask, lesion = lesion_of(shape, spans)
+        fitted, window = place(vary(lesion, np.random.default_rng(0), 0, 0)[0], lesion.centre, np.ones(shape, bool))
+        again = np.zeros(shape, bool)
+        again[window] = fitted.mask
+        np.testing.assert_array_equal(again, mask)
+
+
+def test_a_quarter_turn_swaps_the_sides_of_a_lesion():
+    _, _, lesion = lesion_of((40, 40), (slice(16, 20), slice(15, 25)))
+    turned = turn(lesion, 90)
+    sides = [np.ptp(np.flatnonzero(turned.mask.any(axis))) + 1 for axis in (0, 1)]
+    assert sides == [4, 10]
+    assert turned.patch[0][turned.mask] == pytest.approx(0.2)
+
+
+@settings(max_examples=50, deadline=None)
+@given(arrays(bool, (7, 9)), st.integers(0, 2**32 - 1), st.floats(0, 180), st.integers(0, 5))
+def test_a_varied_lesion_is_never_empty_and_never_larger_than_it_turned(mask, seed, angle, erosion):
+    mask[3, 4] = True
+    lesion = cut_lesion(np.zeros((1, 7, 9)), mask, ~mask)
+    varied, how = vary(lesion, np.random.default_rng(seed), angle, erosion)
+    assert varied.mask.any() and abs(how["angle"]) <= angle and how["erosion"] <= erosion
+    assert not (varied.mask & ~turn(lesion, how["angle"]).mask).any()
+
+
+def test_erosion_takes_one_layer_a_voxel():
+    _, _, lesion = lesion_of((40, 40), (slice(10, 17), slice(10, 17)))
+    rng = np.random.default_rng(0)
+    sizes = {how["erosion"]: int(v.mask.sum()) for v, how in (vary(lesion, rng, 0, 9) for _ in range(60))}
+    assert sizes == {0: 49, 1: 25, 2: 9, 3: 1}
+
+
+def test_a_lesion_stays_where_it_is_allowed_or_is_not_moved():
+    _, _, lesion = lesion_of((40, 40), (slice(10, 14), slice(10, 20)))
+    allowed = np.zeros((40, 40), bool)
+    allowed[:, :15] = True
+    fitted, window = place(lesion, (12, 14), allowed)
+    assert fitted.mask.sum() == 20 == LEAST_KEPT * 40 and allowed[window][fitted.mask].all()
+    assert place(lesion, (12, 15), allowed) is None
+    assert place(lesion, (-30, 100), allowed) is None
+
+
+def test_new_lesions_keep_off_the_rim_the_ventricles_and_the_old_lesions():
+    y, x = np.mgrid[:60, :60]
+    head, ventricle = (y - 30) ** 2 + (x - 30) ** 2 < 25**2, (abs(y - 30) < 5) & (abs(x - 30) < 8)
+    sulcus, old = (abs(y - 8) < 2) & (abs(x - 30) < 4), (abs(y - 45) < 3) & (abs(x - 40) < 3)
+    image = np.where(head, 0.6 + 0.3 * ((y + x) % 2), 0.0)
+    image[ventricle | sulcus] = 0.1
+    dark = ventricles(image, head)
+    assert (dark & ventricle).sum() > 0.9 * ventricle.sum() and not (dark & ~ventricle).any()
+    allowed = allowed_region(image, head, old)
+    assert not (allowed & (dark | old | ~head)).any() and allowed.sum() > 0.6 * head.sum()
+    assert not ventricles(np.ones((5, 5)), np.ones((5, 5), bool)).any()
+
+
+# --- the command ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module", params=["volume", "slice"])
+def augmented(request, tmp_path_factory, cohort):
+    out_dir = tmp_path_factory.mktemp("augmented")
+    command = ["-m", "augmentation", "--scans_dir", cohort / "Scans", "--masks_dir", cohort / "Masks"]
+    command += ["--out_dir", out_dir, "--mode", request.param, "--copies", 2, "--min_iou", 0.6, "--min_ssim", 0.2]
+    return out_dir, command, run_script(*command, cwd=out_dir).out
+
+
+def test_augmented_scans_hold_new_lesions_and_are_else_their_recipients(augmented, cohort):
+    out_dir, _, out = augmented
+    provenance = json.loads((out_dir / "provenance.json").read_text())
+    assert len(provenance) >= 6 and f"{len(provenance)} augmented scans" in out
+    changed = []
+    for name, origin in provenance.items():
+        scan, mask = np.load(out_dir / "Scans" / name), np.load(out_dir / "Masks" / origin["mask"])
+        before = np.load(cohort / "Scans" / origin["recipient_scan"])
+        old = np.load(cohort / "Masks" / origin["mask"].replace("_augmented-1", "").replace("_augmented-2", ""))
+        new = mask > old
+        assert scan.dtype == np.float32 and mask.dtype == np.uint8 and "T1lesion_mask_augmented-" in origin["mask"]
+        np.testing.assert_array_equal(scan[~new], before[~new])
+        assert new.sum() == sum(lesion["voxels"] for lesion in origin["lesions"]) and (mask >= old).all()
+        assert origin["recipient"] not in origin["donors"] and len(origin["donors"]) > 0
+        changed += [float((scan - before)[new].mean())]
+    assert np.mean(changed) < 0  # lesions of the phantom are dark
+    assert is_png(out_dir / "contact_sheet.png")
+
+
+def test_augmenting_again_makes_the_same_scans_and_a_stopped_run_goes_on(augmented, cohort, tmp_path):
+    out_dir, command, _ = augmented
+    provenance = json.loads((out_dir / "provenance.json").read_text())
+    elsewhere = [tmp_path if part == out_dir else part for part in command]
+    run_script(*elsewhere, "--num_workers", 2, cwd=tmp_path)
+    assert json.loads((tmp_path / "provenance.json").read_text()) == provenance
+    name = next(iter(provenance))
+    for path in (tmp_path / "Scans" / name, next((tmp_path / "Provenance").glob(f"{name[:-4]}.json"))):
+        assert path.exists()
+        path.unlink()
+    kept = list(provenance)[1]
+    stamp = (tmp_path / "Scans" / kept).stat().st_mtime_ns
+    run_script(*elsewhere, cwd=tmp_path)
+    for written in provenance:
+        np.testing.assert_array_equal(np.load(tmp_path / "Scans" / written), np.load(out_dir / "Scans" / written))
+    assert (tmp_path / "Scans" / kept).stat().st_mtime_ns == stamp
+
+
+def test_no_fold_trains_on_a_lesion_of_its_test_or_validation_subjects(augmented, cohort):
+    out_dir, _, _ = augmented
+    subjects = sorted({case.subject for case in pair_cases([cohort / "Scans"], [cohort / "Masks"])})
+    made = augmented_cases(out_dir)
+    assert made and all(len(origins) > 1 for origins in made.values())
+    for held_out in subjects:
+        fold = Fold([s for s in subjects if s != held_out], [], [held_out])
+        used = usable_augmented(made, fold)
+        assert all(held_out not in made[case] for case in used)
+        lent = [case for case, origins in made.items() if held_out in origins]
+        assert len(used) == len(made) - len(lent)
+    assert usable_augmented(made, Fold(subjects, [], [])) == list(made)
+
+
+def test_one_subject_alone_has_nobody_to_take_lesions_from(cohort, tmp_path):
+    for part in ("Scans", "Masks"):
+        (tmp_path / part).mkdir()
+        first = sorted((cohort / part).iterdir())[0]
+        (tmp_path / part / first.name).write_bytes(first.read_bytes())
+    command = ["-m", "augmentation", "--scans_dir", tmp_path / "Scans", "--masks_dir", tmp_path / "Masks"]
+    error = run_script(*command, "--out_dir", tmp_path / "out", cwd=tmp_path, code=2).err
+    assert "holds one subject" in error.splitlines()[-1] and not (tmp_path / "out").exists()
