@@ -82,7 +82,7 @@ def add_transfer(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--rim",
         type=cli.non_negative_float,
-        default=1.0,
+        default=3.0,
         help="voxels over which tissue becomes lesion; 0 for a hard edge",
     )
 

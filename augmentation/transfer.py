@@ -96,7 +96,7 @@ def _into_slice(cohort: Cohort, scan: Scan, result: Augmented, pair: Pair, rng, 
         return result
     result.image[:, z], region, how = moved
     result.lesions[z] |= region
-    return replace(result, origins=[*result.origins, _origin(cohort, donor, pair, region, how)])
+    return replace(result, origins=[*result.origins, _origin(donor, (z, sick_z), pair, region, how)])
 
 
 def _into_volume(cohort: Cohort, scan: Scan, result: Augmented, allowed, pair: Pair, rng, settings: Settings):
@@ -109,7 +109,8 @@ def _into_volume(cohort: Cohort, scan: Scan, result: Augmented, allowed, pair: P
     if moved is None:
         return result, allowed
     image, region, how = moved
-    origins = [*result.origins, _origin(cohort, donor, pair, region, how)]
+    widest = region.sum((1, 2)).argmax()
+    origins = [*result.origins, _origin(donor, (widest, widest - z + sick_z), pair, region, how)]
     return Augmented(image, result.lesions | region, origins), allowed & ~ndimage.binary_dilation(region)
 
 
@@ -147,12 +148,13 @@ def _move(lesion: Lesion, shift: np.ndarray, allowed: np.ndarray, image: np.ndar
     return blended, region, how
 
 
-def _origin(cohort: Cohort, donor: Scan, pair: Pair, region: np.ndarray, how: dict) -> dict:
+def _origin(donor: Scan, slices: tuple[int, int], pair: Pair, region: np.ndarray, how: dict) -> dict:
+    """What the provenance says of a lesion; `slices` of recipient and donor show it."""
     return {
         "donor": donor.case.subject,
         "scan": donor.case.name,
-        "slice": int(cohort.index.z[pair.healthy]),
-        "donor_slice": int(cohort.index.z[pair.sick]),
+        "slice": int(slices[0]),
+        "donor_slice": int(slices[1]),
         "iou": round(pair.iou, 3),
         "ssim": round(pair.ssim, 3),
         "voxels": int(region.sum()),

@@ -1,0 +1,160 @@
+"""Time the Poisson transfer of lesions, alone and whole, and measure how its rims look.
+
+    python benchmarks/augmentation.py
+
+Draws six synthetic scans at 1 mm, placed on 189 x 192 x 192. The blend is timed beside a plain sparse direct solve
+of the whole slice, and of the bounding box of a 3D lesion; the whole transfer is the search for partners, the
+variation and the blend. Rims are judged by the mean first and second difference of intensity across the borders of new
+lesions, in units of the 95th percentile of the same differences in the recipient's healthy brain.
+"""
+
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
+from scipy import sparse
+from scipy.sparse.linalg import spsolve
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+
+from augmentation.cohort import Cohort, Scan, index_cohort
+from augmentation.pairs import Criteria, find_pairs, join
+from augmentation.poisson import blend, soft_rim
+from augmentation.transfer import Settings, augment
+from data.cohort import pair_cases
+from data.grid import Grid
+from data.volumes import read_volume, write_volume
+
+GRID = Grid((1, 189, 192, 192))
+SETTINGS = Settings("slice", Criteria(), 8, 0.5, 2, 15.0, 2, False, 3.0, 42)
+
+
+def draw_cohort(folder: Path) -> Cohort:
+    """Six synthetic scans, their arrays on the grid."""
+    command = ["-m", "data.phantom", "--out_dir", folder, "--n_subjects", 6, "--spacing", 1, "--seed", 5]
+    subprocess.run([sys.executable, *map(str, command)], cwd=ROOT, check=True, capture_output=True)
+    for path in [*(folder / "Scans").iterdir(), *(folder / "Masks").iterdir()]:
+        write_volume(path, GRID.place(read_volume(path).array))
+    return index_cohort(pair_cases([folder / "Scans"], [folder / "Masks"]), GRID, folder / "cache", 0)
+
+
+def plain_solve(recipient: np.ndarray, donor: np.ndarray, region: np.ndarray) -> np.ndarray:
+    """The same blend with an equation for every voxel, which outside the region says that nothing changes."""
+    parts = [_second_difference(n) for n in recipient.shape]
+    laplacian = sparse.csr_array(parts[0])
+    for part in parts[1:]:
+        laplacian = sparse.kronsum(part, laplacian, format="csr")
+    inside = sparse.diags_array(region.ravel().astype(float))
+    matrix = inside @ laplacian + sparse.diags_array((~region).ravel().astype(float))
+    right = np.where(region.ravel(), laplacian @ donor.ravel(), recipient.ravel())
+    return spsolve(matrix.tocsc(), right).reshape(recipient.shape)
+
+
+def _second_difference(n: int) -> sparse.dia_array:
+    ends = np.full(n, 2.0)
+    ends[[0, -1]] = 1
+    return sparse.diags_array([ends, -np.ones(n - 1), -np.ones(n - 1)], offsets=[0, 1, -1])
+
+
+def seconds(function: Callable, repeats: int) -> float:
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        function()
+        times.append(time.perf_counter() - start)
+    return float(np.median(times))
+
+
+def ball(shape: tuple[int, ...], centre: tuple[float, ...], volume: float) -> np.ndarray:
+    """A disc or ball of `volume` voxels."""
+    radius = (volume / np.pi) ** 0.5 if len(shape) == 2 else (volume * 0.75 / np.pi) ** (1 / 3)
+    return sum((x - c) ** 2 for x, c in zip(np.indices(shape), centre, strict=True)) < radius**2
+
+
+def compare_blends(title: str, recipient: np.ndarray, region: np.ndarray, repeats: int) -> None:
+    donor = soft_rim(np.full_like(recipient, 20), np.full_like(recipient, 60), region, SETTINGS.rim)
+    images = recipient.astype(float), donor.astype(float), region
+    ours, plain = seconds(lambda: blend(*images), repeats), seconds(lambda: plain_solve(*images), 1)
+    difference = np.abs(blend(*images) - plain_solve(*images)).max() / np.ptp(recipient)
+    print(f"{title:42} {1000 * ours:8.1f} ms, plain solve {plain:6.2f} s, {plain / ours:5.0f} times as long")
+    print(f"{'':42} largest difference {difference:.0e} of the range")
+
+
+def time_blends(cohort: Cohort) -> None:
+    scan = cohort.load(0)
+    z = int(scan.head.sum((1, 2)).argmax())
+    lesion = ball(scan.head[z].shape, (90, 80), 0.05 * scan.head[z].sum())
+    compare_blends(f"blend, {lesion.sum()} of 192 x 192 pixels", scan.image[0, z], lesion, 20)
+    window = scan.image[0, 70:108, 70:108, 60:98]
+    lesion = ball(window.shape, (18.5, 18.5, 18.5), 20_000)
+    compare_blends(f"blend, {lesion.sum() / 1000:.1f} cm3 at 1 mm", window, lesion, 5)
+
+
+def time_transfer(cohort: Cohort, mode: str) -> None:
+    settings = replace(SETTINGS, mode=mode)
+    volumes = range(len(cohort.cases))
+    for volume in volumes:
+        assert cohort.load(volume).healthy.any()  # reading a scan is not what is timed
+    start = time.perf_counter()
+    made = [augment(cohort, volume, 0, settings) for volume in volumes]
+    took, n = time.perf_counter() - start, sum(len(m.origins) for m in made)
+    print(f"{f'whole transfer, --mode {mode}':42} {n / took:8.1f} lesions/s in one process ({n} lesions)")
+    for order, what in ((1, "differences"), (2, "second differences")):
+        new = [_jump(cohort.load(v), m.image[0], m.lesions, mode, order) for v, m in zip(volumes, made, strict=True)]
+        scans = [scan for scan in map(cohort.load, volumes) if scan.lesions.any()]
+        own = [_jump(scan, scan.image[0], None, mode, order) for scan in scans]
+        print(f"{'':42} {what} across rims: {np.mean(new):.2f}, at most {max(new):.2f}; own lesions {np.mean(own):.2f}")
+
+
+def _jump(scan: Scan, image: np.ndarray, lesions: np.ndarray | None, mode: str, order: int) -> float:
+    """Mean difference of an order across the borders of new lesions (None: of the scan's own).
+
+    Relative to the 95th percentile of the same differences in the healthy brain of the scan as it was.
+    """
+    region = scan.lesions if lesions is None else lesions & ~scan.lesions
+    across, usual = [], []
+    for axis in range(1 if mode == "slice" else 0, 3):
+        inside, brain = (sliding_window_view(mask, order + 1, axis) for mask in (region, scan.healthy))
+        across.append(np.abs(np.diff(image, order, axis))[inside.any(-1) & ~inside.all(-1)])
+        usual.append(np.abs(np.diff(scan.image[0], order, axis))[brain.all(-1)])
+    return float(np.concatenate(across).mean() / np.percentile(np.concatenate(usual), 95))
+
+
+def time_search(cohort: Cohort) -> None:
+    """Pairs of one scan's healthy slices in cohorts that repeat the drawn scans."""
+    index, rng = cohort.index, np.random.default_rng(0)
+    n_drawn = len(cohort.cases)
+    for n in (10, 100):
+        copies = [replace(index, volume=index.volume + n_drawn * i) for i in range(-(-n // n_drawn))]
+        many = join(copies)
+        donors = (many.volume < n) & (many.volume > 0)
+        healthy = many.of_volume(0)[~many.sick[many.of_volume(0)]]
+
+        def read(row: int, many=many):
+            scan, z = cohort.load(many.volume[row] % n_drawn), many.z[row]
+            return scan.scaled[z].astype(np.float32), scan.head[z]
+
+        start = time.perf_counter()
+        pairs = find_pairs(many, healthy, donors, read, rng, Criteria())
+        took = time.perf_counter() - start
+        print(f"{f'search among {n} volumes':42} {took:8.2f} s for {len(healthy)} slices of a scan, {len(pairs)} pairs")
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        cohort = draw_cohort(Path(folder))
+        time_blends(cohort)
+        for mode in ("slice", "volume"):
+            time_transfer(cohort, mode)
+        time_search(cohort)
+
+
+if __name__ == "__main__":
+    main()
