@@ -66,10 +66,11 @@ def main(args) -> None:
 
 def find_cases(args, folder: Path) -> tuple[list, dict]:
     """The cohort and its augmented scans, once all headers and all folders to write to have been checked."""
-    from data.cohort import augmented_cases, check_headers, pair_cases
+    from data.cohort import augmented_cases, check_headers, pair_cases, refuse_augmented
     from data.grid import grid_of
 
     cases = pair_cases([args.scans_dir], [args.masks_dir], args.ext, ("--scans_dir", "--masks_dir"))
+    refuse_augmented(cases, "--scans_dir")
     augmented = augmented_cases(args.augmented_dir) if args.use_augmented else {}
     everything = cases + list(augmented)
     check_headers(everything, args.scan_dim, args.resize_to)

@@ -15,7 +15,7 @@ from augmentation.contact_sheet import draw_contact_sheet
 from augmentation.output import write_all
 from augmentation.pairs import Criteria
 from augmentation.transfer import Settings
-from data.cohort import check_headers, check_voxels, pair_cases
+from data.cohort import check_headers, check_voxels, pair_cases, refuse_augmented
 from data.grid import Grid
 from data.volumes import read_header
 from utils import cli
@@ -89,6 +89,7 @@ def add_transfer(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> None:
     cases = pair_cases([args.scans_dir], [args.masks_dir], args.ext, ("--scans_dir", "--masks_dir"))
+    refuse_augmented(cases, "--scans_dir")
     out_dir = Path(args.out_dir)
     if len({case.subject for case in cases}) < 2:
         raise UserError(f"--scans_dir {args.scans_dir} holds one subject; lesions are moved between two or more")

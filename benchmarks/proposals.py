@@ -27,6 +27,7 @@ GRID = ["--scan_dim", "1", "94", "98", "116"]
 ROI = ["--roi_size", "32", "32", "32"]
 N_TRAIN, N_VAL, N_TEST = 40, 10, 30
 TRAIN_SEED = 21
+SCORES = ["lesion_coverage", "lesion_recall", "small_lesion_recall", "proposed_fraction"]
 SHIFT = ["--warp_mm", "5", "--lesion_contrast", "0.8"]
 FULL = {"--dataset_anchors": "auto", "--transforms": "flip affine contrast", "--lr": "1e-3", "--batch_size": "16"}
 # What each variant changes in the full method; None leaves an argument out. From top to bottom of the first four, the
@@ -125,9 +126,10 @@ def add_rows(path: Path, rows: list[dict]) -> pd.DataFrame:
     return table
 
 
-def summarise(table: pd.DataFrame) -> str:
-    columns = ["minutes", "lesion_coverage", "lesion_recall", "small_lesion_recall", "proposed_fraction"]
-    return table.groupby(["cohort", "variant"], sort=False)[columns].agg(["mean", "std"]).round(3).to_string()
+def summarise(table: pd.DataFrame, *more: str) -> str:
+    """Mean and standard deviation over the seeds of the scores and further columns."""
+    table = table.groupby(["cohort", "variant"], sort=False)[[*SCORES, *more]].agg(["mean", "std"])
+    return table.round(3).to_string()
 
 
 def main() -> None:
@@ -144,7 +146,7 @@ def main() -> None:
     checkpoint, minutes = train(out_dir, args.variant, args.seed, args.max_epochs)
     run_of = {"variant": args.variant, "seed": args.seed, "minutes": minutes}
     rows = [{**run_of, "cohort": cohort, **test(out_dir, checkpoint, cohort)} for cohort in cohorts]
-    print(summarise(add_rows(out_dir / "proposals.csv", rows)))
+    print(summarise(add_rows(out_dir / "proposals.csv", rows), "minutes"))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """A cohort: scans paired with their masks, checked, and split by subject into folds."""
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -54,8 +55,10 @@ def is_mask(path: Path) -> bool:
     return bool(re.search(r"mask|_msk", path.name))
 
 
-def _identity(path: Path) -> tuple[str, str | None]:
-    return bids_entity(path, "sub") or re.sub(r"(_T1w|_mask|_msk)+$", "", stem_of(path)), bids_entity(path, "ses")
+def identity(path: Path) -> tuple[str, str | None, str | None]:
+    """Subject, session and, for scans that ``python -m augmentation`` made of one of them, the number of the copy."""
+    subject = bids_entity(path, "sub") or re.sub(r"(_T1w|_mask|_msk)+$", "", stem_of(path))
+    return subject, bids_entity(path, "ses"), bids_entity(path, "augmented")
 
 
 def list_volumes(paths: list[Path | str], ext: str | None, argument: str) -> list[Path]:
@@ -98,23 +101,24 @@ def pair_cases(
 
 def pair_files(scans: list[Path], masks: list[Path] | None, names=("--scans", "--masks"), whole=True) -> list[Case]:
     """`pair_cases` of files that are known to be scans and masks; not `whole` if there may be masks of other scans."""
-    by_scan = _by_identity(scans, names[0])
+    by_scan = by_identity(scans, names[0])
     if masks is None:
-        return [Case(*key, scan, None) for key, scan in by_scan.items()]
-    by_mask = _by_identity(masks, names[1])
+        return [Case(*key[:2], scan, None) for key, scan in by_scan.items()]
+    by_mask = by_identity(masks, names[1])
     for key, scan in by_scan.items():
         if key not in by_mask:
             raise UserError(f"{scan} has no mask in {names[1]}; add the mask or take the scan out")
     for key, mask in by_mask.items():
         if whole and key not in by_scan:
             raise UserError(f"{mask} has no scan in {names[0]}; add the scan or take the mask out")
-    return [Case(*key, scan, by_mask[key]) for key, scan in by_scan.items()]
+    return [Case(*key[:2], scan, by_mask[key]) for key, scan in by_scan.items()]
 
 
-def _by_identity(paths: list[Path], argument: str) -> dict[tuple, Path]:
+def by_identity(paths: list[Path], argument: str, key_of: Callable[[Path], tuple] = identity) -> dict[tuple, Path]:
+    """The paths by what they are of, which only one of them may be."""
     found: dict[tuple, Path] = {}
     for path in paths:
-        key = _identity(path)
+        key = key_of(path)
         if key in found:
             raise UserError(f"{argument}: {found[key]} and {path} are the same subject and session; keep one of them")
         found[key] = path
@@ -323,6 +327,16 @@ def augmented_cases(directory: Path | str) -> dict[Case, set[str]]:
         if not path.is_file():
             raise UserError(f"{path} is named in {directory / 'provenance.json'} but missing; augment anew")
     return cases
+
+
+def refuse_augmented(cases: list[Case], argument: str) -> None:
+    """Refuse a cohort to be split by subject that holds augmented scans: their lesions are other subjects'."""
+    for case in cases:
+        if bids_entity(case.scan, "augmented"):
+            raise UserError(
+                f"{argument}: {case.scan} is augmented and would carry lesions from fold to fold; keep the originals "
+                "only and give the augmented folder with --use_augmented --augmented_dir"
+            )
 
 
 def usable_augmented(augmented: dict[Case, set[str]], fold: Fold) -> list[Case]:

@@ -16,7 +16,17 @@ import pandas as pd
 from scipy import ndimage
 from tqdm import tqdm
 
-from data.cohort import Case, bids_entity, check_headers, check_voxels, is_mask, list_volumes, pair_cases
+from data.cohort import (
+    Case,
+    bids_entity,
+    by_identity,
+    check_headers,
+    check_voxels,
+    identity,
+    is_mask,
+    list_volumes,
+    pair_cases,
+)
 from data.grid import PreparedScan, grid_of, prepare_scan
 from data.volumes import head_mask, map_npy, refusing, stem_of
 from utils.cli import add_cohort, add_grid, make_parser, run
@@ -67,14 +77,14 @@ def read_slice_table(scans_dir: Path | str, masks_dir: Path | str, names=("--sca
 
     Taken from ``slices.csv`` where it lists just these files; otherwise every file is read once.
     """
-    scans = [p for p in list_volumes([scans_dir], ".npy", names[0]) if not is_mask(p)]
-    masks = {_slice_key(p): p for p in list_volumes([masks_dir], ".npy", names[1]) if is_mask(p)}
-    for scan in scans:
-        if _slice_key(scan) not in masks:
+    scans = by_identity([p for p in list_volumes([scans_dir], ".npy", names[0]) if not is_mask(p)], names[0], _identity)
+    masks = by_identity([p for p in list_volumes([masks_dir], ".npy", names[1]) if is_mask(p)], names[1], _identity)
+    for key, scan in scans.items():
+        if key not in masks:
             raise UserError(f"{scan} has no mask in {names[1]} {masks_dir}; cut both with python -m data.slices")
     if not scans:
         raise UserError(f"{names[0]} {scans_dir} holds no scan slices; cut them with python -m data.slices")
-    paths = {scan.name: (scan, masks[_slice_key(scan)]) for scan in scans}
+    paths = {scan.name: (scan, masks[key]) for key, scan in scans.items()}
     table = _listed_slices(Path(scans_dir).parent / "slices.csv", set(paths))
     if table is None:
         table = _measure_slices(list(paths.values()))
@@ -120,8 +130,9 @@ def slice_index(path: Path) -> int:
     return int(index)
 
 
-def _slice_key(path: Path) -> tuple:
-    return bids_entity(path, "sub"), bids_entity(path, "ses"), slice_index(path)
+def _identity(path: Path) -> tuple:
+    """What a slice is of: its volume's identity and its index."""
+    return *identity(path.with_name(f"{stem_of(path).split('_slice-')[0]}.npy")), slice_index(path)
 
 
 def read_slice(path: Path | str) -> np.ndarray:

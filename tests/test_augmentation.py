@@ -1,6 +1,8 @@
 """Pairs of slices, lesions that are varied and fitted, and the command that moves them."""
 
 import json
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +13,8 @@ from hypothesis.extra.numpy import arrays
 from augmentation.lesions import LEAST_KEPT, allowed_region, cut_lesion, place, turn, vary, ventricles
 from augmentation.pairs import Criteria, count_cells, find_pairs, index_slices, iou, iou_bound, join
 from data.cohort import Fold, augmented_cases, pair_cases, usable_augmented
+from data.grid import Grid, prepare_scan
+from data.slices import cut_cohort
 from tests.running import is_png, run_script
 
 # --- pairs ---------------------------------------------------------------------------------------------
@@ -216,6 +220,28 @@ def test_no_fold_trains_on_a_lesion_of_its_test_or_validation_subjects(augmented
         lent = [case for case, origins in made.items() if held_out in origins]
         assert len(used) == len(made) - len(lent)
     assert usable_augmented(made, Fold(subjects, [], [])) == list(made)
+
+
+def test_slices_of_augmented_scans_meet_the_masks_of_their_own_copy(augmented, cohort, tmp_path):
+    out_dir, _, _ = augmented
+    for part in ("Scans", "Masks"):
+        (tmp_path / part).mkdir()
+        for path in [*(cohort / part).iterdir(), *(out_dir / part).iterdir()]:
+            (tmp_path / part / path.name).symlink_to(path)
+    cases = pair_cases([tmp_path / "Scans"], [tmp_path / "Masks"])
+    table = cut_cohort(cases, partial(prepare_scan, grid=Grid((1, 24, 25, 29))), tmp_path / "slices")
+    assert table.volume.nunique() == len(cases) > len(list((cohort / "Scans").iterdir()))
+    voxels = table.groupby("volume").lesion_voxels.sum()
+    assert all(voxels[case.name] == np.count_nonzero(np.load(case.mask)) for case in cases)
+    for scan, mask in zip(table.scan.map(Path), table["mask"].map(Path), strict=True):
+        assert scan.name.split("_augmented")[1:] == mask.name.split("_augmented")[1:]
+
+
+def test_augmented_scans_are_no_cohort_to_split(augmented, tmp_path):
+    out_dir, _, _ = augmented
+    command = ["cross_validation.py", "--scans_dir", out_dir / "Scans", "--masks_dir", out_dir / "Masks"]
+    error = run_script(*command, "--model_prefix", "a", "--rpn_model_prefix", "b", cwd=tmp_path, code=2).err
+    assert "--augmented_dir" in error.splitlines()[-1]
 
 
 def test_one_subject_alone_has_nobody_to_take_lesions_from(cohort, tmp_path):
