@@ -75,32 +75,37 @@ def cut_cohort(cases: list[Case], prepare: Callable[[Case], PreparedScan], out_d
 def read_slice_table(scans_dir: Path | str, masks_dir: Path | str, names=("--scans", "--masks")) -> pd.DataFrame:
     """The slices of two 2D folders as rows of `COLUMNS`, with full paths in ``scan`` and ``mask``.
 
-    Taken from ``slices.csv`` where it lists just these files; otherwise every file is read once.
+    Taken from ``slices.csv`` where it lists just these files; otherwise they are paired by their names, and every file
+    is read once.
     """
-    scans = by_identity([p for p in list_volumes([scans_dir], ".npy", names[0]) if not is_mask(p)], names[0], _identity)
-    masks = by_identity([p for p in list_volumes([masks_dir], ".npy", names[1]) if is_mask(p)], names[1], _identity)
-    for key, scan in scans.items():
-        if key not in masks:
-            raise UserError(f"{scan} has no mask in {names[1]} {masks_dir}; cut both with python -m data.slices")
+    scans = [path for path in list_volumes([scans_dir], ".npy", names[0]) if not is_mask(path)]
+    masks = [path for path in list_volumes([masks_dir], ".npy", names[1]) if is_mask(path)]
     if not scans:
         raise UserError(f"{names[0]} {scans_dir} holds no scan slices; cut them with python -m data.slices")
-    paths = {scan.name: (scan, masks[key]) for key, scan in scans.items()}
-    table = _listed_slices(Path(scans_dir).parent / "slices.csv", set(paths))
+    table = _listed_slices(Path(scans_dir).parent / "slices.csv", {p.name for p in scans}, {p.name for p in masks})
     if table is None:
-        table = _measure_slices(list(paths.values()))
-    table["mask"] = [str(paths[name][1]) for name in table.scan]
-    table["scan"] = [str(paths[name][0]) for name in table.scan]
+        table = _measure_slices(_pair_slices(scans, masks, names))
+    for column, paths in (("scan", scans), ("mask", masks)):
+        table[column] = table[column].map({path.name: str(path) for path in paths})
     return table.sort_values(["volume", "slice"], ignore_index=True)
 
 
-def _listed_slices(path: Path, names: set[str]) -> pd.DataFrame | None:
+def _pair_slices(scans: list[Path], masks: list[Path], names: tuple[str, str]) -> list[tuple[Path, Path]]:
+    scan_of, mask_of = by_identity(scans, names[0], _identity), by_identity(masks, names[1], _identity)
+    for key, scan in scan_of.items():
+        if key not in mask_of:
+            raise UserError(f"{scan} has no mask in {names[1]}; cut both with python -m data.slices")
+    return [(scan, mask_of[key]) for key, scan in scan_of.items()]
+
+
+def _listed_slices(path: Path, scans: set[str], masks: set[str]) -> pd.DataFrame | None:
     if not path.is_file():
         return None
     try:
         table = pd.read_csv(path, dtype={"subject": str, "spacing_mm": str}).fillna({"spacing_mm": ""})
     except ValueError:  # pandas' errors of a broken table: the slices are measured anew
         return None
-    listed = list(table.columns) == COLUMNS and set(table.scan) == names
+    listed = list(table.columns) == COLUMNS and set(table.scan) == scans and set(table["mask"]) <= masks
     return table if listed else None
 
 
