@@ -59,8 +59,8 @@ def main() -> None:
         for image in slices:
             theirs([image.expand(3, -1, -1)])
 
-    scores, slices = np.full(len(boxes), 0.5), np.arange(len(boxes))
-    linking = seconds(lambda: link_boxes(slices, boxes, scores), repeats=9)
+    scores, places = np.full(len(boxes), 0.5), np.arange(len(boxes))
+    linking = seconds(lambda: link_boxes(places, boxes, scores), repeats=9)
     grouping = seconds(lambda: consistent_regions(boxes, prepared.head, ROI_SIZE), repeats=9)
     stage1 = seconds(lambda: ours.propose(prepared, ours.detect_volume(prepared), ROI_SIZE, 0.01), repeats=3)
     start = time.perf_counter()

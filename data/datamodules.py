@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 from data.cohort import Case
 from data.context import with_context
 from data.grid import Grid, PreparedScan, resize_in_plane
-from data.sampling import EpochSampler, balanced_indices, item_rng
+from data.sampling import SAMPLING, EpochSampler, balanced_indices, item_rng
 from data.slices import head_path, lesion_boxes, read_slice
 from data.subvolumes import RegionDataset
 from data.transforms import apply_transforms, build_transforms
@@ -141,7 +141,10 @@ def _as_it_is(item: PreparedScan) -> PreparedScan:
 
 
 class RPNDataModule(pl.LightningDataModule):
-    """Balanced slices for stage 1: all sick ones and as many healthy ones, drawn anew each epoch in training.
+    """Slices for stage 1, drawn anew each epoch in training.
+
+    Args:
+        sampling: ``balanced``, all sick slices and as many healthy ones, or ``natural``, as many of all (`SAMPLING`).
 
     Attributes:
         hard: indices of healthy training slices that the next epoch must hold (`models.hard_negatives` finds them).
@@ -156,6 +159,7 @@ class RPNDataModule(pl.LightningDataModule):
         transforms: list[str] | None = None,
         seed: int = 42,
         context: Sequence[str] = (),
+        sampling: str = "balanced",
     ) -> None:
         super().__init__()
         self.sick, self.val_sick = (table.lesion_voxels.to_numpy() > 0 for table in (train, val))
@@ -163,12 +167,12 @@ class RPNDataModule(pl.LightningDataModule):
             raise UserError("no training slice holds a lesion; add scans with lesions to the training data")
         self.train = SliceDataset(train, transforms, seed, context)
         self.val = SliceDataset(val, context=context)
-        self.seed = seed
+        self.seed, self.sampling = seed, SAMPLING[sampling]
         self.hard = np.zeros(0, int)
         self.loading = {"batch_size": batch_size, "num_workers": num_workers, "collate_fn": _collate_slices}
 
     def train_dataloader(self) -> DataLoader:
-        sampler = EpochSampler(lambda rng: balanced_indices(self.sick, rng, self.hard), self.seed)
+        sampler = EpochSampler(lambda rng: self.sampling(self.sick, rng, self.hard), self.seed)
         return DataLoader(self.train, sampler=sampler, **self.loading)
 
     def val_dataloader(self) -> DataLoader:

@@ -48,5 +48,16 @@ def balanced_indices(sick: np.ndarray, rng: np.random.Generator, hard: np.ndarra
     return rng.permutation(np.concatenate([np.flatnonzero(sick), hard, drawn]))
 
 
+def natural_indices(sick: np.ndarray, rng: np.random.Generator, hard: np.ndarray | None = None) -> np.ndarray:
+    """As many slices as `balanced_indices`, sick or healthy as chance has it; arguments as there."""
+    hard = np.zeros(0, int) if hard is None else hard
+    wanted = len(balanced_indices(sick, np.random.default_rng(0)))
+    drawn = rng.choice(np.setdiff1d(np.arange(len(sick)), hard), wanted - len(hard), replace=False)
+    return rng.permutation(np.concatenate([hard, drawn]))
+
+
+SAMPLING = {"balanced": balanced_indices, "natural": natural_indices}
+
+
 def item_rng(seed: int, epoch: int, index: int) -> np.random.Generator:
     return np.random.default_rng([seed, epoch, index])

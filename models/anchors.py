@@ -8,9 +8,9 @@ ANCHOR_SIZES = {"ATLAS": (5, 32, 54, 93), "ISLES-DWI": (7, 10, 20), "ISLES-FLAIR
 ASPECT_RATIOS = (0.3, 0.5, 1.0, 2.0)
 # torchvision rounds anchors to pixels: a flatter one than this would have no height and make the loss infinite.
 SMALLEST_ANCHOR = 2.0
-# The levels of the feature pyramid have strides 4, 8, 16 and 32. An anchor of less than two strides would leave gaps in
-# which a lesion of its size meets no anchor.
-SMALLEST_ON_LEVEL = (8.0, 16.0, 32.0, 64.0)
+STRIDES = (4, 8, 16, 32)  # of the levels of the feature pyramid
+# An anchor of less than two strides would leave gaps in which a lesion of its size meets no anchor.
+SMALLEST_ON_LEVEL = tuple(2.0 * stride for stride in STRIDES)
 
 
 def anchors_at(sizes: tuple[float, ...], image_size: int) -> list[float]:

@@ -56,10 +56,10 @@ def load_rpn(path: Path | str, score_threshold: float | None = None) -> RPN:
     return model
 
 
-def store_threshold(path: Path, score_threshold: float) -> None:
-    """Write the calibrated threshold into an RPN checkpoint, where every script finds it."""
+def store_hyperparameters(path: Path, **values) -> None:
+    """Write what was chosen after training into a checkpoint, where every script finds it."""
     checkpoint = read_checkpoint(path)
-    checkpoint["hyper_parameters"]["score_threshold"] = score_threshold
+    checkpoint["hyper_parameters"].update(values)
     with atomic_path(path) as temporary:
         torch.save(checkpoint, temporary)
 

@@ -11,7 +11,7 @@ from data.context import network_channels, with_context
 from data.grid import PreparedScan
 from models.anchors import ANCHOR_SIZES, REFERENCE_SIZE
 from models.consistency import Kept, keep_boxes, regions_of
-from models.detector import build_detector
+from models.detector import build_detector, head_window
 from models.precision import autocast
 from models.schedule import optimise
 from utils.proposal_metrics import box_scores
@@ -37,6 +37,7 @@ class RPN(pl.LightningModule):
         consistency: rule by which boxes of slices become regions, ``linked`` or ``grouped`` (`models.consistency`).
         score_threshold: evidence, or score, from which on boxes propose a region.
         context: further channels of a slice, ``neighbours`` and ``mirror`` (`data.context`).
+        matching: which boxes are learned as lesions, a key of `models.detector.MATCHING`.
         focal: whether the objectness of anchors is learned with the focal loss.
         label_smoothing: of the classes of proposals, in [0, 1].
     """
@@ -54,13 +55,16 @@ class RPN(pl.LightningModule):
         weight_decay: float = 1e-4,
         backbone_weights: str | None = None,
         context: tuple[str, ...] = (),
+        matching: str = "small",
         focal: bool = False,
         label_smoothing: float = 0.0,
     ) -> None:
         super().__init__()
         self.save_hyperparameters(ignore="backbone_weights")
         channels = network_channels(in_channels, context)
-        self.detector = build_detector(channels, anchor_sizes, image_size, backbone_weights, focal, label_smoothing)
+        self.detector = build_detector(
+            channels, anchor_sizes, image_size, backbone_weights, matching, focal, label_smoothing
+        )
         self.val_detections: list[dict] = []
         self.val_targets: list[dict] = []
 
@@ -125,18 +129,20 @@ class RPN(pl.LightningModule):
         """Detections of each slice, on the CPU.
 
         Args:
-            slices: (C, H, W) float32 in [0, 1], context included.
+            slices: (C, H, W) float32 in [0, 1], context included, all of one shape.
 
         Returns:
             A dict a slice: ``boxes`` (N, 4) xyxy in voxels, ``scores`` (N,) in [0, 1], ``labels`` (N,), best first.
         """
         self.eval()
         slices = list(slices)
-        found = []
+        if not slices:
+            return []
+        window, found = head_window(slices), []  # one for all, so that batches do not change the detections
         for start in range(0, len(slices), batch_size):
             batch = [s.to(self.device) for s in slices[start : start + batch_size]]
             with autocast(self.device):
-                found += [_to_cpu(d) for d in self.detector(batch)]
+                found += [_to_cpu(d) for d in self.detector(batch, window=window)]
         return found
 
     def detect_volume(self, prepared: PreparedScan, batch_size: int = 32) -> dict[int, dict[str, torch.Tensor]]:

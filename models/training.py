@@ -20,7 +20,7 @@ from data.slices import channels_of, lesion_boxes, read_slice
 from data.volumes import stem_of
 from models.anchors import ANCHOR_SIZES, fit_anchors
 from models.calibration import choose_threshold, coverage_curve
-from models.checkpoints import MarkCheckpoint, load_rpn, store_threshold
+from models.checkpoints import MarkCheckpoint, load_rpn, store_hyperparameters
 from models.hard_negatives import HardNegatives
 from models.rpn import DEFAULT_THRESHOLD, MONITOR, RPN
 from models.strokeformer import StrokeFormer
@@ -44,6 +44,7 @@ def build_rpn(args: Namespace, in_channels: int, anchor_sizes: tuple[float, ...]
         weight_decay=args.weight_decay,
         backbone_weights=args.backbone_weights,
         context=tuple(args.context),
+        matching=args.matching,
         focal=args.focal,
         label_smoothing=args.label_smoothing,
     )
@@ -67,7 +68,16 @@ def build_strokeformer(args: Namespace) -> StrokeFormer:
 def train_rpn(args: Namespace, train: pd.DataFrame, val: pd.DataFrame, name: str) -> Path:
     """Train stage 1 on slice tables; `args` carries the arguments of ``train_rpn.py``."""
     pl.seed_everything(args.seed, verbose=False)
-    data = RPNDataModule(train, val, args.batch_size, args.num_workers, args.transforms, args.seed, tuple(args.context))
+    data = RPNDataModule(
+        train,
+        val,
+        args.batch_size,
+        args.num_workers,
+        args.transforms,
+        args.seed,
+        tuple(args.context),
+        args.slice_sampling,
+    )
     model = build_rpn(args, channels_of(train), choose_anchors(args, train))
     sick = np.flatnonzero(data.val_sick)
     shown = sick[np.linspace(0, len(sick) - 1, min(args.num_samples, len(sick))).astype(int)]
@@ -111,7 +121,7 @@ def _calibrate(args: Namespace, val: pd.DataFrame, folder: Path, checkpoint: Pat
             curve.to_csv(temporary, index=False)
         threshold = choose_threshold(curve, args.target_coverage, DEFAULT_THRESHOLD)
         save_figure(plot_coverage(curve, threshold, args.target_coverage), folder / "calibration.png")
-    store_threshold(checkpoint, threshold)
+    store_hyperparameters(checkpoint, score_threshold=threshold)
 
 
 def _fit(

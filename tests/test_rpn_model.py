@@ -5,11 +5,13 @@ import pandas as pd
 import pytest
 import torch
 from torchvision.models import resnet18
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.image_list import ImageList
 
 from data.grid import PreparedScan
 from models.anchors import ANCHOR_SIZES, ASPECT_RATIOS, SMALLEST_ON_LEVEL, fit_anchors
 from models.calibration import THRESHOLDS, choose_threshold, coverage_curve
-from models.detector import PROPOSALS, adapt_first_conv, build_detector
+from models.detector import PROPOSALS, Anchors, adapt_first_conv, build_detector, head_window
 from models.rpn import RPN
 from utils.errors import UserError
 from utils.regions import Region
@@ -63,6 +65,55 @@ def test_anchors_keep_their_share_of_the_slice_at_another_image_size():
 def test_no_anchor_is_without_area_however_small_the_slice():
     for cell in build_detector(1, ANCHOR_SIZES["ATLAS"], image_size=16).rpn.anchor_generator.cell_anchors:
         assert (cell[:, 2:] > cell[:, :2]).all()
+
+
+def test_anchors_are_torchvisions_where_both_sides_divide_and_keep_their_strides_elsewhere():
+    sizes = ((8,), (16,)), ((0.5, 1.0),) * 2
+    images, maps = (
+        ImageList(torch.zeros(2, 1, 64, 96), [(64, 96)] * 2),
+        [torch.zeros(2, 1, 64 // s, 96 // s) for s in (4, 8)],
+    )
+    for ours, theirs in zip(Anchors(*sizes)(images, maps), AnchorGenerator(*sizes)(images, maps), strict=True):
+        torch.testing.assert_close(ours, theirs)
+    odd, maps = (
+        ImageList(torch.zeros(1, 1, 37, 45), [(37, 45)]),
+        [torch.zeros(1, 1, -(-37 // s), -(-45 // s)) for s in (4, 8)],
+    )
+    (anchors,) = Anchors(((8,), (16,)), ((1.0,),) * 2)(odd, maps)
+    centres = (anchors[:, :2] + anchors[:, 2:]) / 2
+    assert centres[:120].max(0).values.tolist() == [44, 36] and centres[120:].max(0).values.tolist() == [40, 32]
+
+
+def test_only_the_heads_of_a_batch_are_looked_at():
+    images = [torch.zeros(2, 40, 60) for _ in range(2)]
+    images[0][0, 10, 20], images[1][1, 12, 57] = 1, 0.1
+    assert head_window(images) == (slice(8, 15), slice(18, 60))
+    assert head_window([torch.zeros(1, 40, 60)]) == (slice(0, 40), slice(0, 60))
+
+
+def test_a_head_elsewhere_in_the_slice_moves_its_boxes_as_far(rpn):
+    head = 0.1 + torch.rand(1, 20, 30)
+    left, right = torch.zeros(1, 32, 60), torch.zeros(1, 32, 60)
+    left[:, 6:26, 4:34], right[:, 6:26, 24:54] = head, head
+    (one,), (other,) = rpn.detect([left]), rpn.detect([right])
+    assert len(one["boxes"])
+    torch.testing.assert_close(one["boxes"] + torch.tensor([20.0, 0, 20, 0]), other["boxes"], atol=1e-3, rtol=1e-5)
+
+
+def test_targets_are_learned_where_the_window_puts_them(monkeypatch):
+    detector, seen = build_detector(1, ANCHOR_SIZES["ATLAS"], image_size=64), {}
+
+    def note(images, features, targets):
+        seen.update(shape=images.tensors.shape, boxes=targets[0]["boxes"])
+        raise StopIteration
+
+    monkeypatch.setattr(detector.rpn, "forward", note)
+    image = torch.zeros(1, 32, 40)  # twice as large inside
+    image[:, 10:20, 15:30] = 1
+    with pytest.raises(StopIteration):
+        detector([image], [{"boxes": torch.tensor([[16.0, 12, 20, 15]]), "labels": torch.ones(1, dtype=torch.int64)}])
+    assert seen["shape"] == (1, 1, 28, 38)  # rows 8 to 22 and columns 13 to 32
+    assert seen["boxes"].tolist() == [[6, 8, 14, 14]]
 
 
 def squares(*sides):

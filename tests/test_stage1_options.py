@@ -1,5 +1,6 @@
 """What stage 1 can be trained with: context channels, hard negatives, focal loss, smoothed labels, faded lesions."""
 
+import inspect
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,13 +11,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from torchvision.models.detection import FasterRCNN
 from torchvision.models.detection.roi_heads import RoIHeads
 
 from data.context import mirrored, network_channels, with_context
 from data.datamodules import RPNDataModule, SliceDataset
 from data.grid import PreparedScan
+from data.sampling import balanced_indices, natural_indices
 from data.transforms import RandLesionContrastd
-from models.detector import build_detector
+from models.detector import FPN_CHANNELS, build_detector
 from models.hard_negatives import HardNegatives
 from models.rpn import RPN
 
@@ -133,6 +136,20 @@ def test_an_epoch_holds_the_hard_negatives_that_were_found_before_it(table, monk
     assert len(found[2]) == 1
 
 
+@given(arrays(bool, st.integers(2, 30)), st.integers(0, 5))
+def test_natural_sampling_takes_as_many_slices_as_balanced_whatever_they_hold(sick, seed):
+    hard = np.flatnonzero(~sick)[:1] if sick.any() else np.zeros(0, int)
+    chosen = natural_indices(sick, np.random.default_rng(seed), hard)
+    assert len(chosen) == len(set(chosen.tolist())) == len(balanced_indices(sick, np.random.default_rng(seed), hard))
+    assert set(hard) <= set(chosen)
+
+
+def test_sick_slices_are_as_rare_in_natural_samples_as_in_the_cohort():
+    sick = np.arange(1000) < 100
+    share = np.mean([sick[natural_indices(sick, np.random.default_rng(seed))].mean() for seed in range(50)])
+    assert share == pytest.approx(0.1, abs=0.01)
+
+
 # --- losses --------------------------------------------------------------------------------------------
 
 
@@ -150,7 +167,7 @@ def test_focal_loss_on_anchors_is_the_published_formula():
 
 def box_losses(heads, forward=None):
     torch.manual_seed(1)
-    features = {str(i): torch.rand(1, 128, 16 // 2**i, 16 // 2**i) for i in range(3)}
+    features = {str(i): torch.rand(1, FPN_CHANNELS, 16 // 2**i, 16 // 2**i) for i in range(3)}
     proposals = [torch.tensor([[4.0, 4, 20, 20], [30, 30, 50, 60], [0, 0, 10, 10]])]
     target = {"boxes": torch.tensor([[5.0, 5, 21, 21]]), "labels": torch.ones(1, dtype=torch.int64)}
     return (forward or type(heads).forward)(heads, features, proposals, [(64, 64)], [target])[1]
@@ -171,6 +188,17 @@ def test_smoothing_moves_the_class_loss_towards_that_of_even_labels():
     heads.label_smoothing = 1.0
     even = box_losses(heads)["loss_classifier"]
     torch.testing.assert_close(smoothed, 0.8 * hard + 0.2 * even)
+
+
+def test_matching_by_torchvisions_thresholds_is_torchvisions():
+    default = {name: p.default for name, p in inspect.signature(FasterRCNN.__init__).parameters.items()}
+    for matching, same in (("torchvision", True), ("small", False)):
+        detector = build_detector(1, ANCHORS, 64, matching=matching)
+        for part, prefix in ((detector.rpn, "rpn"), (detector.roi_heads, "box")):
+            matcher, sampler = part.proposal_matcher, part.fg_bg_sampler
+            ours = matcher.high_threshold, matcher.low_threshold, sampler.positive_fraction
+            theirs = tuple(default[f"{prefix}_{n}"] for n in ("fg_iou_thresh", "bg_iou_thresh", "positive_fraction"))
+            assert (ours == theirs) is same
 
 
 # --- lesion contrast -----------------------------------------------------------------------------------

@@ -16,6 +16,8 @@ from utils.errors import UserError
 TRANSFORM_NAMES = ("flip", "affine", "contrast", "noise", "bias_field", "lesion_contrast")
 ARCHITECTURES = ("trans_unet", "unetr", "swin_unetr")
 CONTEXT = ("neighbours", "mirror")
+SLICE_SAMPLING = ("balanced", "natural")
+MATCHING = ("small", "torchvision")
 CONSISTENCY_RULES = ("linked", "grouped")
 ANCHOR_SETS = ("ATLAS", "ISLES-DWI", "ISLES-FLAIR", "auto")
 # What the operating system says of a place that takes no files.
@@ -310,6 +312,18 @@ def add_rpn_model(parser, prefix: str = "") -> None:
         type=fraction,
         default=0.0,
         help="share of an epoch's healthy slices that are those with the surest false detections",
+    )
+    group.add_argument(
+        "--slice_sampling",
+        choices=SLICE_SAMPLING,
+        default="balanced",
+        help="slices of an epoch: all with lesion and as many without, or as many of all",
+    )
+    group.add_argument(
+        "--matching",
+        choices=MATCHING,
+        default="small",
+        help="boxes that are learned as lesions: loose enough for small ones, or by torchvision's thresholds",
     )
     group.add_argument("--focal", action="store_true", help="focal loss on the anchors' objectness")
     group.add_argument(
