@@ -1,19 +1,22 @@
-"""Train and test stage 1 on synthetic cohorts at 2 mm, alone or as a row of an ablation.
+"""Train and test stage 1 on synthetic cohorts at 2 mm, alone or as rows of an ablation.
 
-    python benchmarks/proposals.py --out_dir runs/proposals                    # the method as the README advises it
-    python benchmarks/proposals.py --out_dir runs/proposals --variant grouped  # the same with one thing changed
-    python benchmarks/proposals.py --out_dir runs/proposals --test_seeds 62 63 # the trained model on other cohorts
+    python benchmarks/proposals.py --out_dir runs/proposals                          # the method as it is advised
+    python benchmarks/proposals.py --out_dir runs/proposals --variants focal no_ema  # with one thing changed
+    python benchmarks/proposals.py --out_dir runs/proposals --table                  # print what is there
 
 Three cohorts of their own seeds: 40 training and 10 validation subjects; 30 test subjects drawn alike; 30 shifted ones,
-with stronger warps and fainter lesions. Everything runs through the scripts, and what is there already is not repeated.
-``proposals.csv`` in the folder gets a row for each variant, seed and test cohort; mean and standard deviation over the
-seeds are printed.
+with stronger warps and fainter lesions. ``rows/`` in the folder gets a table for each variant, seed and test cohort;
+what is there already is not repeated, so that calls may run beside each other (with ``OMP_NUM_THREADS=1`` each). At the
+end mean and standard deviation over the seeds are printed.
 """
 
 import argparse
+import functools
+import shutil
 import subprocess
 import sys
-import time
+from dataclasses import dataclass, field, replace
+from datetime import datetime
 from pathlib import Path
 
 import pandas as pd
@@ -22,40 +25,79 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
 from data.cohort import Case, pair_cases
+from data.datamodules import StackedScans
+from data.slices import read_slice_table
+from models.calibration import choose_threshold, coverage_curve
+from models.checkpoints import load_rpn, store_hyperparameters
+from models.rpn import DEFAULT_THRESHOLD, RPN
+from models.rpn_evaluation import PER_LESION_FILE, evaluate_rpn
+from utils.files import atomic_path, read_json
 
 GRID = ["--scan_dim", "1", "94", "98", "116"]
-ROI = ["--roi_size", "32", "32", "32"]
+ROI_SIZE = (32, 32, 32)  # 64 mm, as the default of 64 voxels at 1 mm
+ROI = ["--roi_size", *map(str, ROI_SIZE)]
 N_TRAIN, N_VAL, N_TEST = 40, 10, 30
 TRAIN_SEED = 21
-SCORES = ["lesion_coverage", "lesion_recall", "small_lesion_recall", "proposed_fraction"]
 SHIFT = ["--warp_mm", "5", "--lesion_contrast", "0.8"]
-FULL = {"--dataset_anchors": "auto", "--transforms": "flip affine contrast", "--lr": "1e-3", "--batch_size": "16"}
-# What each variant changes in the full method; None leaves an argument out. From top to bottom of the first four, the
-# published method becomes ours.
+TARGET_COVERAGE = 0.98
+BUDGETS = (0.25, 0.35)
+SCORES = ["lesion_coverage", "lesion_recall", "small_lesion_recall", "proposed_fraction"]
+AT_BUDGETS = [f"recall_at_{budget}" for budget in BUDGETS]
+SMALL_CM3 = 1.0
+
+FULL = {
+    "--dataset_anchors": "auto",
+    "--transforms": "flip affine contrast lesion_contrast",
+    "--lr": "1e-3",
+    "--batch_size": "16",
+}
+TRANSFER, COPIES = "slice", 1  # mode of the lesion transfer, and new scans that it makes of each training scan
+LESIONS = 3  # new lesions of a scan with --mode volume
+UNTUNED = {"--slice_sampling": "natural", "--matching": "torchvision", "--transforms": None, "--ema_decay": "0"}
+
+
+@dataclass(frozen=True)
+class Variant:
+    """What a variant changes in the full method.
+
+    arguments: of train_rpn.py, None to leave one out.
+    rule: by which boxes become regions.
+    transfer: mode of the lesion transfer, None for the scans as they are.
+    """
+
+    arguments: dict = field(default_factory=dict)
+    rule: str = "linked"
+    transfer: str | None = TRANSFER
+
+
+# From top to bottom of the first four, the published method becomes ours.
 VARIANTS = {
-    "published": {
-        "--dataset_anchors": "ATLAS",
-        "--transforms": None,
-        "--ema_decay": "0",
-        "--consistency": "grouped",
-    },
-    "anchors": {"--transforms": None, "--ema_decay": "0", "--consistency": "grouped"},
-    "grouped": {"--consistency": "grouped"},
-    "full": {},
-    "atlas_anchors": {"--dataset_anchors": "ATLAS"},
-    "no_transforms": {"--transforms": None},
-    "no_ema": {"--ema_decay": "0"},
-    "native_size": {"--image_size": "98"},
-    "lesion_contrast": {"--transforms": "flip affine contrast lesion_contrast"},
-    "context": {"--context": "neighbours mirror"},
-    "hard_negatives": {"--hard_negatives": "0.5"},
-    "focal": {"--focal": ""},
-    "label_smoothing": {"--label_smoothing": "0.1"},
+    "published": Variant({**UNTUNED, "--dataset_anchors": "ATLAS"}, "grouped", None),
+    "regime": Variant(rule="grouped", transfer=None),
+    "no_transfer": Variant(transfer=None),
+    "full": Variant(),
+    "full_grouped": Variant(rule="grouped"),
+    "volume_transfer": Variant(transfer="volume"),
+    "atlas_anchors": Variant({"--dataset_anchors": "ATLAS"}),
+    "natural_sampling": Variant({"--slice_sampling": "natural"}),
+    "torchvision_matching": Variant({"--matching": "torchvision"}),
+    "no_transforms": Variant({"--transforms": None}),
+    "no_lesion_contrast": Variant({"--transforms": "flip affine contrast"}),
+    "no_ema": Variant({"--ema_decay": "0"}),
+    "native_size": Variant({"--image_size": "98"}),
+    "neighbours": Variant({"--context": "neighbours"}),
+    "mirror": Variant({"--context": "mirror"}),
+    "hard_negatives": Variant({"--hard_negatives": "0.5"}),
+    "focal": Variant({"--focal": ""}),
+    "label_smoothing": Variant({"--label_smoothing": "0.1"}),
 }
 
 
 def run(*command) -> None:
     subprocess.run([sys.executable, *map(str, command)], cwd=ROOT, check=True)
+
+
+# --- cohorts -------------------------------------------------------------------------------------------
 
 
 def draw_cohorts(out_dir: Path, test_cohorts: dict[str, list]) -> None:
@@ -67,9 +109,9 @@ def draw_cohorts(out_dir: Path, test_cohorts: dict[str, list]) -> None:
     for name, arguments in test_cohorts.items():
         draw(out_dir / name, *arguments)
     for part in ("train", "val", *test_cohorts):
-        if not (out_dir / part / "slices/slices.csv").exists():
-            folders = ["--scans_dir", out_dir / part / "Scans", "--masks_dir", out_dir / part / "Masks"]
-            run("-m", "data.slices", *folders, *GRID, "--out_dir", out_dir / part / "slices")
+        cut(out_dir / part)
+    for mode in ("slice", "volume"):
+        transfer(out_dir, mode, COPIES)
 
 
 def draw(folder: Path, seed: int, n_subjects: int, *more: str) -> None:
@@ -77,76 +119,170 @@ def draw(folder: Path, seed: int, n_subjects: int, *more: str) -> None:
     run(*command, "--num_workers", 2, *more)
 
 
+def cut(folder: Path) -> None:
+    """The 2D slices of a cohort, in its folder ``slices``."""
+    if not (folder / "slices/slices.csv").exists():
+        cohort = ["--scans_dir", folder / "Scans", "--masks_dir", folder / "Masks"]
+        run("-m", "data.slices", *cohort, *GRID, "--out_dir", folder / "slices")
+
+
+def transfer(out_dir: Path, mode: str, copies: int) -> None:
+    """Augment ``train``; ``train-<mode>`` holds its slices and the new ones."""
+    cohort = ["--scans_dir", out_dir / "train/Scans", "--masks_dir", out_dir / "train/Masks"]
+    new = out_dir / f"augmented-{mode}"
+    run("-m", "augmentation", *cohort, "--out_dir", new, "--mode", mode, "--copies", copies, "--lesions", LESIONS)
+    cut(new)
+    for path in [*(out_dir / "train/slices").glob("*/*.npy"), *(new / "slices").glob("*/*.npy")]:
+        link(path, out_dir / f"train-{mode}" / "slices" / path.parent.name / path.name)
+
+
+def training_slices(out_dir: Path, mode: str | None) -> Path:
+    return out_dir / (f"train-{mode}" if mode else "train") / "slices"
+
+
 def link_cases(cases: list[Case], folder: Path) -> None:
     for path in (path for case in cases for path in (case.scan, case.mask)):
-        link = folder / path.parent.name / path.name
-        link.parent.mkdir(parents=True, exist_ok=True)
-        if not link.exists():
-            link.symlink_to(path.absolute())
+        link(path, folder / path.parent.name / path.name)
     (folder / "cohort.csv").write_bytes((cases[0].scan.parent.parent / "cohort.csv").read_bytes())
 
 
-def train(out_dir: Path, variant: str, seed: int, max_epochs: int) -> tuple[Path, float | None]:
-    """The trained checkpoint of a variant, and the minutes that its training took; None if it was there already."""
-    arguments = {**FULL, **VARIANTS[variant]}
-    chosen = [word for name, value in arguments.items() if value is not None for word in (name, *value.split())]
+def link(path: Path, place: Path) -> None:
+    place.parent.mkdir(parents=True, exist_ok=True)
+    if not place.exists():
+        place.symlink_to(path.absolute())
+
+
+def slices_of(folder: Path) -> pd.DataFrame:
+    return read_slice_table(folder / "slices/Scans", folder / "slices/Masks")
+
+
+# --- training ------------------------------------------------------------------------------------------
+
+
+def train(out_dir: Path, name: str, slices: Path, arguments: dict, steps: int, seed: int) -> Path:
+    """The checkpoint of ``train_rpn.py`` after about so many steps; `arguments` by name, None to leave one out."""
+    n_sick = int((read_slice_table(slices / "Scans", slices / "Masks").lesion_voxels > 0).sum())
+    max_epochs = max(1, round(steps * int(FULL["--batch_size"]) / (2 * n_sick)))
+    chosen = [word for argument, value in arguments.items() if value is not None for word in (argument, *value.split())]
     parts = [
         word
-        for part in ("train", "val")
+        for part, folder in (("train", slices), ("val", out_dir / "val/slices"))
         for kind in ("Scans", "Masks")
-        for word in (f"--{part}_{kind.lower()}", out_dir / part / "slices" / kind)
+        for word in (f"--{part}_{kind.lower()}", folder / kind)
     ]
-    folder = out_dir / "RPN" / f"{variant}_seed-{seed}"
-    trained, started = (folder / "finished.json").exists(), time.monotonic()
     run(
-        *["train_rpn.py", *parts, *ROI, *chosen, "--seed", seed, "--max_epochs", max_epochs, "--patience", max_epochs],
-        *["--model_prefix", folder.name, "--default_root_dir", folder.parent, "--offline", "--num_samples", 0],
+        *["train_rpn.py", *parts, *ROI, *chosen, "--offline", "--num_samples", 0, "--seed", seed],
+        *["--max_epochs", max_epochs, "--patience", max_epochs],
+        *["--model_prefix", name, "--default_root_dir", out_dir / "RPN"],
     )
-    return folder / "checkpoints/best.ckpt", None if trained else (time.monotonic() - started) / 60
+    return out_dir / "RPN" / name / "checkpoints/best.ckpt"
 
 
-def test(out_dir: Path, checkpoint: Path, cohort: str) -> pd.Series:
-    """The row of ``rpn_scores.csv`` of a checkpoint on a test cohort, and its recall of lesions under 1 cm3."""
-    slices, scores, name = out_dir / cohort / "slices", out_dir / "scores" / cohort, checkpoint.parent.parent.name
-    run(
-        *["test_rpn.py", "--scans", slices / "Scans", "--masks", slices / "Masks", "--ckpt_path", checkpoint, *ROI],
-        *["--model_name", name, "--scores_dir", scores],
-    )
-    row = pd.read_csv(scores / "rpn_scores.csv").set_index("model_name").loc[name]
-    lesions = pd.read_csv(scores / "rpn_per_lesion_scores.csv").query("model_name == @name and volume_cm3 < 1")
-    return pd.concat([row, pd.Series({"small_lesion_recall": (lesions.covered >= 0.5).mean()})])
+def train_variant(out_dir: Path, variant: Variant, seed: int, steps: int) -> Path:
+    """The checkpoint of a variant. Those that differ by the rule alone share the training."""
+    trained_as = next(name for name, other in VARIANTS.items() if replace(other, rule=variant.rule) == variant)
+    arguments, slices = {**FULL, **variant.arguments}, training_slices(out_dir, variant.transfer)
+    checkpoint = train(out_dir, f"{trained_as}_seed-{seed}", slices, arguments, steps, seed)
+    return with_rule(checkpoint, variant.rule, StackedScans(slices_of(out_dir / "val")))
 
 
-def add_rows(path: Path, rows: list[dict]) -> pd.DataFrame:
-    """The table of all runs so far, with the rows in place of earlier ones of the same variant, seed and cohort."""
-    earlier = [pd.read_csv(path)] if path.exists() else []
-    table = pd.concat([*earlier, pd.DataFrame(rows)], ignore_index=True)
-    table = table.drop_duplicates(["variant", "seed", "cohort"], keep="last")
-    table.to_csv(path, index=False)
-    return table
+def with_rule(checkpoint: Path, rule: str, val: StackedScans) -> Path:
+    """A copy of the checkpoint beside it, calibrated for another rule of consistency."""
+    model = load_rpn(checkpoint)
+    if model.hparams.consistency == rule:
+        return checkpoint
+    model.hparams.consistency = rule
+    threshold = choose_threshold(coverage_curve(model, val, ROI_SIZE), TARGET_COVERAGE, DEFAULT_THRESHOLD)
+    copy = checkpoint.with_name(f"{rule}.ckpt")
+    shutil.copy(checkpoint, copy)
+    store_hyperparameters(copy, consistency=rule, score_threshold=threshold)
+    return copy
 
 
-def summarise(table: pd.DataFrame, *more: str) -> str:
-    """Mean and standard deviation over the seeds of the scores and further columns."""
-    table = table.groupby(["cohort", "variant"], sort=False)[[*SCORES, *more]].agg(["mean", "std"])
-    return table.round(3).to_string()
+def minutes_of(checkpoint: Path) -> float:
+    """From the start of a training that was not interrupted to its end."""
+    folder = checkpoint.parent.parent
+    started = datetime.fromisoformat(read_json(folder / "run.json")["started"]).timestamp()
+    return ((folder / "finished.json").stat().st_mtime - started) / 60
+
+
+# --- testing -------------------------------------------------------------------------------------------
+
+
+def test(checkpoint: Path, cohort: Path, name: str) -> dict[str, float]:
+    """Scores of ``test_rpn.py``, the recall of lesions under `SMALL_CM3`, and the recall within each of `BUDGETS`."""
+    model, scans = load_rpn(checkpoint), StackedScans(slices_of(cohort))
+    remember_detections(model)
+    folder = cohort / "scores" / name  # its own, since others may write theirs at the same time
+    args = argparse.Namespace(
+        scores_dir=folder, scores_file="rpn_scores.csv", roi_size=ROI_SIZE, batch_size=32, resize_to=None,
+        n_predictions=0, seed=0,
+    )  # fmt: skip
+    scores = evaluate_rpn(model, scans, len(scans), args, name)
+    lesions = pd.read_csv(folder / PER_LESION_FILE).query("model_name == @name and volume_cm3 < @SMALL_CM3")
+    curve = coverage_curve(model, scans, ROI_SIZE)
+    within = {f"recall_at_{b}": curve.lesion_recall[curve.proposed_fraction <= b].max() for b in BUDGETS}
+    return {**scores, "small_lesion_recall": (lesions.covered >= 0.5).mean(), "n_small": len(lesions), **within}
+
+
+def remember_detections(model: RPN) -> None:
+    """Let the network see each scan once, however often its detections are asked for."""
+    found, detect = {}, model.detect_volume
+
+    @functools.wraps(detect)
+    def remembered(scan, batch_size=32):
+        if scan.name not in found:
+            found[scan.name] = detect(scan, batch_size)
+        return found[scan.name]
+
+    model.detect_volume = remembered
+
+
+def save_row(path: Path, row: dict) -> None:
+    with atomic_path(path) as temporary:
+        pd.DataFrame([row]).to_csv(temporary, index=False)
+
+
+def print_table(folder: Path, order: list[str], *columns: str) -> None:
+    """A Markdown table of the rows in a folder: for each cohort and variant, mean and deviation over the seeds."""
+    table = pd.concat([pd.read_csv(path) for path in sorted(folder.glob("*.csv"))], ignore_index=True)
+    for cohort, rows in table.groupby("cohort"):
+        print(f"\n| {cohort} | seeds | {' | '.join(columns)} |\n| {' | '.join(['---'] * (len(columns) + 2))} |")
+        for variant in (name for name in order if name in set(rows.variant)):
+            own = rows[rows.variant == variant]
+            cells = [f"{own[c].mean():.3f}" + (f" ± {own[c].std():.3f}" if len(own) > 1 else "") for c in columns]
+            print(f"| {variant} | {len(own)} | {' | '.join(cells)} |")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out_dir", type=Path, required=True)
-    parser.add_argument("--variant", choices=list(VARIANTS), default="full")
-    parser.add_argument("--seed", type=int, default=42)
-    parser.add_argument("--max_epochs", type=int, default=24)
-    parser.add_argument("--test_seeds", type=int, nargs=2, default=[22, 23], metavar=("ALIKE", "SHIFTED"))
+    parser.add_argument("--variants", choices=list(VARIANTS), nargs="+", default=["full"])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[42])
+    parser.add_argument("--steps", type=int, default=650, help="optimiser steps, rounded to whole epochs")
+    parser.add_argument("--test_seeds", type=int, nargs=2, default=[62, 63], metavar=("ALIKE", "SHIFTED"))
+    parser.add_argument("--table", action="store_true", help="only print what is there")
     args = parser.parse_args()
     out_dir, (alike, shifted) = args.out_dir.absolute(), args.test_seeds
-    cohorts = {f"test-{alike}": [alike, N_TEST], f"shifted-{shifted}": [shifted, N_TEST, *SHIFT]}
-    draw_cohorts(out_dir, cohorts)
-    checkpoint, minutes = train(out_dir, args.variant, args.seed, args.max_epochs)
-    run_of = {"variant": args.variant, "seed": args.seed, "minutes": minutes}
-    rows = [{**run_of, "cohort": cohort, **test(out_dir, checkpoint, cohort)} for cohort in cohorts]
-    print(summarise(add_rows(out_dir / "proposals.csv", rows), "minutes"))
+    cohorts = {f"alike-{alike}": [alike, N_TEST], f"shifted-{shifted}": [shifted, N_TEST, *SHIFT]}
+    if not args.table:
+        draw_cohorts(out_dir, cohorts)
+        for seed in args.seeds:
+            for variant in args.variants:
+                add_rows(out_dir, variant, seed, args.steps, cohorts)
+    print_table(out_dir / "rows", list(VARIANTS), *SCORES, *AT_BUDGETS, "minutes")
+
+
+def add_rows(out_dir: Path, variant: str, seed: int, steps: int, cohorts: dict) -> None:
+    name = f"{variant}_seed-{seed}"
+    paths = {cohort: out_dir / "rows" / f"{name}_{cohort}.csv" for cohort in cohorts}
+    if all(path.exists() for path in paths.values()):
+        return
+    checkpoint = train_variant(out_dir, VARIANTS[variant], seed, steps)
+    row = {"variant": variant, "seed": seed, "minutes": minutes_of(checkpoint)}
+    for cohort, path in paths.items():
+        if not path.exists():
+            save_row(path, {**row, "cohort": cohort, **test(checkpoint, out_dir / cohort, name)})
 
 
 if __name__ == "__main__":
