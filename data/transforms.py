@@ -19,7 +19,7 @@ def build_transforms(names: list[str] | None, spatial_dims: int) -> transforms.C
         "affine": _affine,
         "contrast": lambda _: transforms.RandAdjustContrastd("image", prob=PROBABILITY, gamma=(0.7, 1.5)),
         "noise": lambda _: transforms.RandGaussianNoised("image", prob=PROBABILITY, std=0.05),
-        "lesion_contrast": lambda _: RandLesionContrastd(prob=PROBABILITY, factor=(0.5, 1.2)),
+        "lesion_contrast": lambda _: RandLesionContrastd(prob=PROBABILITY, factor=(0.3, 1.2)),
         "bias_field": lambda _: transforms.RandBiasFieldd("image", prob=PROBABILITY, coeff_range=(0.0, 0.2)),
     }
     return transforms.Compose([makers[name](spatial_dims) for name in names or []])
