@@ -34,24 +34,28 @@ class EpochSampler(Sampler):
         return iter([(self.epoch, int(index)) for index in chosen])
 
 
+def healthy_in_epoch(sick: np.ndarray) -> int:
+    """Healthy slices of a balanced epoch: as many as sick ones, all where there are fewer or none is sick."""
+    n_sick, n_healthy = int(sick.sum()), int((~sick).sum())
+    return min(n_sick or n_healthy, n_healthy)
+
+
 def balanced_indices(sick: np.ndarray, rng: np.random.Generator, hard: np.ndarray | None = None) -> np.ndarray:
-    """All sick slices and as many healthy ones (all of them where there are fewer), shuffled.
+    """All sick slices and `healthy_in_epoch` others, shuffled.
 
     Args:
         sick: (N,) bool, whether a slice holds lesion.
         hard: indices of healthy slices to take first; the others are drawn.
     """
     hard = np.zeros(0, int) if hard is None else hard
-    healthy = np.flatnonzero(~sick)
-    wanted = min(sick.sum() or len(healthy), len(healthy))
-    drawn = rng.choice(np.setdiff1d(healthy, hard), wanted - len(hard), replace=False)
+    drawn = rng.choice(np.setdiff1d(np.flatnonzero(~sick), hard), healthy_in_epoch(sick) - len(hard), replace=False)
     return rng.permutation(np.concatenate([np.flatnonzero(sick), hard, drawn]))
 
 
 def natural_indices(sick: np.ndarray, rng: np.random.Generator, hard: np.ndarray | None = None) -> np.ndarray:
     """As many slices as `balanced_indices`, sick or healthy as chance has it; arguments as there."""
     hard = np.zeros(0, int) if hard is None else hard
-    wanted = len(balanced_indices(sick, np.random.default_rng(0)))
+    wanted = int(sick.sum()) + healthy_in_epoch(sick)
     drawn = rng.choice(np.setdiff1d(np.arange(len(sick)), hard), wanted - len(hard), replace=False)
     return rng.permutation(np.concatenate([hard, drawn]))
 

@@ -4,6 +4,8 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 
+from data.sampling import healthy_in_epoch
+
 POOL = 2  # how many healthy slices are looked at for each that an epoch holds
 
 
@@ -21,7 +23,7 @@ class HardNegatives(pl.Callback):
         if trainer.current_epoch == 0:  # an untrained network finds nothing hard
             return
         data, healthy = trainer.datamodule, np.flatnonzero(~trainer.datamodule.sick)
-        in_epoch = min(len(healthy), int(data.sick.sum()))
+        in_epoch = healthy_in_epoch(data.sick)
         rng = np.random.default_rng([data.seed, trainer.current_epoch])
         pool = rng.choice(healthy, min(POOL * in_epoch, len(healthy)), replace=False)
         found = module.detect(torch.from_numpy(data.train.image(index)) for index in pool)
