@@ -76,6 +76,12 @@ def add_transfer(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--slices", type=cli.fraction, default=0.5, help="share of the healthy slices that get one (slice)"
     )
+    group.add_argument(
+        "--place",
+        choices=("donor", "anywhere"),
+        default="donor",
+        help="where a lesion goes: the place it had in its own head, or any in the brain off ventricles and lesions",
+    )
     group.add_argument("--max_angle", type=cli.non_negative_float, default=15.0, help="largest turn in degrees")
     group.add_argument("--max_erosion", type=cli.non_negative_int, default=2, help="largest erosion in voxels")
     group.add_argument("--mixed", action="store_true", help="keep the recipient's gradients where they are larger")

@@ -11,6 +11,7 @@ from data.tissue import surrounding_tissue
 # Ventricles are deeper inside the head than the sulci, which are as dark: this share of the deepest voxel's depth.
 VENTRICLE_DEPTH = 0.35
 LEAST_KEPT = 0.5  # of a lesion that does not fit whole; with less it would be another lesion
+PLACES = 20  # random places in which a lesion is tried before it is given up
 
 
 @dataclass(frozen=True)
@@ -112,6 +113,17 @@ def place(lesion: Lesion, centre: tuple[float, ...], allowed: np.ndarray) -> tup
         return None
     every = (slice(None), *source)
     return replace(lesion, patch=lesion.patch[every], tissue=lesion.tissue[every], mask=mask, centre=centre), target
+
+
+def place_anywhere(
+    lesion: Lesion, allowed: np.ndarray, rng: np.random.Generator
+) -> tuple[Lesion, tuple[slice, ...]] | None:
+    """`place` a lesion at a random voxel of those where it may be; None where none of `PLACES` gives it room."""
+    voxels = np.flatnonzero(allowed)
+    for voxel in rng.choice(voxels, PLACES) if len(voxels) else ():
+        if (placed := place(lesion, np.unravel_index(voxel, allowed.shape), allowed)) is not None:
+            return placed
+    return None
 
 
 def allowed_region(image: np.ndarray, head: np.ndarray, lesion: np.ndarray) -> np.ndarray:

@@ -6,7 +6,7 @@ import numpy as np
 from scipy import ndimage
 
 from augmentation.cohort import Cohort, Scan
-from augmentation.lesions import Lesion, allowed_region, cut_lesion, place, vary
+from augmentation.lesions import Lesion, allowed_region, cut_lesion, place, place_anywhere, vary
 from augmentation.pairs import Criteria, Pair, find_pairs
 from augmentation.poisson import blend, soft_rim
 
@@ -21,6 +21,7 @@ class Settings:
     donors: scans that lesions are drawn from for one augmented scan.
     slices: share of the healthy slices that get a lesion (``slice``).
     lesions: new lesions of a scan (``volume``).
+    place: of a lesion in its new head, ``donor``, where it was in its own, or ``anywhere`` that is allowed.
     """
 
     mode: str
@@ -32,6 +33,7 @@ class Settings:
     max_erosion: int
     mixed: bool
     rim: float
+    place: str
     seed: int
 
 
@@ -110,7 +112,7 @@ def _into_volume(cohort: Cohort, scan: Scan, result: Augmented, allowed, pair: P
         return result, allowed
     image, region, how = moved
     widest = region.sum((1, 2)).argmax()
-    origins = [*result.origins, _origin(donor, (widest, widest - z + sick_z), pair, region, how)]
+    origins = [*result.origins, _origin(donor, (widest, widest - how["moved"][0]), pair, region, how)]
     return Augmented(image, result.lesions | region, origins), allowed & ~ndimage.binary_dilation(region)
 
 
@@ -135,7 +137,10 @@ def _middle(head: np.ndarray) -> np.ndarray:
 def _move(lesion: Lesion, shift: np.ndarray, allowed: np.ndarray, image: np.ndarray, rng, settings: Settings):
     """Vary, place and blend: the image (C, ...) with the lesion, its region and what was done; None without room."""
     varied, how = vary(lesion, rng, settings.max_angle, settings.max_erosion)
-    placed = place(varied, tuple(np.add(lesion.centre, shift)), allowed)
+    if settings.place == "anywhere":
+        placed = place_anywhere(varied, allowed, rng)
+    else:
+        placed = place(varied, tuple(np.add(lesion.centre, shift)), allowed)
     if placed is None:
         return None
     fitted, window = placed
@@ -145,7 +150,8 @@ def _move(lesion: Lesion, shift: np.ndarray, allowed: np.ndarray, image: np.ndar
         channel[window] = blend(channel[window], donor, fitted.mask, settings.mixed)
     region = np.zeros(allowed.shape, bool)
     region[window] = fitted.mask
-    return blended, region, how
+    moved = np.round(np.subtract(fitted.centre, lesion.centre)).astype(int).tolist()
+    return blended, region, {**how, "moved": moved}
 
 
 def _origin(donor: Scan, slices: tuple[int, int], pair: Pair, region: np.ndarray, how: dict) -> dict:

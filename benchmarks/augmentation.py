@@ -33,7 +33,7 @@ from data.grid import Grid
 from data.volumes import read_volume, write_volume
 
 GRID = Grid((1, 189, 192, 192))
-SETTINGS = Settings("slice", Criteria(), 8, 0.5, 2, 15.0, 2, False, 3.0, 42)
+SETTINGS = Settings("slice", Criteria(), 8, 0.5, 2, 15.0, 2, False, 3.0, "donor", 42)
 
 
 def draw_cohort(folder: Path) -> Cohort:

@@ -1,4 +1,4 @@
-"""Whether augmented scans help stage 1 that has few subjects to learn from: none, ``slice`` and ``volume`` compared.
+"""Whether augmented scans help stage 1 that has few subjects to learn from, by how their lesions were moved.
 
     python benchmarks/augmentation_gain.py --out_dir runs/gain --seeds 42 1 2
     python benchmarks/augmentation_gain.py --out_dir runs/gain --table         # print what is there
@@ -16,6 +16,7 @@ from proposals import (
     AT_BUDGETS,
     FULL,
     SCORES,
+    TRANSFERS,
     cut,
     draw,
     minutes_of,
@@ -28,7 +29,8 @@ from proposals import (
 )
 
 COHORTS = {"train": (41, 8), "val": (42, 5), "test": (43, 30)}  # seed and subjects
-ARMS, COPIES = {"none": None, "slice": "slice", "volume": "volume"}, 4  # mode of the transfer, new scans of each scan
+ARMS = {"none": None, **{name: name for name in TRANSFERS}}
+COPIES = 4  # new scans of each training scan
 
 
 def prepare(out_dir: Path) -> None:
@@ -36,9 +38,8 @@ def prepare(out_dir: Path) -> None:
     for part, (seed, n) in COHORTS.items():
         draw(out_dir / part, seed, n)
         cut(out_dir / part)
-    for mode in ARMS.values():
-        if mode:
-            transfer(out_dir, mode, COPIES)
+    for name in TRANSFERS:
+        transfer(out_dir, name, COPIES)
 
 
 def main() -> None:

@@ -51,7 +51,11 @@ FULL = {
     "--batch_size": "16",
 }
 COPIES = 1  # new scans that a lesion transfer makes of each training scan
-LESIONS = 3  # new lesions of a scan with --mode volume
+TRANSFERS = {
+    "slice": ["--mode", "slice"],
+    "volume": ["--mode", "volume", "--lesions", "3"],
+    "anywhere": ["--mode", "volume", "--lesions", "3", "--place", "anywhere"],
+}
 UNTUNED = {"--slice_sampling": "natural", "--matching": "torchvision", "--transforms": None, "--ema_decay": "0"}
 
 
@@ -61,7 +65,7 @@ class Variant:
 
     arguments: of train_rpn.py, None to leave one out.
     rule: by which boxes become regions.
-    transfer: mode of the lesion transfer, None for the scans as they are.
+    transfer: a key of `TRANSFERS`, None for the scans as they are.
     times: as many steps as asked for.
     """
 
@@ -76,8 +80,10 @@ VARIANTS = {
     "published": Variant({**UNTUNED, "--dataset_anchors": "ATLAS"}, "grouped"),
     "regime": Variant(rule="grouped"),
     "linked": Variant(),
-    "full": Variant(times=2),
+    "full": Variant(times=3),
+    "twice": Variant(times=2),
     "volume_transfer": Variant(transfer="volume"),
+    "anywhere_transfer": Variant(transfer="anywhere"),
     "slice_transfer": Variant(transfer="slice"),
     "atlas_anchors": Variant({"--dataset_anchors": "ATLAS"}, transfer="slice"),
     "natural_sampling": Variant({"--slice_sampling": "natural"}, transfer="slice"),
@@ -111,8 +117,8 @@ def draw_cohorts(out_dir: Path, test_cohorts: dict[str, list]) -> None:
         draw(out_dir / name, *arguments)
     for part in ("train", "val", *test_cohorts):
         cut(out_dir / part)
-    for mode in ("slice", "volume"):
-        transfer(out_dir, mode, COPIES)
+    for name in TRANSFERS:
+        transfer(out_dir, name, COPIES)
 
 
 def draw(folder: Path, seed: int, n_subjects: int, *more: str) -> None:
@@ -127,18 +133,18 @@ def cut(folder: Path) -> None:
         run("-m", "data.slices", *cohort, *GRID, "--out_dir", folder / "slices")
 
 
-def transfer(out_dir: Path, mode: str, copies: int) -> None:
-    """Augment ``train``; ``train-<mode>`` holds its slices and the new ones."""
+def transfer(out_dir: Path, name: str, copies: int) -> None:
+    """Augment ``train`` as `TRANSFERS` says; ``train-<name>`` holds its slices and the new ones."""
     cohort = ["--scans_dir", out_dir / "train/Scans", "--masks_dir", out_dir / "train/Masks"]
-    new = out_dir / f"augmented-{mode}"
-    run("-m", "augmentation", *cohort, "--out_dir", new, "--mode", mode, "--copies", copies, "--lesions", LESIONS)
+    new = out_dir / f"augmented-{name}"
+    run("-m", "augmentation", *cohort, "--out_dir", new, "--copies", copies, *TRANSFERS[name])
     cut(new)
     for path in [*(out_dir / "train/slices").glob("*/*.npy"), *(new / "slices").glob("*/*.npy")]:
-        link(path, out_dir / f"train-{mode}" / "slices" / path.parent.name / path.name)
+        link(path, out_dir / f"train-{name}" / "slices" / path.parent.name / path.name)
 
 
-def training_slices(out_dir: Path, mode: str | None) -> Path:
-    return out_dir / (f"train-{mode}" if mode else "train") / "slices"
+def training_slices(out_dir: Path, name: str | None) -> Path:
+    return out_dir / (f"train-{name}" if name else "train") / "slices"
 
 
 def link_cases(cases: list[Case], folder: Path) -> None:

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from augmentation.lesions import LEAST_KEPT, allowed_region, cut_lesion, place, turn, vary, ventricles
+from augmentation.lesions import LEAST_KEPT, allowed_region, cut_lesion, place, place_anywhere, turn, vary, ventricles
 from augmentation.pairs import Criteria, count_cells, find_pairs, index_slices, iou, iou_bound, join
 from data.cohort import Fold, augmented_cases, pair_cases, usable_augmented
 from data.grid import Grid, prepare_scan
@@ -147,6 +147,18 @@ def test_a_lesion_stays_where_it_is_allowed_or_is_not_moved():
     assert place(lesion, (-30, 100), allowed) is None
 
 
+def test_a_lesion_placed_anywhere_visits_all_that_is_allowed_and_nothing_else():
+    _, _, lesion = lesion_of((40, 40), (slice(10, 12), slice(10, 12)))
+    allowed, visited = np.zeros((40, 40), bool), np.zeros((40, 40), int)
+    allowed[5:11, 20:30] = allowed[30:36, 2:12] = True
+    rng = np.random.default_rng(0)
+    for _ in range(600):
+        fitted, window = place_anywhere(lesion, allowed, rng)
+        visited[window] += fitted.mask
+    np.testing.assert_array_equal(visited > 0, allowed)
+    assert place_anywhere(lesion, np.zeros((40, 40), bool), rng) is None
+
+
 def test_new_lesions_keep_off_the_rim_the_ventricles_and_the_old_lesions():
     y, x = np.mgrid[:60, :60]
     head, ventricle = (y - 30) ** 2 + (x - 30) ** 2 < 25**2, (abs(y - 30) < 5) & (abs(x - 30) < 8)
@@ -163,11 +175,22 @@ def test_new_lesions_keep_off_the_rim_the_ventricles_and_the_old_lesions():
 # --- the command ---------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module", params=["volume", "slice"])
+@pytest.fixture(scope="module", params=["volume", "volume --place anywhere", "slice"])
 def augmented(request, tmp_path_factory, cohort):
     out_dir = tmp_path_factory.mktemp("augmented")
     command = ["-m", "augmentation", "--scans_dir", cohort / "Scans", "--masks_dir", cohort / "Masks"]
-    command += ["--out_dir", out_dir, "--mode", request.param, "--copies", 2, "--min_iou", 0.6, "--min_ssim", 0.2]
+    command += [
+        "--out_dir",
+        out_dir,
+        "--mode",
+        *request.param.split(),
+        "--copies",
+        2,
+        "--min_iou",
+        0.6,
+        "--min_ssim",
+        0.2,
+    ]
     return out_dir, command, run_script(*command, cwd=out_dir).out
 
 
