@@ -179,18 +179,8 @@ def test_new_lesions_keep_off_the_rim_the_ventricles_and_the_old_lesions():
 def augmented(request, tmp_path_factory, cohort):
     out_dir = tmp_path_factory.mktemp("augmented")
     command = ["-m", "augmentation", "--scans_dir", cohort / "Scans", "--masks_dir", cohort / "Masks"]
-    command += [
-        "--out_dir",
-        out_dir,
-        "--mode",
-        *request.param.split(),
-        "--copies",
-        2,
-        "--min_iou",
-        0.6,
-        "--min_ssim",
-        0.2,
-    ]
+    command += ["--out_dir", out_dir, "--copies", 2, "--min_iou", 0.6, "--min_ssim", 0.2]
+    command += ["--mode", *request.param.split()]
     return out_dir, command, run_script(*command, cwd=out_dir).out
 
 
