@@ -98,21 +98,23 @@ def place(lesion: Lesion, centre: tuple[float, ...], allowed: np.ndarray) -> tup
         allowed: ([D,] H, W) bool, where a lesion may be.
 
     Returns:
-        What fits of the lesion, its mask not empty, and the window of the recipient that it belongs to; None where less
-        than `LEAST_KEPT` of it may stay.
+        What fits of the lesion, its mask not empty, its centre where whole voxels put it, and the window of the
+        recipient that it belongs to; None where less than `LEAST_KEPT` of it may stay.
     """
-    target, source = [], []
+    target, source, centred = [], [], []
     for middle, size, n in zip(centre, lesion.mask.shape, allowed.shape, strict=True):
         start = round(middle - (size - 1) / 2)
         span = slice(min(max(start, 0), n), max(min(start + size, n), 0))
         target.append(span)
         source.append(slice(span.start - start, span.stop - start))
+        centred.append(start + (size - 1) / 2)
     target, source = tuple(target), tuple(source)
     mask = lesion.mask[source] & allowed[target]
     if mask.sum() < max(LEAST_KEPT * lesion.mask.sum(), 1):
         return None
     every = (slice(None), *source)
-    return replace(lesion, patch=lesion.patch[every], tissue=lesion.tissue[every], mask=mask, centre=centre), target
+    parts = {"patch": lesion.patch[every], "tissue": lesion.tissue[every], "mask": mask}
+    return replace(lesion, **parts, centre=tuple(centred)), target
 
 
 def place_anywhere(

@@ -150,7 +150,7 @@ def _move(lesion: Lesion, shift: np.ndarray, allowed: np.ndarray, image: np.ndar
         channel[window] = blend(channel[window], donor, fitted.mask, settings.mixed)
     region = np.zeros(allowed.shape, bool)
     region[window] = fitted.mask
-    moved = np.round(np.subtract(fitted.centre, lesion.centre)).astype(int).tolist()
+    moved = np.subtract(fitted.centre, lesion.centre).astype(int).tolist()
     return blended, region, {**how, "moved": moved}
 
 

@@ -147,6 +147,16 @@ def test_a_lesion_stays_where_it_is_allowed_or_is_not_moved():
     assert place(lesion, (-30, 100), allowed) is None
 
 
+@pytest.mark.parametrize("centre", [(20, 30), (20.5, 30.5), (19.2, 30.7)])
+def test_the_centre_of_a_placed_lesion_tells_by_how_many_voxels_it_moved(centre):
+    _, mask, lesion = lesion_of((40, 60), (slice(10, 12), slice(10, 13)))
+    fitted, window = place(lesion, centre, np.ones((40, 60), bool))
+    again = np.zeros((40, 60), bool)
+    again[window] = fitted.mask
+    moved = np.argwhere(again).min(0) - np.argwhere(mask).min(0)
+    np.testing.assert_array_equal(np.subtract(fitted.centre, lesion.centre), moved)
+
+
 def test_a_lesion_placed_anywhere_visits_all_that_is_allowed_and_nothing_else():
     _, _, lesion = lesion_of((40, 40), (slice(10, 12), slice(10, 12)))
     allowed, visited = np.zeros((40, 40), bool), np.zeros((40, 40), int)
@@ -201,6 +211,15 @@ def test_augmented_scans_hold_new_lesions_and_are_else_their_recipients(augmente
         changed += [float((scan - before)[new].mean())]
     assert np.mean(changed) < 0  # lesions of the phantom are dark
     assert is_png(out_dir / "contact_sheet.png")
+
+
+def test_provenance_names_slices_that_hold_the_lesion(augmented, cohort):
+    out_dir, _, _ = augmented
+    masks = {case.name: np.load(case.mask) for case in pair_cases([cohort / "Scans"], [cohort / "Masks"])}
+    for origin in json.loads((out_dir / "provenance.json").read_text()).values():
+        new = np.load(out_dir / "Masks" / origin["mask"])
+        for lesion in origin["lesions"]:
+            assert new[..., lesion["slice"]].any() and masks[lesion["scan"]][..., lesion["donor_slice"]].any()
 
 
 def test_augmenting_again_makes_the_same_scans_and_a_stopped_run_goes_on(augmented, cohort, tmp_path):
