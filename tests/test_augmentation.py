@@ -179,7 +179,11 @@ def test_new_lesions_keep_off_the_rim_the_ventricles_and_the_old_lesions():
     assert (dark & ventricle).sum() > 0.9 * ventricle.sum() and not (dark & ~ventricle).any()
     allowed = allowed_region(image, head, old)
     assert not (allowed & (dark | old | ~head)).any() and allowed.sum() > 0.6 * head.sum()
-    assert not ventricles(np.ones((5, 5)), np.ones((5, 5), bool)).any()
+    with_air = [np.pad(array, 7) for array in (image, head, old)]
+    np.testing.assert_array_equal(allowed_region(*with_air), np.pad(allowed, 7))
+    nothing = np.zeros((5, 5), bool)
+    assert not allowed_region(np.ones((5, 5)), nothing, nothing).any()
+    assert not ventricles(np.ones((5, 5)), ~nothing).any()
 
 
 # --- the command ---------------------------------------------------------------------------------------
