@@ -25,7 +25,6 @@ from proposals import (
     test,
     train,
     training_slices,
-    transfer,
 )
 
 COHORTS = {"train": (41, 8), "val": (42, 5), "test": (43, 30)}  # seed and subjects
@@ -34,12 +33,10 @@ COPIES = 4  # new scans of each training scan
 
 
 def prepare(out_dir: Path) -> None:
-    """The cohorts, the augmented training scans, and the slices of all."""
+    """The cohorts and their slices."""
     for part, (seed, n) in COHORTS.items():
         draw(out_dir / part, seed, n)
         cut(out_dir / part)
-    for name in TRANSFERS:
-        transfer(out_dir, name, COPIES)
 
 
 def main() -> None:
@@ -63,7 +60,8 @@ def add_row(out_dir: Path, arm: str, seed: int, steps: int) -> None:
     name = f"{arm}_seed-{seed}"
     path = out_dir / "rows" / f"{name}.csv"
     if not path.exists():
-        checkpoint = train(out_dir, name, training_slices(out_dir, ARMS[arm]), FULL, steps, seed)
+        slices = training_slices(out_dir, ARMS[arm], COPIES)
+        checkpoint = train(out_dir, name, slices, FULL, steps, seed)
         row = {"variant": arm, "seed": seed, "cohort": "test", "minutes": minutes_of(checkpoint)}
         save_row(path, {**row, **test(checkpoint, out_dir / "test", name)})
 

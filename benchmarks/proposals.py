@@ -82,6 +82,7 @@ VARIANTS = {
     "linked": Variant(),
     "full": Variant(times=3),
     "twice": Variant(times=2),
+    "full_anywhere": Variant(transfer="anywhere", times=6),
     "volume_transfer": Variant(transfer="volume"),
     "anywhere_transfer": Variant(transfer="anywhere"),
     "slice_transfer": Variant(transfer="slice"),
@@ -117,8 +118,6 @@ def draw_cohorts(out_dir: Path, test_cohorts: dict[str, list]) -> None:
         draw(out_dir / name, *arguments)
     for part in ("train", "val", *test_cohorts):
         cut(out_dir / part)
-    for name in TRANSFERS:
-        transfer(out_dir, name, COPIES)
 
 
 def draw(folder: Path, seed: int, n_subjects: int, *more: str) -> None:
@@ -133,18 +132,18 @@ def cut(folder: Path) -> None:
         run("-m", "data.slices", *cohort, *GRID, "--out_dir", folder / "slices")
 
 
-def transfer(out_dir: Path, name: str, copies: int) -> None:
-    """Augment ``train`` as `TRANSFERS` says; ``train-<name>`` holds its slices and the new ones."""
+def training_slices(out_dir: Path, name: str | None, copies: int) -> Path:
+    """The folder of the slices of ``train``; with those of scans that it gets as `TRANSFERS` says, unless None."""
+    own = out_dir / "train/slices"
+    if name is None:
+        return own
     cohort = ["--scans_dir", out_dir / "train/Scans", "--masks_dir", out_dir / "train/Masks"]
-    new = out_dir / f"augmented-{name}"
+    new, together = out_dir / f"augmented-{name}", out_dir / f"train-{name}/slices"
     run("-m", "augmentation", *cohort, "--out_dir", new, "--copies", copies, *TRANSFERS[name])
     cut(new)
-    for path in [*(out_dir / "train/slices").glob("*/*.npy"), *(new / "slices").glob("*/*.npy")]:
-        link(path, out_dir / f"train-{name}" / "slices" / path.parent.name / path.name)
-
-
-def training_slices(out_dir: Path, name: str | None) -> Path:
-    return out_dir / (f"train-{name}" if name else "train") / "slices"
+    for path in [*own.glob("*/*.npy"), *(new / "slices").glob("*/*.npy")]:
+        link(path, together / path.parent.name / path.name)
+    return together
 
 
 def link_cases(cases: list[Case], folder: Path) -> None:
@@ -188,7 +187,7 @@ def train(out_dir: Path, name: str, slices: Path, arguments: dict, steps: int, s
 def train_variant(out_dir: Path, variant: Variant, seed: int, steps: int) -> Path:
     """The checkpoint of a variant. Those that differ by the rule alone share the training."""
     trained_as = next(name for name, other in VARIANTS.items() if replace(other, rule=variant.rule) == variant)
-    arguments, slices = {**FULL, **variant.arguments}, training_slices(out_dir, variant.transfer)
+    arguments, slices = {**FULL, **variant.arguments}, training_slices(out_dir, variant.transfer, COPIES)
     checkpoint = train(out_dir, f"{trained_as}_seed-{seed}", slices, arguments, variant.times * steps, seed)
     return with_rule(checkpoint, variant.rule, StackedScans(slices_of(out_dir / "val")))
 
