@@ -48,3 +48,19 @@ def choose_threshold(curve: pd.DataFrame, target_coverage: float, default: float
     needed = enough.proposed_fraction[enough.threshold.idxmax()] if len(enough) else FRACTION_BUDGET
     affordable = curve[curve.proposed_fraction <= max(needed, min(MARGIN * needed, FRACTION_BUDGET))]
     return float(affordable.threshold.min() if len(affordable) else curve.threshold.max())
+
+
+def calibration_summary(curve: pd.DataFrame, threshold: float, target_coverage: float) -> str:
+    """In one line what a threshold gives on the scans of the curve, and what to do where that is too little."""
+    if curve.lesion_coverage.isna().all():
+        return "Not calibrated: no validation scan holds a lesion"
+    at = curve.loc[(curve.threshold - threshold).abs().idxmin()]
+    line = (
+        f"Calibrated: {at.proposed_fraction:.2f} of the brain is proposed and holds {at.lesion_coverage:.2f} of the "
+        f"lesion voxels and {at.lesion_recall:.2f} of the lesions of the validation scans"
+    )
+    if min(at.lesion_coverage, at.lesion_recall) < target_coverage:
+        return f"{line}; {target_coverage:g} is out of reach within {FRACTION_BUDGET:g}: train longer"
+    if at.proposed_fraction > FRACTION_BUDGET:
+        return f"{line}; train longer, or lower --target_coverage, to propose less"
+    return line

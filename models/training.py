@@ -19,7 +19,7 @@ from data.grid import Grid, cached_scan, grid_of
 from data.slices import channels_of, lesion_boxes, read_slice
 from data.volumes import stem_of
 from models.anchors import ANCHOR_SIZES, fit_anchors
-from models.calibration import choose_threshold, coverage_curve
+from models.calibration import calibration_summary, choose_threshold, coverage_curve
 from models.checkpoints import MarkCheckpoint, load_rpn, store_hyperparameters
 from models.hard_negatives import HardNegatives
 from models.rpn import DEFAULT_THRESHOLD, MONITOR, RPN
@@ -121,6 +121,7 @@ def _calibrate(args: Namespace, val: pd.DataFrame, folder: Path, checkpoint: Pat
             curve.to_csv(temporary, index=False)
         threshold = choose_threshold(curve, args.target_coverage, DEFAULT_THRESHOLD)
         save_figure(plot_coverage(curve, threshold, args.target_coverage), folder / "calibration.png")
+        print(calibration_summary(curve, threshold, args.target_coverage))
     store_hyperparameters(checkpoint, score_threshold=threshold)
 
 

@@ -107,7 +107,7 @@ def plot_coverage(curve: pd.DataFrame, threshold: float, target: float) -> Figur
     ):
         axes.plot(ordered.proposed_fraction, ordered[column], marker=".", color=color, label=label)
     chosen = curve.proposed_fraction[(curve.threshold - threshold).abs().idxmin()]
-    axes.axvline(chosen, color="0.3", linestyle="--", label=f"threshold {threshold:.3f}")
+    axes.axvline(chosen, color="0.3", linestyle="--", label=f"threshold {threshold:.5g}")
     axes.axhline(target, color="0.7", linestyle=":", label=f"target {target:g}")
     axes.set(xlabel="proposed fraction of the brain", ylabel="share covered", ylim=(-0.02, 1.02))
     axes.grid(alpha=0.3)
