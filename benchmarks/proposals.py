@@ -56,6 +56,11 @@ TRANSFERS = {
     "volume": ["--mode", "volume", "--lesions", "3"],
     "anywhere": ["--mode", "volume", "--lesions", "3", "--place", "anywhere"],
 }
+RULES = {  # by which boxes become regions
+    "grouped": {"consistency": "grouped"},
+    "linked": {"consistency": "linked", "evidence_growth": 0.0},
+    "rationed": {"consistency": "linked", "evidence_growth": 5.0},
+}
 UNTUNED = {"--slice_sampling": "natural", "--matching": "torchvision", "--transforms": None, "--ema_decay": "0"}
 
 
@@ -64,23 +69,25 @@ class Variant:
     """What a variant changes in `FULL`.
 
     arguments: of train_rpn.py, None to leave one out.
-    rule: by which boxes become regions.
+    rule: a key of `RULES`.
     transfer: a key of `TRANSFERS`, None for the scans as they are.
     times: as many steps as asked for.
     """
 
     arguments: dict = field(default_factory=dict)
-    rule: str = "linked"
+    rule: str = "rationed"
     transfer: str | None = None
     times: int = 1
 
 
-# From top to bottom of the first four, the published method becomes ours; those below "slice_transfer" change it.
+# From top to bottom of the first five, the published method becomes ours; those below "slice_transfer" change it.
 VARIANTS = {
     "published": Variant({**UNTUNED, "--dataset_anchors": "ATLAS"}, "grouped"),
     "regime": Variant(rule="grouped"),
-    "linked": Variant(),
+    "linked": Variant(rule="linked"),
+    "rationed": Variant(),
     "full": Variant(times=3),
+    "full_linked": Variant(rule="linked", times=3),
     "twice": Variant(times=2),
     "full_anywhere": Variant(transfer="anywhere", times=6),
     "volume_transfer": Variant(transfer="volume"),
@@ -195,13 +202,11 @@ def train_variant(out_dir: Path, variant: Variant, seed: int, steps: int) -> Pat
 def with_rule(checkpoint: Path, rule: str, val: StackedScans) -> Path:
     """A copy of the checkpoint beside it, calibrated for another rule of consistency."""
     model = load_rpn(checkpoint)
-    if model.hparams.consistency == rule:
-        return checkpoint
-    model.hparams.consistency = rule
+    model.hparams.update(RULES[rule])
     threshold = choose_threshold(coverage_curve(model, val, ROI_SIZE), TARGET_COVERAGE, DEFAULT_THRESHOLD)
     copy = checkpoint.with_name(f"{rule}.ckpt")
     shutil.copy(checkpoint, copy)
-    store_hyperparameters(copy, consistency=rule, score_threshold=threshold)
+    store_hyperparameters(copy, **RULES[rule], score_threshold=threshold)
     return copy
 
 

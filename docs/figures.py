@@ -25,6 +25,7 @@ from utils.linking import LOWEST_SCORE
 from utils.plots import DETECTION, PREDICTION, REGION, TARGET, save_figure
 from utils.regions import Region, read_regions
 
+ROI_SIZE = (24, 24, 24)  # of make demo
 DEMO, DOCS, COHORT = ROOT / "demo", ROOT / "docs", ROOT / "data/demo"
 
 
@@ -43,7 +44,7 @@ def draw_method(scan: PreparedScan, model: RPN, regions: list[Region], predictio
     z = int(scan.mask.sum((1, 2)).argmax())
     x = int(scan.mask.sum((0, 2)).argmax())
     draw_detections(panels[0], scan, z, detections[z])
-    draw_links(panels[1], scan, x, detections, model.keep(detections))
+    draw_links(panels[1], scan, x, detections, model.keep(scan, detections, ROI_SIZE))
     draw_regions(panels[2], scan, x, regions)
     draw_segmentation(panels[3], scan, z, prediction)
     titles = (

@@ -35,6 +35,8 @@ class RPN(pl.LightningModule):
             mean the same share of the head on coarse scans.
         backbone_weights: file with a state dict of torchvision's resnet18.
         consistency: rule by which boxes of slices become regions, ``linked`` or ``grouped`` (`models.consistency`).
+        evidence_growth: power of the proposed share of the brain with which the odds asked for of further candidates
+            grow (``linked``; `utils.linking.trusted`).
         score_threshold: evidence, or score, from which on boxes propose a region.
         context: further channels of a slice, ``neighbours`` and ``mirror`` (`data.context`).
         matching: which boxes are learned as lesions, a key of `models.detector.MATCHING`.
@@ -48,6 +50,7 @@ class RPN(pl.LightningModule):
         anchor_sizes: tuple[float, ...] = ANCHOR_SIZES["ATLAS"],
         image_size: int = REFERENCE_SIZE,
         consistency: str = "linked",
+        evidence_growth: float = 0.0,
         score_threshold: float = DEFAULT_THRESHOLD,
         lr: float = 1e-4,
         eps: float = 1e-8,
@@ -163,12 +166,20 @@ class RPN(pl.LightningModule):
         threshold: float | None = None,
     ) -> list[Region]:
         """The volume's regions, made consistent over slices, at the threshold (None for the model's own)."""
-        return regions_of(self.keep(detections, threshold), prepared.head, roi_size, self.hparams.consistency)
+        kept = self.keep(prepared, detections, roi_size, threshold)
+        return regions_of(kept, prepared.head, roi_size, self.hparams.consistency)
 
-    def keep(self, detections: dict[int, dict[str, torch.Tensor]], threshold: float | None = None) -> Kept:
+    def keep(
+        self,
+        prepared: PreparedScan,
+        detections: dict[int, dict[str, torch.Tensor]],
+        roi_size: tuple[int, int, int],
+        threshold: float | None = None,
+    ) -> Kept:
         """The boxes of a volume that propose its regions, at the threshold (None for the model's own)."""
-        threshold = self.hparams.score_threshold if threshold is None else threshold
-        return keep_boxes(detections, threshold, self.hparams.consistency)
+        hp = self.hparams
+        threshold = hp.score_threshold if threshold is None else threshold
+        return keep_boxes(detections, threshold, hp.consistency, hp.evidence_growth, prepared.head, roi_size)
 
 
 def _to_cpu(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -38,6 +38,7 @@ def build_rpn(args: Namespace, in_channels: int, anchor_sizes: tuple[float, ...]
         anchor_sizes=anchor_sizes,
         image_size=args.image_size,
         consistency=args.consistency,
+        evidence_growth=args.evidence_growth,
         lr=args.lr,
         eps=args.eps,
         betas=args.betas,

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from utils.linking import link_boxes, linked_regions
+from utils.linking import link_boxes, linked_regions, trusted
 from utils.regions import Region, region_mask
 
 SHAPE, ROI = (40, 50, 60), (8, 8, 8)
@@ -91,3 +91,45 @@ def test_candidates_do_not_depend_on_the_order_of_the_boxes(found, seed):
     _, evidence = link_boxes(slices, boxes, scores)
     _, shuffled = link_boxes(slices[order], boxes[order], scores[order])
     np.testing.assert_allclose(shuffled, evidence[order])
+
+
+FAR = np.array([(10, 10, 12, 12), (40, 40, 42, 42)], float)  # each with a region of its own
+NEAR = np.array([(10, 10, 12, 12), (14, 14, 16, 16)], float)  # one region around both
+
+
+def trust(evidence, boxes, growth, threshold=0.5):
+    """Whether two candidates are trusted in a brain of which a region of `ROI` is a tenth."""
+    head = np.zeros(SHAPE, bool)
+    head.flat[: 10 * int(np.prod(ROI))] = True
+    slices, candidates = np.array([4, 4]), np.array([0, 1])
+    return trusted(slices, boxes, candidates, np.array(evidence), threshold, growth, head, ROI).tolist()
+
+
+def test_a_further_region_asks_for_more_evidence():
+    # Odds of 1 at 0.15 of the brain: 2 / 3 at 0.1, an evidence of 0.4, and 4 / 3 at 0.2, one of 0.571.
+    assert trust([0.41, 0.39], FAR, growth=1) == [True, False]
+    assert trust([0.39, 0.39], FAR, growth=1) == [False, False]
+    assert trust([0.58, 0.57], FAR, growth=1) == [True, False]
+    assert trust([0.573, 0.58], FAR, growth=1) == [True, True]
+    assert trust([0.41, 1.0], FAR, growth=1) == [False, True]
+
+
+def test_a_candidate_in_a_region_that_is_proposed_anyway_asks_for_no_more():
+    assert trust([0.41, 0.41], NEAR, growth=1) == [True, True]
+
+
+def test_without_growth_the_threshold_is_the_same_for_all():
+    assert trust([0.5, 0.49], FAR, growth=0) == [True, False]
+    assert trust([0.5, 0.5], FAR, growth=0) == [True, True]
+
+
+@given(candidates, st.floats(0, 8), st.lists(st.floats(0, 1), min_size=2, max_size=2))
+def test_a_lower_threshold_keeps_all_that_a_higher_one_does(found, growth, thresholds):
+    slices = np.array([z for z, *_ in found])
+    boxes = np.array([(x, y, min(x + w, SHAPE[2]), min(y + h, SHAPE[1])) for _, x, y, w, h in found], float)
+    evidence = np.linspace(0.05, 0.999, len(found))
+    low, high = (
+        trusted(slices, boxes, np.arange(len(found)), evidence, threshold, growth, np.ones(SHAPE, bool), ROI)
+        for threshold in sorted(thresholds)
+    )
+    assert (low | ~high).all()

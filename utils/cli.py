@@ -335,6 +335,12 @@ def add_rpn_model(parser, prefix: str = "") -> None:
         default="linked",
         help="how boxes of slices become 3D regions: linked over neighbours, or by groups of similar slices",
     )
+    group.add_argument(
+        "--evidence_growth",
+        type=non_negative_float,
+        default=5.0,
+        help="power of the proposed share of the brain with which the odds asked for of further linked boxes grow",
+    )
     add_calibration(group)
 
 

@@ -7,13 +7,15 @@ and every slice in which it is seen adds to its evidence.
 
 import numpy as np
 from scipy.sparse.csgraph import connected_components
+from scipy.special import logit
 
-from utils.regions import Region, enclosing_box, expand_region, pairwise_iou, region_of, voxel_region
+from utils.regions import Region, enclosing_box, expand_region, pairwise_iou, region_mask, region_of, voxel_region
 
 # Boxes of this overlap are of one lesion. Its outline changes from slice to slice, so less than detection's 0.5.
 LINK_IOU = 0.3
 GAP = 2  # slices in which a lesion may go unseen between two in which it is seen
 LOWEST_SCORE = 0.05  # boxes below are noise: they add nothing but chains between candidates
+USUAL_SHARE = 0.15  # of the brain in a scan's first region, where the evidence asked for is the threshold
 
 
 def link_boxes(slices: np.ndarray, boxes: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -38,6 +40,48 @@ def link_boxes(slices: np.ndarray, boxes: np.ndarray, scores: np.ndarray) -> tup
     best = np.zeros((n, int(slices.max()) + 1))
     np.maximum.at(best, (candidate, slices), scores)
     return candidate, (1 - np.prod(1 - best, axis=1))[candidate]
+
+
+def trusted(
+    slices: np.ndarray,
+    boxes: np.ndarray,
+    candidates: np.ndarray,
+    evidence: np.ndarray,
+    threshold: float,
+    growth: float,
+    head: np.ndarray,
+    roi_size: tuple[int, int, int],
+) -> np.ndarray:
+    """Which boxes are of candidates with enough evidence, the surest candidates first.
+
+    The more of the brain the regions would hold, the surer a further candidate must be: its odds must reach those of
+    the threshold times (share / `USUAL_SHARE`) ** growth, with the share of the brain in all regions so far and its
+    own. On scans unlike the training's a network is sure of more that is none, and one threshold for all candidates
+    would let the proposed fraction run away; so it hardly moves.
+
+    Args:
+        slices, boxes: as in `link_boxes`; candidates, evidence: what it returned.
+        threshold: evidence in [0, 1].
+        growth: at least 0; with 0 the threshold is the same for all.
+        head: (D, H, W) bool.
+        roi_size: (D, H, W) in voxels.
+
+    Returns:
+        (N,) bool.
+    """
+    if growth == 0:
+        return evidence >= threshold
+    kept, brain = np.zeros(len(slices), bool), np.count_nonzero(head)
+    surest_first = dict.fromkeys(candidates[np.argsort(-evidence, kind="stable")].tolist())
+    for candidate in surest_first:
+        more = kept | (candidates == candidate)
+        regions = linked_regions(slices[more], boxes[more], candidates[more], head.shape, roi_size)
+        share = np.count_nonzero(region_mask(regions, head.shape)) / brain
+        asked = logit(threshold) + growth * np.log(share / USUAL_SHARE)
+        if logit(evidence[candidates == candidate][0]) < asked:
+            break
+        kept = more
+    return kept
 
 
 def linked_regions(
