@@ -1,8 +1,8 @@
 """From the detections of a volume's slices to its 3D regions, by one of two rules of consistency.
 
 ``linked`` (default): boxes that overlap over neighbouring slices are one candidate. It counts if its evidence, the
-noisy or of its best score in each slice, reaches the threshold, which grows with what is proposed of the brain already,
-and gets a region of its own.
+noisy or of its best score in each slice, reaches the threshold, which grows with what is proposed already, and gets a
+region of its own.
 ``grouped``: the published rule. Boxes whose own score reaches the threshold are consolidated in each slice and made
 consistent over groups of anatomically similar slices.
 """
@@ -33,7 +33,7 @@ def keep_boxes(
     threshold: float,
     rule: str,
     growth: float,
-    head: np.ndarray,
+    shape: tuple[int, int, int],
     roi_size: tuple[int, int, int],
 ) -> Kept:
     """The boxes that the rule lets propose regions.
@@ -43,8 +43,7 @@ def keep_boxes(
         threshold: of a box's score (``grouped``) or of its candidate's evidence (``linked``).
         rule: ``linked`` or ``grouped``.
         growth: of the evidence asked for (``linked``; `utils.linking.trusted`).
-        head: (D, H, W) bool.
-        roi_size: (D, H, W) in voxels.
+        shape, roi_size: (D, H, W) in voxels.
     """
     slices, boxes, scores = _stack(detections)
     above = scores >= (LOWEST_SCORE if rule == "linked" else threshold)
@@ -52,7 +51,7 @@ def keep_boxes(
     if rule == "grouped":
         return Kept(slices, boxes, np.arange(len(slices)))
     candidates, evidence = link_boxes(slices, boxes, scores)
-    enough = trusted(slices, boxes, candidates, evidence, threshold, growth, head, roi_size)
+    enough = trusted(slices, boxes, candidates, evidence, threshold, growth, shape, roi_size)
     return Kept(slices[enough], boxes[enough], candidates[enough])
 
 

@@ -35,8 +35,8 @@ class RPN(pl.LightningModule):
             mean the same share of the head on coarse scans.
         backbone_weights: file with a state dict of torchvision's resnet18.
         consistency: rule by which boxes of slices become regions, ``linked`` or ``grouped`` (`models.consistency`).
-        evidence_growth: power of the proposed share of the brain with which the odds asked for of further candidates
-            grow (``linked``; `utils.linking.trusted`).
+        evidence_growth: power of the proposed voxels with which the odds asked for of further candidates grow
+            (``linked``; `utils.linking.trusted`).
         score_threshold: evidence, or score, from which on boxes propose a region.
         context: further channels of a slice, ``neighbours`` and ``mirror`` (`data.context`).
         matching: which boxes are learned as lesions, a key of `models.detector.MATCHING`.
@@ -179,7 +179,7 @@ class RPN(pl.LightningModule):
         """The boxes of a volume that propose its regions, at the threshold (None for the model's own)."""
         hp = self.hparams
         threshold = hp.score_threshold if threshold is None else threshold
-        return keep_boxes(detections, threshold, hp.consistency, hp.evidence_growth, prepared.head, roi_size)
+        return keep_boxes(detections, threshold, hp.consistency, hp.evidence_growth, prepared.head.shape, roi_size)
 
 
 def _to_cpu(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

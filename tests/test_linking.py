@@ -98,24 +98,29 @@ NEAR = np.array([(10, 10, 12, 12), (14, 14, 16, 16)], float)  # one region aroun
 
 
 def trust(evidence, boxes, growth, threshold=0.5):
-    """Whether two candidates are trusted in a brain of which a region of `ROI` is a tenth."""
-    head = np.zeros(SHAPE, bool)
-    head.flat[: 10 * int(np.prod(ROI))] = True
+    """Whether two candidates are trusted."""
     slices, candidates = np.array([4, 4]), np.array([0, 1])
-    return trusted(slices, boxes, candidates, np.array(evidence), threshold, growth, head, ROI).tolist()
+    return trusted(slices, boxes, candidates, np.array(evidence), threshold, growth, SHAPE, ROI).tolist()
 
 
-def test_a_further_region_asks_for_more_evidence():
-    # Odds of 1 at 0.15 of the brain: 2 / 3 at 0.1, an evidence of 0.4, and 4 / 3 at 0.2, one of 0.571.
-    assert trust([0.41, 0.39], FAR, growth=1) == [True, False]
-    assert trust([0.39, 0.39], FAR, growth=1) == [False, False]
-    assert trust([0.58, 0.57], FAR, growth=1) == [True, False]
-    assert trust([0.573, 0.58], FAR, growth=1) == [True, True]
-    assert trust([0.41, 1.0], FAR, growth=1) == [False, True]
+def test_a_second_region_asks_for_more_evidence():
+    # Odds of 1 for the first, and of 2 ** growth for the second: 2, an evidence of 2 / 3, or 8, one of 8 / 9.
+    assert trust([0.51, 0.49], FAR, growth=1) == [True, False]
+    assert trust([0.49, 0.49], FAR, growth=1) == [False, False]
+    assert trust([0.7, 0.66], FAR, growth=1) == [True, False]
+    assert trust([0.67, 0.7], FAR, growth=1) == [True, True]
+    assert trust([0.9, 0.88], FAR, growth=3) == [True, False]
+    assert trust([0.89, 1.0], FAR, growth=3) == [True, True]
 
 
 def test_a_candidate_in_a_region_that_is_proposed_anyway_asks_for_no_more():
-    assert trust([0.41, 0.41], NEAR, growth=1) == [True, True]
+    assert trust([0.51, 0.51], NEAR, growth=3) == [True, True]
+
+
+def test_a_scan_smaller_than_the_roi_has_one_region_for_all():
+    slices, boxes, candidates = np.array([4, 9]), FAR, np.array([0, 1])
+    evidence = np.array([0.51, 0.52])
+    assert trusted(slices, boxes, candidates, evidence, 0.5, 5, SHAPE, (64, 64, 64)).all()
 
 
 def test_without_growth_the_threshold_is_the_same_for_all():
@@ -129,7 +134,7 @@ def test_a_lower_threshold_keeps_all_that_a_higher_one_does(found, growth, thres
     boxes = np.array([(x, y, min(x + w, SHAPE[2]), min(y + h, SHAPE[1])) for _, x, y, w, h in found], float)
     evidence = np.linspace(0.05, 0.999, len(found))
     low, high = (
-        trusted(slices, boxes, np.arange(len(found)), evidence, threshold, growth, np.ones(SHAPE, bool), ROI)
+        trusted(slices, boxes, np.arange(len(found)), evidence, threshold, growth, SHAPE, ROI)
         for threshold in sorted(thresholds)
     )
     assert (low | ~high).all()

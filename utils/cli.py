@@ -339,7 +339,7 @@ def add_rpn_model(parser, prefix: str = "") -> None:
         "--evidence_growth",
         type=non_negative_float,
         default=5.0,
-        help="power of the proposed share of the brain with which the odds asked for of further linked boxes grow",
+        help="power of the proposed voxels with which the odds asked for of further linked boxes grow; 0 for none",
     )
     add_calibration(group)
 

@@ -15,7 +15,6 @@ from utils.regions import Region, enclosing_box, expand_region, pairwise_iou, re
 LINK_IOU = 0.3
 GAP = 2  # slices in which a lesion may go unseen between two in which it is seen
 LOWEST_SCORE = 0.05  # boxes below are noise: they add nothing but chains between candidates
-USUAL_SHARE = 0.15  # of the brain in a scan's first region, where the evidence asked for is the threshold
 
 
 def link_boxes(slices: np.ndarray, boxes: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -49,36 +48,33 @@ def trusted(
     evidence: np.ndarray,
     threshold: float,
     growth: float,
-    head: np.ndarray,
+    shape: tuple[int, int, int],
     roi_size: tuple[int, int, int],
 ) -> np.ndarray:
     """Which boxes are of candidates with enough evidence, the surest candidates first.
 
-    The more of the brain the regions would hold, the surer a further candidate must be: its odds must reach those of
-    the threshold times (share / `USUAL_SHARE`) ** growth, with the share of the brain in all regions so far and its
-    own. On scans unlike the training's a network is sure of more that is none, and one threshold for all candidates
-    would let the proposed fraction run away; so it hardly moves.
+    The more voxels the regions hold, the surer a further candidate must be: its odds must reach those of the threshold
+    times n ** growth, where the regions so far and its own hold the voxels of n RoIs. On scans unlike the training's a
+    network is sure of more that is none, and one threshold for all candidates lets the proposed fraction run away.
 
     Args:
         slices, boxes: as in `link_boxes`; candidates, evidence: what it returned.
-        threshold: evidence in [0, 1].
+        threshold: evidence in [0, 1], asked for where one RoI is proposed.
         growth: at least 0; with 0 the threshold is the same for all.
-        head: (D, H, W) bool.
-        roi_size: (D, H, W) in voxels.
+        shape, roi_size: (D, H, W) in voxels.
 
     Returns:
         (N,) bool.
     """
     if growth == 0:
         return evidence >= threshold
-    kept, brain = np.zeros(len(slices), bool), np.count_nonzero(head)
+    kept, roi_voxels = np.zeros(len(slices), bool), np.prod(np.minimum(roi_size, shape))
     surest_first = dict.fromkeys(candidates[np.argsort(-evidence, kind="stable")].tolist())
     for candidate in surest_first:
         more = kept | (candidates == candidate)
-        regions = linked_regions(slices[more], boxes[more], candidates[more], head.shape, roi_size)
-        share = np.count_nonzero(region_mask(regions, head.shape)) / brain
-        asked = logit(threshold) + growth * np.log(share / USUAL_SHARE)
-        if logit(evidence[candidates == candidate][0]) < asked:
+        regions = linked_regions(slices[more], boxes[more], candidates[more], shape, roi_size)
+        n_rois = np.count_nonzero(region_mask(regions, shape)) / roi_voxels
+        if logit(evidence[candidates == candidate][0]) < logit(threshold) + growth * np.log(n_rois):
             break
         kept = more
     return kept
