@@ -24,6 +24,8 @@ from utils.files import require_writable
 from utils.provenance import open_run
 
 BYTES_PER_VOXEL = 5  # float32 scan and uint8 mask
+# A slice is like its partner, so the donor's place is a likely one; whole lesions helped most in places of their own.
+PLACES = {"slice": "donor", "volume": "anywhere"}
 
 
 def parse_args() -> argparse.Namespace:
@@ -79,8 +81,9 @@ def add_transfer(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--place",
         choices=("donor", "anywhere"),
-        default="donor",
-        help="where a lesion goes: the place it had in its own head, or any in the brain off ventricles and lesions",
+        default=None,
+        help="where a lesion goes: the place it had in its own head (default for slice), or any in the brain off "
+        "ventricles and lesions (default for volume)",
     )
     group.add_argument("--max_angle", type=cli.non_negative_float, default=15.0, help="largest turn in degrees")
     group.add_argument("--max_erosion", type=cli.non_negative_int, default=2, help="largest erosion in voxels")
@@ -96,7 +99,7 @@ def add_transfer(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> None:
     cases = pair_cases([args.scans_dir], [args.masks_dir], args.ext, ("--scans_dir", "--masks_dir"))
     refuse_augmented(cases, "--scans_dir")
-    out_dir = Path(args.out_dir)
+    out_dir, args.place = Path(args.out_dir), args.place or PLACES[args.mode]
     if len({case.subject for case in cases}) < 2:
         raise UserError(f"--scans_dir {args.scans_dir} holds one subject; lesions are moved between two or more")
     grid = Grid(read_header(cases[0].scan).shape)

@@ -98,7 +98,7 @@ def time_blends(cohort: Cohort) -> None:
 
 
 def time_transfer(cohort: Cohort, mode: str) -> None:
-    settings = replace(SETTINGS, mode=mode)
+    settings = replace(SETTINGS, mode=mode, place="donor" if mode == "slice" else "anywhere")
     volumes = range(len(cohort.cases))
     for volume in volumes:
         assert cohort.load(volume).healthy.any()  # reading a scan is not what is timed

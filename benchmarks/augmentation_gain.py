@@ -44,7 +44,7 @@ def main() -> None:
     parser.add_argument("--out_dir", type=Path, required=True)
     parser.add_argument("--seeds", type=int, nargs="+", default=[42])
     parser.add_argument("--arms", choices=list(ARMS), nargs="+", default=list(ARMS))
-    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--steps", type=int, default=800)
     parser.add_argument("--table", action="store_true", help="only print what is there")
     args = parser.parse_args()
     out_dir = args.out_dir.absolute()

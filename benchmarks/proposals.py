@@ -53,7 +53,7 @@ FULL = {
 COPIES = 1  # new scans that a lesion transfer makes of each training scan
 TRANSFERS = {
     "slice": ["--mode", "slice"],
-    "volume": ["--mode", "volume", "--lesions", "3"],
+    "volume": ["--mode", "volume", "--lesions", "3", "--place", "donor"],
     "anywhere": ["--mode", "volume", "--lesions", "3", "--place", "anywhere"],
 }
 RULES = {  # by which boxes become regions

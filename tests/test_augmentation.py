@@ -189,7 +189,7 @@ def test_new_lesions_keep_off_the_rim_the_ventricles_and_the_old_lesions():
 # --- the command ---------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module", params=["volume", "volume --place anywhere", "slice"])
+@pytest.fixture(scope="module", params=["volume --place donor", "volume", "slice"])
 def augmented(request, tmp_path_factory, cohort):
     out_dir = tmp_path_factory.mktemp("augmented")
     command = ["-m", "augmentation", "--scans_dir", cohort / "Scans", "--masks_dir", cohort / "Masks"]
