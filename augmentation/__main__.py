@@ -14,7 +14,7 @@ from augmentation.cohort import index_cohort
 from augmentation.contact_sheet import draw_contact_sheet
 from augmentation.output import write_all
 from augmentation.pairs import Criteria
-from augmentation.transfer import Settings
+from augmentation.transfer import PLACES, Settings
 from data.cohort import check_headers, check_voxels, pair_cases, refuse_augmented
 from data.grid import Grid
 from data.volumes import read_header
@@ -24,8 +24,6 @@ from utils.files import require_writable
 from utils.provenance import open_run
 
 BYTES_PER_VOXEL = 5  # float32 scan and uint8 mask
-# A slice is like its partner, so the donor's place is a likely one; whole lesions helped most in places of their own.
-PLACES = {"slice": "donor", "volume": "anywhere"}
 
 
 def parse_args() -> argparse.Namespace:
@@ -99,7 +97,8 @@ def add_transfer(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> None:
     cases = pair_cases([args.scans_dir], [args.masks_dir], args.ext, ("--scans_dir", "--masks_dir"))
     refuse_augmented(cases, "--scans_dir")
-    out_dir, args.place = Path(args.out_dir), args.place or PLACES[args.mode]
+    out_dir = Path(args.out_dir)
+    args.place = args.place or PLACES[args.mode]
     if len({case.subject for case in cases}) < 2:
         raise UserError(f"--scans_dir {args.scans_dir} holds one subject; lesions are moved between two or more")
     grid = Grid(read_header(cases[0].scan).shape)

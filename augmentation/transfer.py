@@ -10,6 +10,9 @@ from augmentation.lesions import Lesion, allowed_region, cut_lesion, place, plac
 from augmentation.pairs import Criteria, Pair, find_pairs
 from augmentation.poisson import blend, soft_rim
 
+# Where lesions go unless told otherwise. A slice is like its partner, so the donor's place is a likely one; whole
+# lesions helped most in places of their own.
+PLACES = {"slice": "donor", "volume": "anywhere"}
 TRIES = 20  # healthy slices in which a place for one more 3D lesion is sought
 
 

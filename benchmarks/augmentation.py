@@ -27,7 +27,7 @@ sys.path.insert(0, str(ROOT))
 from augmentation.cohort import Cohort, Scan, index_cohort
 from augmentation.pairs import Criteria, find_pairs, join
 from augmentation.poisson import blend, soft_rim
-from augmentation.transfer import Settings, augment
+from augmentation.transfer import PLACES, Settings, augment
 from data.cohort import pair_cases
 from data.grid import Grid
 from data.volumes import read_volume, write_volume
@@ -98,7 +98,7 @@ def time_blends(cohort: Cohort) -> None:
 
 
 def time_transfer(cohort: Cohort, mode: str) -> None:
-    settings = replace(SETTINGS, mode=mode, place="donor" if mode == "slice" else "anywhere")
+    settings = replace(SETTINGS, mode=mode, place=PLACES[mode])
     volumes = range(len(cohort.cases))
     for volume in volumes:
         assert cohort.load(volume).healthy.any()  # reading a scan is not what is timed

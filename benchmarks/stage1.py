@@ -48,7 +48,7 @@ def seconds(function, repeats: int) -> float:
 def main() -> None:
     prepared = prepare_phantom()
     slices = [torch.from_numpy(prepared.scan[:, z].astype(np.float32)) for z in range(len(prepared.head))]
-    ours = RPN().eval().to(memory_format=torch.channels_last)
+    ours = RPN(evidence_growth=5.0).eval().to(memory_format=torch.channels_last)
     theirs = fasterrcnn_resnet50_fpn(weights=None, weights_backbone=None, num_classes=2, min_size=192).eval()
     # One box a slice, scattered about two places: the most that grouping ever has to cluster.
     corner = np.random.default_rng(0).integers(40, 100, (len(slices), 2))

@@ -36,7 +36,7 @@ class RPN(pl.LightningModule):
         backbone_weights: file with a state dict of torchvision's resnet18.
         consistency: rule by which boxes of slices become regions, ``linked`` or ``grouped`` (`models.consistency`).
         evidence_growth: power of the proposed voxels with which the odds asked for of further candidates grow
-            (``linked``; `utils.linking.trusted`).
+            (``linked``; `utils.linking.trusted`); 0, as in checkpoints that do not name it, for one threshold for all.
         score_threshold: evidence, or score, from which on boxes propose a region.
         context: further channels of a slice, ``neighbours`` and ``mirror`` (`data.context`).
         matching: which boxes are learned as lesions, a key of `models.detector.MATCHING`.
