@@ -200,7 +200,7 @@ def train_variant(out_dir: Path, variant: Variant, seed: int, steps: int) -> Pat
 
 
 def with_rule(checkpoint: Path, rule: str, val: StackedScans) -> Path:
-    """A copy of the checkpoint beside it, calibrated for another rule of consistency."""
+    """A copy of the checkpoint beside it, calibrated for one of `RULES`."""
     model = load_rpn(checkpoint)
     model.hparams.update(RULES[rule])
     threshold = choose_threshold(coverage_curve(model, val, ROI_SIZE), TARGET_COVERAGE, DEFAULT_THRESHOLD)

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from data.grid import PreparedScan
 from data.slices import lesion_boxes
 from data.volumes import stem_of
-from models.consistency import Kept
+from models.consistency import Kept, regions_of
 from models.rpn import RPN
 from utils.files import update_table, write_json
 from utils.plots import pictures_per_scan, plot_slice_boxes, save_figure
@@ -68,10 +68,11 @@ def evaluate_rpn(model: RPN, scans: Iterable[PreparedScan], total: int, args: Na
     roi_size = tuple(args.roi_size)
     for scan, pictures in zip(tqdm(scans, f"Testing {name}", total, unit="scan"), drawn, strict=True):
         found = model.detect_volume(scan, args.batch_size)
-        regions = all_regions[scan.name] = model.propose(scan, found, roi_size)
+        kept = model.keep(scan, found, roi_size)
+        regions = all_regions[scan.name] = regions_of(kept, scan.head, roi_size, model.hparams.consistency)
         proposed = region_mask(regions, scan.head.shape)
         counts += count_proposals(proposed, scan.mask, scan.head)
-        slices += _slices_of(scan, found, model.keep(scan, found, roi_size), proposed)
+        slices += _slices_of(scan, found, kept, proposed)
         spacing_mm = None if args.resize_to else scan.spacing_mm  # which is that of the scan's own grid
         lesions.append(lesions_covered(proposed, scan.mask, spacing_mm).assign(scan=scan.name))
         misses = _worst([*misses, *_missed(scan, found, regions, proposed)])

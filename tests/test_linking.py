@@ -66,10 +66,15 @@ candidates = st.lists(
 )
 
 
+def arrays_of(found):
+    """Slices and boxes, cut to the volume, of candidates of a box each."""
+    boxes = [(x, y, min(x + w, SHAPE[2]), min(y + h, SHAPE[1])) for _, x, y, w, h in found]
+    return np.array([z for z, *_ in found]), np.array(boxes, float)
+
+
 @given(candidates)
 def test_regions_hold_every_box_and_are_no_larger_than_apart(found):
-    slices = np.array([z for z, *_ in found])
-    boxes = np.array([(x, y, min(x + w, SHAPE[2]), min(y + h, SHAPE[1])) for _, x, y, w, h in found], float)
+    slices, boxes = arrays_of(found)
     together = linked_regions(slices, boxes, np.arange(len(found)), SHAPE, ROI)
     mask = region_mask(together, SHAPE)
     for z, (x0, y0, x1, y1) in zip(slices, boxes.astype(int), strict=True):
@@ -130,8 +135,7 @@ def test_without_growth_the_threshold_is_the_same_for_all():
 
 @given(candidates, st.floats(0, 8), st.lists(st.floats(0, 1), min_size=2, max_size=2))
 def test_a_lower_threshold_keeps_all_that_a_higher_one_does(found, growth, thresholds):
-    slices = np.array([z for z, *_ in found])
-    boxes = np.array([(x, y, min(x + w, SHAPE[2]), min(y + h, SHAPE[1])) for _, x, y, w, h in found], float)
+    slices, boxes = arrays_of(found)
     evidence = np.linspace(0.05, 0.999, len(found))
     low, high = (
         trusted(slices, boxes, np.arange(len(found)), evidence, threshold, growth, SHAPE, ROI)
