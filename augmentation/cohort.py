@@ -5,6 +5,7 @@ from functools import cached_property, lru_cache, partial
 from pathlib import Path
 
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 from scipy import ndimage
 from tqdm import tqdm
 
@@ -14,6 +15,8 @@ from data.grid import Grid, cached_scan
 from data.volumes import HEAD_PERCENTILES
 from utils.errors import UserError
 from utils.parallel import map_in_order
+
+STEP_PERCENTILE = 95
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,15 @@ class Scan:
     def healthy(self) -> np.ndarray:
         """(D, H, W) bool, the head without lesions and their rims of partial volume."""
         return self.head & ~ndimage.binary_dilation(self.lesions)
+
+    @cached_property
+    def usual_step(self) -> np.ndarray:
+        """(C,) 95th percentile of the steps between neighbours in plane, in healthy brain: a larger one shows."""
+        steps = []
+        for axis in (-2, -1):
+            both = sliding_window_view(self.healthy, 2, axis).all(-1)
+            steps.append(np.abs(np.diff(self.image, axis=axis))[:, both])
+        return np.percentile(np.concatenate(steps, 1), STEP_PERCENTILE, axis=1)
 
 
 @dataclass(frozen=True)

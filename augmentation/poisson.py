@@ -51,7 +51,9 @@ def blend(
     return result
 
 
-def soft_rim(lesion: np.ndarray, tissue: np.ndarray, region: np.ndarray, rim: float) -> np.ndarray:
+def soft_rim(
+    lesion: np.ndarray, tissue: np.ndarray, region: np.ndarray, rim: float, max_step: float = np.inf
+) -> np.ndarray:
     """A donor that is tissue outside the region and becomes the lesion over `rim` voxels inside it.
 
     A region that was eroded, or cut to fit, has the lesion on both sides of its border. Without this the blend
@@ -59,13 +61,17 @@ def soft_rim(lesion: np.ndarray, tissue: np.ndarray, region: np.ndarray, rim: fl
 
     Args:
         lesion, tissue: ([D,] H, W) float, the donor with its lesion and as it may have looked without.
-        region: bool, of that shape.
+        region: bool, of that shape, not empty.
         rim: in voxels, 0 for a hard edge; less where the region is too thin to keep a core of pure lesion.
+        max_step: in the units of the images, the mean step into the region that the lesion may bring. One that is too
+            thin for its contrast becomes fainter, as partial volume makes the thin end of a real one.
     """
     depth = ndimage.distance_transform_edt(np.pad(region, 1))[(slice(1, -1),) * region.ndim]
     share = np.minimum(depth / min(rim + 1, depth.max()), 1)
     smooth = share**2 * (3 - 2 * share)  # flat at both ends: no seam where the region begins
-    return tissue + smooth * (lesion - tissue)
+    change = smooth * (lesion - tissue)
+    step = np.abs(change[region & (depth == 1)]).mean()  # the outermost voxels; beyond them nothing changes
+    return tissue + change * min(1, max_step / max(step, 1e-12))
 
 
 def _around(region: np.ndarray) -> tuple[slice, ...]:

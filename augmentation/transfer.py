@@ -96,7 +96,7 @@ def _into_slice(cohort: Cohort, scan: Scan, result: Augmented, pair: Pair, rng, 
     cut = _cut(donor, donor.image[:, sick_z], lesion, donor.healthy[sick_z], scan)
     allowed = allowed_region(scan.image[0, z], scan.head[z], scan.lesions[z])
     shift = _middle(scan.head[z]) - _middle(donor.head[sick_z])
-    moved = _move(cut, shift, allowed, result.image[:, z], rng, settings)
+    moved = _move(cut, shift, allowed, result.image[:, z], scan.usual_step, rng, settings)
     if moved is None:
         return result
     result.image[:, z], region, how = moved
@@ -110,7 +110,8 @@ def _into_volume(cohort: Cohort, scan: Scan, result: Augmented, allowed, pair: P
     labels, _ = ndimage.label(donor.lesions, np.ones((3, 3, 3)))
     lesion = labels == rng.choice(np.unique(labels[sick_z][labels[sick_z] > 0]))
     shift = np.array([z - sick_z, *(_middle(scan.head[z]) - _middle(donor.head[sick_z]))])
-    moved = _move(_cut(donor, donor.image, lesion, donor.healthy, scan), shift, allowed, result.image, rng, settings)
+    cut = _cut(donor, donor.image, lesion, donor.healthy, scan)
+    moved = _move(cut, shift, allowed, result.image, scan.usual_step, rng, settings)
     if moved is None:
         return result, allowed
     image, region, how = moved
@@ -137,8 +138,13 @@ def _middle(head: np.ndarray) -> np.ndarray:
     return np.array([rows.start + rows.stop, columns.start + columns.stop]) / 2
 
 
-def _move(lesion: Lesion, shift: np.ndarray, allowed: np.ndarray, image: np.ndarray, rng, settings: Settings):
-    """Vary, place and blend: the image (C, ...) with the lesion, its region and what was done; None without room."""
+def _move(
+    lesion: Lesion, shift: np.ndarray, allowed: np.ndarray, image: np.ndarray, max_step: np.ndarray, rng, settings
+):
+    """Vary, place and blend: the image (C, ...) with the lesion, its region and what was done; None without room.
+
+    `max_step` (C,) keeps the rim from showing, but for a hard edge that was asked for.
+    """
     varied, how = vary(lesion, rng, settings.max_angle, settings.max_erosion)
     if settings.place == "anywhere":
         placed = place_anywhere(varied, allowed, rng)
@@ -148,8 +154,9 @@ def _move(lesion: Lesion, shift: np.ndarray, allowed: np.ndarray, image: np.ndar
         return None
     fitted, window = placed
     blended = image.copy()
-    for channel, patch, tissue in zip(blended, fitted.patch, fitted.tissue, strict=True):
-        donor = soft_rim(patch, tissue, fitted.mask, settings.rim)
+    limits = max_step if settings.rim else np.full(len(max_step), np.inf)
+    for channel, patch, tissue, limit in zip(blended, fitted.patch, fitted.tissue, limits, strict=True):
+        donor = soft_rim(patch, tissue, fitted.mask, settings.rim, limit)
         channel[window] = blend(channel[window], donor, fitted.mask, settings.mixed)
     region = np.zeros(allowed.shape, bool)
     region[window] = fitted.mask

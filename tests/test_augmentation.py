@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from augmentation.cohort import Scan
 from augmentation.lesions import LEAST_KEPT, allowed_region, cut_lesion, place, place_anywhere, turn, vary, ventricles
 from augmentation.pairs import Criteria, count_cells, find_pairs, index_slices, iou, iou_bound, join
 from data.cohort import Fold, augmented_cases, pair_cases, usable_augmented
@@ -184,6 +185,16 @@ def test_new_lesions_keep_off_the_rim_the_ventricles_and_the_old_lesions():
     nothing = np.zeros((5, 5), bool)
     assert not allowed_region(np.ones((5, 5)), nothing, nothing).any()
     assert not ventricles(np.ones((5, 5)), ~nothing).any()
+
+
+def test_the_usual_step_is_that_of_healthy_brain_in_plane():
+    head, lesions = np.ones((3, 9, 30), bool), np.zeros((3, 9, 30), bool)
+    lesions[1, 4, 15] = True
+    image = np.stack([np.indices(head.shape)[2] * scale for scale in (2.0, 5.0)])
+    image += 1000 * np.indices(head.shape)[0]  # between slices
+    image[:, 1, 4, 15] = -1e6
+    scan = Scan(None, image, None, None, head, lesions, None)
+    np.testing.assert_allclose(scan.usual_step, [2, 5])
 
 
 # --- the command ---------------------------------------------------------------------------------------

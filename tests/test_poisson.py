@@ -135,3 +135,22 @@ def test_soft_rim_turns_tissue_into_lesion_over_its_width():
 def test_soft_rim_leaves_a_thin_lesion_its_contrast():
     region = np.array([[False, True, True, True, False]])
     np.testing.assert_allclose(soft_rim(np.zeros((1, 5)), np.ones((1, 5)), region, 3), [[1, 0, 0, 0, 1]])
+
+
+def test_soft_rim_fades_a_lesion_that_is_too_thin_for_its_contrast():
+    thin = np.array([[False, True, True, True, False]])
+    np.testing.assert_allclose(soft_rim(np.zeros((1, 5)), np.ones((1, 5)), thin, 3, 0.25), [[1, 0.75, 0.75, 0.75, 1]])
+    thick = np.pad(np.ones((9, 9), bool), 1)  # its outermost voxels are 5 of 32 parts lesion
+    images = np.zeros((11, 11)), np.full((11, 11), 32.0)
+    np.testing.assert_allclose(soft_rim(*images, thick, 3, 5.0), soft_rim(*images, thick, 3))
+    np.testing.assert_allclose(32 - soft_rim(*images, thick, 3, 4.0), 0.8 * (32 - soft_rim(*images, thick, 3)))
+    np.testing.assert_array_equal(soft_rim(*[np.ones((1, 5))] * 2, thin, 3, 0.0), np.ones((1, 5)))
+
+
+@settings(max_examples=40, deadline=None)
+@given(arrays(bool, (6, 7)), st.floats(0, 5), st.floats(0, 10))
+def test_the_step_into_the_region_is_never_larger_than_asked_for(region, rim, max_step):
+    region[2, 3], region[0, 0] = True, False
+    lesion, tissue = np.full((6, 7), -7.0), np.zeros((6, 7))
+    outermost = region & ~ndimage.binary_erosion(region)
+    assert np.abs(soft_rim(lesion, tissue, region, rim, max_step)[outermost]).mean() <= max_step * (1 + 1e-9)
