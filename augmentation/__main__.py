@@ -90,7 +90,7 @@ def add_transfer(parser: argparse.ArgumentParser) -> None:
         "--rim",
         type=cli.non_negative_float,
         default=3.0,
-        help="voxels over which tissue becomes lesion, a thin one fainter so that its rim does not show; 0 for a hard edge",
+        help="voxels over which tissue becomes lesion, one too thin for it made fainter; 0 for a hard edge",
     )
 
 
