@@ -80,8 +80,8 @@ class Variant:
     times: int = 1
 
 
-# Published, regime, rationed and full_anywhere lead from the published method to ours, which comes last; those below
-# "slice_transfer" change one thing in that.
+# Published, regime, rationed and full_anywhere lead from the published method to ours; those from "slice_transfer" on
+# change one thing in "rationed".
 VARIANTS = {
     "published": Variant({**UNTUNED, "--dataset_anchors": "ATLAS"}, "grouped"),
     "regime": Variant(rule="grouped"),
@@ -91,21 +91,21 @@ VARIANTS = {
     "full_linked": Variant(rule="linked", times=3),
     "twice": Variant(times=2),
     "full_anywhere": Variant(transfer="anywhere", times=6),
+    "slice_transfer": Variant(transfer="slice"),
     "volume_transfer": Variant(transfer="volume"),
     "anywhere_transfer": Variant(transfer="anywhere"),
-    "slice_transfer": Variant(transfer="slice"),
-    "atlas_anchors": Variant({"--dataset_anchors": "ATLAS"}, transfer="slice"),
-    "natural_sampling": Variant({"--slice_sampling": "natural"}, transfer="slice"),
-    "torchvision_matching": Variant({"--matching": "torchvision"}, transfer="slice"),
-    "no_transforms": Variant({"--transforms": None}, transfer="slice"),
-    "no_lesion_contrast": Variant({"--transforms": "flip affine contrast"}, transfer="slice"),
-    "no_ema": Variant({"--ema_decay": "0"}, transfer="slice"),
-    "native_size": Variant({"--image_size": "98"}, transfer="slice"),
-    "neighbours": Variant({"--context": "neighbours"}, transfer="slice"),
-    "mirror": Variant({"--context": "mirror"}, transfer="slice"),
-    "hard_negatives": Variant({"--hard_negatives": "0.5"}, transfer="slice"),
-    "focal": Variant({"--focal": ""}, transfer="slice"),
-    "label_smoothing": Variant({"--label_smoothing": "0.1"}, transfer="slice"),
+    "atlas_anchors": Variant({"--dataset_anchors": "ATLAS"}),
+    "natural_sampling": Variant({"--slice_sampling": "natural"}),
+    "torchvision_matching": Variant({"--matching": "torchvision"}),
+    "no_transforms": Variant({"--transforms": None}),
+    "no_lesion_contrast": Variant({"--transforms": "flip affine contrast"}),
+    "no_ema": Variant({"--ema_decay": "0"}),
+    "native_size": Variant({"--image_size": "98"}),
+    "neighbours": Variant({"--context": "neighbours"}),
+    "mirror": Variant({"--context": "mirror"}),
+    "hard_negatives": Variant({"--hard_negatives": "0.5"}),
+    "focal": Variant({"--focal": ""}),
+    "label_smoothing": Variant({"--label_smoothing": "0.1"}),
 }
 
 
