@@ -84,6 +84,12 @@ def add_transfer(parser: argparse.ArgumentParser) -> None:
         "ventricles and lesions (default for volume)",
     )
     group.add_argument("--max_angle", type=cli.non_negative_float, default=15.0, help="largest turn in degrees")
+    group.add_argument(
+        "--min_scale",
+        type=cli.positive_fraction,
+        default=1.0,
+        help="least diameter of a moved lesion, as a share of its own; 1 to leave its size",
+    )
     group.add_argument("--max_erosion", type=cli.non_negative_int, default=2, help="largest erosion in voxels")
     group.add_argument("--mixed", action="store_true", help="keep the recipient's gradients where they are larger")
     group.add_argument(

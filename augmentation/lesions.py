@@ -1,6 +1,7 @@
 """Lesions cut out of a donor, varied at random, and fitted into the brain of a recipient, in 2D and 3D alike."""
 
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 from scipy import ndimage
@@ -63,31 +64,44 @@ def _window(array: np.ndarray, starts: list[int], reach: list[int]) -> np.ndarra
     return window
 
 
-def vary(lesion: Lesion, rng: np.random.Generator, max_angle: float, max_erosion: int) -> tuple[Lesion, dict]:
-    """Turn a lesion in plane and erode it, by amounts drawn from even distributions.
+def vary(
+    lesion: Lesion, rng: np.random.Generator, max_angle: float, min_scale: float, max_erosion: int
+) -> tuple[Lesion, dict]:
+    """Turn a lesion in plane, shrink it and erode it, by random amounts.
 
     Args:
-        max_angle: in degrees, to either side.
-        max_erosion: in voxels; less is taken off where nothing would be left.
+        max_angle: in degrees, to either side; drawn evenly.
+        min_scale: (0 to 1], least ratio of the new diameter to the old one; its logarithm is drawn evenly.
+        max_erosion: in voxels, drawn evenly; less is taken off where nothing would be left.
 
     Returns:
-        The varied lesion and what was done: ``angle`` in degrees, ``erosion`` in voxels.
+        The varied lesion and what was done: ``angle`` in degrees, ``scale``, ``erosion`` in voxels.
     """
-    angle, erosion = float(rng.uniform(-max_angle, max_angle)), int(rng.integers(max_erosion + 1))
-    turned = turn(lesion, angle)
-    depth = ndimage.distance_transform_cdt(np.pad(turned.mask, 1), "taxicab")[(slice(1, -1),) * turned.mask.ndim]
-    erosion = min(erosion, int(depth.max()) - 1)
-    return replace(turned, mask=depth > erosion), {"angle": angle, "erosion": erosion}
+    angle, scale = float(rng.uniform(-max_angle, max_angle)), float(min_scale ** rng.random())
+    moved = turn_and_shrink(lesion, angle, scale)
+    depth = ndimage.distance_transform_cdt(np.pad(moved.mask, 1), "taxicab")[(slice(1, -1),) * moved.mask.ndim]
+    erosion = min(int(rng.integers(max_erosion + 1)), int(depth.max()) - 1)
+    return replace(moved, mask=depth > erosion), {"angle": angle, "scale": scale, "erosion": erosion}
 
 
-def turn(lesion: Lesion, angle: float) -> Lesion:
-    """The lesion turned in plane by `angle` degrees about its centre; the same one where nothing of it would stay."""
-    options = {"angle": angle, "axes": (-2, -1), "reshape": False, "order": 1, "mode": "nearest"}
-    mask = ndimage.rotate(lesion.mask.astype(np.float32), **options) >= 0.5
+def turn_and_shrink(lesion: Lesion, angle: float, scale: float) -> Lesion:
+    """The lesion turned in plane by `angle` degrees and `scale` times as wide; the same one where nothing would stay.
+
+    Its window keeps its size and its middle.
+    """
+    sine, cosine = np.sin(np.deg2rad(angle)), np.cos(np.deg2rad(angle))
+    matrix = np.eye(lesion.mask.ndim)
+    matrix[-2:, -2:] = [[cosine, sine], [-sine, cosine]]
+    matrix /= scale
+    middle = (np.array(lesion.mask.shape) - 1) / 2
+    resample = partial(
+        ndimage.affine_transform, matrix=matrix, offset=middle - matrix @ middle, order=1, mode="nearest"
+    )
+    mask = resample(lesion.mask.astype(np.float32)) >= 0.5
     if not mask.any():
         return lesion
-    turned = {part: ndimage.rotate(getattr(lesion, part), **options) for part in ("patch", "tissue")}
-    return replace(lesion, **turned, mask=mask)
+    patch, tissue = (np.stack([resample(channel) for channel in part]) for part in (lesion.patch, lesion.tissue))
+    return replace(lesion, patch=patch, tissue=tissue, mask=mask)
 
 
 def place(lesion: Lesion, centre: tuple[float, ...], allowed: np.ndarray) -> tuple[Lesion, tuple[slice, ...]] | None:
@@ -120,9 +134,12 @@ def place(lesion: Lesion, centre: tuple[float, ...], allowed: np.ndarray) -> tup
 def place_anywhere(
     lesion: Lesion, allowed: np.ndarray, rng: np.random.Generator
 ) -> tuple[Lesion, tuple[slice, ...]] | None:
-    """`place` a lesion at a random voxel of those where it may be; None where none of `PLACES` gives it room."""
-    voxels = np.flatnonzero(allowed)
-    for voxel in rng.choice(voxels, PLACES) if len(voxels) else ():
+    """`place` a lesion at a random voxel of those where it may be; None where none of `PLACES` gives it room.
+
+    Every slice is as likely, so that the small ones near the vertex and the temporal poles get lesions too.
+    """
+    chance = (allowed / np.maximum(allowed.sum((-2, -1), keepdims=True), 1)).ravel()
+    for voxel in rng.choice(allowed.size, PLACES, p=chance / chance.sum()) if allowed.any() else ():
         if (placed := place(lesion, np.unravel_index(voxel, allowed.shape), allowed)) is not None:
             return placed
     return None

@@ -33,6 +33,7 @@ class Settings:
     slices: float
     lesions: int
     max_angle: float
+    min_scale: float
     max_erosion: int
     mixed: bool
     rim: float
@@ -145,7 +146,7 @@ def _move(
 
     `max_step` (C,) keeps the rim from showing, but for a hard edge that was asked for.
     """
-    varied, how = vary(lesion, rng, settings.max_angle, settings.max_erosion)
+    varied, how = vary(lesion, rng, settings.max_angle, settings.min_scale, settings.max_erosion)
     if settings.place == "anywhere":
         placed = place_anywhere(varied, allowed, rng)
     else:

@@ -55,6 +55,8 @@ TRANSFERS = {
     "slice": ["--mode", "slice"],
     "volume": ["--mode", "volume", "--lesions", "3", "--place", "donor"],
     "anywhere": ["--mode", "volume", "--lesions", "3", "--place", "anywhere"],
+    "crisp": ["--mode", "volume", "--lesions", "3", "--place", "anywhere", "--rim", "0"],
+    "small": ["--mode", "volume", "--lesions", "3", "--place", "anywhere", "--rim", "0", "--min_scale", "0.3"],
 }
 RULES = {  # by which boxes become regions
     "grouped": {"consistency": "grouped"},
@@ -94,6 +96,10 @@ VARIANTS = {
     "slice_transfer": Variant(transfer="slice"),
     "volume_transfer": Variant(transfer="volume"),
     "anywhere_transfer": Variant(transfer="anywhere"),
+    "crisp_transfer": Variant(transfer="crisp"),
+    "small_transfer": Variant(transfer="small"),
+    "full_crisp": Variant(transfer="crisp", times=6),
+    "full_small": Variant(transfer="small", times=6),
     "atlas_anchors": Variant({"--dataset_anchors": "ATLAS"}),
     "natural_sampling": Variant({"--slice_sampling": "natural"}),
     "torchvision_matching": Variant({"--matching": "torchvision"}),

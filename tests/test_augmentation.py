@@ -11,7 +11,16 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from augmentation.cohort import Scan
-from augmentation.lesions import LEAST_KEPT, allowed_region, cut_lesion, place, place_anywhere, turn, vary, ventricles
+from augmentation.lesions import (
+    LEAST_KEPT,
+    allowed_region,
+    cut_lesion,
+    place,
+    place_anywhere,
+    turn_and_shrink,
+    vary,
+    ventricles,
+)
 from augmentation.pairs import Criteria, count_cells, find_pairs, index_slices, iou, iou_bound, join
 from data.cohort import Fold, augmented_cases, pair_cases, usable_augmented
 from data.grid import Grid, prepare_scan
@@ -107,7 +116,7 @@ def test_a_lesion_that_is_not_varied_comes_back_to_its_place():
         ((9, 40, 41), (slice(2, 5), slice(9, 15), slice(20, 25))),
     ):
         _, mask, lesion = lesion_of(shape, spans)
-        fitted, window = place(vary(lesion, np.random.default_rng(0), 0, 0)[0], lesion.centre, np.ones(shape, bool))
+        fitted, window = place(vary(lesion, np.random.default_rng(0), 0, 1, 0)[0], lesion.centre, np.ones(shape, bool))
         again = np.zeros(shape, bool)
         again[window] = fitted.mask
         np.testing.assert_array_equal(again, mask)
@@ -115,26 +124,41 @@ def test_a_lesion_that_is_not_varied_comes_back_to_its_place():
 
 def test_a_quarter_turn_swaps_the_sides_of_a_lesion():
     _, _, lesion = lesion_of((40, 40), (slice(16, 20), slice(15, 25)))
-    turned = turn(lesion, 90)
+    turned = turn_and_shrink(lesion, 90, 1)
     sides = [np.ptp(np.flatnonzero(turned.mask.any(axis))) + 1 for axis in (0, 1)]
     assert sides == [4, 10]
     assert turned.patch[0][turned.mask] == pytest.approx(0.2)
 
 
 @settings(max_examples=50, deadline=None)
-@given(arrays(bool, (7, 9)), st.integers(0, 2**32 - 1), st.floats(0, 180), st.integers(0, 5))
-def test_a_varied_lesion_is_never_empty_and_never_larger_than_it_turned(mask, seed, angle, erosion):
+@given(arrays(bool, (7, 9)), st.integers(0, 2**32 - 1), st.floats(0, 180), st.floats(0.1, 1), st.integers(0, 5))
+def test_a_varied_lesion_is_never_empty_and_never_larger_than_before_erosion(mask, seed, angle, scale, erosion):
     mask[3, 4] = True
     lesion = cut_lesion(np.zeros((1, 7, 9)), mask, ~mask)
-    varied, how = vary(lesion, np.random.default_rng(seed), angle, erosion)
-    assert varied.mask.any() and abs(how["angle"]) <= angle and how["erosion"] <= erosion
-    assert not (varied.mask & ~turn(lesion, how["angle"]).mask).any()
+    varied, how = vary(lesion, np.random.default_rng(seed), angle, scale, erosion)
+    assert varied.mask.any()
+    assert abs(how["angle"]) <= angle and scale <= how["scale"] <= 1 and how["erosion"] <= erosion
+    assert not (varied.mask & ~turn_and_shrink(lesion, how["angle"], how["scale"]).mask).any()
+
+
+def test_a_lesion_of_half_the_diameter_has_an_eighth_of_the_volume_and_its_contrast():
+    *_, lesion = lesion_of((24, 40, 40), (slice(8, 16), slice(10, 18), slice(20, 28)))
+    half = turn_and_shrink(lesion, 0, 0.5)
+    assert half.mask.sum() == 64 and half.centre == lesion.centre
+    assert half.patch[0][half.mask] == pytest.approx(0.2)
+
+
+def test_sizes_of_shrunken_lesions_are_spread_evenly_over_the_logarithm():
+    _, _, lesion = lesion_of((40, 40), (slice(10, 17), slice(10, 17)))
+    rng = np.random.default_rng(0)
+    scales = np.array([vary(lesion, rng, 0, 0.25, 0)[1]["scale"] for _ in range(400)])
+    assert np.mean(scales < 0.5) == pytest.approx(0.5, abs=0.08)
 
 
 def test_erosion_takes_one_layer_a_voxel():
     _, _, lesion = lesion_of((40, 40), (slice(10, 17), slice(10, 17)))
     rng = np.random.default_rng(0)
-    sizes = {how["erosion"]: int(v.mask.sum()) for v, how in (vary(lesion, rng, 0, 9) for _ in range(60))}
+    sizes = {how["erosion"]: int(v.mask.sum()) for v, how in (vary(lesion, rng, 0, 1, 9) for _ in range(60))}
     assert sizes == {0: 49, 1: 25, 2: 9, 3: 1}
 
 
@@ -168,6 +192,15 @@ def test_a_lesion_placed_anywhere_visits_all_that_is_allowed_and_nothing_else():
         visited[window] += fitted.mask
     np.testing.assert_array_equal(visited > 0, allowed)
     assert place_anywhere(lesion, np.zeros((40, 40), bool), rng) is None
+
+
+def test_a_lesion_placed_anywhere_goes_to_small_slices_as_often_as_to_large_ones():
+    _, _, lesion = lesion_of((6, 40, 40), (slice(2, 3), slice(10, 12), slice(10, 11)))
+    allowed = np.zeros((2, 40, 40), bool)
+    allowed[0, 10:30, 10:12] = allowed[1] = True
+    rng = np.random.default_rng(0)
+    slices = [place_anywhere(lesion, allowed, rng)[0].centre[0] for _ in range(400)]
+    assert np.mean(np.array(slices) == 0) == pytest.approx(0.5, abs=0.08)
 
 
 def test_new_lesions_keep_off_the_rim_the_ventricles_and_the_old_lesions():

@@ -73,6 +73,7 @@ non_negative_int = _number(int, lambda v: v >= 0, "a whole number of at least 0"
 positive_float = _number(float, lambda v: 0 < v < float("inf"), "a finite number above 0")
 non_negative_float = _number(float, lambda v: 0 <= v < float("inf"), "a finite number of at least 0")
 fraction = _number(float, lambda v: 0 <= v <= 1, "a number from 0 to 1")
+positive_fraction = _number(float, lambda v: 0 < v <= 1, "a number above 0, up to 1")
 overlap_ratio = _number(float, lambda v: 0 <= v < 1, "a number from 0 to below 1")
 
 
