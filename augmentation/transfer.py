@@ -43,7 +43,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Augmented:
-    """A recipient with new lesions: image (C, D, H, W) float32, lesions (D, H, W) bool, old and new, and where from."""
+    """A recipient that gets lesions: image (C, D, H, W) float32, all its lesions (D, H, W) bool, and where from."""
 
     image: np.ndarray
     lesions: np.ndarray
@@ -64,12 +64,12 @@ def augment(cohort: Cohort, recipient: int, copy: int, settings: Settings) -> Au
     if settings.mode == "slice":
         healthy = healthy[: round(settings.slices * len(healthy))]
         for pair in _one_partner(find_pairs(index, healthy, donors, cohort.slice_of, rng, settings.criteria), rng):
-            result = _into_slice(cohort, scan, result, pair, rng, settings)
+            _into_slice(cohort, scan, result, pair, rng, settings)
         return result
     allowed = allowed_region(scan.image[0], scan.head, scan.lesions)
     for row in healthy[: TRIES * settings.lesions]:
         for pair in _one_partner(find_pairs(index, [row], donors, cohort.slice_of, rng, settings.criteria), rng):
-            result, allowed = _into_volume(cohort, scan, result, allowed, pair, rng, settings)
+            _into_volume(cohort, scan, result, allowed, pair, rng, settings)
         if len(result.origins) == settings.lesions:
             break
     return result
@@ -90,35 +90,36 @@ def _one_partner(pairs: list[Pair], rng: np.random.Generator) -> list[Pair]:
     return [options[rng.integers(len(options))] for options in by_slice.values()]
 
 
-def _into_slice(cohort: Cohort, scan: Scan, result: Augmented, pair: Pair, rng, settings: Settings) -> Augmented:
-    """The result with one lesion of the sick slice in the healthy one."""
+def _into_slice(cohort: Cohort, scan: Scan, result: Augmented, pair: Pair, rng, settings: Settings) -> None:
+    """Add one lesion of the sick slice to the healthy one of the result."""
     donor, z, sick_z = cohort.load(cohort.index.volume[pair.sick]), *cohort.index.z[[pair.healthy, pair.sick]]
     lesion = _draw_lesion(donor.lesions[sick_z], rng)
     cut = _cut(donor, donor.image[:, sick_z], lesion, donor.healthy[sick_z], scan)
     allowed = allowed_region(scan.image[0, z], scan.head[z], scan.lesions[z])
     shift = _middle(scan.head[z]) - _middle(donor.head[sick_z])
-    moved = _move(cut, shift, allowed, result.image[:, z], scan.usual_step, rng, settings)
-    if moved is None:
-        return result
-    result.image[:, z], region, how = moved
-    result.lesions[z] |= region
-    return replace(result, origins=[*result.origins, _origin(donor, (z, sick_z), pair, region, how)])
+    if (fitted := _fit(cut, shift, allowed, rng, settings)) is None:
+        return
+    lesion, window, how = fitted
+    _blend_into(result.image[:, z], lesion, window, scan.usual_step, settings)
+    result.lesions[z][window] |= lesion.mask
+    result.origins.append(_origin(donor, (z, sick_z), pair, lesion, how))
 
 
-def _into_volume(cohort: Cohort, scan: Scan, result: Augmented, allowed, pair: Pair, rng, settings: Settings):
-    """The result with a 3D lesion that crosses the sick slice, and where further lesions are allowed."""
+def _into_volume(cohort: Cohort, scan: Scan, result: Augmented, allowed, pair: Pair, rng, settings: Settings) -> None:
+    """Add a 3D lesion that crosses the sick slice to the result, and keep further ones off it in `allowed`."""
     donor, z, sick_z = cohort.load(cohort.index.volume[pair.sick]), *cohort.index.z[[pair.healthy, pair.sick]]
     labels, _ = ndimage.label(donor.lesions, np.ones((3, 3, 3)))
     lesion = labels == rng.choice(np.unique(labels[sick_z][labels[sick_z] > 0]))
     shift = np.array([z - sick_z, *(_middle(scan.head[z]) - _middle(donor.head[sick_z]))])
     cut = _cut(donor, donor.image, lesion, donor.healthy, scan)
-    moved = _move(cut, shift, allowed, result.image, scan.usual_step, rng, settings)
-    if moved is None:
-        return result, allowed
-    image, region, how = moved
-    widest = region.sum((1, 2)).argmax()
-    origins = [*result.origins, _origin(donor, (widest, widest - how["moved"][0]), pair, region, how)]
-    return Augmented(image, result.lesions | region, origins), allowed & ~ndimage.binary_dilation(region)
+    if (fitted := _fit(cut, shift, allowed, rng, settings)) is None:
+        return
+    lesion, window, how = fitted
+    _blend_into(result.image, lesion, window, scan.usual_step, settings)
+    result.lesions[window] |= lesion.mask
+    widest = window[0].start + lesion.mask.sum((1, 2)).argmax()
+    result.origins.append(_origin(donor, (widest, widest - how["moved"][0]), pair, lesion, how))
+    allowed &= ~ndimage.binary_dilation(result.lesions)
 
 
 def _draw_lesion(mask: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -139,13 +140,8 @@ def _middle(head: np.ndarray) -> np.ndarray:
     return np.array([rows.start + rows.stop, columns.start + columns.stop]) / 2
 
 
-def _move(
-    lesion: Lesion, shift: np.ndarray, allowed: np.ndarray, image: np.ndarray, max_step: np.ndarray, rng, settings
-):
-    """Vary, place and blend: the image (C, ...) with the lesion, its region and what was done; None without room.
-
-    `max_step` (C,) keeps the rim from showing, but for a hard edge that was asked for.
-    """
+def _fit(lesion: Lesion, shift: np.ndarray, allowed: np.ndarray, rng: np.random.Generator, settings: Settings):
+    """The lesion varied and placed, the window of the recipient it belongs to and what was done; None without room."""
     varied, how = vary(lesion, rng, settings.max_angle, settings.min_scale, settings.max_erosion)
     if settings.place == "anywhere":
         placed = place_anywhere(varied, allowed, rng)
@@ -154,18 +150,21 @@ def _move(
     if placed is None:
         return None
     fitted, window = placed
-    blended = image.copy()
+    return fitted, window, {**how, "moved": np.subtract(fitted.centre, lesion.centre).astype(int).tolist()}
+
+
+def _blend_into(image: np.ndarray, lesion: Lesion, window: tuple[slice, ...], max_step: np.ndarray, settings: Settings):
+    """Blend a fitted lesion into its window of the image (C, ...), in place.
+
+    `max_step` (C,) keeps the rim from showing, but for a hard edge that was asked for.
+    """
     limits = max_step if settings.rim else np.full(len(max_step), np.inf)
-    for channel, patch, tissue, limit in zip(blended, fitted.patch, fitted.tissue, limits, strict=True):
-        donor = soft_rim(patch, tissue, fitted.mask, settings.rim, limit)
-        channel[window] = blend(channel[window], donor, fitted.mask, settings.mixed)
-    region = np.zeros(allowed.shape, bool)
-    region[window] = fitted.mask
-    moved = np.subtract(fitted.centre, lesion.centre).astype(int).tolist()
-    return blended, region, {**how, "moved": moved}
+    for channel, patch, tissue, limit in zip(image, lesion.patch, lesion.tissue, limits, strict=True):
+        donor = soft_rim(patch, tissue, lesion.mask, settings.rim, limit)
+        channel[window] = blend(channel[window], donor, lesion.mask, settings.mixed)
 
 
-def _origin(donor: Scan, slices: tuple[int, int], pair: Pair, region: np.ndarray, how: dict) -> dict:
+def _origin(donor: Scan, slices: tuple[int, int], pair: Pair, lesion: Lesion, how: dict) -> dict:
     """What the provenance says of a lesion; `slices` of recipient and donor show it."""
     return {
         "donor": donor.case.subject,
@@ -174,6 +173,6 @@ def _origin(donor: Scan, slices: tuple[int, int], pair: Pair, region: np.ndarray
         "donor_slice": int(slices[1]),
         "iou": round(pair.iou, 3),
         "ssim": round(pair.ssim, 3),
-        "voxels": int(region.sum()),
+        "voxels": int(lesion.mask.sum()),
         **how,
     }

@@ -148,14 +148,14 @@ def cut(folder: Path) -> None:
         run("-m", "data.slices", *cohort, *GRID, "--out_dir", folder / "slices")
 
 
-def training_slices(out_dir: Path, name: str | None) -> Path:
+def training_slices(out_dir: Path, name: str | None, copies: int = 1) -> Path:
     """The folder of the slices of ``train``; with those of scans that it gets as `TRANSFERS` says, unless None."""
     own = out_dir / "train/slices"
     if name is None:
         return own
     cohort = ["--scans_dir", out_dir / "train/Scans", "--masks_dir", out_dir / "train/Masks"]
     new, together = out_dir / f"augmented-{name}", out_dir / f"train-{name}/slices"
-    run("-m", "augmentation", *cohort, "--out_dir", new, *TRANSFERS[name])
+    run("-m", "augmentation", *cohort, "--out_dir", new, "--copies", copies, *TRANSFERS[name])
     cut(new)
     for path in [*own.glob("*/*.npy"), *(new / "slices").glob("*/*.npy")]:
         link(path, together / path.parent.name / path.name)
