@@ -50,16 +50,12 @@ FULL = {
     "--lr": "1e-3",
     "--batch_size": "16",
 }
-TRANSFERS = {  # one new scan of each training scan unless --copies says more
+TRANSFERS = {
     "slice": ["--mode", "slice"],
     "volume": ["--mode", "volume", "--lesions", "3", "--place", "donor"],
     "anywhere": ["--mode", "volume", "--lesions", "3", "--place", "anywhere"],
     "crisp": ["--mode", "volume", "--lesions", "3", "--place", "anywhere", "--rim", "0"],
     "small": ["--mode", "volume", "--lesions", "3", "--place", "anywhere", "--rim", "0", "--min_scale", "0.3"],
-    "many_small": [
-        *["--mode", "volume", "--lesions", "3", "--place", "anywhere", "--rim", "0", "--min_scale", "0.3"],
-        *["--copies", "3"],
-    ],
 }
 RULES = {  # by which boxes become regions
     "grouped": {"consistency": "grouped"},
@@ -76,12 +72,14 @@ class Variant:
     arguments: of train_rpn.py, None to leave one out.
     rule: a key of `RULES`.
     transfer: a key of `TRANSFERS`, None for the scans as they are.
+    copies: new scans that the transfer makes of each training scan.
     times: as many steps as asked for.
     """
 
     arguments: dict = field(default_factory=dict)
     rule: str = "rationed"
     transfer: str | None = None
+    copies: int = 1
     times: int = 1
 
 
@@ -101,7 +99,7 @@ VARIANTS = {
     "anywhere_transfer": Variant(transfer="anywhere"),
     "crisp_transfer": Variant(transfer="crisp"),
     "small_transfer": Variant(transfer="small"),
-    "full_small": Variant(transfer="many_small", times=6),
+    "full_small": Variant(transfer="small", copies=3, times=6),
     "atlas_anchors": Variant({"--dataset_anchors": "ATLAS"}),
     "natural_sampling": Variant({"--slice_sampling": "natural"}),
     "torchvision_matching": Variant({"--matching": "torchvision"}),
@@ -148,13 +146,13 @@ def cut(folder: Path) -> None:
         run("-m", "data.slices", *cohort, *GRID, "--out_dir", folder / "slices")
 
 
-def training_slices(out_dir: Path, name: str | None, copies: int = 1) -> Path:
+def training_slices(out_dir: Path, name: str | None, copies: int) -> Path:
     """The folder of the slices of ``train``; with those of scans that it gets as `TRANSFERS` says, unless None."""
     own = out_dir / "train/slices"
     if name is None:
         return own
     cohort = ["--scans_dir", out_dir / "train/Scans", "--masks_dir", out_dir / "train/Masks"]
-    new, together = out_dir / f"augmented-{name}", out_dir / f"train-{name}/slices"
+    new, together = out_dir / f"augmented-{name}-{copies}", out_dir / f"train-{name}-{copies}/slices"
     run("-m", "augmentation", *cohort, "--out_dir", new, "--copies", copies, *TRANSFERS[name])
     cut(new)
     for path in [*own.glob("*/*.npy"), *(new / "slices").glob("*/*.npy")]:
@@ -203,7 +201,7 @@ def train(out_dir: Path, name: str, slices: Path, arguments: dict, steps: int, s
 def train_variant(out_dir: Path, variant: Variant, seed: int, steps: int) -> Path:
     """The checkpoint of a variant. Those that differ by the rule alone share the training."""
     trained_as = next(name for name, other in VARIANTS.items() if replace(other, rule=variant.rule) == variant)
-    arguments, slices = {**FULL, **variant.arguments}, training_slices(out_dir, variant.transfer)
+    arguments, slices = {**FULL, **variant.arguments}, training_slices(out_dir, variant.transfer, variant.copies)
     checkpoint = train(out_dir, f"{trained_as}_seed-{seed}", slices, arguments, variant.times * steps, seed)
     return with_rule(checkpoint, variant.rule, StackedScans(slices_of(out_dir / "val")))
 
