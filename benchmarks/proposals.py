@@ -83,7 +83,7 @@ class Variant:
     times: int = 1
 
 
-# Published, regime, rationed and full_anywhere lead from the published method to ours; those from "slice_transfer" on
+# Published, regime, rationed and full_small lead from the published method to ours; those from "slice_transfer" on
 # change one thing in "rationed".
 VARIANTS = {
     "published": Variant({**UNTUNED, "--dataset_anchors": "ATLAS"}, "grouped"),
@@ -274,7 +274,7 @@ def print_table(folder: Path, order: list[str], *columns: str) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out_dir", type=Path, required=True)
-    parser.add_argument("--variants", choices=list(VARIANTS), nargs="+", default=["full_anywhere"])
+    parser.add_argument("--variants", choices=list(VARIANTS), nargs="+", default=["full_small"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[42])
     parser.add_argument("--steps", type=int, default=650, help="optimiser steps, rounded to whole epochs")
     parser.add_argument("--test_seeds", type=int, nargs=2, default=[92, 93], metavar=("ALIKE", "SHIFTED"))
