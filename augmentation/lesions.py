@@ -138,8 +138,9 @@ def place_anywhere(
 
     Every slice is as likely, so that the small ones near the vertex and the temporal poles get lesions too.
     """
-    chance = (allowed / np.maximum(allowed.sum((-2, -1), keepdims=True), 1)).ravel()
-    for voxel in rng.choice(allowed.size, PLACES, p=chance / chance.sum()) if allowed.any() else ():
+    voxels = np.flatnonzero(allowed)
+    chance = 1 / np.broadcast_to(allowed.sum((-2, -1), keepdims=True), allowed.shape)[allowed]
+    for voxel in rng.choice(voxels, PLACES, p=chance / chance.sum()) if len(voxels) else ():
         if (placed := place(lesion, np.unravel_index(voxel, allowed.shape), allowed)) is not None:
             return placed
     return None

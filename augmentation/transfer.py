@@ -9,6 +9,8 @@ from augmentation.cohort import Cohort, Scan
 from augmentation.lesions import Lesion, allowed_region, cut_lesion, place, place_anywhere, vary
 from augmentation.pairs import Criteria, Pair, find_pairs
 from augmentation.poisson import blend, soft_rim
+from data.slices import EIGHT_CONNECTED
+from utils.metrics import TWENTY_SIX_CONNECTED
 
 # Where lesions go unless told otherwise. A slice is like its partner, so the donor's place is a likely one; whole
 # lesions helped most in places of their own.
@@ -108,7 +110,7 @@ def _into_slice(cohort: Cohort, scan: Scan, result: Augmented, pair: Pair, rng, 
 def _into_volume(cohort: Cohort, scan: Scan, result: Augmented, allowed, pair: Pair, rng, settings: Settings) -> None:
     """Add a 3D lesion that crosses the sick slice to the result, and keep further ones off it in `allowed`."""
     donor, z, sick_z = cohort.load(cohort.index.volume[pair.sick]), *cohort.index.z[[pair.healthy, pair.sick]]
-    labels, _ = ndimage.label(donor.lesions, np.ones((3, 3, 3)))
+    labels, _ = ndimage.label(donor.lesions, TWENTY_SIX_CONNECTED)
     lesion = labels == rng.choice(np.unique(labels[sick_z][labels[sick_z] > 0]))
     shift = np.array([z - sick_z, *(_middle(scan.head[z]) - _middle(donor.head[sick_z]))])
     cut = _cut(donor, donor.image, lesion, donor.healthy, scan)
@@ -123,7 +125,7 @@ def _into_volume(cohort: Cohort, scan: Scan, result: Augmented, allowed, pair: P
 
 
 def _draw_lesion(mask: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    labels, n = ndimage.label(mask, np.ones((3, 3)))
+    labels, n = ndimage.label(mask, EIGHT_CONNECTED)
     return labels == 1 + rng.integers(n)
 
 

@@ -32,6 +32,7 @@ from augmentation.transfer import PLACES, Settings, augment
 from data.cohort import pair_cases
 from data.grid import Grid
 from data.volumes import read_volume, write_volume
+from utils.metrics import TWENTY_SIX_CONNECTED
 
 GRIDS = {1: Grid((1, 189, 192, 192)), 2: Grid((1, 94, 98, 116))}  # by spacing in mm
 RIMS = (3.0, 1.0, 0.0)
@@ -139,18 +140,20 @@ def compare_contrasts(cohort: Cohort) -> None:
     own = np.median(np.concatenate([_contrasts(scan, scan.image[0], scan.lesions) for scan in scans]))
     for rim in RIMS:
         settings = replace(SETTINGS, mode="volume", place=PLACES["volume"], rim=rim)
-        made = [augment(cohort, volume, copy, settings) for volume in range(len(scans)) for copy in range(5)]
-        recipients = [scan for scan in scans for _ in range(5)]
-        new = [_contrasts(s, m.image[0], m.lesions & ~s.lesions) for s, m in zip(recipients, made, strict=True)]
-        print(f"{f'contrast with --rim {rim:g}':42} {np.median(np.concatenate(new)):.2f}; own lesions {own:.2f}")
+        new = []
+        for volume, scan in enumerate(scans):
+            for copy in range(5):
+                made = augment(cohort, volume, copy, settings)
+                new += _contrasts(scan, made.image[0], made.lesions & ~scan.lesions)
+        print(f"{f'contrast with --rim {rim:g}':42} {np.median(new):.2f}; own lesions {own:.2f}")
 
 
 def _contrasts(scan: Scan, image: np.ndarray, lesions: np.ndarray) -> list[float]:
     """By what share the mean of each lesion is below the median of the healthy brain within three voxels of it."""
-    labels, n = ndimage.label(lesions, np.ones((3, 3, 3)))
-    contrasts = []
+    labels, n = ndimage.label(lesions, TWENTY_SIX_CONNECTED)
+    brain, contrasts = scan.healthy & ~ndimage.binary_dilation(lesions), []
     for i in range(1, n + 1):
-        near = ndimage.binary_dilation(labels == i, iterations=3) & ~ndimage.binary_dilation(lesions) & scan.healthy
+        near = ndimage.binary_dilation(labels == i, iterations=3) & brain
         if near.any():
             contrasts.append(1 - image[labels == i].mean() / np.median(image[near]))
     return contrasts

@@ -50,12 +50,13 @@ FULL = {
     "--lr": "1e-3",
     "--batch_size": "16",
 }
+ANYWHERE = ["--mode", "volume", "--lesions", "3", "--place", "anywhere"]
 TRANSFERS = {
     "slice": ["--mode", "slice"],
     "volume": ["--mode", "volume", "--lesions", "3", "--place", "donor"],
-    "anywhere": ["--mode", "volume", "--lesions", "3", "--place", "anywhere"],
-    "crisp": ["--mode", "volume", "--lesions", "3", "--place", "anywhere", "--rim", "0"],
-    "small": ["--mode", "volume", "--lesions", "3", "--place", "anywhere", "--rim", "0", "--min_scale", "0.3"],
+    "anywhere": ANYWHERE,
+    "crisp": [*ANYWHERE, "--rim", "0"],
+    "small": [*ANYWHERE, "--rim", "0", "--min_scale", "0.3"],
 }
 RULES = {  # by which boxes become regions
     "grouped": {"consistency": "grouped"},
@@ -83,8 +84,8 @@ class Variant:
     times: int = 1
 
 
-# Published, regime, rationed and full_small lead from the published method to ours; those from "slice_transfer" on
-# change one thing in "rationed".
+# Published, regime, rationed, full_anywhere and full_small lead from the published method to ours; those from
+# "slice_transfer" on change one thing in "rationed".
 VARIANTS = {
     "published": Variant({**UNTUNED, "--dataset_anchors": "ATLAS"}, "grouped"),
     "regime": Variant(rule="grouped"),
@@ -94,12 +95,12 @@ VARIANTS = {
     "full_linked": Variant(rule="linked", times=3),
     "twice": Variant(times=2),
     "full_anywhere": Variant(transfer="anywhere", times=6),
+    "full_small": Variant(transfer="small", copies=3, times=6),
     "slice_transfer": Variant(transfer="slice"),
     "volume_transfer": Variant(transfer="volume"),
     "anywhere_transfer": Variant(transfer="anywhere"),
     "crisp_transfer": Variant(transfer="crisp"),
     "small_transfer": Variant(transfer="small"),
-    "full_small": Variant(transfer="small", copies=3, times=6),
     "atlas_anchors": Variant({"--dataset_anchors": "ATLAS"}),
     "natural_sampling": Variant({"--slice_sampling": "natural"}),
     "torchvision_matching": Variant({"--matching": "torchvision"}),
