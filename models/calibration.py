@@ -16,8 +16,8 @@ from utils.regions import region_mask
 # stage 1 would spare stage 2 too little of the class imbalance.
 FRACTION_BUDGET = 0.30
 # What the validation scans need is too little for others: on ten of them a target is reached by luck, too. Ten pairs of
-# a network and a synthetic cohort, most with fainter lesions, had a mean recall of small lesions of 0.91 with 1.2 and of
-# 0.97 with this margin, with which at most 0.34 of the brain was proposed.
+# a network and a synthetic cohort, most with fainter lesions, had a mean recall of small lesions of 0.91 with 1.2 and
+# of 0.97 with this margin, with which at most 0.34 of the brain was proposed.
 MARGIN = 1.6
 # Even in log odds: the evidence of several slices crowds towards 1. A network that learned from few subjects is so sure
 # of all it sees that only the last of these keep it within the budget.
