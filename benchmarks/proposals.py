@@ -84,7 +84,7 @@ class Variant:
     times: int = 1
 
 
-# Published, regime, rationed, full_anywhere and full_small lead from the published method to ours; those from
+# Published, regime, rationed, no_copies and full_small lead from the published method to ours; those from
 # "slice_transfer" on change one thing in "rationed".
 VARIANTS = {
     "published": Variant({**UNTUNED, "--dataset_anchors": "ATLAS"}, "grouped"),
@@ -94,6 +94,7 @@ VARIANTS = {
     "full": Variant(times=3),
     "full_linked": Variant(rule="linked", times=3),
     "twice": Variant(times=2),
+    "no_copies": Variant(times=6),
     "full_anywhere": Variant(transfer="anywhere", times=6),
     "full_small": Variant(transfer="small", copies=3, times=6),
     "slice_transfer": Variant(transfer="slice"),
