@@ -1,5 +1,6 @@
 """Checkpoints: marked with the model they hold, loaded without running any code they might carry."""
 
+import io
 from pathlib import Path
 
 import pytorch_lightning as pl
@@ -60,8 +61,10 @@ def store_hyperparameters(path: Path, **values) -> None:
     """Write what was chosen after training into a checkpoint, where every script finds it."""
     checkpoint = read_checkpoint(path)
     checkpoint["hyper_parameters"].update(values)
+    content = io.BytesIO()  # where the disk is full, torch.save itself does not say so
+    torch.save(checkpoint, content)
     with atomic_path(path) as temporary:
-        torch.save(checkpoint, temporary)
+        temporary.write_bytes(content.getbuffer())
 
 
 def run_name(checkpoint: Path | str) -> str:

@@ -6,6 +6,7 @@ import pickle
 import shutil
 import time
 from pathlib import Path
+from resource import RLIMIT_FSIZE, getrlimit, setrlimit
 
 import nibabel as nib
 import numpy as np
@@ -13,7 +14,9 @@ import pytest
 import torch
 
 from data.volumes import read_volume, write_volume
+from models.checkpoints import store_hyperparameters
 from tests.running import GRID, QUICK, ROI, ROOT, run_script
+from utils.errors import UserError
 
 AFFINE = np.diag([8.0, 8.0, 8.0, 1.0])
 
@@ -329,6 +332,18 @@ def test_full_disk_ends_training_with_one_line(workspace, tmp_path):
     command = ["train_rpn.py", *scans, "--model_prefix", "a", "--image_size", 32, "--max_epochs", 1, *ROI, *QUICK]
     assert "cannot be written" in refused(*command, cwd=tmp_path, largest_file=500_000)
     assert not list(tmp_path.rglob("finished.json"))
+
+
+def test_full_disk_after_training_leaves_the_checkpoint_as_it_was(workspace, tmp_path):
+    checkpoint = Path(shutil.copy(workspace.rpn, tmp_path / "best.ckpt"))
+    soft, hard = getrlimit(RLIMIT_FSIZE)
+    setrlimit(RLIMIT_FSIZE, (1000, hard))
+    try:
+        with pytest.raises(UserError, match=f"{checkpoint} cannot be written"):
+            store_hyperparameters(checkpoint, score_threshold=0.5)
+    finally:
+        setrlimit(RLIMIT_FSIZE, (soft, hard))
+    assert list(tmp_path.iterdir()) == [checkpoint] and checkpoint.read_bytes() == workspace.rpn.read_bytes()
 
 
 def test_table_that_is_none_of_scores_is_not_overwritten(workspace, tmp_path):
