@@ -123,4 +123,5 @@ def _quieten() -> None:
     """Silence advice that a user of these scripts cannot follow."""
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", ".*does not have many workers.*")
+    warnings.filterwarnings("ignore", ".*isinstance.treespec, LeafSpec.*")  # Lightning's own use of torch
     warnings.filterwarnings("ignore", ".*Checkpoint directory .* exists and is not empty.*")
