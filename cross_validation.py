@@ -39,7 +39,8 @@ def main(args) -> None:
     folder = Path(args.default_root_dir) / args.model_prefix
     cases, augmented = find_cases(args, folder)  # first: a wrong path is refused before the heavy libraries load
 
-    from data.cohort import check_voxels, write_folds
+    from data.checks import check_voxels
+    from data.folds import write_folds
     from data.grid import cached_scan, grid_of
     from data.slices import cut_cohort
     from utils.provenance import open_run
@@ -66,7 +67,8 @@ def main(args) -> None:
 
 def find_cases(args, folder: Path) -> tuple[list, dict]:
     """The cohort and its augmented scans, once all headers and all folders to write to have been checked."""
-    from data.cohort import augmented_cases, check_headers, pair_cases, refuse_augmented
+    from data.checks import check_headers
+    from data.cohort import augmented_cases, pair_cases, refuse_augmented
     from data.grid import grid_of
 
     cases = pair_cases([args.scans_dir], [args.masks_dir], args.ext, ("--scans_dir", "--masks_dir"))
@@ -94,7 +96,7 @@ def check_models(args) -> None:
 
 
 def choose_folds(args, cases: list) -> list:
-    from data.cohort import lesion_loads, make_folds, read_folds
+    from data.folds import lesion_loads, make_folds, read_folds
 
     if args.folds:
         return read_folds(args.folds, {case.subject for case in cases})
@@ -103,8 +105,8 @@ def choose_folds(args, cases: list) -> list:
 
 def run_fold(args, number: int, fold, cases: list, augmented: dict, slices, prepare, folder: Path) -> list[dict]:
     """The five steps of one fold; returns a row (fold, stage, score, value) for every score."""
-    from data.cohort import cases_of, usable_augmented
     from data.datamodules import ScanDataset, scan_loader
+    from data.folds import cases_of, usable_augmented
     from models.checkpoints import load_model, load_rpn
     from models.evaluation import evaluate_strokeformer
     from models.proposals import collect_regions, rpn_source

@@ -29,7 +29,7 @@ def parse_args():
 def main(args) -> None:
     cases = find_cases(args)  # first: a wrong path is refused before the heavy libraries load
 
-    from data.cohort import check_voxels
+    from data.checks import check_voxels
     from data.datamodules import ScanDataset, scan_loader
     from data.grid import grid_of, prepare_scan
     from models.checkpoints import load_model, require_channels, require_classes, run_name
@@ -49,7 +49,8 @@ def main(args) -> None:
 
 
 def find_cases(args) -> list:
-    from data.cohort import check_headers, pair_cases
+    from data.checks import check_headers
+    from data.cohort import pair_cases
 
     cases = pair_cases(args.scans, args.masks)
     check_headers(cases, args.scan_dim, args.resize_to)

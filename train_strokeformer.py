@@ -27,7 +27,7 @@ def main(args) -> None:
     cache_dir = Path(args.default_root_dir) / "cache"
     train, val = find_cases(args, cache_dir)  # first: a wrong path is refused before the heavy libraries load
 
-    from data.cohort import check_voxels
+    from data.checks import check_voxels
     from data.datamodules import ScanDataset, scan_loader
     from data.grid import cached_scan, grid_of
     from models.proposals import collect_regions, region_source
@@ -44,7 +44,8 @@ def main(args) -> None:
 
 
 def find_cases(args, cache_dir: Path) -> tuple[list, list]:
-    from data.cohort import check_headers, pair_cases
+    from data.checks import check_headers
+    from data.cohort import pair_cases
     from data.grid import grid_of
 
     train = pair_cases([args.train_scans], [args.train_masks], args.ext, ("--train_scans", "--train_masks"))

@@ -15,7 +15,8 @@ from augmentation.contact_sheet import draw_contact_sheet
 from augmentation.output import write_all
 from augmentation.pairs import Criteria
 from augmentation.transfer import PLACES, Settings
-from data.cohort import check_headers, check_voxels, pair_cases, refuse_augmented
+from data.checks import check_headers, check_voxels
+from data.cohort import pair_cases, refuse_augmented
 from data.grid import Grid
 from data.volumes import read_header
 from utils import cli

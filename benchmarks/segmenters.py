@@ -19,8 +19,9 @@ from scipy.ndimage import find_objects, label
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from data.cohort import cases_of, lesion_loads, make_folds, pair_cases
+from data.cohort import pair_cases
 from data.datamodules import SegmentationDataModule
+from data.folds import cases_of, lesion_loads, make_folds
 from data.grid import Grid, PreparedScan, cached_scan
 from data.volumes import volume_shape
 from models.losses import mask_outside

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from data.cohort import Case, read_mask, read_scan
+from data.checks import read_mask, read_scan
+from data.cohort import Case
 from data.space import cut
 from data.volumes import head_mask, normalise
 from utils.files import atomic_path, read_json, write_json

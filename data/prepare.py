@@ -14,7 +14,8 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from data.cohort import Case, check_alignment, find_head, read_mask, read_scan, require_mask_in_head
+from data.checks import check_alignment, find_head, read_mask, read_scan, require_mask_in_head
+from data.cohort import Case
 from data.layouts import LAYOUTS, Layout, find_cases
 from data.overview import describe_scan, draw_overview, lesion_cm3
 from data.records import Record, read_record, record_path, write_record

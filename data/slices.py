@@ -16,17 +16,8 @@ import pandas as pd
 from scipy import ndimage
 from tqdm import tqdm
 
-from data.cohort import (
-    Case,
-    bids_entity,
-    by_identity,
-    check_headers,
-    check_voxels,
-    identity,
-    is_mask,
-    list_volumes,
-    pair_cases,
-)
+from data.checks import check_headers, check_voxels
+from data.cohort import Case, bids_entity, by_identity, identity, is_mask, list_volumes, pair_cases
 from data.grid import PreparedScan, grid_of, prepare_scan
 from data.volumes import head_mask, map_npy, refusing, stem_of
 from utils.cli import add_cohort, add_grid, make_parser, run

@@ -8,7 +8,8 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from data.cohort import Case, read_mask
+from data.checks import read_mask
+from data.cohort import Case
 from data.grid import Grid, PreparedScan, grid_of
 from data.volumes import extension_of, stem_of, write_like
 from models.gradcam import find_layers, gradcam

@@ -22,7 +22,8 @@ from augmentation.lesions import (
     ventricles,
 )
 from augmentation.pairs import Criteria, count_cells, find_pairs, index_slices, iou, iou_bound, join
-from data.cohort import Fold, augmented_cases, pair_cases, usable_augmented
+from data.cohort import augmented_cases, pair_cases
+from data.folds import Fold, usable_augmented
 from data.grid import Grid, prepare_scan
 from data.slices import cut_cohort
 from tests.running import is_png, run_script

@@ -7,20 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.cohort import (
-    augmented_cases,
-    bids_entity,
-    cases_of,
-    check_headers,
-    check_voxels,
-    lesion_loads,
-    make_folds,
-    pair_cases,
-    read_folds,
-    read_scan,
-    usable_augmented,
-    write_folds,
-)
+from data.checks import check_headers, check_voxels, read_scan
+from data.cohort import augmented_cases, bids_entity, pair_cases
+from data.folds import cases_of, lesion_loads, make_folds, read_folds, usable_augmented, write_folds
 from data.volumes import write_volume
 from utils.errors import UserError
 

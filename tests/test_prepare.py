@@ -8,7 +8,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from data.cohort import bids_entity, pair_cases, read_scan
+from data.checks import read_scan
+from data.cohort import bids_entity, pair_cases
 from data.layouts import LAYOUTS, find_cases
 from data.overview import laterality
 from data.volumes import read_volume
