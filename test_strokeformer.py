@@ -31,7 +31,7 @@ def main(args) -> None:
 
     from data.checks import check_voxels
     from data.datamodules import ScanDataset, scan_loader
-    from data.grid import grid_of, prepare_scan
+    from data.grid import cropped_to, grid_of, prepare_scan
     from models.checkpoints import load_model, require_channels, require_classes, run_name
     from models.evaluation import evaluate_strokeformer
     from models.proposals import region_source
@@ -42,7 +42,7 @@ def main(args) -> None:
     require_classes(args.num_classes, model.hparams.num_classes, args.ckpt_path)
     require_channels(args.scan_dim[0], model, args.ckpt_path)
     regions_of = region_source(args, [case.name for case in cases], model.hparams.roi_size)
-    check_voxels(cases)
+    check_voxels(cases, cropped_to(args))
     scans = scan_loader(ScanDataset(cases, partial(prepare_scan, grid=grid_of(args))), args.num_workers)
     name = args.model_name or run_name(args.ckpt_path)
     print_scores(evaluate_strokeformer(model, cases, scans, regions_of, args, name), Path(args.scores_dir) / name)

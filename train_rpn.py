@@ -20,9 +20,13 @@ def parse_args():
 def main(args) -> None:
     train, val = find_slices(args)  # first: a wrong path is refused before the heavy libraries load
 
+    from data.slices import fingerprint_slices
+    from models.runs import run_folder
     from models.training import train_rpn
 
-    print(f"Best checkpoint: {train_rpn(args, train, val, args.model_prefix)}")
+    store = run_folder(args, args.model_prefix) / "fingerprints.json"
+    inputs = fingerprint_slices({"train": train, "val": val}, store)
+    print(f"Best checkpoint: {train_rpn(args, train, val, args.model_prefix, inputs)}")
 
 
 def find_slices(args) -> tuple:

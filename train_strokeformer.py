@@ -3,6 +3,7 @@
 from functools import partial
 from pathlib import Path
 
+from models.defaults import LOSS_CONFIG
 from utils import cli
 from utils.files import require_writable
 
@@ -17,7 +18,7 @@ def parse_args():
     cli.add_loader(parser, batch_size=8)
     cli.add_transforms(parser)
     cli.add_sliding_window(parser)
-    cli.add_segmenter(parser)
+    cli.add_segmenter(parser, LOSS_CONFIG)
     cli.add_training(parser, "StrokeFormer")
     cli.add_logging(parser)
     return parser.parse_args()
@@ -29,27 +30,41 @@ def main(args) -> None:
 
     from data.checks import check_voxels
     from data.datamodules import ScanDataset, scan_loader
-    from data.grid import cached_scan, grid_of
+    from data.grid import cached_scan, cropped_to, grid_of
     from models.proposals import collect_regions, region_source
     from models.training import build_strokeformer, train_strokeformer
 
     cases = train + val
     build_strokeformer(args)  # an argument that does not fit is refused now
     regions_of = region_source(args, [case.name for case in cases], tuple(args.roi_size))
-    check_voxels(cases)
+    check_voxels(cases, cropped_to(args))
     prepare = partial(cached_scan, grid=grid_of(args), cache_dir=cache_dir)
     scans = scan_loader(ScanDataset(cases, prepare), args.num_workers)
     regions = None if regions_of is None else collect_regions(regions_of, scans)
-    print(f"Best checkpoint: {train_strokeformer(args, train, val, regions, cache_dir, args.model_prefix)}")
+    best = train_strokeformer(args, train, val, regions, cache_dir, args.model_prefix, find_inputs(args, train, val))
+    print(f"Best checkpoint: {best}")
+
+
+def find_inputs(args, train: list, val: list) -> dict[str, str]:
+    """Digests of what the network learns from: scans, masks and what proposed the regions."""
+    from data.fingerprints import case_files, fingerprint
+    from models.runs import inputs_of, run_folder
+
+    groups, source = case_files(train + val), args.regions or args.rpn_ckpt_path
+    if source:
+        groups["proposer"] = [Path(source)]
+    digests = fingerprint(groups, run_folder(args, args.model_prefix) / "fingerprints.json")
+    return inputs_of(train, val, digests, digests.get("proposer"))
 
 
 def find_cases(args, cache_dir: Path) -> tuple[list, list]:
     from data.checks import check_headers
-    from data.cohort import pair_cases
+    from data.cohort import pair_cases, refuse_twins
     from data.grid import grid_of
 
     train = pair_cases([args.train_scans], [args.train_masks], args.ext, ("--train_scans", "--train_masks"))
     val = pair_cases([args.val_scans], [args.val_masks], args.ext, ("--val_scans", "--val_masks"))
+    refuse_twins(train, val)
     check_headers(train + val, args.scan_dim, args.resize_to)
     require_writable(cache_dir, "--default_root_dir", len(train + val) * grid_of(args).bytes_per_scan)
     return train, val

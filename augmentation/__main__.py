@@ -17,6 +17,7 @@ from augmentation.pairs import Criteria
 from augmentation.transfer import PLACES, Settings
 from data.checks import check_headers, check_voxels
 from data.cohort import pair_cases, refuse_augmented
+from data.fingerprints import fingerprint_cases
 from data.grid import Grid
 from data.volumes import read_header
 from utils import cli
@@ -114,8 +115,9 @@ def main(args: argparse.Namespace) -> None:
     require_writable(out_dir, "--out_dir", n_bytes)
     check_voxels(cases)
     open_run(out_dir, vars(args))
+    digests = fingerprint_cases(cases, out_dir / "sources.json")
     cohort = index_cohort(cases, grid, out_dir / "cache", args.num_workers)
-    write_all(cohort, settings_of(args), args.copies, out_dir, args.num_workers)
+    write_all(cohort, digests, settings_of(args), args.copies, out_dir, args.num_workers)
     draw_contact_sheet(cohort, out_dir)
 
 

@@ -7,14 +7,15 @@ from pathlib import Path
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from scipy import ndimage
-from tqdm import tqdm
 
 from augmentation.pairs import SliceIndex, index_slices, join
-from data.cohort import Case, read_scan
+from data.checks import read_scan
+from data.cohort import Case
 from data.grid import Grid, cached_scan
 from data.volumes import HEAD_PERCENTILES
 from utils.errors import UserError
 from utils.parallel import map_in_order
+from utils.progress import progress
 
 STEP_PERCENTILE = 95
 
@@ -80,7 +81,7 @@ def load_scan(case: Case, grid: Grid, cache_dir: Path) -> Scan:
 def index_cohort(cases: list[Case], grid: Grid, cache_dir: Path, num_workers: int) -> Cohort:
     """Prepare all scans and describe their slices."""
     work = partial(_index_case, cases=cases, grid=grid, cache_dir=cache_dir)
-    indices = tqdm(map_in_order(work, range(len(cases)), num_workers), "Describing slices", len(cases), unit="scan")
+    indices = progress(map_in_order(work, range(len(cases)), num_workers), "Describing slices", len(cases))
     index = join(list(indices))
     if not index.sick.any():
         raise UserError("no mask of --masks_dir holds a lesion that could be moved; add scans with lesions")

@@ -25,7 +25,7 @@ from data.cohort import Case
 from data.datamodules import SegmentationDataModule
 from data.grid import Grid, cache_folder, cached_scan
 from data.volumes import write_volume
-from utils.regions import Region
+from utils.regions.region import Region
 
 GRID, ROI_SIZE = Grid((1, 189, 192, 192)), (64, 64, 64)
 COHORTS, DRAWN = (10, 100, 655), 5

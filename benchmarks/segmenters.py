@@ -28,7 +28,7 @@ from models.losses import mask_outside
 from models.schedule import learning_rate
 from models.strokeformer import StrokeFormer
 from utils.metrics import scan_scores
-from utils.regions import Region, expand_region, region_of
+from utils.regions.region import Region, expand_region, region_of
 
 CANDIDATES = [("trans_unet", 24), ("trans_unet", 32), ("unetr", 32)]
 

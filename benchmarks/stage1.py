@@ -16,11 +16,11 @@ from torchvision.models.detection import fasterrcnn_resnet50_fpn
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from data.grid import Grid, PreparedScan
-from data.phantom import Settings, make_subject
+from data.phantom.cohort import Settings, make_subject
 from data.volumes import head_mask, normalise
 from models.rpn import RPN
-from utils.linking import link_boxes
-from utils.regions import consistent_regions
+from utils.regions.grouped import grouped_regions
+from utils.regions.linked import link_boxes
 
 ROI_SIZE = (64, 64, 64)
 
@@ -61,7 +61,7 @@ def main() -> None:
 
     scores, places = np.full(len(boxes), 0.5), np.arange(len(boxes))
     linking = seconds(lambda: link_boxes(places, boxes, scores), repeats=9)
-    grouping = seconds(lambda: consistent_regions(boxes, prepared.head, ROI_SIZE), repeats=9)
+    grouping = seconds(lambda: grouped_regions(boxes, prepared.head, ROI_SIZE), repeats=9)
     stage1 = seconds(lambda: ours.propose(prepared, ours.detect_volume(prepared), ROI_SIZE, 0.01), repeats=3)
     start = time.perf_counter()
     torchvision_default()

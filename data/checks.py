@@ -1,31 +1,76 @@
 """Checks of a cohort's headers and voxels before any work, and reading of scans and masks that refuses bad ones."""
 
+from collections.abc import Sequence
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
-from tqdm import tqdm
 
 from data.cohort import Case
-from data.space import Space
-from data.volumes import head_mask, read_header, read_volume
+from data.space import Space, fit
+from data.volumes import extension_of, head_mask, is_voxel_size, read_header, read_volume
 from utils.errors import UserError
+from utils.progress import progress
 
 # A mask of another space or orientation may still touch the head; one that belongs to it hardly leaves it.
 LEAST_SHARE_IN_HEAD = 0.5
+CUT_OFF, WORTH_TELLING = 0.2, 0.05  # of a head; ATLAS on the default grid loses some neck and scalp
+NEARLY = 1e-3  # that far from 0 or 1 a mask's value is meant as it: 255 times a slope of 0.00392156 is 0.9999978
+LISTED = 4  # values of a mask that is not binary, in the message; a soft mask has thousands
+SEPARATORS = ",;\t"  # of tables: pandas writes the first, Excel, depending on the country, the second
+
+
+def spacing_table(case: Case) -> Path | None:
+    """The ``cohort.csv`` that tells the voxel size of a ``.npy`` scan, beside the folder of the scans; None if none."""
+    table = case.scan.parent.parent / "cohort.csv"
+    return table if extension_of(case.scan) == ".npy" and table.is_file() else None
 
 
 def read_spacing(case: Case) -> tuple[float, float, float] | None:
     """(D, H, W) spacing in mm of a ``.npy`` scan from the ``cohort.csv`` beside its folder; None if untold."""
-    table = case.scan.parent.parent / "cohort.csv"
-    if not table.is_file():
+    table = spacing_table(case)
+    rows = None if table is None else _spacing_rows(table)
+    if rows is None or case.name not in set(rows.scan):
         return None
     try:
-        rows = pd.read_csv(table, dtype=str)
-        if not {"scan", "spacing_mm"} <= set(rows.columns) or case.name not in set(rows.scan):
-            return None
-        h, w, d = (float(size) for size in rows.set_index("scan").spacing_mm[case.name].split())
-    except (ValueError, AttributeError, OSError):
-        raise UserError(f"{table} gives no three numbers H W D as spacing_mm of {case.name}; mend it") from None
+        (text,) = rows.spacing_mm[rows.scan == case.name].unique()
+        h, w, d = (float(size) for size in text.split())
+    except (ValueError, AttributeError):  # of two rows, or of a row without text
+        h = w = d = np.nan
+    if not is_voxel_size((d, h, w)):
+        raise UserError(f"{table} gives no three numbers H W D in mm as spacing_mm of {case.name}; mend it")
     return d, h, w
+
+
+def _spacing_rows(table: Path) -> pd.DataFrame | None:
+    """The columns ``scan`` and ``spacing_mm`` of a table, as text; None if it lacks one of them."""
+    try:
+        with table.open(encoding="utf-8-sig") as file:
+            separator = max(SEPARATORS, key=file.readline().count)
+        rows = pd.read_csv(table, sep=separator, dtype=str, encoding="utf-8-sig")
+    except (ValueError, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"{table} is no readable table ({reason}); mend or remove it") from None
+    return rows[["scan", "spacing_mm"]] if {"scan", "spacing_mm"} <= set(rows.columns) else None
+
+
+def say_untold_spacing(cases: list[Case]) -> None:
+    """Print one line if a ``cohort.csv`` beside ``.npy`` scans does not tell the voxel size of all of them."""
+    by_table: dict[Path, list[str]] = {}
+    for case in cases:
+        if table := spacing_table(case):
+            by_table.setdefault(table, []).append(case.name)
+    gaps = [gap for table, names in by_table.items() if (gap := _gap_in(table, names))]
+    if gaps:
+        print(f"{'; '.join(gaps)}: these voxel sizes are unknown; distances in mm and volumes in cm3 stay empty")
+
+
+def _gap_in(table: Path, names: list[str]) -> str | None:
+    rows = _spacing_rows(table)
+    if rows is None:
+        return f"{table} lacks the columns scan and spacing_mm"
+    untold = [name for name in names if name not in set(rows.scan)]
+    return f"{table} has no row for {len(untold)} of {len(names)} scans, e.g. {untold[0]}" if untold else None
 
 
 def read_scan(case: Case) -> tuple[np.ndarray, tuple[float, float, float] | None]:
@@ -40,10 +85,33 @@ def read_scan(case: Case) -> tuple[np.ndarray, tuple[float, float, float] | None
 
 def read_mask(case: Case) -> np.ndarray:
     """A case's lesion mask, (D, H, W) bool."""
-    mask = read_volume(case.mask).array[0]
-    if not np.isin(np.unique(mask), (0, 1)).all():
-        raise UserError(f"{case.mask} is not binary; a lesion mask holds 0 and 1 alone")
-    return mask.astype(bool)
+    return read_binary(case.mask)
+
+
+def read_binary(path: Path | str) -> np.ndarray:
+    """A volume that holds what rounds to 0 and 1, a lesion mask or a prediction, (D, H, W) bool.
+
+    Raises:
+        UserError: as `read_volume`, for several channels, and for other values, which it names.
+    """
+    volume = read_volume(path).array
+    _require_one_channel(len(volume), path)
+    mask = volume[0] > 0.5
+    if not (np.abs(volume[0] - mask) <= NEARLY).all():
+        found = _listed(np.unique(volume[0]))
+        raise UserError(f"{path} is not binary: it holds {found}; keep one lesion label (0 and 1)")
+    return mask
+
+
+def _listed(values: np.ndarray) -> str:
+    """Sorted values in words, the first few if they are many: "0, 1 and 3"."""
+    numbers = values[~np.isnan(values)]
+    names = list(dict.fromkeys(f"{value:.6g}" for value in numbers[:LISTED]))
+    if len(numbers) > LISTED:
+        names.append(f"{len(numbers) - LISTED} other values")
+    if len(numbers) < len(values):
+        names.append("NaN")
+    return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
 
 
 def check_headers(cases: list[Case], scan_dim: tuple[int, ...], resize_to: tuple[int, int] | None) -> None:
@@ -54,8 +122,9 @@ def check_headers(cases: list[Case], scan_dim: tuple[int, ...], resize_to: tuple
         resize_to: of ``--resize_to``; without it all scans must have one shape.
     """
     first = read_header(cases[0].scan).shape
-    for case in tqdm(cases, "Checking headers", unit="scan", leave=False):
+    for case in progress(cases, "Checking headers"):
         channels, *shape = read_header(case.scan).shape
+        _require_3d(shape, case)
         if channels != scan_dim[0]:
             raise UserError(f"{case.scan} has {channels} channels; --scan_dim says {scan_dim[0]}")
         if resize_to is None and tuple(shape) != first[1:]:
@@ -65,13 +134,25 @@ def check_headers(cases: list[Case], scan_dim: tuple[int, ...], resize_to: tuple
             )
         if case.mask is not None:
             check_alignment(case)
+    say_untold_spacing(cases)
+
+
+def _require_3d(shape: Sequence[int], case: Case) -> None:
+    """Refuse a scan of one or two slices along any axis; `shape` (D, H, W)."""
+    if min(shape) < 3:
+        what = "a single slice" if min(shape) == 1 else "two slices"
+        raise UserError(f"{case.scan} is {what}, of shape {tuple(shape)} (D, H, W); give the whole 3D scan")
+
+
+def _require_one_channel(channels: int, path: Path | str) -> None:
+    if channels != 1:
+        raise UserError(f"{path} has {channels} channels; a lesion mask has one")
 
 
 def check_alignment(case: Case) -> None:
     """Refuse a mask that does not lie on the voxels of its scan."""
     scan, mask = read_header(case.scan), read_header(case.mask)
-    if mask.shape[0] != 1:
-        raise UserError(f"{case.mask} has {mask.shape[0]} channels; a lesion mask has one")
+    _require_one_channel(mask.shape[0], case.mask)
     if mask.shape[1:] != scan.shape[1:]:
         raise UserError(
             f"{case.mask} has shape {mask.shape[1:]} (D, H, W) but its scan {scan.shape[1:]}; "
@@ -83,17 +164,49 @@ def check_alignment(case: Case) -> None:
         raise UserError(f"{case.mask} lies elsewhere than its scan (the affines differ); resample one onto the other")
 
 
-def check_voxels(cases: list[Case]) -> None:
-    """Refuse scans and masks with impossible voxels, and masks outside the head, before any long work."""
-    for case in tqdm(cases, "Checking voxels", unit="scan", leave=False):
+def check_voxels(cases: list[Case], cropped_to: tuple[int, int, int] | None = None) -> None:
+    """Refuse scans and masks with impossible voxels, and masks outside the head, before any long work.
+
+    Args:
+        cropped_to: (D, H, W) that scans are cropped to about their centre; None where they are not. A scan that loses
+            `CUT_OFF` of its head by it is refused, and smaller losses are told in a line.
+    """
+    lost = {}
+    for case in progress(cases, "Checking voxels"):
         scan, _ = read_scan(case)
         head = find_head(scan, case)
-        if case.mask is not None:
-            require_mask_in_head(read_mask(case), head, case)
+        mask = head if case.mask is None else read_mask(case)
+        require_mask_in_head(mask, head, case)
+        if cropped_to:
+            lost[case.name] = share_cut_off(head, cropped_to)
+            if lost[case.name] > CUT_OFF:
+                raise UserError(
+                    f"{case.scan} has its head away from the middle: --scan_dim cuts {lost[case.name]:.0%} of it off; "
+                    "give a larger one, or python -m data.prepare, which puts heads into the middle"
+                )
+            if case.mask is not None and (share := share_cut_off(mask, cropped_to)):
+                print(f"{case.mask}: --scan_dim cuts {share:.0%} of the lesions off; give a larger one to keep them")
+    _say_cut_off({name: share for name, share in lost.items() if share > WORTH_TELLING})
+
+
+def share_cut_off(mask: np.ndarray, shape: tuple[int, int, int]) -> float:
+    """The share of a (D, H, W) mask that is lost where it is cropped to `shape` about its centre."""
+    whole = np.count_nonzero(mask)
+    return 1 - np.count_nonzero(fit(mask, shape)) / whole if whole else 0.0
+
+
+def _say_cut_off(lost: dict[str, float]) -> None:
+    if lost:
+        worst = max(lost, key=lost.get)
+        print(
+            f"--scan_dim cuts more than {WORTH_TELLING:.0%} of the head off {len(lost)} scans, most of all of {worst} "
+            f"({lost[worst]:.0%}); give a larger one if that is brain"
+        )
 
 
 def find_head(scan: np.ndarray, case: Case) -> np.ndarray:
-    """`head_mask` of a case's scan (C, D, H, W); refuses a scan without a head."""
+    """`head_mask` of a case's scan (C, D, H, W); refuses a scan of a slice or two, or without a head."""
+    _require_3d(scan.shape[1:], case)
     head = head_mask(scan[0])
     if not head.any():
         raise UserError(f"{case.scan} shows no head; mend or remove the scan")
@@ -103,4 +216,7 @@ def find_head(scan: np.ndarray, case: Case) -> np.ndarray:
 def require_mask_in_head(mask: np.ndarray, head: np.ndarray, case: Case) -> None:
     """Refuse a (D, H, W) lesion mask of which less than `LEAST_SHARE_IN_HEAD` lies in the (D, H, W) head."""
     if (mask & head).sum() < LEAST_SHARE_IN_HEAD * mask.sum():
-        raise UserError(f"{case.mask} lies outside the head of {case.scan}; bring both into the same orientation")
+        raise UserError(
+            f"{case.mask} lies outside the head of {case.scan}: the two differ in orientation, or the scan is a block "
+            "without air around the head; bring both into one orientation, or give the whole scan"
+        )

@@ -1,11 +1,16 @@
 """A cohort: scans paired with their masks by their BIDS entities, and the augmented scans made of them."""
 
+import os
 import re
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
-from data.volumes import EXTENSIONS, extension_of, stem_of
+from data.listing import choose_files, counted
+from data.names import SCAN, bids_entity, contrast_of, entities_of, subject_of
+from data.volumes import stem_of
 from utils.errors import UserError
 from utils.files import read_json
 
@@ -14,7 +19,7 @@ from utils.files import read_json
 class Case:
     """One scan and, where it has one, its mask.
 
-    subject: the value of the BIDS entity ``sub-``; a file without entities is its own subject.
+    subject: the value of the BIDS entity ``sub-``, or what `subject_of` makes of another name; folds go by it.
     """
 
     subject: str
@@ -32,46 +37,13 @@ class Case:
         return stem_of(self.scan)
 
 
-# --- pairing -------------------------------------------------------------------------------------------
-
-
-def bids_entity(path: Path | str, entity: str) -> str | None:
-    """The value of an entity of a BIDS file name: ``bids_entity('sub-01_ses-2_T1w.npy', 'ses')`` is '2'."""
-    found = re.search(rf"(?:^|_){entity}-([^_]+)", stem_of(path))
-    return found.group(1) if found else None
-
-
-def is_mask(path: Path) -> bool:
-    return bool(re.search(r"mask|_msk", path.name))
-
-
-def identity(path: Path) -> tuple[str, str | None, str | None]:
-    """Subject, session and, for scans that ``python -m augmentation`` made of one of them, the number of the copy."""
-    subject = bids_entity(path, "sub") or re.sub(r"(_T1w|_mask|_msk)+$", "", stem_of(path))
-    return subject, bids_entity(path, "ses"), bids_entity(path, "augmented")
-
-
-def list_volumes(paths: list[Path | str], ext: str | None, argument: str) -> list[Path]:
-    """Volumes among files and, recursively, folders; sorted, without hidden files."""
-    found = []
-    for path in map(Path, paths):
-        if not path.exists():
-            raise UserError(f"{argument} {path} does not exist")
-        inside = [path] if path.is_file() else [p for p in path.rglob("*") if not p.name.startswith(".")]
-        found += [p for p in inside if extension_of(p) and (ext is None or extension_of(p) == ext) and p.is_file()]
-    if not found:
-        wanted = ext or ", ".join(EXTENSIONS)
-        raise UserError(f"{argument} {' '.join(map(str, paths))} holds no {wanted} volume; check the path and --ext")
-    return sorted(set(found))
-
-
 def pair_cases(
     scans: list[Path | str],
     masks: list[Path | str] | None,
     ext: str | None = None,
     names=("--scans", "--masks"),
 ) -> list[Case]:
-    """Pair scans with masks by their BIDS entities ``sub-`` and ``ses-``, never by position.
+    """Pair scans with masks by their BIDS entities, never by position, and say which files take part.
 
     Args:
         scans, masks: files or folders; `masks` None for scans that have none.
@@ -79,29 +51,95 @@ def pair_cases(
         names: the command-line arguments to name in messages.
 
     Raises:
-        UserError: an empty folder, two scans or masks of one session, a scan without its mask or, where `scans` are
-            folders, a mask without its scan.
+        UserError: an empty folder, scans or masks that cannot be told apart, a scan without its mask or, where `scans`
+            are folders, a mask without its scan.
     """
-    scan_files = [p for p in list_volumes(scans, ext, names[0]) if not is_mask(p)]
-    if not scan_files:
-        raise UserError(f"{names[0]} {' '.join(map(str, scans))} holds masks only; give the folder of the scans")
-    mask_files = None if masks is None else [p for p in list_volumes(masks, ext, names[1]) if is_mask(p)]
-    return pair_files(scan_files, mask_files, names, whole=all(Path(path).is_dir() for path in scans))
+    scan_files, mask_files = choose_files(scans, masks, ext, names)
+    cases = pair_files(scan_files, mask_files, names, whole=all(Path(path).is_dir() for path in scans))
+    say_cases(cases, names[0])
+    return cases
+
+
+def say_cases(cases: list[Case], argument: str) -> None:
+    """One line on the scans that take part: how many, of which contrasts where they differ, of how many subjects."""
+    contrasts = Counter(contrast_of(case.scan) or "of unknown contrast" for case in cases)
+    kinds = ", ".join(f"{count} {contrast}" for contrast, count in sorted(contrasts.items()))
+    scans = counted(len(cases), SCAN) + (f" ({kinds})" if len(contrasts) > 1 else "")
+    masks = "without masks" if cases[0].mask is None else "with their masks" if len(cases) > 1 else "with its mask"
+    print(f"{argument}: {scans} {masks}, of {counted(len({case.subject for case in cases}), 'subject')}")
+
+
+# --- pairing -------------------------------------------------------------------------------------------
+
+
+class Identity(NamedTuple):
+    """What tells the scans of a cohort apart, and its masks.
+
+    augmented: for scans that ``python -m augmentation`` made of one of them, the number of the copy.
+    acq, run: of scans of one session.
+    """
+
+    subject: str
+    session: str | None
+    augmented: str | None
+    acq: str | None
+    run: str | None
+
+    @property
+    def of_session(self) -> tuple[str, str | None, str | None]:
+        return self[:3]
+
+    def may_be(self, other: "Identity") -> bool:
+        """Whether both are of one session and agree in what both tell."""
+        pairs = zip(self[3:], other[3:], strict=True)
+        return self.of_session == other.of_session and all(a == b for a, b in pairs if a and b)
+
+    def differs_in(self, other: "Identity") -> str:
+        differing = [name for name, a, b in zip(self._fields, self, other, strict=True) if a != b]
+        return " and ".join(f"{name}-" for name in differing)
+
+
+def identity(path: Path) -> Identity:
+    return Identity(subject_of(path), *(bids_entity(path, entity) for entity in ("ses", "augmented", "acq", "run")))
 
 
 def pair_files(scans: list[Path], masks: list[Path] | None, names=("--scans", "--masks"), whole=True) -> list[Case]:
     """`pair_cases` of files that are known to be scans and masks; not `whole` if there may be masks of other scans."""
+    _refuse_two_contrasts(scans, names[0])
     by_scan = by_identity(scans, names[0])
     if masks is None:
-        return [Case(*key[:2], scan, None) for key, scan in by_scan.items()]
+        return [_case(key, scan, None) for key, scan in by_scan.items()]
     by_mask = by_identity(masks, names[1])
+    mask_of = _match(by_scan, by_mask)
     for key, scan in by_scan.items():
-        if key not in by_mask:
+        if key not in mask_of:
             raise UserError(f"{scan} has no mask in {names[1]}; add the mask or take the scan out")
+    used = set(mask_of.values())
     for key, mask in by_mask.items():
-        if whole and key not in by_scan:
+        if whole and key not in used:
             raise UserError(f"{mask} has no scan in {names[0]}; add the scan or take the mask out")
-    return [Case(*key[:2], scan, by_mask[key]) for key, scan in by_scan.items()]
+    return [_case(key, scan, by_mask[mask_of[key]]) for key, scan in by_scan.items()]
+
+
+def _case(key: Identity, scan: Path, mask: Path | None) -> Case:
+    return Case(key.subject or stem_of(scan), key.session, scan, mask)
+
+
+def _match(by_scan: dict[Identity, Path], by_mask: dict[Identity, Path]) -> dict[Identity, Identity]:
+    """The mask of each scan that has one: of its own identity, or of its session where it can be of no other scan."""
+    sessions = defaultdict(list)
+    for key in by_scan:
+        sessions[key.of_session].append(key)
+    found = {key: key for key in by_scan if key in by_mask}
+    for key in (key for key in by_mask if key not in by_scan):
+        fitting = [scan for scan in sessions[key.of_session] if key.may_be(scan)]
+        if len(fitting) > 1:
+            raise UserError(_lacks(by_mask[key], *((scan, by_scan[scan]) for scan in fitting[:2])))
+        for scan in fitting:
+            if scan in found:
+                raise UserError(_lacks(by_scan[scan], *((mask, by_mask[mask]) for mask in (found[scan], key))))
+            found[scan] = key
+    return found
 
 
 def by_identity(paths: list[Path], argument: str, key_of: Callable[[Path], tuple] = identity) -> dict[tuple, Path]:
@@ -110,9 +148,67 @@ def by_identity(paths: list[Path], argument: str, key_of: Callable[[Path], tuple
     for path in paths:
         key = key_of(path)
         if key in found:
-            raise UserError(f"{argument}: {found[key]} and {path} are the same subject and session; keep one of them")
+            raise UserError(f"{argument}: {found[key]} and {path} {_why_not_both(found[key], path)}")
         found[key] = path
     return found
+
+
+# --- what cannot be told apart -------------------------------------------------------------------------
+
+
+def _refuse_two_contrasts(scans: list[Path], argument: str) -> None:
+    """A network is for one contrast, and scans of one session would be told apart by nothing else."""
+    first: dict[tuple, Path] = {}
+    for scan in scans:
+        if contrast := contrast_of(scan):
+            other = first.setdefault(identity(scan).of_session, scan)
+            if _spelling(contrast) != _spelling(contrast_of(other)):
+                raise UserError(
+                    f"{argument}: {other} and {scan} are two contrasts ({contrast_of(other)} and {contrast}) of one "
+                    "session; give a folder with the scans of one contrast, or with links to them"
+                )
+
+
+def _spelling(contrast: str) -> str:
+    return contrast.lower().removesuffix("w")  # T1 and T1w are one contrast
+
+
+def _lacks(path: Path, *others: tuple[Identity, Path]) -> str:
+    (key, first), (other, second) = others
+    entities = key.differs_in(other)
+    return f"{path} lacks {entities}, which tells {first} from {second}; add it to its name, or take one out"
+
+
+def _why_not_both(first: Path, second: Path) -> str:
+    """What is wrong with two paths of one identity, and how to mend it."""
+    if first.name == second.name:
+        example = _example_name(first, second)
+        return f"have the same name, under which results are kept; rename them after their subjects, e.g. {example}"
+    if stem_of(first) == stem_of(second):
+        return "differ only in their extension; take one out"
+    one, other = entities_of(first), entities_of(second)
+    differing = " and ".join(f"{e}-" for e in sorted(one.keys() | other.keys()) if one.get(e) != other.get(e))
+    which = f"differ only in {differing}" if differing else "have no run- that tells them apart"
+    return f"are of the same subject and session and {which}; take one out, or give them different run-"
+
+
+def _example_name(first: Path, second: Path) -> str:
+    """A name for one of two files of the same name: with the folder that tells it from the other."""
+    common = os.path.commonpath([first.absolute(), second.absolute()])
+    folders = [part for path in (first, second) for part in path.absolute().parent.relative_to(common).parts[:1]]
+    words = re.findall(r"[^\W_]+", folders[0])
+    if subject := bids_entity(first, "sub"):
+        return first.name.replace(f"sub-{subject}", f"sub-{''.join(words)}{subject}", 1)
+    return f"{'-'.join(words)}_{first.name}"
+
+
+def refuse_twins(train: list[Case], val: list[Case]) -> None:
+    """Refuse different scans of one name on two sides: results and regions are kept under it."""
+    by_name = {case.name: case for case in train}
+    for case in val:
+        twin = by_name.get(case.name, case)
+        if twin.scan.resolve() != case.scan.resolve():
+            raise UserError(f"{twin.scan} trains and {case.scan} validates under one name; rename one of them")
 
 
 # --- augmented scans -----------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from data.subvolumes import RegionDataset
 from data.transforms import apply_transforms, build_transforms
 from data.volumes import head_mask
 from utils.errors import UserError
-from utils.regions import Region
+from utils.regions.region import Region
 
 
 class SliceDataset(Dataset):

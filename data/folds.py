@@ -5,12 +5,12 @@ from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from data.checks import read_mask
 from data.cohort import Case
 from utils.errors import UserError
 from utils.files import read_json, write_json
+from utils.progress import progress
 
 GOLDEN_RATIO = (5**0.5 - 1) / 2
 
@@ -78,7 +78,19 @@ def read_folds(path: Path | str, subjects: set[str]) -> list[Fold]:
         if len(listed) != len(set(listed)):
             raise UserError(f"{path}: a subject of fold {number} stands on two sides; each belongs on one")
         if strangers := set(listed) - subjects:
-            raise UserError(f"{path}: subject {min(strangers)} of fold {number} is not in the cohort")
+            raise UserError(f"{path}: subject {min(strangers)} of fold {number} is not in the cohort; bring it back")
+    return folds
+
+
+def read_begun_folds(path: Path, subjects: set[str]) -> list[Fold]:
+    """The folds of a run that was begun: new ones would test its networks on subjects that they were trained with.
+
+    Raises:
+        UserError: subjects have joined or left the cohort since.
+    """
+    folds = read_folds(path, subjects)
+    if joined := subjects - {subject for fold in folds for subject in fold.train + fold.val + fold.test}:
+        raise UserError(f"{path}: subject {min(joined)} has joined the cohort since; begin anew with another name")
     return folds
 
 
@@ -91,7 +103,7 @@ def cases_of(cases: list[Case], subjects: list[str]) -> list[Case]:
 def lesion_loads(cases: list[Case]) -> dict[str, float]:
     """Mean lesion voxels of each subject's scans, as a share of the volume."""
     loads: dict[str, list[float]] = {}
-    for case in tqdm(cases, desc="Measuring lesion loads", unit="mask", leave=False):
+    for case in progress(cases, "Measuring lesion loads", unit="mask"):
         loads.setdefault(case.subject, []).append(float(read_mask(case).mean()))
     return {subject: float(np.mean(values)) for subject, values in loads.items()}
 

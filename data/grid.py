@@ -11,22 +11,15 @@ from pathlib import Path
 
 import numpy as np
 
-from data.checks import read_mask, read_scan
+from data.checks import read_mask, read_scan, spacing_table
 from data.cohort import Case
-from data.space import cut
+from data.fingerprints import code_digest, stamp_of
+from data.space import fit
 from data.volumes import head_mask, normalise
 from utils.files import atomic_path, read_json, write_json
 
-
-def fit(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """Centre-crop or zero-pad the last axes to `shape`; `fit` back to the old shape puts every voxel back.
-
-    Args:
-        array: (..., D, H, W).
-        shape: as many sizes as axes are to be fitted, e.g. (D, H, W).
-    """
-    sizes = zip(array.shape[array.ndim - len(shape) :], shape, strict=True)
-    return cut(array, tuple((old - new) // 2 if old > new else -((new - old) // 2) for old, new in sizes), shape)
+# What another version of this code has prepared is not taken for what this one would.
+PREPARATION = code_digest("data")
 
 
 def resize_in_plane(array: np.ndarray, size: tuple[int, int], nearest: bool = False) -> np.ndarray:
@@ -80,6 +73,11 @@ class Grid:
 def grid_of(args) -> Grid:
     """The grid that ``--scan_dim`` and ``--resize_to`` ask for."""
     return Grid(tuple(args.scan_dim), args.resize_to and tuple(args.resize_to))
+
+
+def cropped_to(args) -> tuple[int, int, int] | None:
+    """The (D, H, W) that scans are cropped to about their centre; None where ``--resize_to`` resamples whole slices."""
+    return None if args.resize_to else grid_of(args).shape
 
 
 @dataclass(frozen=True)
@@ -138,6 +136,7 @@ def _store(prepared: PreparedScan, folder: Path) -> None:
 
 
 def cache_folder(case: Case, grid: Grid, cache_dir: Path) -> Path:
-    """Where a case is cached; another place for other files, a file that has changed, or another grid."""
-    stamps = [(str(p.resolve()), p.stat().st_mtime_ns, p.stat().st_size) for p in (case.scan, case.mask) if p]
-    return cache_dir / f"{case.stem}_{hashlib.sha256(repr((stamps, grid)).encode()).hexdigest()[:12]}"
+    """Where a case is cached; another place for other files, a file that has changed, another grid or other code."""
+    stamps = [stamp_of(path) for path in (case.scan, case.mask, spacing_table(case)) if path]
+    key = repr((stamps, grid, PREPARATION))
+    return cache_dir / f"{case.stem}_{hashlib.sha256(key.encode()).hexdigest()[:12]}"

@@ -14,16 +14,21 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from scipy import ndimage
-from tqdm import tqdm
 
 from data.checks import check_headers, check_voxels
-from data.cohort import Case, bids_entity, by_identity, identity, is_mask, list_volumes, pair_cases
-from data.grid import PreparedScan, grid_of, prepare_scan
+from data.cohort import Case, by_identity, identity, pair_cases
+from data.fingerprints import changed_since, fingerprint, fingerprint_cases
+from data.grid import PREPARATION, PreparedScan, cropped_to, grid_of, prepare_scan
+from data.listing import choose_files
+from data.names import bids_entity
 from data.volumes import head_mask, map_npy, refusing, stem_of
 from utils.cli import add_cohort, add_grid, make_parser, run
 from utils.errors import UserError
-from utils.files import atomic_path, require_writable
+from utils.files import atomic_path, require_writable, write_json
+from utils.progress import progress
+from utils.provenance import describe_run, read_run
 
+SOURCES_FILE = "sources.json"  # what the slices were cut of, with digests
 EIGHT_CONNECTED = np.ones((3, 3), bool)
 COLUMNS = ["scan", "mask", "volume", "subject", "slice", "depth", "spacing_mm", "brain_voxels", "lesion_voxels"]
 
@@ -52,12 +57,38 @@ def _save(path: Path, array: np.ndarray) -> None:
 
 
 def cut_cohort(cases: list[Case], prepare: Callable[[Case], PreparedScan], out_dir: Path) -> pd.DataFrame:
-    """Write the slices of all cases and ``slices.csv``, and return its rows with full paths."""
-    rows = [write_slices(prepare(case), case, out_dir) for case in tqdm(cases, "Cutting slices", unit="scan")]
+    """Write the slices of all cases and ``slices.csv`` in place of earlier ones; its rows with full paths."""
+    _remove_slices(out_dir)
+    rows = [write_slices(prepare(case), case, out_dir) for case in progress(cases, "Cutting slices")]
     # Written last: its presence says that all slices are there.
     with atomic_path(out_dir / "slices.csv") as temporary:
         pd.concat(rows, ignore_index=True).to_csv(temporary, index=False)
     return read_slice_table(out_dir / "Scans", out_dir / "Masks")
+
+
+def _remove_slices(out_dir: Path) -> None:
+    """Nothing of an earlier cut stays: a subject that has left the cohort would come back through its slices."""
+    old = [*out_dir.glob("Scans/*_slice-*.npy"), *out_dir.glob("Masks/*_slice-*.npy"), *out_dir.glob("Heads/*.npy")]
+    for path in (out_dir / "slices.csv", *old):
+        path.unlink(missing_ok=True)
+
+
+def require_own_folder(out_dir: Path) -> None:
+    """Refuse to cut into a folder with slices that this program did not cut there."""
+    if not (out_dir / SOURCES_FILE).exists() and any(out_dir.glob("Scans/*_slice-*.npy")):
+        raise UserError(f"--out_dir {out_dir} holds other slices; choose an empty folder or remove them")
+
+
+def require_fresh(folder: Path) -> None:
+    """Refuse slices that are no longer what ``python -m data.slices`` would cut: of changed scans, or of other code."""
+    if not (folder / SOURCES_FILE).exists():
+        return
+    if not (folder / "slices.csv").exists():
+        raise UserError(f"the slices in {folder} were not cut to the end; run python -m data.slices again")
+    if read_run(folder).get("inputs") != {"code": PREPARATION}:
+        raise UserError(f"the slices in {folder} were cut by another version of StrokeFormer; cut them anew")
+    if changed := changed_since(folder / SOURCES_FILE):
+        raise UserError(f"{changed[0]} or its mask has changed since its slices were cut into {folder}; cut them anew")
 
 
 # --- reading -------------------------------------------------------------------------------------------
@@ -69,10 +100,8 @@ def read_slice_table(scans_dir: Path | str, masks_dir: Path | str, names=("--sca
     Taken from ``slices.csv`` where it lists just these files; otherwise they are paired by their names, and every file
     is read once.
     """
-    scans = [path for path in list_volumes([scans_dir], ".npy", names[0]) if not is_mask(path)]
-    masks = [path for path in list_volumes([masks_dir], ".npy", names[1]) if is_mask(path)]
-    if not scans:
-        raise UserError(f"{names[0]} {scans_dir} holds no scan slices; cut them with python -m data.slices")
+    require_fresh(Path(scans_dir).parent)
+    scans, masks = choose_files([scans_dir], [masks_dir], ".npy", names)
     table = _listed_slices(Path(scans_dir).parent / "slices.csv", {p.name for p in scans}, {p.name for p in masks})
     if table is None:
         table = _measure_slices(_pair_slices(scans, masks, names))
@@ -102,7 +131,7 @@ def _listed_slices(path: Path, scans: set[str], masks: set[str]) -> pd.DataFrame
 
 def _measure_slices(pairs: list[tuple[Path, Path]]) -> pd.DataFrame:
     rows = []
-    for scan, mask in tqdm(pairs, desc="Measuring slices", unit="slice", leave=False):
+    for scan, mask in progress(pairs, "Measuring slices", unit="slice"):
         brain = int(np.count_nonzero(head_mask(read_slice(scan)[:1])))
         volume = stem_of(scan).split("_slice-")[0] + ".npy"
         subject, lesion = bids_entity(scan, "sub") or volume, int(np.count_nonzero(read_slice(mask)))
@@ -148,7 +177,7 @@ def check_slices(table: pd.DataFrame, resize_to: tuple[int, int] | None = None) 
         resize_to: of ``--resize_to``; without it all slices must have one shape.
     """
     first = read_slice(table.scan.iloc[0]).shape
-    for row in tqdm(table.itertuples(), "Checking slices", len(table), unit="slice", leave=False):
+    for row in progress(table.itertuples(), "Checking slices", len(table), unit="slice"):
         scan, mask = read_slice(row.scan), read_slice(row.mask)
         if len(scan) != first[0]:
             raise UserError(f"{row.scan} has {len(scan)} channels, others {first[0]}; cut the slices anew")
@@ -160,6 +189,21 @@ def check_slices(table: pd.DataFrame, resize_to: tuple[int, int] | None = None) 
             raise UserError(f"{row.scan} holds NaN or infinite pixels; cut the slices anew")
         if not np.isin(mask, (0, 1)).all():
             raise UserError(f"{row.mask} is not binary; a lesion mask holds 0 and 1 alone")
+
+
+def fingerprint_slices(sides: dict[str, pd.DataFrame], store: Path) -> dict[str, str]:
+    """The digest of all slices of each volume, scan and mask, by side and volume, as in `models.runs.inputs_of`.
+
+    Args:
+        sides: for ``train`` and ``val`` the rows of `COLUMNS` with full paths.
+        store: as for `data.fingerprints.fingerprint`.
+    """
+    groups = {
+        f"{side} {volume}": [Path(path) for path in (*rows.scan, *rows["mask"])]
+        for side, table in sides.items()
+        for volume, rows in table.groupby("volume")
+    }
+    return fingerprint(groups, store)
 
 
 def channels_of(table: pd.DataFrame) -> int:
@@ -195,8 +239,12 @@ def main(args: argparse.Namespace) -> None:
     cases = pair_cases([args.scans_dir], [args.masks_dir], args.ext, ("--scans_dir", "--masks_dir"))
     check_headers(cases, args.scan_dim, args.resize_to)
     require_writable(args.out_dir, "--out_dir")
-    check_voxels(cases)
-    table = cut_cohort(cases, partial(prepare_scan, grid=grid_of(args)), Path(args.out_dir))
+    out_dir = Path(args.out_dir)
+    require_own_folder(out_dir)
+    check_voxels(cases, cropped_to(args))
+    fingerprint_cases(cases, out_dir / SOURCES_FILE)
+    write_json(out_dir / "run.json", {**describe_run(vars(args)), "inputs": {"code": PREPARATION}})
+    table = cut_cohort(cases, partial(prepare_scan, grid=grid_of(args)), out_dir)
     print(f"{len(table)} slices of {len(cases)} scans are in {args.out_dir}")
 
 

@@ -67,6 +67,17 @@ def cut(array: np.ndarray, start: tuple[int, ...], shape: tuple[int, ...], fill=
     return window
 
 
+def fit(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Centre-crop or zero-pad the last axes to `shape`; `fit` back to the old shape puts every voxel back.
+
+    Args:
+        array: (..., D, H, W).
+        shape: as many sizes as axes are to be fitted, e.g. (D, H, W).
+    """
+    sizes = zip(array.shape[array.ndim - len(shape) :], shape, strict=True)
+    return cut(array, tuple((old - new) // 2 if old > new else -((new - old) // 2) for old, new in sizes), shape)
+
+
 # --- resampled -----------------------------------------------------------------------------------------
 
 
@@ -96,21 +107,27 @@ def resample(array: np.ndarray, source: Space, target: Space) -> np.ndarray:
 
     Voxel by voxel where the grids differ by whole voxels. Otherwise linearly, after a Gaussian where the target is
     coarser (of half the excess in voxels, as in scikit-image), and a mask is what exceeds a half. Outside of the source
-    there is the scan's lowest intensity, or no lesion.
+    there is the scan's background, each channel's own, or no lesion.
 
     Args:
         array: (C, D, H, W), float32 scan or bool mask.
     """
     is_mask = array.dtype == bool
-    steps, fill = _steps(source, target), False if is_mask else array.min()
+    steps, fills = _steps(source, target), [False if is_mask else _background(channel) for channel in array]
     shift = _whole_steps(steps, target.shape)
     if shift is not None:
-        return cut(array, shift, target.shape, fill)
+        return np.stack([cut(c, shift, target.shape, fill) for c, fill in zip(array, fills, strict=True)])
     order = [2, 0, 1]  # (H, W, D) to (D, H, W)
     matrix, offset = steps[:3, :3][order][:, order], steps[:3, 3][order]
     blur = np.maximum(np.linalg.norm(matrix, axis=1) - 1, 0) / 2
     out = np.empty((len(array), *target.shape), np.float32)
-    for channel, resampled in zip(array, out, strict=True):
+    for channel, resampled, fill in zip(array, out, fills, strict=True):
         smooth = ndimage.gaussian_filter(channel.astype(np.float32), blur)
         ndimage.affine_transform(smooth, matrix, offset, target.shape, resampled, order=1, cval=float(fill))
     return out > 0.5 if is_mask else out
+
+
+def _background(channel: np.ndarray) -> float:
+    """The median of a (D, H, W) scan's outer faces: air, of which neither the neck nor a stray voxel is the most."""
+    faces = [channel.take(end, axis).ravel() for axis in range(3) for end in (0, -1)]
+    return float(np.median(np.concatenate(faces)))

@@ -11,7 +11,7 @@ from data.grid import Grid, PreparedScan, cached_scan
 from data.sampling import item_rng
 from data.space import cut
 from data.transforms import apply_transforms, build_transforms
-from utils.regions import Region, whole_volume
+from utils.regions.region import Region, whole_volume
 
 # A training window may leave its region by this share of the RoI: the network shall not learn that a lesion
 # always sits where the RPN centred it.

@@ -1,8 +1,13 @@
-"""Draw the README's pictures from a run of ``make demo``: ``python docs/figures.py``.
+"""Draw the pictures of the README and of the reports.
+
+    python docs/figures.py            # all; those of the README come from a run of ``make demo``
+    python docs/figures.py --reports  # only ablation.png, from the tables of docs/proposals.md
 
 The scan shown is the test scan of the first fold whose Dice is the median of those with a lesion of at least 1 cm3.
 """
 
+import argparse
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -19,14 +24,19 @@ from data.cohort import Case, pair_cases
 from data.grid import Grid, PreparedScan, prepare_scan
 from data.volumes import stem_of, volume_shape
 from models.checkpoints import load_rpn
-from models.consistency import Kept
 from models.rpn import RPN
-from utils.linking import LOWEST_SCORE
 from utils.plots import DETECTION, PREDICTION, REGION, TARGET, save_figure
-from utils.regions import Region, read_regions
+from utils.regions.linked import LOWEST_SCORE
+from utils.regions.region import Region, read_regions
+from utils.regions.rules import Kept
 
 ROI_SIZE = (24, 24, 24)  # of make demo
 DEMO, DOCS, COHORT = ROOT / "demo", ROOT / "docs", ROOT / "data/demo"
+COLORS = ("0.6", PREDICTION, DETECTION, TARGET)  # of the rows of a table, the last the advised
+MARKERS = ("o", "s", "^", "D")
+BAR = 0.27  # width, with room between three
+
+# --- the README ----------------------------------------------------------------------------------------
 
 
 def choose_case() -> Case:
@@ -101,7 +111,7 @@ def rectangle(axes, left, bottom, right, top, **style) -> None:
     axes.add_patch(Rectangle((left - 0.5, bottom - 0.5), right - left, top - bottom, facecolor="none", **style))
 
 
-def main() -> None:
+def draw_demo() -> None:
     case = choose_case()
     scan = prepare_scan(case, Grid((1, *volume_shape(case.scan))))
     model = load_rpn(DEMO / "RPN/demo_fold-0/checkpoints/best.ckpt")
@@ -114,6 +124,74 @@ def main() -> None:
     proposals = DEMO / "rpn_scores/demo_fold-0/predictions"
     shutil.copy(next(proposals.glob(f"{stem_of(case.name)}_slice-*.png")), DOCS / "proposals.png")
     shutil.copy(DEMO / "RPN/demo_fold-0/calibration.png", DOCS / "calibration.png")
+
+
+# --- the reports ---------------------------------------------------------------------------------------
+
+
+def read_table(heading: str) -> pd.DataFrame:
+    """The first table under a heading of docs/proposals.md, its cells as text."""
+    section = (DOCS / "proposals.md").read_text().split(f"# {heading}\n")[1]
+    lines = re.search(r"(?:^\|.*\n)+", section, re.MULTILINE).group().splitlines()
+    columns, _, *rows = ([cell.strip() for cell in line[1:-1].split("|")] for line in lines)
+    return pd.DataFrame(rows, columns=columns)
+
+
+def numbers(cell: str) -> list[float]:
+    return [float(number) for number in re.findall(r"\d+\.?\d*", cell)]
+
+
+def draw_ablation() -> Figure:
+    figure = Figure(figsize=(13, 4.4), layout="constrained")
+    panels = figure.subplots(1, 3, width_ratios=(1, 1, 1.15))
+    results = read_table("Result on twelve cohorts").set_index("cohort")
+    variants = read_table("What each strategy brings")
+    titles = {"alike": "test subjects drawn alike", "shifted": "shifted test subjects"}
+    for axes, (cohort, title) in zip(panels[:2], titles.items(), strict=True):
+        draw_variants(axes, variants[variants.cohort == cohort], results.loc["wanted"])
+        axes.set_title(title, loc="left")
+    panels[0].legend(loc="lower right")
+    draw_copies(panels[2], read_table("Copies or longer training alone").set_index("copies"), results["under 1 cm3"])
+    return figure
+
+
+def draw_variants(axes, rows: pd.DataFrame, wanted: pd.Series) -> None:
+    """Lesion recall against proposed fraction, mean and deviation over seeds, and where both are as wanted."""
+    (least,), (most,) = numbers(wanted.recall), numbers(wanted.fraction)
+    axes.add_patch(Rectangle((0, least), most, 1 - least, facecolor="0.9", zorder=0))
+    axes.text(0.01, least + 0.003, "wanted", color="0.4")
+    for row, color, marker in zip(rows.itertuples(), COLORS, MARKERS, strict=True):
+        (x, dx), (y, dy) = numbers(row.fraction), numbers(row.recall)
+        axes.errorbar(x, y, dy, dx, color=color, marker=marker, markersize=8, capsize=3, label=row.variant)
+    axes.set(xlim=(0, 1.05), ylim=(0.72, 1.02), xlabel="proposed fraction", ylabel="lesion recall")
+
+
+def draw_copies(axes, rows: pd.DataFrame, n_small: pd.Series) -> None:
+    """Recall of lesions under 1 cm3 in each cohort, by the copies that the network learned from."""
+    cohorts = rows.columns.drop("fraction")
+    colors = (COLORS[0], *COLORS[-2:])
+    for i, ((copies, cells), color) in enumerate(zip(rows[cohorts].iterrows(), colors, strict=True)):
+        recalls = [numbers(cell)[1] if cell else np.nan for cell in cells]
+        axes.bar(np.arange(len(cohorts)) + (i - 1) * BAR, recalls, BAR, color=color, label=copies)
+    labels = [f"{cohort.replace(', ', chr(10))}\n({n_small[cohort]})" for cohort in cohorts]
+    axes.set_xticks(range(len(labels)), labels)
+    axes.set(
+        ylim=(0, 1.2),
+        yticks=np.linspace(0, 1, 6),
+        ylabel="recall of lesions under 1 cm3",
+        xlabel="test cohort (its lesions under 1 cm3)",
+    )
+    axes.set_title("same steps, by copies of the training scans", loc="left")
+    axes.legend(loc="upper center", ncols=len(rows))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--reports", action="store_true", help="only the pictures of the reports, which need no demo")
+    args = parser.parse_args()
+    save_figure(draw_ablation(), DOCS / "ablation.png")
+    if not args.reports:
+        draw_demo()
 
 
 if __name__ == "__main__":

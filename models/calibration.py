@@ -4,13 +4,13 @@ from collections.abc import Collection
 
 import numpy as np
 import pandas as pd
-from tqdm import tqdm
 
 from data.grid import PreparedScan
 from models.detector import MIN_SCORE
 from models.rpn import RPN
-from utils.proposal_metrics import ProposalCounts, count_proposals, proposal_scores
-from utils.regions import region_mask
+from utils.progress import progress
+from utils.regions.measures import ProposalCounts, count_proposals, proposal_scores
+from utils.regions.region import region_mask
 
 # Share of the brain that may be proposed where the target coverage is out of reach: with more than about a third,
 # stage 1 would spare stage 2 too little of the class imbalance.
@@ -27,7 +27,7 @@ THRESHOLDS = 1 / (1 + np.exp(-np.linspace(np.log(MIN_SCORE / (1 - MIN_SCORE)), 1
 def coverage_curve(model: RPN, scans: Collection[PreparedScan], roi_size: tuple[int, int, int]) -> pd.DataFrame:
     """Lesion coverage, lesion recall and proposed fraction of scans with masks, a row for each of `THRESHOLDS`."""
     counts = [ProposalCounts() for _ in THRESHOLDS]
-    for scan in tqdm(scans, "Calibrating", unit="scan", leave=False):
+    for scan in progress(scans, "Calibrating"):
         detections = model.detect_volume(scan)
         for i, threshold in enumerate(THRESHOLDS):
             regions = model.propose(scan, detections, roi_size, threshold)

@@ -6,19 +6,20 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from tqdm import tqdm
 
 from data.checks import read_mask
 from data.cohort import Case
 from data.grid import Grid, PreparedScan, grid_of
+from data.names import PREDICTION_SUFFIX
 from data.volumes import extension_of, stem_of, write_like
 from models.gradcam import find_layers, gradcam
 from models.strokeformer import DEFAULT_OVERLAP, StrokeFormer
 from utils.files import update_table, write_json
 from utils.metrics import scan_scores, scores_by_size, slice_scores
 from utils.plots import pictures_per_scan, plot_gradcam, plot_volume_prediction, save_figure
+from utils.progress import progress
 from utils.provenance import describe_run
-from utils.regions import Region, write_regions
+from utils.regions.region import Region, write_regions
 
 
 def evaluate_strokeformer(
@@ -46,7 +47,7 @@ def evaluate_strokeformer(
     draw = _picture_maker(model, args, folder)
     drawn = pictures_per_scan(min(args.n_predictions, len(cases)), len(cases), args.seed)
     scored, all_regions = [], {}
-    for case, scan, pictures in zip(tqdm(cases, f"Testing {name}", unit="scan"), scans, drawn, strict=True):
+    for case, scan, pictures in zip(progress(cases, f"Testing {name}"), scans, drawn, strict=True):
         regions = None if regions_of is None else regions_of(scan)
         probabilities = model.segment(scan, regions, args.overlap, args.subvolume_depth, args.batch_size)
         prediction = grid_of(args).restore(probabilities, scan.own_shape).argmax(0).astype(np.uint8)
@@ -71,7 +72,7 @@ def _score_case(case: Case, scan: PreparedScan, prediction: np.ndarray, grid: Gr
 
 
 def prediction_name(case: Case) -> str:
-    return f"{case.stem}_prediction{extension_of(case.scan)}"
+    return f"{case.stem}{PREDICTION_SUFFIX}{extension_of(case.scan)}"
 
 
 def _picture_maker(model: StrokeFormer, args: Namespace, folder: Path):

@@ -8,7 +8,7 @@ from torch import nn
 from data.grid import PreparedScan
 from models.strokeformer import StrokeFormer, average_over_regions
 from utils.errors import UserError
-from utils.regions import Region, whole_volume
+from utils.regions.region import Region, whole_volume
 
 
 class LesionTarget:

@@ -3,13 +3,12 @@
 from argparse import Namespace
 from collections.abc import Callable, Collection
 
-from tqdm import tqdm
-
 from data.grid import PreparedScan
 from models.checkpoints import load_rpn
 from models.rpn import RPN
 from utils.errors import UserError
-from utils.regions import Region, read_regions
+from utils.progress import progress
+from utils.regions.region import Region, read_regions
 
 
 def region_source(
@@ -49,4 +48,4 @@ def collect_regions(
     regions_of: Callable[[PreparedScan], list[Region]], scans: Collection[PreparedScan]
 ) -> dict[str, list[Region]]:
     """Regions of each scan by its file name, with a progress bar."""
-    return {scan.name: regions_of(scan) for scan in tqdm(scans, "Proposing regions", unit="scan")}
+    return {scan.name: regions_of(scan) for scan in progress(scans, "Proposing regions")}

@@ -10,12 +10,12 @@ from torch import nn
 from data.context import network_channels, with_context
 from data.grid import PreparedScan
 from models.anchors import ANCHOR_SIZES, REFERENCE_SIZE
-from models.consistency import Kept, keep_boxes, regions_of
 from models.detector import build_detector, head_window
 from models.precision import autocast
 from models.schedule import optimise
-from utils.proposal_metrics import box_scores
-from utils.regions import Region
+from utils.regions.measures import box_scores
+from utils.regions.region import Region
+from utils.regions.rules import Kept, keep_boxes, regions_of
 
 DEFAULT_THRESHOLD = 0.5  # of a detection that proposes a region, until calibration finds a better one
 # What says which epoch is best. Not the loss: its box regression is summed over the boxes that were matched, so it
@@ -34,9 +34,10 @@ class RPN(pl.LightningModule):
         image_size: shorter side, in pixels, to which slices are resized inside; anchors scale with it, so that they
             mean the same share of the head on coarse scans.
         backbone_weights: file with a state dict of torchvision's resnet18.
-        consistency: rule by which boxes of slices become regions, ``linked`` or ``grouped`` (`models.consistency`).
+        consistency: rule by which boxes of slices become regions, ``linked`` or ``grouped`` (`utils.regions.rules`).
         evidence_growth: power of the proposed voxels with which the odds asked for of further candidates grow
-            (``linked``; `utils.linking.trusted`); 0, as in checkpoints that do not name it, for one threshold for all.
+            (``linked``; `utils.regions.linked.trusted`); 0, as in checkpoints that do not name it, for one threshold
+            for all.
         score_threshold: evidence, or score, from which on boxes propose a region.
         context: further channels of a slice, ``neighbours`` and ``mirror`` (`data.context`).
         matching: which boxes are learned as lesions, a key of `models.detector.MATCHING`.

@@ -8,16 +8,16 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from tqdm import tqdm
 
 from data.grid import PreparedScan
 from data.slices import lesion_boxes
 from data.volumes import stem_of
-from models.consistency import Kept, regions_of
 from models.rpn import RPN
 from utils.files import update_table, write_json
 from utils.plots import pictures_per_scan, plot_slice_boxes, save_figure
-from utils.proposal_metrics import (
+from utils.progress import progress
+from utils.provenance import describe_run
+from utils.regions.measures import (
     ProposalCounts,
     SliceProposals,
     box_scores,
@@ -28,8 +28,8 @@ from utils.proposal_metrics import (
     proposals_by_size,
     recall_by_volume,
 )
-from utils.provenance import describe_run
-from utils.regions import Region, region_mask, write_regions
+from utils.regions.region import Region, region_mask, write_regions
+from utils.regions.rules import Kept, regions_of
 
 PER_SIZE_FILE, PER_LESION_FILE = "rpn_per_size_scores.csv", "rpn_per_lesion_scores.csv"
 WORST_MISSES = 10  # pictures of the largest lesions, by voxels left out, that the regions do not cover
@@ -66,7 +66,7 @@ def evaluate_rpn(model: RPN, scans: Iterable[PreparedScan], total: int, args: Na
     folder, drawn = Path(args.scores_dir) / name, pictures_per_scan(args.n_predictions, total, args.seed)
     counts, slices, lesions, misses, all_regions = ProposalCounts(), [], [], [], {}
     roi_size = tuple(args.roi_size)
-    for scan, pictures in zip(tqdm(scans, f"Testing {name}", total, unit="scan"), drawn, strict=True):
+    for scan, pictures in zip(progress(scans, f"Testing {name}", total), drawn, strict=True):
         found = model.detect_volume(scan, args.batch_size)
         kept = model.keep(scan, found, roi_size)
         regions = all_regions[scan.name] = regions_of(kept, scan.head, roi_size, model.hparams.consistency)

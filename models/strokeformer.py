@@ -9,12 +9,12 @@ from monai.inferers import sliding_window_inference
 from torch import nn
 
 from data.grid import PreparedScan
+from models.defaults import LOSS_CONFIG
 from models.losses import build_classification_loss, build_loss, mask_outside
 from models.schedule import optimise
 from models.segmenters import build_segmenter
-from utils.cli import DEFAULT_LOSS_CONFIG
 from utils.metrics import overlap_scores
-from utils.regions import Region, expand_region, region_mask, region_of, whole_volume
+from utils.regions.region import Region, expand_region, region_mask, region_of, whole_volume
 
 DEFAULT_OVERLAP = 0.25  # MONAI's own default
 
@@ -54,7 +54,7 @@ class StrokeFormer(pl.LightningModule):
         super().__init__()
         self.save_hyperparameters()
         self.net = build_segmenter(arch, in_channels, num_classes, tuple(roi_size))
-        self.seg_loss = build_loss(seg_loss, seg_loss_cfg or DEFAULT_LOSS_CONFIG)
+        self.seg_loss = build_loss(seg_loss, seg_loss_cfg or LOSS_CONFIG)
         self.cls_loss = build_classification_loss(cls_loss) if cls_loss else None
         self.classifier = nn.Linear(2 * num_classes, 1) if cls_loss else None
         self.val_counts = torch.zeros(4, dtype=torch.int64)

@@ -12,6 +12,7 @@ import pytorch_lightning as pl
 import torch
 from matplotlib.figure import Figure
 from pytorch_lightning.callbacks import EMAWeightAveraging
+from pytorch_lightning.loggers import WandbLogger
 
 from data.cohort import Case
 from data.datamodules import RPNDataModule, SegmentationDataModule, SliceDataset, StackedScans, scan_loader
@@ -23,11 +24,12 @@ from models.calibration import calibration_summary, choose_threshold, coverage_c
 from models.checkpoints import MarkCheckpoint, load_rpn, store_hyperparameters
 from models.hard_negatives import HardNegatives
 from models.rpn import DEFAULT_THRESHOLD, MONITOR, RPN
+from models.runs import best_checkpoint, finished_file, is_finished, is_trained, resume_point, run_folder
 from models.strokeformer import StrokeFormer
-from utils.files import atomic_path, read_json, write_json
+from utils.files import atomic_path, write_json
 from utils.plots import plot_coverage, plot_loss_curves, plot_slice_boxes, plot_volume_prediction, save_figure
 from utils.provenance import open_run
-from utils.regions import Region
+from utils.regions.region import Region
 from utils.tracking import PredictionPictures, build_trainer, logged_metrics
 
 
@@ -66,8 +68,12 @@ def build_strokeformer(args: Namespace) -> StrokeFormer:
     return StrokeFormer(**{name: value for name, value in vars(args).items() if name in names})
 
 
-def train_rpn(args: Namespace, train: pd.DataFrame, val: pd.DataFrame, name: str) -> Path:
-    """Train stage 1 on slice tables; `args` carries the arguments of ``train_rpn.py``."""
+def train_rpn(args: Namespace, train: pd.DataFrame, val: pd.DataFrame, name: str, inputs: dict[str, str]) -> Path:
+    """Train stage 1 on slice tables; `args` carries the arguments of ``train_rpn.py``.
+
+    Args:
+        inputs: what it learns from (`models.runs.inputs_of`); a begun training of other inputs is refused.
+    """
     pl.seed_everything(args.seed, verbose=False)
     data = RPNDataModule(
         train,
@@ -88,7 +94,7 @@ def train_rpn(args: Namespace, train: pd.DataFrame, val: pd.DataFrame, name: str
     # the lesions with 0.29 of the brain, the last ones 0.86 with 0.25 or 0.93 with 0.45 (one seed).
     callbacks = [EMAWeightAveraging(decay=args.ema_decay)] if args.ema_decay else []
     callbacks += [HardNegatives(args.hard_negatives)] if args.hard_negatives else []
-    return _fit(model, data, args, name, monitor, draw, callbacks, calibrate)
+    return _fit(model, data, args, name, inputs, monitor, draw, callbacks, calibrate)
 
 
 def train_strokeformer(
@@ -98,8 +104,13 @@ def train_strokeformer(
     regions: dict[str, list[Region]] | None,
     cache_dir: Path,
     name: str,
+    inputs: dict[str, str],
 ) -> Path:
-    """Train stage 2 on proposed regions; `args` carries the arguments of ``train_strokeformer.py``."""
+    """Train stage 2 on proposed regions; `args` carries the arguments of ``train_strokeformer.py``.
+
+    Args:
+        inputs: as for `train_rpn`.
+    """
     pl.seed_everything(args.seed, verbose=False)
     grid, roi_size = grid_of(args), tuple(args.roi_size)
     model = build_strokeformer(args)
@@ -109,7 +120,7 @@ def train_strokeformer(
     shown = val[: args.num_samples]
     monitor = ("val_loss" if len(data.val) else "train_loss", "min")
     draw = partial(_draw_volumes, shown=shown, regions=regions, grid=grid, cache_dir=cache_dir, args=args)
-    return _fit(model, data, args, name, monitor, draw, [])
+    return _fit(model, data, args, name, inputs, monitor, draw, [])
 
 
 def _calibrate(args: Namespace, val: pd.DataFrame, folder: Path, checkpoint: Path) -> None:
@@ -131,6 +142,7 @@ def _fit(
     data: pl.LightningDataModule,
     args: Namespace,
     name: str,
+    inputs: dict[str, str],
     monitor: tuple[str, str],
     draw: Callable[[pl.LightningModule], Iterable[tuple[str, Figure]]],
     callbacks: list[pl.Callback],
@@ -139,33 +151,49 @@ def _fit(
     """Fit or resume a run in ``<default_root_dir>/<name>`` and return its best checkpoint.
 
     Args:
+        inputs: what the network learns from, by name (`models.runs.inputs_of`).
         monitor: the logged value that tells the best epoch, and whether ``"min"`` or ``"max"`` is best.
         draw: pictures to draw now and then.
         callbacks: what else the training of this stage needs.
         finish: what is left to do with the run's folder and its best checkpoint.
     """
-    folder = Path(args.default_root_dir) / name
-    best, last, finished = folder / "checkpoints/best.ckpt", folder / "checkpoints/last.ckpt", folder / "finished.json"
-    open_run(folder, vars(args))
-    if finished.exists() and read_json(finished)["max_epochs"] >= args.max_epochs:
+    folder = run_folder(args, name)
+    best = best_checkpoint(folder)
+    open_run(folder, vars(args), inputs, begun=is_trained(folder))
+    if is_finished(folder, args.max_epochs):
         print(f"{name} is trained already: {best}")
         return best
     pictures = PredictionPictures(draw, folder / "predictions", args.log_every_n_val_epochs)
-    trainer = build_trainer(folder, args, *monitor, [MarkCheckpoint(), pictures, *callbacks])
-    model = model.to(memory_format=torch.channels_last) if isinstance(model, RPN) else model
-    trainer.fit(model, data, ckpt_path=last if last.exists() else None, weights_only=True)
-    save_figure(plot_loss_curves(logged_metrics(folder)), folder / "loss_curves.png")
+    epochs = _train(model, data, args, folder, monitor, [pictures, *callbacks])
     if finish is not None:
         finish(folder, best)
-    write_json(finished, {"max_epochs": args.max_epochs, "epochs": trainer.current_epoch})
-    _close_wandb()
+    write_json(finished_file(folder), {"max_epochs": args.max_epochs, "epochs": epochs})
     return best
 
 
-def _close_wandb() -> None:
-    import wandb
+def _train(
+    model: pl.LightningModule,
+    data: pl.LightningDataModule,
+    args: Namespace,
+    folder: Path,
+    monitor: tuple[str, str],
+    callbacks: list[pl.Callback],
+) -> int:
+    """Train on from the folder's last checkpoint, if any, draw the curves, and return the number of epochs."""
+    resume_from = resume_point(folder)
+    trainer = build_trainer(folder, args, *monitor, [MarkCheckpoint(), *callbacks])
+    model = model.to(memory_format=torch.channels_last) if isinstance(model, RPN) else model
+    trainer.fit(model, data, ckpt_path=resume_from, weights_only=True)
+    save_figure(plot_loss_curves(logged_metrics(folder)), folder / "loss_curves.png")
+    _close_wandb(trainer)
+    return trainer.current_epoch
 
-    wandb.finish()  # the next fold's run would otherwise go on in this one
+
+def _close_wandb(trainer: pl.Trainer) -> None:
+    if any(isinstance(logger, WandbLogger) for logger in trainer.loggers):
+        import wandb
+
+        wandb.finish()  # the next fold's run would otherwise go on in this one
 
 
 # --- pictures while training ---------------------------------------------------------------------------

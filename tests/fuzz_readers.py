@@ -76,6 +76,13 @@ def mutate(content: bytes, ext: str, rng: np.random.Generator) -> bytes:
     return bytes(changed)
 
 
+def edit_byte(content: bytes, rng: np.random.Generator) -> bytes:
+    """A file of which one byte is another."""
+    changed, at = bytearray(content), int(rng.integers(len(content)))
+    changed[at] ^= int(rng.integers(1, 256))
+    return bytes(changed)
+
+
 def _forge_npy(rng: np.random.Generator) -> bytes:
     text = f"{{'descr': {rng.choice([*DTYPES, repr('<f4')])}, 'fortran_order': {rng.choice(['True', 'False', '7'])}, "
     text += f"'shape': {rng.choice([*SHAPES, '(1, 6, 5, 4)'])}, }}\n"
@@ -111,9 +118,21 @@ def write_mutated(files: dict[str, bytes], rng: np.random.Generator, folder: Pat
     if ext == ".nii.gz":
         content = gzip.compress(content, 1)
         content = mutate(content, ".npz", rng) if rng.random() < 0.2 else content  # breaks the compression
-    path = folder / f"input{ext}"
+    return kind, write_anew(folder / f"input{ext}", content)
+
+
+def write_edited(files: dict[str, bytes], rng: np.random.Generator, folder: Path) -> tuple[str, Path]:
+    """Write a file of which one byte is another, after compression; its kind and path."""
+    kind = str(rng.choice(list(files)))
+    content = edit_byte(gzip.compress(files[kind], 1) if kind == ".nii.gz" else files[kind], rng)
+    return kind, write_anew(folder / f"input{'.nii' if kind == '2.nii' else kind}", content)
+
+
+def write_anew(path: Path, content: bytes) -> Path:
+    """Write a file in place of an earlier one; to write into it would cost ext4 2 ms for the disk each time."""
+    path.unlink(missing_ok=True)
     path.write_bytes(content)
-    return kind, path
+    return path
 
 
 def fuzz(seconds: float, seed: int, folder: Path) -> Counter:
@@ -121,7 +140,7 @@ def fuzz(seconds: float, seed: int, folder: Path) -> Counter:
     rng, files, outcomes = np.random.default_rng(seed), valid_files(), Counter()
     end = time.monotonic() + seconds
     while time.monotonic() < end:
-        kind, path = write_mutated(files, rng, folder)
+        kind, path = (write_mutated if rng.random() < 0.5 else write_edited)(files, rng, folder)
         outcomes[kind, try_readers(path)] += 1
         if resource.getrusage(resource.RUSAGE_SELF).ru_maxrss > MAX_RSS_KIB:
             raise AssertionError("the readers took more than 2 GiB")

@@ -1,8 +1,11 @@
 """Running the scripts as a user would, small."""
 
+import atexit
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from resource import RLIMIT_FSIZE, setrlimit
 from types import SimpleNamespace
@@ -11,7 +14,13 @@ ROOT = Path(__file__).parent.parent
 # 8 mm: a head of 24 x 25 x 29 voxels, enough for two windows of 8 x 8 x 16 and seconds of training.
 GRID = ["--scan_dim", "1", "24", "25", "29"]
 ROI = ["--roi_size", "8", "8", "16"]
-QUICK = ["--offline", "--num_samples", "1", "--log_every_n_val_epochs", "1"]
+QUICK = ["--num_samples", "1", "--log_every_n_val_epochs", "1"]
+
+
+# What a user without any account has, on a machine where nothing was set for this program.
+HOME = tempfile.mkdtemp(prefix="home-")
+atexit.register(shutil.rmtree, HOME, ignore_errors=True)
+BARE = {"PATH": os.pathsep.join([str(Path(sys.executable).parent), "/usr/bin", "/bin"]), "HOME": HOME}
 
 
 def run_script(*command, cwd: Path, code: int = 0, largest_file: int | None = None) -> SimpleNamespace:
@@ -23,11 +32,10 @@ def run_script(*command, cwd: Path, code: int = 0, largest_file: int | None = No
     limit = None if largest_file is None else lambda: setrlimit(RLIMIT_FSIZE, (largest_file, largest_file))
     program = command[1:] if command[0] == "-m" else command
     script = ["-m", program[0]] if command[0] == "-m" else [str(ROOT / program[0])]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "WANDB_MODE": "disabled", "PYTHONWARNINGS": "ignore"}
     done = subprocess.run(
         [sys.executable, *script, *map(str, program[1:])],
         cwd=cwd,
-        env=environment,
+        env={**BARE, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
         check=False,

@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.checks import check_headers, check_voxels, read_scan
-from data.cohort import augmented_cases, bids_entity, pair_cases
+from data.cohort import augmented_cases, pair_cases
 from data.folds import cases_of, lesion_loads, make_folds, read_folds, usable_augmented, write_folds
+from data.names import bids_entity
 from data.volumes import write_volume
 from utils.errors import UserError
 
@@ -64,11 +65,82 @@ def test_scan_without_mask_is_refused_by_name(tmp_path):
         paired(tmp_path)
 
 
-def test_two_scans_of_one_session_are_refused(tmp_path):
+@pytest.mark.parametrize(
+    ("other", "complaint"),
+    [
+        ("sub-01_space-MNI_T1w.npy", "same subject and session and differ only in space-; take one out"),
+        ("sub-01_T1w_brain.npy", "same subject and session and have no run-"),
+        ("sub-01_T1w.nii", "differ only in their extension; take one out"),
+        ("sub-01_FLAIR.npy", r"two contrasts \(FLAIR and T1w\) of one session; give a folder"),
+        ("sub-01_acq-fast_run-3_FLAIR.npy", r"two contrasts \(T1w and FLAIR\)"),
+        ("site-B/sub-01_T1w.npy", r"same name, under which results are kept; .* e\.g\. sub-siteB01_T1w\.npy"),
+    ],
+)
+def test_two_scans_of_one_session_are_refused(tmp_path, other, complaint):
     write_case(tmp_path, "sub-01")
-    write_case(tmp_path, "sub-01_run-2")
-    with pytest.raises(UserError, match="same subject and session"):
+    write_volume(tmp_path / "Scans" / other, np.ones((1, 4, 6, 8), np.float32))
+    with pytest.raises(UserError, match=f"sub-01.* and .*sub-01.*{complaint}"):
         paired(tmp_path)
+
+
+def test_scan_of_two_patients_under_one_name_is_to_be_renamed_not_dropped(tmp_path):
+    for patient in ("patient 1", "patient 2"):
+        write_volume(tmp_path / "Scans" / patient / "T1.nii.gz", np.ones((1, 2, 3, 4), np.float32))
+    with pytest.raises(UserError, match=r"have the same name.* rename them .* e\.g\. patient-1_T1\.nii\.gz"):
+        pair_cases([tmp_path / "Scans"], None)
+
+
+def test_runs_and_acquisitions_are_scans_of_their_own_and_stay_one_subject(tmp_path):
+    for name in ("sub-01_run-1", "sub-01_run-2", "sub-01_acq-fast_run-1", "sub-02_run-1"):
+        write_case(tmp_path, name)
+    (tmp_path / "Masks" / f"sub-02_run-1_{LABEL}.npy").rename(tmp_path / "Masks/sub-02_mask.npy")  # of its one scan
+    cases = {case.stem: (case.subject, case.mask.name) for case in paired(tmp_path)}
+    assert cases == {
+        "sub-01_run-1_T1w": ("01", f"sub-01_run-1_{LABEL}.npy"),
+        "sub-01_run-2_T1w": ("01", f"sub-01_run-2_{LABEL}.npy"),
+        "sub-01_acq-fast_run-1_T1w": ("01", f"sub-01_acq-fast_run-1_{LABEL}.npy"),
+        "sub-02_run-1_T1w": ("02", "sub-02_mask.npy"),
+    }
+
+
+@pytest.mark.parametrize(
+    ("scans", "masks", "complaint"),
+    [
+        (
+            ["run-1", "run-2"],
+            ["run-1", "desc-lesion"],
+            r"desc-lesion_mask\.npy lacks run-, which tells .*run-1.* from",
+        ),
+        (["acq-a_run-1", "acq-b_run-2"], ["desc-lesion"], "lacks acq- and run-, which tells"),
+        (["desc-raw"], ["run-1", "run-2"], r"desc-raw_T1w\.npy lacks run-, which tells .*run-1.* from .*run-2"),
+        (["run-1", "run-2"], ["run-1"], r"run-2_T1w\.npy has no mask"),
+        (["run-1"], ["run-1", "run-2"], r"run-2_mask\.npy has no scan"),
+    ],
+)
+def test_mask_that_may_be_of_either_scan_is_refused_with_the_entity_it_lacks(tmp_path, scans, masks, complaint):
+    for folder, names, ending in (("Scans", scans, "T1w"), ("Masks", masks, "mask")):
+        for name in names:
+            write_volume(tmp_path / folder / f"sub-01_{name}_{ending}.npy", np.ones((1, 2, 3, 4), np.float32))
+    with pytest.raises(UserError, match=complaint):
+        paired(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("scan", "mask", "subject"),
+    [
+        ("patient_3_T1", "patient_3_lesion_mask", "patient_3"),
+        ("patient_3", "patient_3", "patient_3"),
+        ("img01", "mask01", "01"),
+        ("T1", "mask", "T1"),
+        ("p1_ses-2_T1w", "p1_ses-2_label-L_desc-T1lesion_mask", "p1"),
+        ("p1_T1w_augmented-1", "p1_T1lesion_mask_augmented-1", "p1"),
+    ],
+)
+def test_names_that_are_not_of_bids_pair_by_what_is_left_without_their_roles(tmp_path, scan, mask, subject):
+    write_volume(tmp_path / f"Scans/{scan}.npy", np.ones((1, 2, 3, 4), np.float32))
+    write_volume(tmp_path / f"Masks/{mask}.npy", np.ones((1, 2, 3, 4), np.uint8))
+    (case,) = paired(tmp_path)
+    assert (case.subject, case.name, case.mask.stem) == (subject, f"{scan}.npy", mask)
 
 
 def test_empty_folder_and_wrong_extension_are_refused(tmp_path):

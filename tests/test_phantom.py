@@ -8,17 +8,9 @@ import pandas as pd
 import pytest
 from scipy.ndimage import binary_dilation, label
 
-from data.phantom import (
-    FIELD_OF_VIEW_MM,
-    MIDLINE_MM,
-    VOLUME_RANGE_CM3,
-    Settings,
-    healthy_subjects,
-    make_subject,
-    subject_files,
-    warp_head,
-    write_cohort,
-)
+from data.phantom.cohort import Settings, healthy_subjects, make_subject, subject_files, write_cohort
+from data.phantom.heads import FIELD_OF_VIEW_MM, MIDLINE_MM, warp_head
+from data.phantom.lesions import VOLUME_RANGE_CM3
 from data.volumes import head_mask, read_volume
 from tests.running import run_script
 from utils.errors import UserError
@@ -98,7 +90,7 @@ def test_most_scans_have_lesions_on_one_side_only():
     wide, one_sided = replace(SETTINGS, n_subjects=40, spacing=8.0, healthy_fraction=0.0), 0
     for index in range(40):
         anatomy = np.random.default_rng([wide.seed, index, 0])
-        left_right = warp_head(wide, anatomy).template_mm[0].transpose(2, 0, 1)
+        left_right = warp_head(wide.spacing, wide.warp_mm, anatomy).template_mm[0].transpose(2, 0, 1)
         sides = np.sign(left_right - MIDLINE_MM)[make_subject(wide, index)[1][0] > 0]
         one_sided += abs(sides.sum()) == len(sides) > 0
     assert one_sided >= 34

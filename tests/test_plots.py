@@ -22,7 +22,7 @@ from utils.plots import (
     save_figure,
     slices_to_show,
 )
-from utils.regions import Region
+from utils.regions.region import Region
 
 SHAPE = (20, 24, 32)  # D, H, W
 LONG_NAME = "sub-r001s001_ses-1_space-MNI152NLin2009aSym_desc-with-many-more-entities-than-usual_T1w.nii.gz"

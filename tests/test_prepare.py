@@ -10,8 +10,8 @@ import pytest
 
 from data.checks import read_scan
 from data.cohort import bids_entity, pair_cases
-from data.layouts import LAYOUTS, find_cases
-from data.overview import laterality
+from data.prepare.layouts import LAYOUTS, find_cases
+from data.prepare.overview import laterality
 from data.volumes import read_volume
 from tests.running import GRID, is_png, run_script
 from utils.errors import UserError

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis.extra.numpy import arrays
 
 from utils.metrics import SIZE_BINS
-from utils.proposal_metrics import (
+from utils.regions.measures import (
     ProposalCounts,
     SliceProposals,
     box_scores,
@@ -21,7 +21,7 @@ from utils.proposal_metrics import (
     proposals_by_size,
     recall_by_volume,
 )
-from utils.regions import Region, region_mask
+from utils.regions.region import Region, region_mask
 
 SHAPE = (3, 4, 5)
 masks = arrays(bool, SHAPE)

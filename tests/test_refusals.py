@@ -90,7 +90,7 @@ def unpickled_by_nobody(path: Path) -> None:
 
 
 def double(path: Path) -> None:
-    shutil.copy(path, path.with_name(path.name.replace("_space-", "_run-2_space-")))
+    shutil.copy(path, path.with_name(path.name.replace("_space-", "_space-other")))
 
 
 CV, SLICES, SEGMENT = "cross_validation.py", "data.slices", "test_strokeformer.py"

@@ -8,19 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from utils.errors import UserError
-from utils.regions import (
-    Region,
-    agreed_box,
-    consistent_regions,
-    enclosing_box,
-    expand_region,
-    group_slices,
-    pairwise_iou,
-    read_regions,
-    region_mask,
-    whole_volume,
-    write_regions,
-)
+from utils.regions.boxes import enclosing_box, pairwise_iou
+from utils.regions.grouped import agreed_box, group_slices, grouped_regions
+from utils.regions.region import Region, expand_region, read_regions, region_mask, whole_volume, write_regions
 
 NONE = [np.nan] * 4
 
@@ -158,17 +148,17 @@ def test_grown_region_holds_the_region_lies_inside_and_has_the_roi_size_where_th
 def test_group_without_boxes_has_no_region():
     head = head_of(10, 10, 20, 20)
     boxes = np.array([NONE, [2, 3, 5, 6], NONE, NONE])
-    assert consistent_regions(boxes, head, (1, 1, 1)) == [Region(0, 2, 2, 3, 5, 6)]
+    assert grouped_regions(boxes, head, (1, 1, 1)) == [Region(0, 2, 2, 3, 5, 6)]
 
 
 def test_fractional_boxes_are_rounded_outwards_and_kept_inside():
     boxes = np.array([[1.2, -0.5, 3.1, 20.4]])
-    assert consistent_regions(boxes, head_of(20), (1, 1, 1)) == [Region(0, 1, 1, 0, 4, 20)]
+    assert grouped_regions(boxes, head_of(20), (1, 1, 1)) == [Region(0, 1, 1, 0, 4, 20)]
 
 
 def test_same_region_of_two_groups_is_listed_once():
     head, box = head_of(20, 10), [0, 0, 20, 20]
-    assert consistent_regions(np.array([box, box], float), head, (2, 20, 20)) == [Region(0, 2, 0, 0, 20, 20)]
+    assert grouped_regions(np.array([box, box], float), head, (2, 20, 20)) == [Region(0, 2, 0, 0, 20, 20)]
 
 
 @given(st.data())
@@ -180,7 +170,7 @@ def test_regions_contain_the_boxes_of_the_agreed_cluster_and_stay_inside(data):
         if data.draw(st.booleans()):
             x, y = data.draw(st.floats(0, 18)), data.draw(st.floats(0, 18))
             boxes[z] = x, y, x + data.draw(st.floats(0.5, 20 - x)), y + data.draw(st.floats(0.5, 20 - y))
-    regions = consistent_regions(boxes, head, (3, 6, 6))
+    regions = grouped_regions(boxes, head, (3, 6, 6))
     covered = region_mask(regions, head.shape)
     for region in regions:
         assert all(s.start >= 0 and s.stop <= n for s, n in zip(region.slices, head.shape, strict=True))

@@ -14,7 +14,7 @@ from models.calibration import THRESHOLDS, calibration_summary, choose_threshold
 from models.detector import PROPOSALS, Anchors, adapt_first_conv, build_detector, head_window
 from models.rpn import RPN
 from utils.errors import UserError
-from utils.regions import Region
+from utils.regions.region import Region
 
 
 @pytest.fixture(scope="module")

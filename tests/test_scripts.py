@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tests.running import GRID, QUICK, ROI, is_png, run_script
-from utils.regions import read_regions, region_mask
+from utils.regions.region import read_regions, region_mask
 
 SCRIPTS = ["cross_validation.py", "train_rpn.py", "train_strokeformer.py", "test_rpn.py", "test_strokeformer.py"]
 RPN_COLUMNS = ["model_name", "map", "map_50", "iou", "lesion_coverage", "lesion_recall", "proposed_fraction"]

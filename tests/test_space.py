@@ -66,10 +66,24 @@ def test_finer_grid_agrees_with_nibabel():
     source = Space((8, 9, 10), OBLIQUE @ np.diag([2.0, 2.0, 3.0, 1.0]))
     target = centred_space(source, (4, 4, 5), (14, 12, 16), (1.5, 1.0, 1.3))
     image = nib.Nifti1Image(scan[0].transpose(1, 2, 0), source.affine)
-    reference = resample_from_to(image, ((12, 16, 14), target.affine), order=1, cval=float(scan.min()))
+    faces = [scan[0].take(end, axis).ravel() for axis in range(3) for end in (0, -1)]
+    background = float(np.median(np.concatenate(faces)))
+    reference = resample_from_to(image, ((12, 16, 14), target.affine), order=1, cval=background)
     inside = (slice(1, -1),) * 3  # on the faces a rounding error decides whether nibabel is outside
     ours = resample(scan, source, target)[0].transpose(1, 2, 0)
     np.testing.assert_allclose(ours[inside], reference.get_fdata()[inside], atol=1e-5)
+
+
+@pytest.mark.parametrize("spacing_mm", [(1, 1, 1), (0.7, 0.7, 0.7)])
+def test_outside_of_a_scan_is_its_background_whatever_single_voxels_hold(spacing_mm):
+    scan = np.full((2, 9, 9, 9), 5.0, np.float32)
+    scan[1] = 7
+    scan[:, 3:6, 3:6, 3:6] = 60
+    scan[:, 0, 0, 0], scan[:, 4, 4, 4] = -32768, 1e6
+    source = space((9, 9, 9))
+    placed = resample(scan, source, centred_space(source, (4, 4, 4), (20, 20, 20), spacing_mm))
+    assert placed[0, -1, -1, -1] == 5 and placed[1, -1, -1, -1] == 7
+    assert np.count_nonzero(placed < 0) < 2 * 27  # about the broken voxel alone
 
 
 def test_coarser_grid_keeps_the_volume_of_a_ball():

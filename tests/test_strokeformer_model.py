@@ -5,14 +5,14 @@ import pytest
 import torch
 
 from data.grid import PreparedScan
+from models.defaults import LOSS_CONFIG
 from models.gradcam import find_layers, gradcam
 from models.losses import build_classification_loss, build_loss, mask_outside
 from models.schedule import learning_rate
 from models.segmenters import STRIDES, build_segmenter
 from models.strokeformer import StrokeFormer, average_over_regions, split_by_depth
-from utils.cli import DEFAULT_LOSS_CONFIG
 from utils.errors import UserError
-from utils.regions import Region, region_mask
+from utils.regions.region import Region, region_mask
 
 ROI = (16, 16, 16)
 
@@ -66,7 +66,7 @@ def test_masked_loss_does_not_see_outside_the_regions():
     logits = torch.randn(2, 2, 4, 4, 4, requires_grad=True)
     labels, region = torch.randint(0, 2, (2, 1, 4, 4, 4)), torch.zeros(2, 1, 4, 4, 4)
     region[:, :, :2] = 1
-    loss = build_loss("DiceCELoss", DEFAULT_LOSS_CONFIG)
+    loss = build_loss("DiceCELoss", LOSS_CONFIG)
     value = loss(*mask_outside(logits, labels, region))
     value.backward()
     assert (logits.grad[:, :, :2] != 0).all() and (logits.grad[:, :, 2:] == 0).all()

@@ -9,7 +9,7 @@ from data.grid import Grid
 from data.subvolumes import RegionDataset
 from data.volumes import write_volume
 from utils.errors import UserError
-from utils.regions import Region
+from utils.regions.region import Region
 
 GRID = Grid((1, 16, 20, 24))
 

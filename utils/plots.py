@@ -19,7 +19,7 @@ from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import MaxNLocator
 
 from utils.files import atomic_path
-from utils.regions import Region
+from utils.regions.region import Region
 
 # Colours that are told apart with any colour vision (Okabe and Ito, 2008, jfly.uni-koeln.de/color).
 TARGET, PREDICTION, DETECTION, REGION = "#009E73", "#D55E00", "#56B4E9", "#F0E442"

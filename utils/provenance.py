@@ -6,22 +6,26 @@ from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
 
+from utils.cli.parser import recipes
 from utils.errors import UserError
 from utils.files import read_json, write_json
 
 PACKAGES = ("torch", "torchvision", "pytorch-lightning", "monai", "numpy", "nibabel", "scikit-image")
-# Settings that change where or how fast a run goes, not what it computes: a resumed run may differ in them.
+# Settings that change where or how fast a run goes, not what it computes: a resumed run may differ in them. What lies
+# behind a path is told by its digest.
 FREE_SETTINGS = {
     "devices", "num_workers", "offline", "entity", "project", "rpn_project", "group", "rpn_group", "max_epochs",
     "rpn_max_epochs", "patience", "rpn_patience", "num_samples", "log_every_n_val_epochs", "lr_logging_interval",
-    "n_predictions", "target_layers", "out_dir",
+    "n_predictions", "target_layers", "out_dir", "scans_dir", "masks_dir", "augmented_dir", "folds", "train_scans",
+    "train_masks", "val_scans", "val_masks", "regions", "rpn_ckpt_path",
 }  # fmt: skip
 
 
 def describe_run(settings: dict) -> dict:
-    """The command line, its settings, the git commit and the versions that made a result."""
+    """The command line, its recipes, its settings, the git commit and the versions that made a result."""
     return {
         "command": sys.argv,
+        "recipes": recipes(sys.argv),
         "settings": settings,
         "started": datetime.now().astimezone().isoformat(timespec="seconds"),
         "git_commit": _git_commit(),
@@ -36,25 +40,54 @@ def _git_commit() -> str | None:
     return answer.stdout.strip() or None
 
 
-def open_run(folder: Path, settings: dict) -> None:
-    """Record a new run in ``run.json``, or check that the one begun in this folder had the same settings.
+def open_run(folder: Path, settings: dict, inputs: dict[str, str] | None = None, begun: bool = True) -> None:
+    """Record a new run in ``run.json``, or check that the one in this folder had the same settings and inputs.
+
+    Args:
+        inputs: digests of what the run's results depend on, by name; None where they follow their inputs by themselves.
+        begun: whether there are such results yet; without any, the run is recorded anew.
 
     Raises:
-        UserError: the folder holds a run with other settings.
+        UserError: the folder holds a run with other settings, or results of other inputs.
     """
+    if begun:
+        _require_settings(folder, read_run(folder).get("settings", {}), _plain(settings))
+        require_inputs(folder, inputs)
+    if not (begun and (folder / "run.json").exists()):
+        write_json(folder / "run.json", {**describe_run(_plain(settings)), "inputs": inputs})
+
+
+def read_run(folder: Path) -> dict:
+    """The ``run.json`` of a folder; empty where there is none."""
     record = folder / "run.json"
-    if record.exists():
-        earlier = read_json(record)["settings"]
-        now = _plain(settings)
-        changed = [k for k in now if k not in FREE_SETTINGS and k in earlier and earlier[k] != now[k]]
-        if changed:
-            name = changed[0]
+    content = read_json(record) if record.exists() else {}
+    if not isinstance(content, dict):
+        raise UserError(f"{record} is no record of a run; remove {folder} or choose another name")
+    return content
+
+
+def _require_settings(folder: Path, earlier: dict, now: dict) -> None:
+    for name in now:
+        if name not in FREE_SETTINGS and name in earlier and earlier[name] != now[name]:
             raise UserError(
                 f"{folder} holds a run with --{name} {earlier[name]}, not {now[name]}; "
                 "choose another name or folder, or remove this one"
             )
-    else:
-        write_json(record, describe_run(_plain(settings)))
+
+
+def require_inputs(folder: Path, inputs: dict[str, str] | None) -> None:
+    """Refuse a run in `folder` that was begun with other inputs; its results are not results of these."""
+    earlier = read_run(folder).get("inputs")
+    if earlier != inputs:
+        raise UserError(
+            f"{folder} belongs to other data: {_first_difference(earlier or {}, inputs or {})}; bring back what it was "
+            "begun with, choose another name or folder, or remove this one"
+        )
+
+
+def _first_difference(earlier: dict[str, str], now: dict[str, str]) -> str:
+    name = min(name for name in {*earlier, *now} if earlier.get(name) != now.get(name))
+    return f"{name} {'is new' if name not in earlier else 'is missing' if name not in now else 'has changed'}"
 
 
 def _plain(settings: dict) -> dict:

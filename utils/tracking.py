@@ -1,33 +1,32 @@
 """What a training run leaves behind besides its settings: W&B and CSV logs, checkpoints and pictures."""
 
 import logging
+import math
 import os
+import time
 import warnings
+from functools import cache
 from pathlib import Path
 
 import pandas as pd
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import EarlyStopping, LearningRateMonitor, ModelCheckpoint, TQDMProgressBar
+from pytorch_lightning.callbacks import EarlyStopping, LearningRateMonitor, ModelCheckpoint
 from pytorch_lightning.loggers import CSVLogger, WandbLogger
+from tqdm import tqdm
 
 from utils.errors import UserError
+from utils.progress import duration, on_terminal
+
+LINES_IN_A_LOG = 20
+WANDB_TIMEOUT_S = 30  # a server that does not answer within this time does not keep a run waiting
 
 # --- loggers -------------------------------------------------------------------------------------------
 
 
 def build_loggers(folder: Path, args) -> list:
-    """A CSV log in the run's folder and W&B, offline where there is no account."""
-    os.environ.setdefault("WANDB_SILENT", "true")
-    wandb_logger = WandbLogger(
-        name=folder.name,
-        save_dir=folder,
-        project=args.project,
-        group=args.group,
-        entity=args.entity,
-        offline=args.offline or not has_wandb_account(),
-    )
-    return [CSVLogger(folder, name="logs"), wandb_logger]
+    """A CSV log in the run's folder and, where W&B is there and not disabled, a W&B log."""
+    return [CSVLogger(folder, name="logs"), *_wandb_loggers(folder, args)]
 
 
 def logged_metrics(folder: Path) -> pd.DataFrame:
@@ -36,21 +35,68 @@ def logged_metrics(folder: Path) -> pd.DataFrame:
     return pd.concat([pd.read_csv(path) for path in logs], ignore_index=True)
 
 
-def has_wandb_account() -> bool:
-    """Whether W&B knows whom to log for; if not, says once that the run stays offline."""
+# --- W&B -----------------------------------------------------------------------------------------------
+
+
+def wandb_mode(offline: bool) -> str:
+    """``online``, ``offline`` or ``disabled``: as asked for, as far as this machine allows; says once why not online.
+
+    Args:
+        offline: whether the user asked for it on the command line; ``WANDB_MODE`` asks for it too.
+    """
+    try:
+        import wandb
+    except ImportError:
+        say_once("W&B is not installed: runs are logged as CSV alone (pip install wandb).")
+        return "disabled"
+    asked = os.environ.get("WANDB_MODE", "").lower()
+    if asked == "disabled" or os.environ.get("WANDB_DISABLED", "").lower() in ("true", "1"):
+        return "disabled"
+    if offline or asked in ("offline", "dryrun"):
+        return "offline"
+    os.environ.setdefault("WANDB_SILENT", "true")
+    try:
+        if wandb.login(prompt=False, verify=False):
+            return "online"
+        say_once("No W&B account on this machine: runs are logged offline (log in with `wandb login`).")
+    except wandb.Error as error:
+        say_once(f"The W&B account cannot be used ({_first_line(error)}): runs are logged offline.")
+    return "offline"
+
+
+def _wandb_loggers(folder: Path, args) -> list[WandbLogger]:
+    """A W&B log that has begun, offline where the server does not take it; none where W&B is disabled or broken."""
+    mode = wandb_mode(args.offline)
+    if mode == "disabled":
+        return []
     import wandb
 
-    if os.environ.get("WANDB_MODE") in ("offline", "disabled"):
-        return False
-    if wandb.api.api_key:
-        return True
-    if not has_wandb_account.told:
-        print("No W&B account on this machine: runs are logged offline (log in with `wandb login`).")
-        has_wandb_account.told = True
-    return False
+    logger = WandbLogger(
+        name=folder.name,
+        save_dir=folder,
+        project=args.project,
+        group=args.group,
+        entity=args.entity,
+        mode=mode,  # Lightning's own `offline` sets a variable that W&B no longer reads once it has begun
+        settings=wandb.Settings(silent=True, init_timeout=WANDB_TIMEOUT_S),
+    )
+    try:
+        _ = logger.experiment  # W&B is asked here, and not in the middle of the first epoch
+    except wandb.Error as error:
+        instead = {"online": "offline", "offline": "disabled"}[mode]
+        say_once(f"W&B does not take this run ({_first_line(error)}): it is {instead} from here on.")
+        os.environ["WANDB_MODE"] = instead  # the next fold does not wait for it again
+        return _wandb_loggers(folder, args)
+    return [logger]
 
 
-has_wandb_account.told = False
+@cache
+def say_once(message: str) -> None:
+    print(message)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0]
 
 
 # --- callbacks -----------------------------------------------------------------------------------------
@@ -62,6 +108,45 @@ class FiniteLoss(pl.Callback):
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_index) -> None:
         if not torch.isfinite(outputs["loss"]):
             raise UserError(f"the training loss is not finite at step {trainer.global_step}; lower the learning rate")
+
+
+class EpochLines(pl.Callback):
+    """A bar for the epoch that runs, and a line for each that has ended: losses, the watched value, time left.
+
+    A log file gets at most `LINES_IN_A_LOG` lines a training, and no bar.
+
+    Args:
+        name: of the run.
+        monitor: the logged value that tells the best epoch.
+    """
+
+    def __init__(self, name: str, monitor: str) -> None:
+        self.name, self.shown = name, list(dict.fromkeys(["train_loss", "val_loss", monitor]))
+        self.bar, self.started, self.first = None, 0.0, 0
+
+    def on_train_start(self, trainer, module) -> None:
+        self.started, self.first = time.monotonic(), trainer.current_epoch
+
+    def on_train_epoch_start(self, trainer, module) -> None:
+        what = f"{self.name} epoch {trainer.current_epoch + 1}"
+        self.bar = tqdm(desc=what, total=trainer.num_training_batches, leave=False, disable=not on_terminal())
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_index) -> None:
+        self.bar.update()
+
+    def on_train_epoch_end(self, trainer, module) -> None:
+        self.bar.close()
+        done, last = trainer.current_epoch + 1, trainer.max_epochs
+        if on_terminal() or done == last or done % math.ceil(last / LINES_IN_A_LOG) == 0:
+            metrics = trainer.callback_metrics
+            values = ", ".join(f"{key} {metrics[key]:.3f}" for key in self.shown if key in metrics)
+            left_s = (time.monotonic() - self.started) / (done - self.first) * (last - done)
+            left = f"; at most {duration(left_s)} left" if done < last else ""
+            print(f"{self.name} epoch {done} of {last}: {values}{left}", flush=True)
+
+    def on_exception(self, trainer, module, exception) -> None:
+        if self.bar is not None:
+            self.bar.close()
 
 
 class PredictionPictures(pl.Callback):
@@ -108,11 +193,12 @@ def build_trainer(folder: Path, args, monitor: str, mode: str, callbacks: list[p
         num_sanity_val_steps=0,
         log_every_n_steps=1,
         enable_model_summary=False,
+        enable_progress_bar=False,  # `EpochLines` takes its place
         callbacks=[
             checkpoints,
             EarlyStopping(monitor, min_delta=args.min_delta, patience=args.patience, mode=mode),
             LearningRateMonitor(args.lr_logging_interval),
-            TQDMProgressBar(refresh_rate=5),
+            EpochLines(folder.name, monitor),
             FiniteLoss(),
             *callbacks,
         ],

@@ -4,7 +4,9 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from data.cohort import Case, list_volumes, pair_files
+from data.cohort import Case, pair_files, say_cases
+from data.listing import find_volumes, require_present, require_some, say_left_out
+from data.names import MASK, SCAN
 from utils.errors import UserError
 
 
@@ -45,9 +47,24 @@ def find_cases(root: Path | str, layout: Layout) -> list[Case]:
     Raises:
         UserError: no scan of this layout, a scan or mask without the other, two of one session.
     """
-    files = [path for path in list_volumes([root], None, "--root") if UNLABELLED not in path.relative_to(root).parts]
-    scans, masks = ([p for p in files if re.search(end, p.name, re.IGNORECASE)] for end in (layout.scan, layout.mask))
+    files = find_volumes([root], "--root").values()
+    require_some(files, [root], None, "--root")
+    roles = {path: _role_in(layout, path.relative_to(root)) for path in files}
+    scans, masks = ([path for path in files if roles[path] == role] for role in (SCAN, MASK))
     if not scans:
         wanted = layout.scan.replace(NIFTI, ".nii.gz")
         raise UserError(f"--root {root} holds no scan named *{wanted}; check the folder and --dataset")
-    return pair_files(scans, masks, ("--root", "--root"))
+    require_present([*scans, *masks])
+    say_left_out((path, role) for path, role in roles.items() if role not in (SCAN, MASK))
+    cases = pair_files(scans, masks, ("--root", "--root"))
+    say_cases(cases, "--root")
+    return cases
+
+
+def _role_in(layout: Layout, path: Path) -> str:
+    """What a volume is in this layout, by its path below the root."""
+    if UNLABELLED in path.parts:
+        return "volume of the hidden test set"
+    if re.search(layout.scan, path.name, re.IGNORECASE):
+        return SCAN
+    return MASK if re.search(layout.mask, path.name, re.IGNORECASE) else "other volume"

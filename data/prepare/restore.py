@@ -4,17 +4,17 @@ import argparse
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
-from data.cohort import list_volumes
-from data.records import read_record, record_path
+from data.checks import read_binary
+from data.listing import list_volumes
+from data.names import PREDICTION_SUFFIX
+from data.prepare.records import read_record, record_path
 from data.space import Space, resample
-from data.volumes import read_header, read_volume, stem_of, write_like
+from data.volumes import read_header, stem_of, write_like
 from utils import cli
 from utils.errors import UserError
 from utils.files import read_json, require_writable
-
-SUFFIX = "_prediction"  # that test_strokeformer.py puts behind the scan's name
+from utils.progress import progress
 
 
 def restore_mask(mask: np.ndarray, prepared: Space, source: Path) -> np.ndarray:
@@ -27,16 +27,16 @@ def restore_mask(mask: np.ndarray, prepared: Space, source: Path) -> np.ndarray:
 
 
 def restore_file(path: Path, prepared_dir: Path, root: Path, out_dir: Path) -> None:
-    """Write one prediction as ``.nii.gz`` in the grid, orientation and affine of its original scan."""
+    """Write one prediction as ``.nii.gz`` in the grid, orientation, both forms and the unit of its original scan."""
     source, prepared = _origin(path, prepared_dir, root)
-    mask = read_volume(path, np.uint8).array[0] > 0
+    mask = read_binary(path)
     if mask.shape != prepared.shape:
         raise UserError(f"{path} has shape {mask.shape} (D, H, W), its prepared scan {prepared.shape}; predict it anew")
     write_like(out_dir / f"{stem_of(path)}.nii.gz", restore_mask(mask, prepared, source).astype(np.uint8), source)
 
 
 def _origin(path: Path, prepared_dir: Path, root: Path) -> tuple[Path, Space]:
-    record_file = record_path(stem_of(path).removesuffix(SUFFIX), prepared_dir)
+    record_file = record_path(stem_of(path).removesuffix(PREDICTION_SUFFIX), prepared_dir)
     if not record_file.is_file():
         raise UserError(f"{path} is no prediction of a scan in {prepared_dir}; check --predictions and --prepared_dir")
     record = read_record(record_file)
@@ -58,16 +58,12 @@ def parse_args() -> argparse.Namespace:
 def main(args: argparse.Namespace) -> None:
     prepared_dir, out_dir = Path(args.prepared_dir), Path(args.out_dir)
     root = Path(args.root or read_json(prepared_dir / "run.json")["settings"]["root"])
-    predictions = [p for p in list_volumes([args.predictions], None, "--predictions") if SUFFIX in p.name]
+    predictions = [p for p in list_volumes([args.predictions], None, "--predictions") if PREDICTION_SUFFIX in p.name]
     if not predictions:
-        raise UserError(f"--predictions {args.predictions} holds no <scan>{SUFFIX} file; check the folder")
+        raise UserError(f"--predictions {args.predictions} holds no <scan>{PREDICTION_SUFFIX} file; check the folder")
     for path in predictions:
         _origin(path, prepared_dir, root)
     require_writable(out_dir, "--out_dir")
-    for path in tqdm(predictions, "Restoring predictions", unit="scan"):
+    for path in progress(predictions, "Restoring predictions"):
         restore_file(path, prepared_dir, root, out_dir)
     print(f"{len(predictions)} predictions are in {out_dir}")
-
-
-if __name__ == "__main__":
-    cli.run(main, parse_args)

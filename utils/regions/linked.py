@@ -1,6 +1,6 @@
-"""Boxes of neighbouring slices linked into 3D candidates, and the regions of those with enough evidence.
+"""The default rule, ``linked``: boxes of neighbouring slices are one candidate, proposed if its evidence is enough.
 
-The published rule looks at anatomical groups of slices one by one (`utils.regions.consistent_regions`). Here a lesion
+The published rule looks at anatomical groups of slices one by one (`utils.regions.grouped`). Here a lesion
 is what its boxes make of it: boxes that overlap from slice to slice are one candidate, however many groups it crosses,
 and every slice in which it is seen adds to its evidence.
 """
@@ -9,7 +9,8 @@ import numpy as np
 from scipy.sparse.csgraph import connected_components
 from scipy.special import logit
 
-from utils.regions import Region, enclosing_box, expand_region, pairwise_iou, region_mask, region_of, voxel_region
+from utils.regions.boxes import enclosing_box, pairwise_iou
+from utils.regions.region import Region, expand_region, region_mask, region_of, voxel_region
 
 # Boxes of this overlap are of one lesion. Its outline changes from slice to slice, so less than detection's 0.5.
 LINK_IOU = 0.3

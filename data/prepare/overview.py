@@ -7,14 +7,14 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 from scipy import ndimage
-from tqdm import tqdm
 
-from data.records import read_record, record_path
+from data.prepare.records import read_record, record_path
 from data.space import Space
 from data.volumes import normalise, read_volume
 from utils.metrics import MM3_PER_CM3, TWENTY_SIX_CONNECTED, size_bin
 from utils.plots import save_figure
 from utils.plots_cohort import plot_cohort
+from utils.progress import progress
 
 ONE_SIDED = 0.9  # share of the lesion voxels on one side from which on a lesion is left or right
 TILES = 32  # scans on the contact sheet
@@ -79,7 +79,7 @@ def lesion_frequency(table: pd.DataFrame, out_dir: Path, in_mni: bool) -> tuple[
     coarsest = math.ceil(max([MAP_RESOLUTION_MM, *(size for space in spaces.values() for size in space.spacing_mm)]))
     template, target = _template(coarsest)
     count = np.zeros(target.shape)
-    for row in tqdm(table.itertuples(), "Mapping lesions", len(table), unit="scan", leave=False):
+    for row in progress(table.itertuples(), "Mapping lesions", len(table)):
         own = spaces[row.scan] if in_mni else _about(spaces[row.scan], target)
         count += _hit(_mask_of(row, out_dir), own, target)
     return template, count / len(table)

@@ -10,7 +10,7 @@ import pandas as pd
 from scipy import ndimage
 
 from utils.metrics import MM3_PER_CM3, SIZE_BINS, TWENTY_SIX_CONNECTED, as_masks, bounding_box, size_bin
-from utils.regions import enclosing_box, pairwise_iou
+from utils.regions.boxes import enclosing_box, pairwise_iou
 
 # Lesions by volume: the upper bound, excluded, in cm3. "Small" is where stage 1 misses them.
 VOLUME_BINS_CM3 = {"under 1 cm3": 1.0, "1 to 10 cm3": 10.0, "over 10 cm3": np.inf}

@@ -10,10 +10,12 @@ consistent over groups of anatomically similar slices.
 from dataclasses import dataclass
 
 import numpy as np
-import torch
+from numpy.typing import ArrayLike
 
-from utils.linking import LOWEST_SCORE, link_boxes, linked_regions, trusted
-from utils.regions import Region, consistent_regions, enclosing_box
+from utils.regions.boxes import enclosing_box
+from utils.regions.grouped import grouped_regions
+from utils.regions.linked import LOWEST_SCORE, link_boxes, linked_regions, trusted
+from utils.regions.region import Region
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,7 @@ class Kept:
 
 
 def keep_boxes(
-    detections: dict[int, dict[str, torch.Tensor]],
+    detections: dict[int, dict[str, ArrayLike]],
     threshold: float,
     rule: str,
     growth: float,
@@ -42,7 +44,7 @@ def keep_boxes(
         detections: by slice, ``boxes`` (N, 4) and ``scores`` (N,).
         threshold: of a box's score (``grouped``) or of its candidate's evidence (``linked``).
         rule: ``linked`` or ``grouped``.
-        growth: of the evidence asked for (``linked``; `utils.linking.trusted`).
+        growth: of the evidence asked for (``linked``; `utils.regions.linked.trusted`).
         shape, roi_size: (D, H, W) in voxels.
     """
     slices, boxes, scores = _stack(detections)
@@ -55,10 +57,10 @@ def keep_boxes(
     return Kept(slices[enough], boxes[enough], candidates[enough])
 
 
-def _stack(detections: dict[int, dict[str, torch.Tensor]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _stack(detections: dict[int, dict[str, ArrayLike]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     slices = np.repeat(list(detections), [len(found["scores"]) for found in detections.values()]).astype(int)
-    boxes = [found["boxes"].numpy() for found in detections.values()]
-    scores = [found["scores"].numpy() for found in detections.values()]
+    boxes = [np.asarray(found["boxes"]) for found in detections.values()]
+    scores = [np.asarray(found["scores"]) for found in detections.values()]
     return slices, np.concatenate([np.zeros((0, 4)), *boxes]), np.concatenate([np.zeros(0), *scores])
 
 
@@ -69,4 +71,4 @@ def regions_of(kept: Kept, head: np.ndarray, roi_size: tuple[int, int, int], rul
     consolidated = np.full((len(head), 4), np.nan)
     for z in np.unique(kept.slices):
         consolidated[z] = enclosing_box(kept.in_slice(z))
-    return consistent_regions(consolidated, head, roi_size)
+    return grouped_regions(consolidated, head, roi_size)

@@ -1,0 +1,122 @@
+"""What the name of a file tells: its BIDS entities, and whether it is a scan, a lesion mask or neither."""
+
+import re
+from pathlib import Path
+
+from data.volumes import stem_of
+
+# --- entities of a name --------------------------------------------------------------------------------
+
+# The keys of BIDS that name files of MRI and their derivatives, and our own `slice` and `augmented`.
+ENTITY = re.compile(
+    r"(sub|ses|sample|task|acq|ce|rec|dir|run|mod|echo|flip|inv|mt|part|proc|hemi|space|split|recording|chunk|atlas|"
+    r"res|den|label|desc|slice|augmented)-(.+)"
+)
+
+
+def bids_entity(path: Path | str, entity: str) -> str | None:
+    """The value of an entity of a BIDS file name: ``bids_entity('sub-01_ses-2_T1w.npy', 'ses')`` is '2'."""
+    return entities_of(path).get(entity)
+
+
+def entities_of(path: Path | str) -> dict[str, str]:
+    return dict(found.groups() for part in stem_of(path).split("_") if (found := ENTITY.fullmatch(part)))
+
+
+def _without_entities(path: Path | str) -> str:
+    return "_".join(part for part in stem_of(path).split("_") if not ENTITY.fullmatch(part))
+
+
+# --- role of a file ------------------------------------------------------------------------------------
+
+SCAN, MASK = "scan", "mask"
+LESION, BRAIN = "lesion", "brain"  # what a mask is of
+SEGMENTATION = "tissue segmentation"
+PREDICTION = "prediction of an earlier run"
+PREDICTION_SUFFIX = "_prediction"  # behind the scan's name
+WORD = re.compile(r"[^\W_]+")
+# Words that tell a role, a whole word each. BIDS calls them suffixes; the other spellings are those of common tools.
+CONTRAST = re.compile(
+    r"t1(w|c|ce|gd|map)?|t2(w|map|star|starw)?|pdw|flair|dwi|trace|adc|swi|bold|boldref|sbref|epi|asl|cbf|pet|ct|mra|"
+    r"angio|mprage|mp2rage|unit1|phasediff|magnitude\d?|fieldmap",
+    re.IGNORECASE,
+)
+MASK_WORD = re.compile(r"(.*?)(mask|msk)s?\d*", re.IGNORECASE)  # T1lesionmask, mask01
+ROLES = {
+    CONTRAST: SCAN,
+    re.compile(r".*lesions?\d*|(roi|seg|segmentation|label)s?\d*", re.IGNORECASE): MASK,
+    re.compile(r"dseg|aseg|aparc", re.IGNORECASE): SEGMENTATION,
+    re.compile(r"probseg", re.IGNORECASE): "probability map",
+    re.compile(r"xfm|warp", re.IGNORECASE): "transformation",
+}
+# Words that tell what a mask is of, or parts of them (brainmask, T1lesion).
+LESION_WORD = re.compile(r"lesion|infarct|stroke", re.IGNORECASE)
+BRAIN_WORD = re.compile(r"brain|skull|strip|^(head|bet|hdbet)$", re.IGNORECASE)
+TISSUE_WORD = re.compile(
+    r"^(gm|wm|csf|wmh)$|matter|ventric|cortex|cortical|cerebell|tissue|aseg|aparc|ribbon|vessel|hemisphere|thalam|"
+    r"hippocamp|amygdal|putamen|caudat|pallid|striat",
+    re.IGNORECASE,
+)
+# Words of scans and masks that tell nothing of the subject; their number may (mask01 is of img01).
+ROLE_WORD = re.compile(r"(.*mask|.*msk|.*lesion|roi|seg|segmentation|label|scan|image|img)s?(\d*)", re.IGNORECASE)
+
+
+def role_of(path: Path | str) -> str | None:
+    """What a file is by its name.
+
+    Returns:
+        `SCAN`; `MASK` for a mask of lesions or of what is not told; for what is neither, the words to call it by
+        ("brain mask"); None for a name that does not tell, such as ``patient_3.nii.gz``.
+    """
+    if stem_of(path).endswith(PREDICTION_SUFFIX):
+        return PREDICTION
+    words = WORD.findall(_without_entities(path))
+    told = [role for word in words for pattern, role in ROLES.items() if pattern.fullmatch(word)]
+    role = told[-1] if told else None
+    if any(MASK_WORD.fullmatch(word) for word in words):
+        role = MASK
+    matters = _matters(entities_of(path), words)
+    if role == SEGMENTATION and LESION in matters:
+        role = MASK
+    others = [matter for matter in matters if matter != LESION]
+    return f"{others[0]} mask" if role == MASK and others else role
+
+
+def _matters(entities: dict[str, str], words: list[str]) -> list[str]:
+    """What a mask is of, by its label, by its description and by the last of its words that tells."""
+    told = [matter for word in words if (matter := _matter_of(word))][-1:]
+    if description := _matter_of(entities.get("desc", "")):
+        told.insert(0, description)
+    if label := entities.get("label"):  # L is BIDS's label of lesions; any other names what the mask is of
+        told.insert(0, LESION if label.upper() == "L" else _matter_of(label) or label)
+    return told
+
+
+def _matter_of(word: str) -> str | None:
+    if found := MASK_WORD.fullmatch(word):
+        word = found[1]
+    if LESION_WORD.search(word):
+        return LESION
+    return BRAIN if BRAIN_WORD.search(word) else word if TISSUE_WORD.search(word) else None
+
+
+def contrast_of(path: Path | str) -> str | None:
+    """The contrast of a scan, as its name spells it."""
+    found = [word for word in WORD.findall(_without_entities(path)) if CONTRAST.fullmatch(word)]
+    return found[-1] if found else None
+
+
+def subject_of(path: Path | str) -> str:
+    """The entity ``sub-`` or, without it, the name less entities and roles: 'p3' of p3_T1 and of p3_lesion_mask.
+
+    Empty for a name that has nothing else, such as ``T1.nii.gz``.
+    """
+    if subject := bids_entity(path, "sub"):
+        return subject
+    rest = WORD.sub(lambda word: _without_role(word[0]), _without_entities(path))
+    return re.sub(r"([\W_])[\W_]+", r"\1", rest).strip(" _-.")
+
+
+def _without_role(word: str) -> str:
+    found = ROLE_WORD.fullmatch(word)
+    return "" if CONTRAST.fullmatch(word) else found[2] if found else word

@@ -1,0 +1,95 @@
+"""Lesions of the synthetic cohort, and dark spots that are none."""
+
+from functools import lru_cache
+
+import numpy as np
+
+from data.phantom.heads import MIDLINE_MM, Head, load_templates, random_rotation, smooth_field
+
+# ATLAS v2.0: lesions of 0.01 to 497 cm3 with a median near 5 (Liew et al., 2022, 10.1038/s41597-022-01401-7).
+MEDIAN_VOLUME_CM3, LOG_SPREAD, VOLUME_RANGE_CM3 = 5.0, 1.5, (0.01, 497.0)
+LESIONS_PER_SCAN = {1: 0.65, 2: 0.25, 3: 0.10}
+ONE_SIDED_SHARE = 0.9
+RIM_MM = 0.6  # width of the partial-volume rim
+
+
+def draw_lesions(head: Head, spacing: float, rng: np.random.Generator) -> np.ndarray:
+    """Opacity of the scan's lesions, (H, W, D) float32 in [0, 1]; a voxel above 0.5 is lesion."""
+    n = int(rng.choice(list(LESIONS_PER_SCAN), p=list(LESIONS_PER_SCAN.values())))
+    total = min(MEDIAN_VOLUME_CM3 * np.exp(LOG_SPREAD * rng.normal()), VOLUME_RANGE_CM3[1])
+    volumes = np.clip(total * rng.dirichlet(np.full(n, 2.0)), *VOLUME_RANGE_CM3)
+    side = rng.choice([-1, 1])
+    sides = [side if i == 0 or rng.random() < ONE_SIDED_SHARE else -side for i in range(n)]
+    opacity = np.zeros(head.t1.shape, np.float32)
+    for volume_cm3, hemisphere in zip(volumes, sides, strict=True):
+        np.maximum(opacity, draw_lesion(head, spacing, volume_cm3, hemisphere, rng), out=opacity)
+    return opacity
+
+
+def draw_lesion(head: Head, spacing: float, volume_cm3: float, side: int, rng: np.random.Generator) -> np.ndarray:
+    """Opacity of one lesion: an ellipsoid with a rough surface, cut to the tissue of one hemisphere.
+
+    The level of the surface is chosen so that the lesion has `volume_cm3`, or fills the hemisphere.
+    """
+    centre, radius = _lesion_centre(side, rng), 10 * (3 * volume_cm3 / (4 * np.pi)) ** (1 / 3)
+    stretch = np.exp(rng.normal(0, 0.25, 3))
+    shape = random_rotation(rng) @ np.diag(stretch / np.prod(stretch) ** (1 / 3))
+    reach = max(3 * radius, 4 * spacing)
+    tissue = (head.grey + head.white > 0.5) & ((head.template_mm[0] - MIDLINE_MM) * side > 0)
+    near = np.abs(head.template_mm - centre.astype(np.float32)[:, None, None, None]).max(0) < reach
+    inside = near & tissue
+    points = head.template_mm[:, inside]
+    distance = np.linalg.norm(np.linalg.solve(shape, points - centre[:, None]), axis=0)  # mm
+    surface = radius * (1 + 0.25 * smooth_field(points, 1.6 * radius + 4, rng)) - distance
+    opacity = np.zeros(tissue.shape, np.float32)
+    opacity[inside] = _opacity(surface, round(1000 * volume_cm3 / spacing**3))
+    return _one_blob(opacity)
+
+
+def _opacity(surface: np.ndarray, voxels: int) -> np.ndarray:
+    """A soft threshold of `surface` (mm, positive inside) that leaves `voxels` of it, at least one, above 0.5."""
+    if len(surface) == 0:
+        return surface
+    voxels = min(max(voxels, 1), len(surface))
+    ordered = np.sort(surface)[::-1]
+    level = ordered[-1] - RIM_MM if voxels == len(surface) else (ordered[voxels - 1] + ordered[voxels]) / 2
+    return 1 / (1 + np.exp(-np.clip((surface - level) / RIM_MM, -30, 30)))
+
+
+def _one_blob(opacity: np.ndarray) -> np.ndarray:
+    """Keep the largest component and the rim around it."""
+    from scipy.ndimage import binary_dilation, label
+
+    labels, n = label(opacity > 0.5, np.ones((3, 3, 3)))
+    if n <= 1:
+        return opacity
+    largest = labels == 1 + np.argmax(np.bincount(labels.ravel())[1:])
+    return np.where(largest | (binary_dilation(largest, iterations=2) & (labels == 0)), opacity, 0)
+
+
+def _lesion_centre(side: int, rng: np.random.Generator) -> np.ndarray:
+    """A random place in the template's grey or white matter of one hemisphere, in mm."""
+    candidates = _template_places("tissue")
+    candidates = candidates[(candidates[:, 0] - MIDLINE_MM) * side > 4]
+    return candidates[rng.integers(len(candidates))].astype(float)
+
+
+@lru_cache(maxsize=2)
+def _template_places(kind: str) -> np.ndarray:
+    """(N, 3) template voxels of ``tissue`` or deep ``white`` matter, on a lattice of 3 mm."""
+    maps = load_templates(0.0)
+    chosen = maps["wm"] > 0.95 if kind == "white" else maps["gm"] + maps["wm"] > 0.8
+    lattice = np.zeros_like(chosen)
+    lattice[::3, ::3, ::3] = True
+    return np.argwhere(chosen & lattice)
+
+
+def darken_distractors(scan: np.ndarray, head: Head, rng: np.random.Generator) -> None:
+    """Darken up to two mirrored pairs of small spots in white matter, in place: dark, yet no lesions."""
+    places = _template_places("white")
+    for _ in range(rng.integers(0, 3)):
+        spot, radius, depth = places[rng.integers(len(places))], rng.uniform(2, 4), rng.uniform(0.2, 0.4)
+        for x in (spot[0], 2 * MIDLINE_MM - spot[0]):
+            centre = np.array([x, spot[1], spot[2]], np.float32)[:, None, None, None]
+            distance = ((head.template_mm - centre) ** 2).sum(0)
+            scan *= 1 - depth * np.exp(-distance / radius**2)

@@ -1,0 +1,163 @@
+"""Both stages over the folds of a cohort: what the networks of a fold learn from, and the steps of a fold."""
+
+from argparse import Namespace
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+
+import pandas as pd
+
+from data.cohort import Case
+from data.datamodules import ScanDataset, scan_loader
+from data.fingerprints import check_sources, combined, fingerprint, fingerprint_cases
+from data.folds import (
+    Fold,
+    cases_of,
+    lesion_loads,
+    make_folds,
+    read_begun_folds,
+    read_folds,
+    usable_augmented,
+    write_folds,
+)
+from data.grid import cached_scan, grid_of
+from models.checkpoints import load_model, load_rpn
+from models.evaluation import evaluate_strokeformer
+from models.proposals import collect_regions, rpn_source
+from models.rpn_evaluation import evaluate_rpn
+from models.runs import best_checkpoint, inputs_of, is_finished, is_trained, run_folder
+from models.strokeformer import StrokeFormer
+from models.training import train_rpn, train_strokeformer
+from utils.provenance import open_run, require_inputs
+from utils.regions.region import write_regions
+
+
+@dataclass(frozen=True)
+class CrossValidation:
+    """A cross-validation of the whole method.
+
+    args, rpn_args: arguments of ``cross_validation.py``, as those of stage 2 and of stage 1.
+    cases: the cohort.
+    augmented: augmented scans and the subjects that each is made of.
+    """
+
+    args: Namespace
+    rpn_args: Namespace
+    cases: list[Case]
+    augmented: dict[Case, set[str]]
+
+    @property
+    def folder(self) -> Path:
+        return run_folder(self.args, self.args.model_prefix)
+
+    @cached_property
+    def digests(self) -> dict[str, str]:
+        """Of the files of all scans, augmented ones too, by the scan's name."""
+        return fingerprint_cases([*self.cases, *self.augmented], self.folder / "fingerprints.json")
+
+    def names(self, number: int) -> tuple[str, str]:
+        """Names of the runs of a fold, of stage 1 and of stage 2."""
+        return f"{self.rpn_args.model_prefix}_fold-{number}", f"{self.args.model_prefix}_fold-{number}"
+
+    def folders(self, number: int) -> tuple[Path, Path]:
+        rpn_name, name = self.names(number)
+        return run_folder(self.rpn_args, rpn_name), run_folder(self.args, name)
+
+    def sides(self, fold: Fold) -> tuple[list[Case], list[Case], list[Case]]:
+        """The scans of a fold: training, with the augmented ones that it may use, validation and test."""
+        train, val, test = (cases_of(self.cases, subjects) for subjects in (fold.train, fold.val, fold.test))
+        return train + usable_augmented(self.augmented, fold), val, test
+
+    # --- a begun run -------------------------------------------------------------------------------------
+
+    def choose_folds(self) -> list[Fold]:
+        """The folds of ``--folds``, of the run as it was begun or, where nothing has been trained yet, new ones."""
+        args, subjects = self.args, {case.subject for case in self.cases}
+        if args.folds:
+            return read_folds(args.folds, subjects)
+        if self.is_begun(args.k):
+            return read_begun_folds(self.folder / "folds.json", subjects)
+        return make_folds(lesion_loads(self.cases), args.k, args.splits, args.seed)
+
+    def is_begun(self, k: int) -> bool:
+        """Whether a network of the first `k` folds has learned anything."""
+        recorded = (self.folder / "folds.json").exists()
+        return recorded and any(is_trained(folder) for number in range(k) for folder in self.folders(number))
+
+    def begin(self, folds: list[Fold]) -> None:
+        """Record the run, or refuse a begun one that is of other settings, folds or data, before any work.
+
+        A begun network belongs to what it learns from. A scan that it never saw may change or be new: proposals and
+        scores are made anew each time.
+        """
+        open_run(self.folder, vars(self.args), {"folds.json": digest_of(folds)}, self.is_begun(len(folds)))
+        if self.augmented:
+            check_sources(Path(self.args.augmented_dir), self.digests)
+        for number, fold in enumerate(folds):
+            rpn_folder, folder = self.folders(number)
+            if is_trained(rpn_folder):
+                require_inputs(rpn_folder, self.inputs(fold))
+            if is_trained(folder):
+                finished = is_finished(rpn_folder, self.rpn_args.max_epochs)
+                require_inputs(folder, self.inputs(fold, self.rpn_digest(number) if finished else "yet to be trained"))
+        write_folds(self.folder / "folds.json", folds, seed=self.args.seed, k=self.args.k, splits=self.args.splits)
+
+    def inputs(self, fold: Fold, proposer: str | None = None) -> dict[str, str]:
+        """What the networks of a fold learn from; `proposer`, the digest of its stage 1, for stage 2 alone."""
+        train, val, _ = self.sides(fold)
+        return inputs_of(train, val, self.digests, proposer)
+
+    def rpn_digest(self, number: int) -> str:
+        """The digest of the stage 1 that proposes the regions of a fold."""
+        rpn_folder, folder = self.folders(number)
+        return fingerprint({"rpn": [best_checkpoint(rpn_folder)]}, folder / "fingerprints.json")["rpn"]
+
+    # --- a fold ------------------------------------------------------------------------------------------
+
+    def run_fold(self, number: int, fold: Fold, slices: pd.DataFrame) -> list[dict]:
+        """The four steps of one fold; returns a row (fold, stage, score, value) for every score.
+
+        Args:
+            slices: the slices of all scans, rows of `data.slices.COLUMNS` with full paths.
+        """
+        train, val, test = self.sides(fold)
+        rpn_name, name = self.names(number)
+        if self.augmented:
+            used = len(train) - len(cases_of(self.cases, fold.train))
+            print(f"{used} of {len(self.augmented)} augmented scans are made of training subjects alone and used")
+
+        # 1. Train the RPN on the fold's slices.
+        train_slices, val_slices = (slices[slices.volume.isin([c.name for c in part])] for part in (train, val))
+        rpn = load_rpn(train_rpn(self.rpn_args, train_slices, val_slices, rpn_name, self.inputs(fold)))
+
+        # 2. Propose regions and save them.
+        regions = collect_regions(rpn_source(rpn, tuple(self.args.roi_size)), self.scans_of(train + val + test))
+        write_regions(self.folder / f"regions_fold-{number}.json", regions)
+
+        # 3. Train StrokeFormer on the regions.
+        inputs = self.inputs(fold, self.rpn_digest(number))
+        best = train_strokeformer(self.args, train, val, regions, self.folder / "cache", name, inputs)
+        model = load_model(StrokeFormer, best)
+
+        # 4. Test both stages.
+        rpn_scores = evaluate_rpn(rpn, self.scans_of(test), len(test), self.rpn_args, rpn_name)
+        scores = evaluate_strokeformer(
+            model, test, self.scans_of(test), lambda scan: regions[scan.name], self.args, name
+        )
+        return [
+            {"fold": number, "stage": stage, "score": score, "value": value}
+            for stage, found in (("rpn", rpn_scores), ("strokeformer", scores))
+            for score, value in found.items()
+        ]
+
+    def scans_of(self, cases: list[Case]):
+        return scan_loader(ScanDataset(cases, self.prepare), self.args.num_workers)
+
+    @property
+    def prepare(self):
+        """From a case to its prepared scan, kept in the run's folder."""
+        return partial(cached_scan, grid=grid_of(self.args), cache_dir=self.folder / "cache")
+
+
+def digest_of(folds: list[Fold]) -> str:
+    return combined({str(number): repr(fold) for number, fold in enumerate(folds)})

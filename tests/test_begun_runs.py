@@ -1,0 +1,283 @@
+"""A begun cross-validation belongs to its folds and its files: whatever else it meets is refused or done anew.
+
+Trainings are replaced by a recorder of who was seen; everything around them is the real program.
+"""
+
+import json
+import shutil
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+import cross_validation
+import models.cross_validation
+import models.training
+from data.volumes import write_volume
+from utils.errors import UserError
+from utils.regions.region import whole_volume
+
+SHAPE = (6, 10, 12)
+
+
+class Stopped(Exception):
+    """The machine went down."""
+
+
+class Cohort:
+    """A few tiny scans on disk, each with a version that changes with its files."""
+
+    def __init__(self, root: Path, n: int) -> None:
+        self.root, self.version, self.drawn = root, {}, 0
+        for _ in range(n):
+            self.add()
+
+    def add(self) -> None:
+        self._draw(f"s{self.drawn}")
+
+    def edit(self, subject: str) -> None:
+        self._draw(subject)
+
+    def remove(self, subject: str) -> None:
+        for path in self._paths(subject):
+            path.unlink()
+        del self.version[self._paths(subject)[0].name]
+
+    def subjects(self) -> list[str]:
+        return sorted(name[4:].split("_")[0] for name in self.version)
+
+    def _paths(self, subject: str) -> tuple[Path, Path]:
+        return self.root / f"Scans/sub-{subject}_T1w.npy", self.root / f"Masks/sub-{subject}_T1lesion_mask.npy"
+
+    def _draw(self, subject: str) -> None:
+        self.drawn += 1
+        rng = np.random.default_rng(self.drawn)
+        scan, mask = rng.random(SHAPE, np.float32), np.zeros(SHAPE, np.uint8)
+        scan[1:5, 2:8, 2:10] += 50
+        mask[2:4, 3:5, 3 : 4 + self.drawn % 4] = 1
+        for path, array in zip(self._paths(subject), (scan, mask), strict=True):
+            write_volume(path, array[None])
+        self.version[self._paths(subject)[0].name] = self.drawn
+
+
+class Recorder:
+    """Takes the place of training and evaluation, and checks who is scored by whom.
+
+    tested: (run, scan) pairs that were scored in the last run.
+    trainings: how many networks were trained in the last run; after `stop_after` of them the machine goes down.
+    """
+
+    def __init__(self, cohort: Cohort) -> None:
+        self.cohort, self.tested, self.trainings, self.stop_after = cohort, set(), 0, None
+
+    def train(self, model, data, args, folder, monitor, callbacks) -> int:
+        if self.trainings == self.stop_after:
+            raise Stopped
+        self.trainings += 1
+        if hasattr(data, "hard"):  # stage 1
+            names = {volume for side in (data.train, data.val) for volume, _ in side.places}
+        else:
+            names = {case.name for side in (data.train, data.val) for case, _ in side.windows}
+        (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+        seen = {name: self.cohort.version[name] for name in names}
+        (folder / "checkpoints/best.ckpt").write_text(json.dumps({"seen": seen, "epochs": args.max_epochs}))
+        return args.max_epochs
+
+    def check(self, network: SimpleNamespace, scans) -> dict[str, float]:
+        for name, version in network.seen.items():
+            assert self.cohort.version.get(name) == version, f"{name} is no longer what the network learned from"
+        for scan in scans:
+            assert scan.name not in network.seen, f"{scan.name} is scored by a network that saw it"
+            self.tested.add((network.run, scan.name))
+        return {"score": 1.0}
+
+    def load(self, path: Path) -> SimpleNamespace:
+        return SimpleNamespace(seen=json.loads(path.read_text())["seen"], run=path.parent.parent.name)
+
+
+@contextmanager
+def recording(recorder: Recorder):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cross_validation, "check_models", lambda args: None)
+        for name in ("build_rpn", "build_strokeformer"):
+            patch.setattr(models.training, name, lambda *_: nn.Identity())
+        patch.setattr(models.training, "_train", recorder.train)
+        patch.setattr(models.training, "_calibrate", lambda *_: None)
+        module = models.cross_validation
+        patch.setattr(module, "load_rpn", recorder.load)
+        patch.setattr(module, "load_model", lambda _, path: recorder.load(path))
+        patch.setattr(module, "rpn_source", lambda rpn, _: rpn)
+        patch.setattr(module, "collect_regions", lambda _, scans: {s.name: [whole_volume(SHAPE)] for s in scans})
+        patch.setattr(module, "evaluate_rpn", lambda rpn, scans, *_: recorder.check(rpn, scans))
+        patch.setattr(module, "evaluate_strokeformer", lambda model, _, scans, *__: recorder.check(model, scans))
+        yield
+
+
+class Bench:
+    """A cohort, its recorder, and the program run on them."""
+
+    def __init__(self, root: Path, n: int = 6) -> None:
+        self.root, self.cohort = root, Cohort(root, n)
+        self.recorder = Recorder(self.cohort)
+
+    def run(self, *more, stop_after: int | None = None) -> str:
+        """How a run ends: ``done``, ``stopped``, or the line with which it is refused."""
+        self.recorder.tested, self.recorder.trainings, self.recorder.stop_after = set(), 0, stop_after
+        command = [
+            *["cross_validation.py", "--scans_dir", self.root / "Scans", "--masks_dir", self.root / "Masks"],
+            *["--model_prefix", "seg", "--rpn_model_prefix", "rpn", "--k", 2, "--splits", 34, 16, 50],
+            *["--scan_dim", 1, *SHAPE, "--roi_size", 4, 4, 4, "--max_epochs", 1, "--rpn_max_epochs", 1],
+            *["--default_root_dir", self.root / "StrokeFormer", "--rpn_default_root_dir", self.root / "RPN"],
+            *["--scores_dir", self.root / "scores", "--rpn_scores_dir", self.root / "rpn_scores", *more],
+        ]
+        with recording(self.recorder), pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sys, "argv", list(map(str, command)))
+            try:
+                cross_validation.main(cross_validation.parse_args())
+            except Stopped:
+                return "stopped"
+            except UserError as error:
+                return str(error)
+        return "done"
+
+    def fold(self, number: int) -> dict[str, list[str]]:
+        return json.loads((self.root / "StrokeFormer/seg/folds.json").read_text())["folds"][number]
+
+    def edit_folds(self) -> None:
+        """Move a subject of the first fold from training to test."""
+        path = self.root / "StrokeFormer/seg/folds.json"
+        content = json.loads(path.read_text())
+        content["folds"][0]["test"].append(content["folds"][0]["train"].pop())
+        path.write_text(json.dumps(content))
+
+
+# --- what is refused and what is done anew --------------------------------------------------------------
+
+NOTHING, ONE_FOLD, ALL = 0, 2, None  # trainings after which the first run stops
+# (what has been trained, what changes then): the complaint, or how many networks are trained in the second run.
+OUTCOMES = {
+    (NOTHING, "nothing"): 4,
+    (NOTHING, "a subject joins"): 4,
+    (NOTHING, "a subject leaves"): 4,
+    (NOTHING, "a mask is redrawn"): 4,
+    (NOTHING, "the folds are edited"): 4,
+    (1, "a mask is redrawn"): "train sub-{train}_T1w.npy has changed",
+    (1, "a tested mask is redrawn"): 3,
+    (ONE_FOLD, "nothing"): 2,
+    (ONE_FOLD, "a subject joins"): "has joined the cohort since",
+    (ONE_FOLD, "a subject leaves"): "is not in the cohort; bring it back",
+    (ONE_FOLD, "a mask is redrawn"): "train sub-{train}_T1w.npy has changed",
+    (ONE_FOLD, "a tested mask is redrawn"): 2,
+    (ONE_FOLD, "the folds are edited"): "folds.json has changed",
+    (ONE_FOLD, "stage 1 learns on"): "what proposes its regions has changed",
+    (ONE_FOLD, "stage 1 is removed"): "what proposes its regions has changed",
+    (ONE_FOLD, "another seed"): "--seed 42, not 1",
+    (ALL, "nothing"): 0,
+    (ALL, "a subject joins"): "has joined the cohort since",
+    (ALL, "a subject leaves"): "is not in the cohort; bring it back",
+    (ALL, "a tested mask is redrawn"): "train sub-{test}_T1w.npy has changed",  # it trains in the other fold
+    (ALL, "the folds are edited"): "folds.json has changed",
+    (ALL, "stage 1 learns on"): "what proposes its regions has changed",
+    (ALL, "stage 2 of a fold is removed"): 1,
+}
+
+
+def change(bench: Bench, what: str) -> list:
+    """Make a change between two runs; arguments that the second run has more."""
+    fold = bench.fold(0)
+    if what == "a subject joins":
+        bench.cohort.add()
+    elif what == "a subject leaves":
+        bench.cohort.remove(fold["test"][0])
+    elif what == "a mask is redrawn":
+        bench.cohort.edit(fold["train"][0])
+    elif what == "a tested mask is redrawn":
+        bench.cohort.edit(fold["test"][0])
+    elif what == "the folds are edited":
+        bench.edit_folds()
+    elif what == "stage 1 is removed":
+        (bench.root / "RPN/rpn_fold-0/checkpoints/best.ckpt").unlink()
+    elif what == "stage 2 of a fold is removed":
+        shutil.rmtree(bench.root / "StrokeFormer/seg_fold-1")
+    return {"stage 1 learns on": ["--rpn_max_epochs", 2], "another seed": ["--seed", 1]}.get(what, [])
+
+
+@pytest.mark.parametrize(("trained", "what"), OUTCOMES, ids=str)
+def test_change_between_two_runs_is_refused_or_done_anew(tmp_path, trained, what):
+    bench, outcome = Bench(tmp_path), OUTCOMES[trained, what]
+    assert bench.run(stop_after=trained) == ("done" if trained is ALL else "stopped")
+    fold, more = bench.fold(0), change(bench, what)
+    ended = bench.run(*more)
+    if isinstance(outcome, str):
+        assert outcome.format(train=fold["train"][0], test=fold["test"][0]) in ended
+        assert bench.recorder.trainings == 0 and not bench.recorder.tested  # refused before any work
+    else:
+        assert ended == "done" and bench.recorder.trainings == outcome
+        tested = {name for run, name in bench.recorder.tested if run.startswith("seg")}
+        assert tested == set(bench.cohort.version)
+
+
+STEPS = st.tuples(
+    st.sampled_from(["nothing", "join", "leave", "edit"]),
+    st.integers(0, 9),  # which subject
+    st.sampled_from([None, 0, 1, 2, 3]),  # trainings after which the run stops
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(STEPS, min_size=2, max_size=5))
+def test_no_subject_is_scored_by_a_network_that_saw_it_whatever_happens_between_runs(tmp_path_factory, steps):
+    """The recorder also checks that no network is used whose training scans have changed since."""
+    bench = Bench(tmp_path_factory.mktemp("begun"))
+    for what, which, stop_after in steps:
+        subject = bench.cohort.subjects()[which % len(bench.cohort.version)]
+        if what == "join":
+            bench.cohort.add()
+        elif what == "leave" and len(bench.cohort.version) > 4:
+            bench.cohort.remove(subject)
+        elif what == "edit":
+            bench.cohort.edit(subject)
+        ended = bench.run(stop_after=stop_after)
+        if ended == "done":
+            assert {name for run, name in bench.recorder.tested if run.startswith("seg")} == set(bench.cohort.version)
+
+
+# --- augmented scans -------------------------------------------------------------------------------------
+
+
+def augment(bench: Bench, recipient: str, donor: str, **sources: str) -> list:
+    """An augmented scan as ``python -m augmentation`` leaves it; the arguments that use it."""
+    folder, name = bench.root / "Augmented", f"sub-{recipient}_T1w_augmented-1.npy"
+    mask_name = f"sub-{recipient}_T1lesion_mask_augmented-1.npy"
+    scan, mask = (next((bench.root / part).glob(f"sub-{recipient}_*")) for part in ("Scans", "Masks"))
+    for source, path in ((scan, folder / "Scans" / name), (mask, folder / "Masks" / mask_name)):
+        write_volume(path, np.load(source).transpose(0, 3, 1, 2))
+    origin = {"mask": mask_name, "recipient": recipient, "donors": [donor], "sources": sources}
+    (folder / "provenance.json").write_text(json.dumps({name: origin}))
+    bench.cohort.version[name] = 1
+    return ["--use_augmented", "--augmented_dir", folder]
+
+
+def test_augmented_scans_that_change_after_training_are_refused(tmp_path):
+    bench = Bench(tmp_path)
+    bench.run(stop_after=0)
+    train = bench.fold(0)["train"]
+    shutil.rmtree(tmp_path / "StrokeFormer")
+    more = augment(bench, *train)
+    assert bench.run(*more, stop_after=1) == "stopped"
+    path = tmp_path / f"Augmented/Scans/sub-{train[0]}_T1w_augmented-1.npy"
+    np.save(path, np.load(path) + 1)
+    assert f"train {path.name} has changed" in bench.run(*more)
+
+
+def test_augmented_scans_of_a_lesion_that_was_redrawn_are_refused(tmp_path):
+    bench = Bench(tmp_path)
+    more = augment(bench, "s0", "s1", **{"sub-s1_T1w.npy": "a digest of the lesion as it was"})
+    assert "was made before sub-s1_T1w.npy changed; augment anew" in bench.run(*more)
+    assert bench.recorder.trainings == 0

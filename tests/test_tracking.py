@@ -1,0 +1,100 @@
+"""W&B where it is absent, disabled, offline, logged in or unreachable: training goes on, and the user is told."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from tests.running import BARE, ROOT
+
+KEY = "0123456789abcdef0123456789abcdef01234567"
+# One process imports the libraries and forks a child for each case, since W&B reads its settings once a process.
+PROGRAM = """
+import json, os, sys
+from argparse import Namespace
+from pathlib import Path
+from utils import tracking
+
+tracking.WANDB_TIMEOUT_S = 2
+args = Namespace(project="p", group=None, entity="nobody")
+for name, case in json.loads(sys.argv[1]).items():
+    sys.stdout.flush()
+    if os.fork() == 0:
+        os.environ.update(case["variables"])
+        args.offline = case.get("offline", False)
+        if case.get("absent"):
+            sys.modules["wandb"] = None
+        mode = tracking.wandb_mode(args.offline)
+        found = {"mode": mode}
+        if mode != "online" or "WANDB_BASE_URL" in os.environ:
+            for folder in (Path(name, "fold-0"), Path(name, "fold-1")):
+                folder.mkdir(parents=True)
+                found["loggers"] = [type(logger).__name__ for logger in tracking.build_loggers(folder, args)]
+                if "WandbLogger" in found["loggers"]:
+                    sys.modules["wandb"].finish()
+            found["offline"] = len(list(Path(name).glob("fold-*/wandb/offline-run-*")))
+        print(json.dumps({name: found}))
+        sys.stdout.flush()
+        os._exit(0)
+    os.wait()
+"""
+CASES = {
+    "no account": {"variables": {}},
+    "absent": {"variables": {}, "absent": True},
+    "disabled": {"variables": {"WANDB_MODE": "disabled", "WANDB_API_KEY": KEY}},
+    "offline by variable": {"variables": {"WANDB_MODE": "offline", "WANDB_API_KEY": KEY}},
+    "offline by argument": {"variables": {"WANDB_API_KEY": KEY}, "offline": True},
+    "broken key": {"variables": {"WANDB_API_KEY": "short"}},
+    "logged in": {"variables": {"WANDB_API_KEY": KEY}},
+    "unreachable": {"variables": {"WANDB_API_KEY": KEY, "WANDB_BASE_URL": "http://127.0.0.1:9"}},
+}
+
+
+@pytest.fixture(scope="module")
+def outcomes(tmp_path_factory) -> tuple[dict, str]:
+    """What became of each case, and all that was said."""
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, json.dumps(CASES)],
+        cwd=tmp_path_factory.mktemp("wandb"),
+        env={**BARE, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    lines = done.stdout.splitlines()
+    found = {}
+    for line in lines:
+        found |= json.loads(line) if line.startswith("{") else {}
+    assert set(found) == set(CASES), done.stdout + done.stderr
+    return found, "\n".join(line for line in lines if not line.startswith("{"))
+
+
+def test_without_an_account_runs_are_logged_offline_and_said_so_once(outcomes):
+    found, said = outcomes
+    assert found["no account"] == {"mode": "offline", "loggers": ["CSVLogger", "WandbLogger"], "offline": 2}
+    assert said.count("No W&B account on this machine") == 1
+
+
+def test_without_the_package_or_with_it_disabled_the_csv_log_is_left(outcomes):
+    found, said = outcomes
+    for name in ("absent", "disabled"):
+        assert found[name] == {"mode": "disabled", "loggers": ["CSVLogger"], "offline": 0}
+    assert said.count("W&B is not installed") == 1
+
+
+def test_whoever_asks_for_offline_gets_it_in_spite_of_an_account(outcomes):
+    for name in ("offline by variable", "offline by argument"):
+        assert outcomes[0][name] == {"mode": "offline", "loggers": ["CSVLogger", "WandbLogger"], "offline": 2}
+
+
+def test_with_an_account_runs_go_online(outcomes):
+    assert outcomes[0]["logged in"]["mode"] == "online"
+
+
+def test_account_or_server_that_cannot_be_used_does_not_stop_training(outcomes):
+    found, said = outcomes
+    assert found["broken key"] == {"mode": "offline", "loggers": ["CSVLogger", "WandbLogger"], "offline": 2}
+    assert found["unreachable"]["mode"] == "online" and found["unreachable"]["offline"] == 2
+    assert "The W&B account cannot be used" in said and "W&B does not take this run" in said
+    assert said.count("W&B does not take this run") == 1  # the second fold does not wait again

@@ -1,0 +1,104 @@
+"""Arguments on data: the cohort, its folds, its grid, and how it is loaded."""
+
+from utils.cli.types import SplitsAction, extension, non_negative_int, positive_int
+
+TRANSFORM_NAMES = ("flip", "affine", "contrast", "noise", "bias_field", "lesion_contrast")
+
+
+def add_seed(parser) -> None:
+    parser.add_argument("--seed", type=non_negative_int, default=42, help="seed of all random generators")
+
+
+def add_cohort(parser) -> None:
+    group = parser.add_argument_group("cohort")
+    group.add_argument("--scans_dir", required=True, help="folder of 3D scans (e.g. *T1w*.npy)")
+    group.add_argument("--masks_dir", required=True, help="folder of their masks (e.g. *T1lesion_mask*.npy)")
+    add_extension(group)
+
+
+def add_extension(group) -> None:
+    group.add_argument("--ext", type=extension, default=".npy", help="file extension: .npy, .nii or .nii.gz")
+
+
+def add_train_val(parser, what: str) -> None:
+    group = parser.add_argument_group("training and validation data")
+    for part in ("train", "val"):
+        group.add_argument(f"--{part}_scans", required=True, help=f"folder of {part} {what}")
+        group.add_argument(f"--{part}_masks", required=True, help=f"folder of {part} masks")
+
+
+def add_folds(parser) -> None:
+    group = parser.add_argument_group("folds")
+    group.add_argument("--k", type=positive_int, default=5, help="number of folds")
+    group.add_argument(
+        "--splits",
+        type=non_negative_int,
+        nargs=3,
+        default=[70, 10, 20],
+        action=SplitsAction,
+        metavar=("TRAIN", "VAL", "TEST"),
+        help="percentages of subjects; they sum to 100",
+    )
+    group.add_argument("--folds", default=None, help="folds.json of an earlier run to use instead")
+    group.add_argument(
+        "--use_augmented",
+        action="store_true",
+        help="add augmented scans to the training folds where there are any",
+    )
+    group.add_argument(
+        "--augmented_dir",
+        default="data/ATLAS_2/Processed/Augmented/",
+        help="folder with Scans/, Masks/ and provenance.json of the augmented scans",
+    )
+
+
+def add_grid(parser) -> None:
+    group = parser.add_argument_group("grid")
+    add_scan_dim(group, default=[1, 189, 192, 192])
+    add_resize_to(group)
+
+
+def add_scan_dim(group, default: list[int] | None, suffix: str = "") -> None:
+    group.add_argument(
+        "--scan_dim",
+        type=positive_int,
+        nargs=4,
+        default=default,
+        metavar=("C", "D", "H", "W"),
+        help=f"shape that scans are centre-cropped or padded to{suffix}",
+    )
+
+
+def add_resize_to(group) -> None:
+    group.add_argument(
+        "--resize_to",
+        type=positive_int,
+        nargs=2,
+        default=None,
+        metavar=("H", "W"),
+        help="in-plane size that whole slices are resampled to, in place of cropping",
+    )
+
+
+def add_loader(parser, batch_size: int) -> None:
+    group = parser.add_argument_group("loading")
+    group.add_argument("--batch_size", type=positive_int, default=batch_size, help="items per batch")
+    add_num_workers(group)
+
+
+def add_rpn_batch_size(group) -> None:
+    group.add_argument("--rpn_batch_size", type=positive_int, default=32, help="slices per batch")
+
+
+def add_num_workers(group) -> None:
+    group.add_argument("--num_workers", type=non_negative_int, default=0, help="processes of a data loader")
+
+
+def add_transforms(parser) -> None:
+    parser.add_argument(
+        "--transforms",
+        nargs="+",
+        choices=TRANSFORM_NAMES,
+        default=None,
+        help="random augmentations of the training data, of slices and of regions alike",
+    )

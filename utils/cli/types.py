@@ -1,0 +1,53 @@
+"""Argument types: validators that refuse a wrong value before any work."""
+
+import argparse
+import json
+
+
+def _number(kind, accept, what: str):
+    def parse(text: str):
+        try:
+            value = kind(text)
+        except ValueError:
+            value = None
+        if value is None or not accept(value):
+            raise argparse.ArgumentTypeError(f"{text!r} is not {what}")
+        return value
+
+    return parse
+
+
+positive_int = _number(int, lambda v: v > 0, "a whole number above 0")
+non_negative_int = _number(int, lambda v: v >= 0, "a whole number of at least 0")
+positive_float = _number(float, lambda v: 0 < v < float("inf"), "a finite number above 0")
+non_negative_float = _number(float, lambda v: 0 <= v < float("inf"), "a finite number of at least 0")
+fraction = _number(float, lambda v: 0 <= v <= 1, "a number from 0 to 1")
+positive_fraction = _number(float, lambda v: 0 < v <= 1, "a number above 0, up to 1")
+overlap_ratio = _number(float, lambda v: 0 <= v < 1, "a number from 0 to below 1")
+
+
+def json_object(text: str) -> dict:
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not JSON ({error})") from None
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError(f'{text!r} is not a JSON object such as {{"softmax": true}}')
+    return value
+
+
+def extension(text: str) -> str:
+    if text not in (".npy", ".nii", ".nii.gz"):
+        raise argparse.ArgumentTypeError(f"{text!r} is none of .npy, .nii, .nii.gz")
+    return text
+
+
+class SplitsAction(argparse.Action):
+    """``--splits TRAIN VAL TEST``: whole percentages that sum to 100, with something to train and test on."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        if sum(values) != 100:
+            parser.error(f"argument {option_string}: {values} sum to {sum(values)}; they must sum to 100")
+        if min(values) < 1:
+            parser.error(f"argument {option_string}: each of {values} must be at least 1")
+        setattr(namespace, self.dest, values)

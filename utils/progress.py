@@ -1,0 +1,36 @@
+"""Progress of long work: one bar on a terminal that vanishes when it is done, one line in a log file."""
+
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
+
+from tqdm import tqdm
+
+Item = TypeVar("Item")
+WORTH_A_LINE_S = 10  # a log file is told of what took longer
+
+
+def progress(items: Iterable[Item], what: str, total: int | None = None, unit: str = "scan") -> Iterator[Item]:
+    """The items one by one, with a bar, or a line at the end, that says `what` is done.
+
+    Args:
+        total: how many there are, where `items` do not tell; a bar of one item is none.
+    """
+    total = len(items) if total is None else total
+    started = time.monotonic()
+    yield from tqdm(items, what, total, unit=unit, leave=False, disable=total < 2 or not on_terminal())
+    took_s = time.monotonic() - started
+    if not on_terminal() and took_s > WORTH_A_LINE_S:
+        print(f"{what}: {total} {unit}{'' if total == 1 else 's'} in {took_s:.0f} s", flush=True)
+
+
+def on_terminal() -> bool:
+    return sys.stderr.isatty()
+
+
+def duration(seconds: float) -> str:
+    """As people say it: "40 s", "12 min", "3.5 h"."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 90 * 60 else f"{seconds / 3600:.1f} h"
