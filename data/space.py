@@ -128,6 +128,9 @@ def resample(array: np.ndarray, source: Space, target: Space) -> np.ndarray:
 
 
 def _background(channel: np.ndarray) -> float:
-    """The median of a (D, H, W) scan's outer faces: air, of which neither the neck nor a stray voxel is the most."""
+    """The median of a (D, H, W) scan's outer faces: air, of which neither the neck nor a stray voxel is the most.
+
+    It is one of the voxels, not the mean of two: what was of whole numbers stays so.
+    """
     faces = [channel.take(end, axis).ravel() for axis in range(3) for end in (0, -1)]
-    return float(np.median(np.concatenate(faces)))
+    return float(np.percentile(np.concatenate(faces), 50, method="lower"))

@@ -239,7 +239,7 @@ def _open_stream(path):
             try:
                 yield gzip.GzipFile(fileobj=file)
             except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-                raise UserError(f"{path} is damaged ({error}); copy or download it again") from None
+                raise UserError(f"{path} is damaged and cannot be read ({error}); copy or download it again") from None
         elif _nifti_kind(file):
             raise UserError(f"{path} cannot be read: it is not compressed; rename it to {stem_of(path)}.nii")
         else:

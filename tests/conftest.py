@@ -1,9 +1,12 @@
 """A tiny synthetic cohort and trained checkpoints, made once by the real scripts and shared by the tests."""
 
+import os
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+
+os.environ["OMP_NUM_THREADS"] = "1"  # the workers of `make test` are as many as the cores; read when torch is imported
 
 from tests.running import GRID, QUICK, ROI, run_script
 

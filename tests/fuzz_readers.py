@@ -121,11 +121,10 @@ def write_mutated(files: dict[str, bytes], rng: np.random.Generator, folder: Pat
     return kind, write_anew(folder / f"input{ext}", content)
 
 
-def write_edited(files: dict[str, bytes], rng: np.random.Generator, folder: Path) -> tuple[str, Path]:
-    """Write a file of which one byte is another, after compression; its kind and path."""
-    kind = str(rng.choice(list(files)))
-    content = edit_byte(gzip.compress(files[kind], 1) if kind == ".nii.gz" else files[kind], rng)
-    return kind, write_anew(folder / f"input{'.nii' if kind == '2.nii' else kind}", content)
+def write_edited(stored: dict[str, bytes], rng: np.random.Generator, folder: Path) -> tuple[str, Path]:
+    """Write one of `stored`, sound files as they are on disk, with one byte changed; its kind and path."""
+    kind = str(rng.choice(list(stored)))
+    return kind, write_anew(folder / f"input{'.nii' if kind == '2.nii' else kind}", edit_byte(stored[kind], rng))
 
 
 def write_anew(path: Path, content: bytes) -> Path:
@@ -138,9 +137,11 @@ def write_anew(path: Path, content: bytes) -> Path:
 def fuzz(seconds: float, seed: int, folder: Path) -> Counter:
     """Feed mutated files for a while and count how they were taken."""
     rng, files, outcomes = np.random.default_rng(seed), valid_files(), Counter()
+    stored = {kind: gzip.compress(content, 1) if kind == ".nii.gz" else content for kind, content in files.items()}
     end = time.monotonic() + seconds
     while time.monotonic() < end:
-        kind, path = (write_mutated if rng.random() < 0.5 else write_edited)(files, rng, folder)
+        edited = rng.random() < 0.5
+        kind, path = write_edited(stored, rng, folder) if edited else write_mutated(files, rng, folder)
         outcomes[kind, try_readers(path)] += 1
         if resource.getrusage(resource.RUSAGE_SELF).ru_maxrss > MAX_RSS_KIB:
             raise AssertionError("the readers took more than 2 GiB")

@@ -23,6 +23,11 @@ atexit.register(shutil.rmtree, HOME, ignore_errors=True)
 BARE = {"PATH": os.pathsep.join([str(Path(sys.executable).parent), "/usr/bin", "/bin"]), "HOME": HOME}
 
 
+def one_core() -> None:
+    """Keep a program on one core, where the environment shall not tell it: threads that wait for a core are slow."""
+    os.sched_setaffinity(0, {os.getpid() % os.cpu_count()})
+
+
 def run_script(*command, cwd: Path, code: int = 0, largest_file: int | None = None) -> SimpleNamespace:
     """Run ``python COMMAND`` in `cwd` as a user would and check its exit code.
 
@@ -30,12 +35,13 @@ def run_script(*command, cwd: Path, code: int = 0, largest_file: int | None = No
         largest_file: bytes that a file may have, as if the disk were full behind them.
     """
     limit = None if largest_file is None else lambda: setrlimit(RLIMIT_FSIZE, (largest_file, largest_file))
+
     program = command[1:] if command[0] == "-m" else command
     script = ["-m", program[0]] if command[0] == "-m" else [str(ROOT / program[0])]
     done = subprocess.run(
         [sys.executable, *script, *map(str, program[1:])],
         cwd=cwd,
-        env={**BARE, "PYTHONPATH": str(ROOT)},
+        env={**BARE, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         check=False,

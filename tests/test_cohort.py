@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.checks import check_headers, check_voxels, read_scan
-from data.cohort import augmented_cases, pair_cases
+from data.cohort import augmented_cases, pair_cases, refuse_twins
 from data.folds import cases_of, lesion_loads, make_folds, read_folds, usable_augmented, write_folds
 from data.names import bids_entity
 from data.volumes import write_volume
@@ -180,6 +180,41 @@ def test_constant_scan_is_refused(tmp_path):
     write_volume(tmp_path / "Scans/sub-01_T1w.npy", np.ones((1, 4, 6, 8), np.float32))
     with pytest.raises(UserError, match="constant"):
         check_voxels(paired(tmp_path))
+
+
+def off_centre(tmp_path, shift):
+    """A ball of a head, 12 voxels wide in a field of 16 x 16 x 40, its middle `shift` voxels off along W."""
+    shape = (16, 16, 40)
+    offsets = np.indices(shape) - np.array([7.5, 7.5, 19.5 + shift])[:, None, None, None]
+    scan, mask = np.random.default_rng(0).random((1, *shape), np.float32), np.zeros((1, *shape), np.uint8)
+    scan[0, np.linalg.norm(offsets, axis=0) < 6] += 50
+    mask[0, 7:9, 7:9, 19 + shift : 21 + shift] = 1
+    write_volume(tmp_path / "Scans/sub-01_T1w.npy", scan)
+    write_volume(tmp_path / f"Masks/sub-01_{LABEL}.npy", mask)
+    return paired(tmp_path)
+
+
+def test_head_that_the_grid_cuts_off_is_refused(tmp_path):
+    with pytest.raises(
+        UserError, match=r"sub-01_T1w\.npy has its head away from the middle: --scan_dim cuts 50% of it"
+    ):
+        check_voxels(off_centre(tmp_path, 10), (16, 16, 20))
+
+
+def test_small_losses_to_the_grid_are_told(tmp_path, capsys):
+    check_voxels(off_centre(tmp_path, 6), (16, 16, 20))
+    assert "--scan_dim cuts more than 5% of the head off 1 scans" in capsys.readouterr().out
+    check_voxels(off_centre(tmp_path, 0), (16, 16, 20))
+    assert capsys.readouterr().out.count("\n") == 1  # which files take part
+
+
+def test_scans_of_one_name_on_two_sides_are_refused(tmp_path):
+    write_case(tmp_path / "a", "sub-01")
+    write_case(tmp_path / "b", "sub-01")
+    train, val = paired(tmp_path / "a"), paired(tmp_path / "b")
+    refuse_twins(train, train)  # the same files may validate
+    with pytest.raises(UserError, match="under one name; rename one of them"):
+        refuse_twins(train, val)
 
 
 def test_spacing_of_npy_scans_comes_from_the_cohort_table(tmp_path):
