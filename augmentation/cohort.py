@@ -12,7 +12,7 @@ from augmentation.pairs import SliceIndex, index_slices, join
 from data.checks import read_scan
 from data.cohort import Case
 from data.grid import Grid, cached_scan
-from data.volumes import HEAD_PERCENTILES
+from data.head import HEAD_PERCENTILES
 from utils.errors import UserError
 from utils.parallel import map_in_order
 from utils.progress import progress

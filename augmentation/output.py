@@ -8,7 +8,8 @@ import numpy as np
 from augmentation.cohort import Cohort
 from augmentation.transfer import Settings, augment
 from data.fingerprints import code_digest, combined
-from data.volumes import extension_of, read_header, stem_of, write_volume
+from data.names import extension_of, stem_of
+from data.volumes import read_header, write_volume
 from utils.files import read_json, write_json
 from utils.parallel import map_in_order
 from utils.progress import progress

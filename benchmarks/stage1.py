@@ -16,8 +16,8 @@ from torchvision.models.detection import fasterrcnn_resnet50_fpn
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from data.grid import Grid, PreparedScan
+from data.head import head_mask, normalise
 from data.phantom.cohort import Settings, make_subject
-from data.volumes import head_mask, normalise
 from models.rpn import RPN
 from utils.regions.grouped import grouped_regions
 from utils.regions.linked import link_boxes

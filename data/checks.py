@@ -7,8 +7,11 @@ import numpy as np
 import pandas as pd
 
 from data.cohort import Case
+from data.head import head_mask
+from data.names import extension_of
+from data.nifti import is_voxel_size
 from data.space import Space, fit
-from data.volumes import extension_of, head_mask, is_voxel_size, read_header, read_volume
+from data.volumes import read_header, read_volume
 from utils.errors import UserError
 from utils.progress import progress
 

@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from data.listing import choose_files, counted
-from data.names import SCAN, bids_entity, contrast_of, entities_of, subject_of
-from data.volumes import stem_of
+from data.names import SCAN, bids_entity, contrast_of, entities_of, stem_of, subject_of
 from utils.errors import UserError
 from utils.files import read_json
 

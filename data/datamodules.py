@@ -12,11 +12,11 @@ from torch.utils.data import DataLoader, Dataset
 from data.cohort import Case
 from data.context import with_context
 from data.grid import Grid, PreparedScan, resize_in_plane
+from data.head import head_mask
 from data.sampling import SAMPLING, EpochSampler, balanced_indices, item_rng
 from data.slices import head_path, lesion_boxes, read_slice
 from data.subvolumes import RegionDataset
 from data.transforms import apply_transforms, build_transforms
-from data.volumes import head_mask
 from utils.errors import UserError
 from utils.regions.region import Region
 

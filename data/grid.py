@@ -14,8 +14,8 @@ import numpy as np
 from data.checks import read_mask, read_scan, spacing_table
 from data.cohort import Case
 from data.fingerprints import code_digest, stamp_of
+from data.head import head_mask, normalise
 from data.space import fit
-from data.volumes import head_mask, normalise
 from utils.files import atomic_path, read_json, write_json
 
 # What another version of this code has prepared is not taken for what this one would.

@@ -7,8 +7,7 @@ from collections.abc import Collection, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 
-from data.names import MASK, SCAN, role_of
-from data.volumes import EXTENSIONS, extension_of
+from data.names import EXTENSIONS, MASK, SCAN, extension_of, role_of
 from utils.errors import UserError
 
 # --- folders -------------------------------------------------------------------------------------------

@@ -1,9 +1,24 @@
-"""What the name of a file tells: its BIDS entities, and whether it is a scan, a lesion mask or neither."""
+"""What the name of a file tells: its format, its BIDS entities, and whether it is a scan, a lesion mask or neither."""
 
 import re
 from pathlib import Path
 
-from data.volumes import stem_of
+EXTENSIONS = (".nii.gz", ".nii", ".npy")  # .nii.gz first: it ends in no other
+
+
+# --- extension -----------------------------------------------------------------------------------------
+
+
+def extension_of(path: Path | str) -> str | None:
+    """``.npy``, ``.nii`` or ``.nii.gz``; None for a file that is no volume."""
+    return next((e for e in EXTENSIONS if str(path).lower().endswith(e)), None)
+
+
+def stem_of(path: Path | str) -> str:
+    """The file's name without its volume extension (``Path.stem`` would leave the .nii of .nii.gz)."""
+    name = Path(path).name
+    return name[: -len(extension_of(name) or "")] or name
+
 
 # --- entities of a name --------------------------------------------------------------------------------
 

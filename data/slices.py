@@ -19,9 +19,10 @@ from data.checks import check_headers, check_voxels
 from data.cohort import Case, by_identity, identity, pair_cases
 from data.fingerprints import changed_since, fingerprint, fingerprint_cases
 from data.grid import PREPARATION, PreparedScan, cropped_to, grid_of, prepare_scan
+from data.head import head_mask
 from data.listing import choose_files
-from data.names import bids_entity
-from data.volumes import head_mask, map_npy, refusing, stem_of
+from data.names import bids_entity, stem_of
+from data.volumes import map_npy, refusing
 from utils.cli import add_cohort, add_grid, make_parser, run
 from utils.errors import UserError
 from utils.files import atomic_path, require_writable, write_json

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import ndimage
 
-from data.volumes import spacing_of
+from data.nifti import spacing_of
 
 # Of a voxel: two grids whose voxels lie closer together than this are one grid, and nothing is interpolated.
 SAME_VOXEL = 0.01

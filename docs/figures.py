@@ -22,7 +22,8 @@ sys.path.insert(0, str(ROOT))
 
 from data.cohort import Case, pair_cases
 from data.grid import Grid, PreparedScan, prepare_scan
-from data.volumes import stem_of, volume_shape
+from data.names import stem_of
+from data.volumes import volume_shape
 from models.checkpoints import load_rpn
 from models.rpn import RPN
 from utils.plots import DETECTION, PREDICTION, REGION, TARGET, save_figure

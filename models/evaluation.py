@@ -10,8 +10,8 @@ import pandas as pd
 from data.checks import read_mask
 from data.cohort import Case
 from data.grid import Grid, PreparedScan, grid_of
-from data.names import PREDICTION_SUFFIX
-from data.volumes import extension_of, stem_of, write_like
+from data.names import PREDICTION_SUFFIX, extension_of, stem_of
+from data.volumes import write_like
 from models.gradcam import find_layers, gradcam
 from models.strokeformer import DEFAULT_OVERLAP, StrokeFormer
 from utils.files import update_table, write_json

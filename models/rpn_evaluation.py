@@ -10,8 +10,8 @@ import pandas as pd
 import torch
 
 from data.grid import PreparedScan
+from data.names import stem_of
 from data.slices import lesion_boxes
-from data.volumes import stem_of
 from models.rpn import RPN
 from utils.files import update_table, write_json
 from utils.plots import pictures_per_scan, plot_slice_boxes, save_figure

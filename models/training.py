@@ -17,8 +17,8 @@ from pytorch_lightning.loggers import WandbLogger
 from data.cohort import Case
 from data.datamodules import RPNDataModule, SegmentationDataModule, SliceDataset, StackedScans, scan_loader
 from data.grid import Grid, cached_scan, grid_of
+from data.names import stem_of
 from data.slices import channels_of, lesion_boxes, read_slice
-from data.volumes import stem_of
 from models.anchors import ANCHOR_SIZES, fit_anchors
 from models.calibration import calibration_summary, choose_threshold, coverage_curve
 from models.checkpoints import MarkCheckpoint, load_rpn, store_hyperparameters

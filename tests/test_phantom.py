@@ -8,10 +8,11 @@ import pandas as pd
 import pytest
 from scipy.ndimage import binary_dilation, label
 
+from data.head import head_mask
 from data.phantom.cohort import Settings, healthy_subjects, make_subject, subject_files, write_cohort
 from data.phantom.heads import FIELD_OF_VIEW_MM, MIDLINE_MM, warp_head
 from data.phantom.lesions import VOLUME_RANGE_CM3
-from data.volumes import head_mask, read_volume
+from data.volumes import read_volume
 from tests.running import run_script
 from utils.errors import UserError
 

@@ -8,7 +8,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from data.volumes import head_mask, read_header, read_volume, write_like
+from data.head import head_mask
+from data.volumes import read_header, read_volume, write_like
 from tests.running import GRID, ROOT, run_script
 from tests.test_refusals import Files, refused
 

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from data.checks import check_headers, find_head, read_binary, read_spacing, require_mask_in_head
 from data.cohort import Case
 from data.grid import Grid, cached_scan, fit, prepare_scan
-from data.volumes import head_mask, normalise, read_header, read_volume, volume_shape, write_like, write_volume
+from data.head import head_mask, normalise
+from data.volumes import read_header, read_volume, volume_shape, write_like, write_volume
 from tests.fuzz_readers import try_readers, valid_files, write_edited, write_mutated
 from utils.errors import UserError
 
@@ -147,7 +148,7 @@ def test_gzip_of_several_members_is_read_to_its_end(tmp_path):
 
 
 def test_gzip_bomb_behind_the_voxels_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("data.volumes.MAX_BYTES", 2**20)
+    monkeypatch.setattr("data.nifti.MAX_BYTES", 2**20)
     path = tmp_path / "a.nii.gz"
     path.write_bytes(gzip.compress(image_of().to_bytes() + bytes(2**25)))
     with pytest.raises(UserError, match="holds more than 1 MiB;"):

@@ -8,10 +8,11 @@ import numpy as np
 import pandas as pd
 
 from data.fingerprints import code_digest
+from data.head import head_mask
 from data.phantom.heads import grid_mm, paint_tissue, smooth_field, warp_head
 from data.phantom.lesions import darken_distractors, draw_lesions
 from data.prepare.overview import describe_scan
-from data.volumes import head_mask, read_volume, write_volume
+from data.volumes import read_volume, write_volume
 from utils.errors import UserError
 from utils.files import atomic_path, read_json, write_json
 from utils.parallel import map_in_order

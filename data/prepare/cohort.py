@@ -12,11 +12,12 @@ import numpy as np
 from data.checks import check_alignment, find_head, read_mask, read_scan, require_mask_in_head
 from data.cohort import Case
 from data.fingerprints import code_digest, combined, fingerprint_cases
+from data.names import stem_of
 from data.prepare.layouts import Layout
 from data.prepare.overview import describe_scan, lesion_cm3
 from data.prepare.records import Record, read_record, record_path, write_record
 from data.space import Space, centred_space, resample
-from data.volumes import read_header, stem_of, write_volume
+from data.volumes import read_header, write_volume
 from utils.errors import UserError
 from utils.parallel import map_in_order
 from utils.progress import progress

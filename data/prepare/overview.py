@@ -8,9 +8,10 @@ import numpy as np
 import pandas as pd
 from scipy import ndimage
 
+from data.head import normalise
 from data.prepare.records import read_record, record_path
 from data.space import Space
-from data.volumes import normalise, read_volume
+from data.volumes import read_volume
 from utils.metrics import MM3_PER_CM3, TWENTY_SIX_CONNECTED, size_bin
 from utils.plots import save_figure
 from utils.plots_cohort import plot_cohort

@@ -7,10 +7,10 @@ import numpy as np
 
 from data.checks import read_binary
 from data.listing import list_volumes
-from data.names import PREDICTION_SUFFIX
+from data.names import PREDICTION_SUFFIX, stem_of
 from data.prepare.records import read_record, record_path
 from data.space import Space, resample
-from data.volumes import read_header, stem_of, write_like
+from data.volumes import read_header, write_like
 from utils import cli
 from utils.errors import UserError
 from utils.files import read_json, require_writable
