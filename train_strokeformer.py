@@ -59,12 +59,13 @@ def find_inputs(args, train: list, val: list) -> dict[str, str]:
 
 def find_cases(args, cache_dir: Path) -> tuple[list, list]:
     from data.checks import check_headers
-    from data.cohort import pair_cases, refuse_twins
+    from data.cohort import pair_cases, refuse_twins, say_shared
     from data.grid import grid_of
 
     train = pair_cases([args.train_scans], [args.train_masks], args.ext, ("--train_scans", "--train_masks"))
     val = pair_cases([args.val_scans], [args.val_masks], args.ext, ("--val_scans", "--val_masks"))
     refuse_twins(train, val)
+    say_shared((case.subject for case in train), (case.subject for case in val))
     check_headers(train + val, args.scan_dim, args.resize_to)
     require_writable(cache_dir, "--default_root_dir", len(train + val) * grid_of(args).bytes_per_scan)
     return train, val

@@ -41,7 +41,7 @@ def read_spacing(case: Case) -> tuple[float, float, float] | None:
     except (ValueError, AttributeError):  # of two rows, or of a row without text
         h = w = d = np.nan
     if not is_voxel_size((d, h, w)):
-        raise UserError(f"{table} gives no three numbers H W D in mm as spacing_mm of {case.name}; mend it")
+        raise UserError(f"{table} gives no three numbers H W D in mm as spacing_mm of {case.name}; fix it")
     return d, h, w
 
 
@@ -53,7 +53,7 @@ def _spacing_rows(table: Path) -> pd.DataFrame | None:
         rows = pd.read_csv(table, sep=separator, dtype=str, encoding="utf-8-sig")
     except (ValueError, OSError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise UserError(f"{table} is no readable table ({reason}); mend or remove it") from None
+        raise UserError(f"{table} is no readable table ({reason}); fix or remove it") from None
     return rows[["scan", "spacing_mm"]] if {"scan", "spacing_mm"} <= set(rows.columns) else None
 
 
@@ -80,9 +80,9 @@ def read_scan(case: Case) -> tuple[np.ndarray, tuple[float, float, float] | None
     """A case's scan, (C, D, H, W) float32 in raw units and finite, and its spacing in mm or None."""
     volume = read_volume(case.scan)
     if not np.isfinite(volume.array).all():
-        raise UserError(f"{case.scan} holds NaN or infinite voxels; mend or remove the scan")
+        raise UserError(f"{case.scan} holds NaN or infinite voxels; fix or remove the scan")
     if volume.array.min() == volume.array.max():
-        raise UserError(f"{case.scan} is constant; mend or remove the scan")
+        raise UserError(f"{case.scan} is constant; fix or remove the scan")
     return volume.array, volume.spacing_mm or read_spacing(case)
 
 
@@ -99,10 +99,14 @@ def read_binary(path: Path | str) -> np.ndarray:
     """
     volume = read_volume(path).array
     _require_one_channel(len(volume), path)
-    mask = volume[0] > 0.5
-    if not (np.abs(volume[0] - mask) <= NEARLY).all():
-        found = _listed(np.unique(volume[0]))
-        raise UserError(f"{path} is not binary: it holds {found}; keep one lesion label (0 and 1)")
+    return require_binary(volume[0], path)
+
+
+def require_binary(values: np.ndarray, path: Path | str) -> np.ndarray:
+    """What is lesion where `values` round to 0 and 1, bool; refuses others, and names them."""
+    mask = values > 0.5
+    if not (np.abs(values - mask) <= NEARLY).all():
+        raise UserError(f"{path} is not binary: it holds {_listed(np.unique(values))}; keep one lesion label (0 and 1)")
     return mask
 
 
@@ -212,7 +216,7 @@ def find_head(scan: np.ndarray, case: Case) -> np.ndarray:
     _require_3d(scan.shape[1:], case)
     head = head_mask(scan[0])
     if not head.any():
-        raise UserError(f"{case.scan} shows no head; mend or remove the scan")
+        raise UserError(f"{case.scan} shows no head; fix or remove the scan")
     return head
 
 

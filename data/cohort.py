@@ -3,7 +3,7 @@
 import os
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -179,7 +179,7 @@ def _lacks(path: Path, *others: tuple[Identity, Path]) -> str:
 
 
 def _why_not_both(first: Path, second: Path) -> str:
-    """What is wrong with two paths of one identity, and how to mend it."""
+    """What is wrong with two paths of one identity, and how to fix it."""
     if first.name == second.name:
         example = _example_name(first, second)
         return f"have the same name, under which results are kept; rename them after their subjects, e.g. {example}"
@@ -208,6 +208,15 @@ def refuse_twins(train: list[Case], val: list[Case]) -> None:
         twin = by_name.get(case.name, case)
         if twin.scan.resolve() != case.scan.resolve():
             raise UserError(f"{twin.scan} trains and {case.scan} validates under one name; rename one of them")
+
+
+def say_shared(train: Iterable[str], val: Iterable[str]) -> None:
+    """One line if subjects train and validate: the best epoch and the threshold are then chosen on what was learned."""
+    if shared := sorted(set(train) & set(val)):
+        print(
+            f"{counted(len(shared), 'subject')} ({shared[0]}{', ...' if len(shared) > 1 else ''}) both train and "
+            "validate: scores of validation are too good, and so is what is chosen by them"
+        )
 
 
 # --- augmented scans -----------------------------------------------------------------------------------

@@ -90,7 +90,10 @@ def read_begun_folds(path: Path, subjects: set[str]) -> list[Fold]:
     """
     folds = read_folds(path, subjects)
     if joined := subjects - {subject for fold in folds for subject in fold.train + fold.val + fold.test}:
-        raise UserError(f"{path}: subject {min(joined)} has joined the cohort since; begin anew with another name")
+        raise UserError(
+            f"{path}: subject {min(joined)} has joined the cohort since; begin anew with another name, or go on "
+            "without it with this file as --folds"
+        )
     return folds
 
 

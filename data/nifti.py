@@ -52,7 +52,7 @@ def require_numbers(shape: tuple[int, ...], dtype: np.dtype, path) -> None:
 class Nifti:
     """An open NIfTI file, of version 1 or 2, whose voxels are not read yet.
 
-    image: as nibabel has it, which mends some fields of the header.
+    image: as nibabel has it, which fixes some fields of the header.
     header: as it is in the file, to the bit.
     affine: (4, 4) from voxel in the order of the file to mm.
     stream: the uncompressed file.
@@ -144,7 +144,7 @@ def _require_length(image: nib.Nifti1Image, path) -> None:
 def _require_place(affine: np.ndarray, path) -> None:
     """Refuse an affine (mm) that is flat, not finite, or of voxels that no scanner makes."""
     if not np.isfinite(affine).all() or np.isnan(nib.io_orientation(affine)).any() or not min(spacing_of(affine)) > 0:
-        raise UserError(f"{path} has an affine that places no volume; mend its header")
+        raise UserError(f"{path} has an affine that places no volume; fix its header")
     if not is_voxel_size(spacing_of(affine)):
         sizes = _sizes_text(nib.affines.voxel_sizes(affine))
         raise UserError(f"{path} says its voxels are {sizes} mm, which is impossible; correct its header or its unit")

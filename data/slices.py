@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from scipy import ndimage
 
-from data.checks import check_headers, check_voxels
+from data.checks import check_headers, check_voxels, require_binary
 from data.cohort import Case, by_identity, identity, pair_cases
 from data.fingerprints import changed_since, fingerprint, fingerprint_cases
 from data.grid import PREPARATION, PreparedScan, cropped_to, grid_of, prepare_scan
@@ -188,8 +188,7 @@ def check_slices(table: pd.DataFrame, resize_to: tuple[int, int] | None = None) 
             raise UserError(f"{row.mask} has shape {mask.shape} but its scan {scan.shape}; cut both anew")
         if not np.isfinite(scan).all():
             raise UserError(f"{row.scan} holds NaN or infinite pixels; cut the slices anew")
-        if not np.isin(mask, (0, 1)).all():
-            raise UserError(f"{row.mask} is not binary; a lesion mask holds 0 and 1 alone")
+        require_binary(mask, row.mask)
 
 
 def fingerprint_slices(sides: dict[str, pd.DataFrame], store: Path) -> dict[str, str]:

@@ -28,6 +28,7 @@ from models.rpn_evaluation import evaluate_rpn
 from models.runs import best_checkpoint, inputs_of, is_finished, is_trained, run_folder
 from models.strokeformer import StrokeFormer
 from models.training import train_rpn, train_strokeformer
+from utils.errors import UserError
 from utils.provenance import open_run, require_inputs
 from utils.regions.region import write_regions
 
@@ -90,6 +91,8 @@ class CrossValidation:
         A begun network belongs to what it learns from. A scan that it never saw may change or be new: proposals and
         scores are made anew each time.
         """
+        if is_trained(self.folder):
+            raise UserError(f"{self.folder} holds a training; choose another --model_prefix for the cross-validation")
         open_run(self.folder, vars(self.args), {"folds.json": digest_of(folds)}, self.is_begun(len(folds)))
         if self.augmented:
             check_sources(Path(self.args.augmented_dir), self.digests)

@@ -26,6 +26,7 @@ from models.hard_negatives import HardNegatives
 from models.rpn import DEFAULT_THRESHOLD, MONITOR, RPN
 from models.runs import best_checkpoint, finished_file, is_finished, is_trained, resume_point, run_folder
 from models.strokeformer import StrokeFormer
+from utils.errors import UserError
 from utils.files import atomic_path, write_json
 from utils.plots import plot_coverage, plot_loss_curves, plot_slice_boxes, plot_volume_prediction, save_figure
 from utils.provenance import open_run
@@ -159,6 +160,8 @@ def _fit(
     """
     folder = run_folder(args, name)
     best = best_checkpoint(folder)
+    if (folder / "folds.json").exists():
+        raise UserError(f"{folder} holds a cross-validation; choose another --model_prefix for this training")
     open_run(folder, vars(args), inputs, begun=is_trained(folder))
     if is_finished(folder, args.max_epochs):
         print(f"{name} is trained already: {best}")

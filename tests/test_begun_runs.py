@@ -3,6 +3,7 @@
 Trainings are replaced by a recorder of who was seen; everything around them is the real program.
 """
 
+import argparse
 import json
 import shutil
 import sys
@@ -246,6 +247,24 @@ def test_no_subject_is_scored_by_a_network_that_saw_it_whatever_happens_between_
         ended = bench.run(stop_after=stop_after)
         if ended == "done":
             assert {name for run, name in bench.recorder.tested if run.startswith("seg")} == set(bench.cohort.version)
+
+
+def test_training_and_cross_validation_of_one_name_do_not_mix(tmp_path):
+    bench = Bench(tmp_path)
+    assert bench.run() == "done"
+    assert "holds a training" in bench.run("--model_prefix", "seg_fold-0")
+    with recording(bench.recorder), pytest.raises(UserError, match="seg holds a cross-validation"):
+        args = argparse.Namespace(default_root_dir=tmp_path / "StrokeFormer")
+        models.training._fit(None, None, args, "seg", {}, ("val_loss", "min"), None, [])
+
+
+def test_subject_that_joined_may_stay_out_by_giving_the_folds(tmp_path):
+    bench = Bench(tmp_path)
+    bench.run(stop_after=ONE_FOLD)
+    before = set(bench.cohort.version)
+    bench.cohort.add()
+    assert bench.run("--folds", tmp_path / "StrokeFormer/seg/folds.json") == "done"
+    assert {name for _, name in bench.recorder.tested} == before and bench.recorder.trainings == 2
 
 
 # --- augmented scans -------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.checks import check_headers, check_voxels, read_scan
-from data.cohort import augmented_cases, pair_cases, refuse_twins
+from data.cohort import augmented_cases, pair_cases, refuse_twins, say_shared
 from data.folds import cases_of, lesion_loads, make_folds, read_folds, usable_augmented, write_folds
 from data.names import bids_entity
 from data.volumes import write_volume
@@ -206,6 +206,13 @@ def test_small_losses_to_the_grid_are_told(tmp_path, capsys):
     assert "--scan_dim cuts more than 5% of the head off 1 scans" in capsys.readouterr().out
     check_voxels(off_centre(tmp_path, 0), (16, 16, 20))
     assert capsys.readouterr().out.count("\n") == 1  # which files take part
+
+
+def test_subjects_that_train_and_validate_are_told(capsys):
+    say_shared(["01", "02"], ["03"])
+    assert capsys.readouterr().out == ""
+    say_shared(["01", "02", "03"], ["03", "02"])
+    assert capsys.readouterr().out.startswith("2 subjects (02, ...) both train and validate")
 
 
 def test_scans_of_one_name_on_two_sides_are_refused(tmp_path):

@@ -189,9 +189,9 @@ BROKEN_NIFTI = {
         SLICES,
         lambda f: f.edit_header(f.scan, srow_x=0, srow_y=0, srow_z=0),
         "scan",
-        "mend its header",
+        "fix its header",
     ),
-    "an affine of NaN": (SLICES, lambda f: f.edit_header(f.scan, srow_x=np.nan), "scan", "mend its header"),
+    "an affine of NaN": (SLICES, lambda f: f.edit_header(f.scan, srow_x=np.nan), "scan", "fix its header"),
 }
 ALL_BROKEN = [(name, ".npy", *how) for name, how in BROKEN_NPY.items()]
 ALL_BROKEN += [(name, ".nii.gz", *how) for name, how in BROKEN_NIFTI.items()]
@@ -220,7 +220,7 @@ def test_broken_files_are_refused_by_name_and_leave_nothing(
     before = files_below(tmp_path)
     line = refused(*command_on(script, files, ext, workspace), cwd=tmp_path)
     assert str(named) in line and complaint in line, line
-    assert ";" in line, line  # what is wrong; how to mend it
+    assert ";" in line, line  # what is wrong; how to fix it
     assert files_below(tmp_path) == before
 
 

@@ -4,6 +4,6 @@
 class UserError(ValueError):
     """Bad input from outside: a path, an argument, a file's content.
 
-    Its message is one line that names the file or argument and says how to mend it. Scripts print that line
+    Its message is one line that names the file or argument and says how to fix it. Scripts print that line
     and end with exit code 2; anything else that is raised is a defect of ours and keeps its traceback.
     """

@@ -108,7 +108,7 @@ def prepare_cohort(
 ) -> tuple[list[dict], list[str]]:
     """Prepare all cases; rows of ``cohort.csv`` and, of the cases that cannot be read, the reasons.
 
-    A broken file does not stop the others: they are done when it has been mended.
+    A broken file does not stop the others: they are done when it has been fixed.
     """
     digests = fingerprint_cases(cases, out_dir / "sources.json")
     items = [(case, combined({"files": digests[case.name], "code": CODE})) for case in cases]

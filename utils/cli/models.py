@@ -201,5 +201,5 @@ def add_logging(parser) -> None:
         "--log_every_n_val_epochs",
         type=positive_int,
         default=5,
-        help="validation epochs between stage metrics and drawn predictions",
+        help="validation epochs between drawn predictions",
     )
