@@ -67,6 +67,7 @@ def outcomes(tmp_path_factory) -> tuple[dict, str]:
     for line in lines:
         found |= json.loads(line) if line.startswith("{") else {}
     assert set(found) == set(CASES), done.stdout + done.stderr
+    assert "wandb: WARNING" not in done.stderr
     return found, "\n".join(line for line in lines if not line.startswith("{"))
 
 

@@ -49,12 +49,12 @@ def wandb_mode(offline: bool) -> str:
     except ImportError:
         say_once("W&B is not installed: runs are logged as CSV alone (pip install wandb).")
         return "disabled"
+    os.environ.setdefault("WANDB_SILENT", "true")
     asked = os.environ.get("WANDB_MODE", "").lower()
     if asked == "disabled" or os.environ.get("WANDB_DISABLED", "").lower() in ("true", "1"):
         return "disabled"
     if offline or asked in ("offline", "dryrun"):
         return "offline"
-    os.environ.setdefault("WANDB_SILENT", "true")
     try:
         if wandb.login(prompt=False, verify=False):
             return "online"
@@ -71,23 +71,20 @@ def _wandb_loggers(folder: Path, args) -> list[WandbLogger]:
         return []
     import wandb
 
-    logger = WandbLogger(
-        name=folder.name,
-        save_dir=folder,
-        project=args.project,
-        group=args.group,
-        entity=args.entity,
-        mode=mode,  # Lightning's own `offline` sets a variable that W&B no longer reads once it has begun
-        settings=wandb.Settings(silent=True, init_timeout=WANDB_TIMEOUT_S),
-    )
+    settings = wandb.Settings(silent=True, init_timeout=WANDB_TIMEOUT_S)
+    names = {"name": folder.name, "project": args.project, "group": args.group, "entity": args.entity}
     try:
-        _ = logger.experiment  # W&B is asked here, and not in the middle of the first epoch
+        # Begun here and not by Lightning: now and not in the first epoch, and with a mode that W&B heeds. Lightning's
+        # `offline` sets a variable that W&B no longer reads once it has looked for an account.
+        run = wandb.init(dir=folder, mode=mode, settings=settings, **names)
     except wandb.Error as error:
         instead = {"online": "offline", "offline": "disabled"}[mode]
         say_once(f"W&B does not take this run ({_first_line(error)}): it is {instead} from here on.")
         os.environ["WANDB_MODE"] = instead  # the next fold does not wait for it again
         return _wandb_loggers(folder, args)
-    return [logger]
+    run.define_metric("trainer/global_step")
+    run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
+    return [WandbLogger(save_dir=folder, experiment=run)]
 
 
 @cache
