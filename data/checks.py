@@ -8,6 +8,7 @@ import pandas as pd
 
 from data.cohort import Case
 from data.head import head_mask
+from data.listing import counted
 from data.names import extension_of
 from data.nifti import is_voxel_size
 from data.space import Space, fit
@@ -206,8 +207,8 @@ def _say_cut_off(lost: dict[str, float]) -> None:
     if lost:
         worst = max(lost, key=lost.get)
         print(
-            f"--scan_dim cuts more than {WORTH_TELLING:.0%} of the head off {len(lost)} scans, most of all of {worst} "
-            f"({lost[worst]:.0%}); give a larger one if that is brain"
+            f"--scan_dim cuts off more than {WORTH_TELLING:.0%} of the head of {counted(len(lost), 'scan')}, most of "
+            f"{worst} ({lost[worst]:.0%}); give a larger one if that is brain"
         )
 
 

@@ -20,7 +20,7 @@ from data.cohort import Case, by_identity, identity, pair_cases
 from data.fingerprints import changed_since, fingerprint, fingerprint_cases
 from data.grid import PREPARATION, PreparedScan, cropped_to, grid_of, prepare_scan
 from data.head import head_mask
-from data.listing import choose_files
+from data.listing import choose_files, counted
 from data.names import bids_entity, stem_of
 from data.volumes import map_npy, refusing
 from utils.cli import add_cohort, add_grid, make_parser, run
@@ -245,7 +245,7 @@ def main(args: argparse.Namespace) -> None:
     fingerprint_cases(cases, out_dir / SOURCES_FILE)
     write_json(out_dir / "run.json", {**describe_run(vars(args)), "inputs": {"code": PREPARATION}})
     table = cut_cohort(cases, partial(prepare_scan, grid=grid_of(args)), out_dir)
-    print(f"{len(table)} slices of {len(cases)} scans are in {args.out_dir}")
+    print(f"Cut into {args.out_dir}: {counted(len(table), 'slice')} of {counted(len(cases), 'scan')}")
 
 
 if __name__ == "__main__":

@@ -203,7 +203,7 @@ def test_head_that_the_grid_cuts_off_is_refused(tmp_path):
 
 def test_small_losses_to_the_grid_are_told(tmp_path, capsys):
     check_voxels(off_centre(tmp_path, 6), (16, 16, 20))
-    assert "--scan_dim cuts more than 5% of the head off 1 scans" in capsys.readouterr().out
+    assert "--scan_dim cuts off more than 5% of the head of 1 scan, most of sub-01_T1w.npy" in capsys.readouterr().out
     check_voxels(off_centre(tmp_path, 0), (16, 16, 20))
     assert capsys.readouterr().out.count("\n") == 1  # which files take part
 

@@ -76,7 +76,7 @@ def test_prepared_scans_follow_a_redrawn_mask_a_mirrored_scan_and_a_removed_subj
 
     said = run_script(*command, cwd=tmp_path).out
     table = pd.read_csv(tmp_path / "Base/cohort.csv").set_index("scan")
-    assert "1 scans are no longer in" in said
+    assert ": 1 scan; the prepared files were removed" in said
     assert sorted(table.index) == sorted(f"{name}.npy" for name in (names[0], names[1], names[3]))
     assert sorted(p.stem for p in (tmp_path / "Base/Scans").iterdir()) == sorted([names[0], names[1], names[3]])
     assert table.lesion_voxels[f"{names[0]}.npy"] == 1

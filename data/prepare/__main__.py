@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from data.listing import counted
 from data.prepare.cohort import BYTES_PER_VOXEL, SHRUNK, Settings, check_headers, prepare_cohort, remove_absent
 from data.prepare.layouts import LAYOUTS, find_cases
 from data.prepare.overview import draw_overview
@@ -47,7 +48,7 @@ def main(args: argparse.Namespace) -> None:
     open_run(out_dir, {**vars(args), "root": str(root)})
     settings = Settings(shape, tuple(args.spacing or layout.spacing_mm), args.ext)
     if removed := remove_absent(cases, out_dir):
-        print(f"{removed} scans are no longer in {root}: their prepared files were removed from {out_dir}")
+        print(f"No longer in {root}: {counted(removed, 'scan')}; the prepared files were removed from {out_dir}")
     rows, refused = prepare_cohort(cases, settings, root, out_dir, args.num_workers)
     if refused:
         raise UserError(f"{refused[0]} ({len(refused)} of {len(cases)} scans refused, the others are prepared)")
@@ -62,10 +63,10 @@ def _report(table: pd.DataFrame, out_dir: Path) -> None:
     kept = table.lesion_cm3 / table.source_lesion_cm3
     if (kept < SHRUNK).any():
         print(
-            f"{(kept < SHRUNK).sum()} scans lose lesion to the grid or its spacing, most of all "
+            f"Lesion lost to the grid or its spacing: {counted((kept < SHRUNK).sum(), 'scan')}, most of all "
             f"{table.scan[kept.idxmin()]}; see source_lesion_cm3 in cohort.csv"
         )
-    print(f"{len(table)} scans are in {out_dir}; look at {out_dir / 'cohort.png'}")
+    print(f"Prepared in {out_dir}: {counted(len(table), 'scan')}; look at {out_dir / 'cohort.png'}")
 
 
 if __name__ == "__main__":
