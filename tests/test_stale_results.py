@@ -8,7 +8,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from data.cohort import pair_cases
 from data.fingerprints import changed_since, fingerprint
+from data.grid import Grid, cached_scan
 from data.volumes import read_volume, write_volume
 from tests.running import GRID, QUICK, ROI, run_script
 
@@ -46,6 +48,26 @@ def test_broken_store_costs_time_and_nothing_else(tmp_path, content):
     (tmp_path / "store.json").write_text(content)
     found = fingerprint({"a": [tmp_path / "a"]}, tmp_path / "store.json")
     assert found == fingerprint({"a": [tmp_path / "a"]}, tmp_path / "other.json")
+
+
+# --- cached scans ----------------------------------------------------------------------------------------
+
+
+def test_cached_scan_is_made_anew_for_other_code_and_for_another_voxel_size(cohort, tmp_path, monkeypatch):
+    for part in ("Scans", "Masks"):
+        (tmp_path / part).mkdir()
+        shutil.copy(sorted((cohort / part).iterdir())[0], tmp_path / part)
+    shutil.copy(cohort / "cohort.csv", tmp_path)
+    (case,), grid = pair_cases([tmp_path / "Scans"], [tmp_path / "Masks"]), Grid((1, 24, 25, 29))
+    assert cached_scan(case, grid, tmp_path / "cache").spacing_mm == (8, 8, 8)
+    table = pd.read_csv(tmp_path / "cohort.csv")
+    table.assign(spacing_mm="7 8 9").to_csv(tmp_path / "cohort.csv", index=False)
+    assert cached_scan(case, grid, tmp_path / "cache").spacing_mm == (9, 7, 8)
+    monkeypatch.setattr("data.grid.prepare_scan", lambda *_: pytest.fail("prepared again"))
+    cached_scan(case, grid, tmp_path / "cache")
+    monkeypatch.setattr("data.grid.PREPARATION", "of another checkout")
+    with pytest.raises(pytest.fail.Exception, match="prepared again"):
+        cached_scan(case, grid, tmp_path / "cache")
 
 
 # --- prepared scans --------------------------------------------------------------------------------------
