@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import nibabel as nib
 import numpy as np
@@ -292,6 +293,25 @@ def test_interrupted_cross_validation_goes_on_where_it_stopped(cross_validated):
     done = run_script(*command, cwd=cwd)
     assert done.out.count("trained already") == 3 and first.stat().st_mtime_ns == stamp
     pd.testing.assert_frame_equal(pd.read_csv(cwd / "scores/scores.csv"), before, rtol=1e-4)
+
+
+def test_cross_validation_of_other_subjects_or_masks_is_refused_once_it_has_trained(cross_validated, cohort, tmp_path):
+    cwd, command, _ = cross_validated
+    for part in ("Scans", "Masks"):
+        shutil.copytree(cohort / part, tmp_path / part)
+    moved = [*command, "--scans_dir", tmp_path / "Scans", "--masks_dir", tmp_path / "Masks"]
+    scores = (cwd / "scores/scores.csv").read_bytes()
+    mask = sorted((tmp_path / "Masks").iterdir())[0]
+    np.save(mask, np.load(mask)[:, ::-1].copy())
+    error = run_script(*moved, cwd=cwd, code=2).err
+    assert "belongs to other data: train " in error or "belongs to other data: val " in error
+    assert "has changed; bring back what it was begun with" in error
+    shutil.copy(cohort / "Masks" / mask.name, mask)
+    for part in ("Scans", "Masks"):
+        path = sorted((tmp_path / part).iterdir())[0]
+        shutil.copy(path, path.with_name(path.name.replace("sub-r001s001", "sub-new")))
+    assert "subject new has joined the cohort since" in run_script(*moved, cwd=cwd, code=2).err
+    assert (cwd / "scores/scores.csv").read_bytes() == scores
 
 
 def test_cross_validation_uses_no_augmented_scan_with_a_foreign_donor(cross_validated, cohort, tmp_path):
