@@ -1,6 +1,7 @@
 """ATLAS and ISLES as they are published: prepared by the script, read by the others, and taken back."""
 
 import json
+import shutil
 from pathlib import Path
 
 import nibabel as nib
@@ -218,6 +219,13 @@ def test_side_of_a_lesion_is_told_about_the_middle_of_the_head(columns, side):
     head, mask = np.zeros((2, 10, 3), bool), np.zeros((2, 10, 3), bool)
     head[:, :], mask[0, columns] = True, True
     assert laterality(mask, head) == side
+
+
+def test_prepared_scans_below_the_root_are_not_prepared_again(atlas, tmp_path):
+    shutil.copytree(atlas / "Training", tmp_path / "ATLAS/Training")
+    for _ in range(2):
+        done = prepare("atlas", tmp_path / "ATLAS", tmp_path / "ATLAS/Base", *GRID, "--ext", ".nii.gz")
+        assert "--root: 6 scans with their masks" in done.out
 
 
 def test_folder_without_scans_of_the_layout_is_refused(isles):

@@ -41,7 +41,7 @@ def parse_args() -> argparse.Namespace:
 
 def main(args: argparse.Namespace) -> None:
     layout, root, out_dir = LAYOUTS[args.dataset], Path(args.root).absolute(), Path(args.out_dir)
-    cases = find_cases(root, layout)
+    cases = find_cases(root, layout, out_dir)
     check_headers(cases, layout)
     shape = tuple(args.scan_dim or layout.scan_dim)[1:]
     require_writable(out_dir, "--out_dir", len(cases) * math.prod(shape) * BYTES_PER_VOXEL)

@@ -41,13 +41,21 @@ LAYOUTS = {
 UNLABELLED = "Testing"  # the folder of ATLAS's hidden test set, whose masks are not published
 
 
-def find_cases(root: Path | str, layout: Layout) -> list[Case]:
+def find_cases(root: Path | str, layout: Layout, out_dir: Path | None = None) -> list[Case]:
     """The scans of a data set below `root`, each with its mask.
+
+    Args:
+        out_dir: folder whose files were prepared from the others, which `root` may hold.
 
     Raises:
         UserError: no scan of this layout, a scan or mask without the other, two of one session.
     """
-    files = find_volumes([root], "--root").values()
+    prepared = None if out_dir is None else out_dir.resolve()
+    files = [
+        path
+        for place, path in find_volumes([root], "--root").items()
+        if prepared is None or not place.is_relative_to(prepared)
+    ]
     require_some(files, [root], None, "--root")
     roles = {path: _role_in(layout, path.relative_to(root)) for path in files}
     scans, masks = ([path for path in files if roles[path] == role] for role in (SCAN, MASK))
