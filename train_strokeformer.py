@@ -39,22 +39,28 @@ def main(args) -> None:
     regions_of = region_source(args, [case.name for case in cases], tuple(args.roi_size))
     check_voxels(cases, cropped_to(args))
     prepare = partial(cached_scan, grid=grid_of(args), cache_dir=cache_dir)
+    inputs = find_inputs(args, train, val)
     scans = scan_loader(ScanDataset(cases, prepare), args.num_workers)
     regions = None if regions_of is None else collect_regions(regions_of, scans)
-    best = train_strokeformer(args, train, val, regions, cache_dir, args.model_prefix, find_inputs(args, train, val))
+    best = train_strokeformer(args, train, val, regions, cache_dir, args.model_prefix, inputs)
     print(f"Best checkpoint: {best}")
 
 
 def find_inputs(args, train: list, val: list) -> dict[str, str]:
-    """Digests of what the network learns from: scans, masks and what proposed the regions."""
+    """Digests of scans, masks and what proposes the regions; refuses a training begun with others before the work."""
     from data.fingerprints import case_files, fingerprint
-    from models.runs import inputs_of, run_folder
+    from models.runs import inputs_of, is_trained, run_folder
+    from utils.provenance import require_inputs
 
+    folder = run_folder(args, args.model_prefix)
     groups, source = case_files(train + val), args.regions or args.rpn_ckpt_path
     if source:
         groups["proposer"] = [Path(source)]
-    digests = fingerprint(groups, run_folder(args, args.model_prefix) / "fingerprints.json")
-    return inputs_of(train, val, digests, digests.get("proposer"))
+    digests = fingerprint(groups, folder / "fingerprints.json")
+    inputs = inputs_of(train, val, digests, digests.get("proposer"))
+    if is_trained(folder):
+        require_inputs(folder, inputs)
+    return inputs
 
 
 def find_cases(args, cache_dir: Path) -> tuple[list, list]:

@@ -242,6 +242,7 @@ def main(args: argparse.Namespace) -> None:
     out_dir = Path(args.out_dir)
     require_own_folder(out_dir)
     check_voxels(cases, cropped_to(args))
+    (out_dir / "slices.csv").unlink(missing_ok=True)  # first: an earlier cut must not pass for one of these scans
     fingerprint_cases(cases, out_dir / SOURCES_FILE)
     write_json(out_dir / "run.json", {**describe_run(vars(args)), "inputs": {"code": PREPARATION}})
     table = cut_cohort(cases, partial(prepare_scan, grid=grid_of(args)), out_dir)

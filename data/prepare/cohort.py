@@ -11,7 +11,8 @@ import numpy as np
 
 from data.checks import check_alignment, find_head, read_mask, read_scan, require_mask_in_head
 from data.cohort import Case
-from data.fingerprints import code_digest, combined, fingerprint_cases
+from data.fingerprints import combined, fingerprint_cases
+from data.grid import PREPARATION
 from data.names import stem_of
 from data.prepare.layouts import Layout
 from data.prepare.overview import describe_scan, lesion_cm3
@@ -22,8 +23,6 @@ from utils.errors import UserError
 from utils.parallel import map_in_order
 from utils.progress import progress
 
-# Scans that another version of this code has prepared are prepared anew.
-CODE = code_digest("data")
 BYTES_PER_VOXEL = 5  # float32 scan and uint8 mask
 # Half a per cent at each end: noses, necks and stray voxels do not pull the brain off the centre.
 HEAD_EXTENT = (0.005, 0.995)
@@ -111,7 +110,7 @@ def prepare_cohort(
     A broken file does not stop the others: they are done when it has been fixed.
     """
     digests = fingerprint_cases(cases, out_dir / "sources.json")
-    items = [(case, combined({"files": digests[case.name], "code": CODE})) for case in cases]
+    items = [(case, combined({"files": digests[case.name], "code": PREPARATION})) for case in cases]
     rows, refused = [], []
     work = partial(_try_case, settings=settings, root=root, out_dir=out_dir)
     results = map_in_order(work, items, num_workers)
