@@ -16,8 +16,10 @@ def parse_args():
     parser = cli.make_parser(__doc__)
     cli.add_seed(parser)
     cli.add_cohort(parser)
+    cli.add_brains(parser)
     cli.add_folds(parser)
     cli.add_grid(parser)
+    cli.add_spacing(parser)
     cli.add_transforms(parser)
     cli.add_loader(parser, batch_size=8)
     cli.add_rpn_batch_size(parser)
@@ -39,15 +41,19 @@ def main(args) -> None:
     folder = Path(args.default_root_dir) / args.model_prefix
     cases, augmented = find_cases(args, folder)  # first: a wrong path is refused before the heavy libraries load
 
+    from data.brain import find_brains
     from data.checks import check_voxels
-    from data.grid import cropped_to
+    from data.grid import brains_in, check_brains, grid_of
     from data.slices import cut_cohort
     from models.cross_validation import CrossValidation
     from utils.tables import print_summary, summarise_folds
 
     everything = cases + list(augmented)
     check_models(args)
-    check_voxels(everything, cropped_to(args))
+    check_voxels(everything)
+    brains = brains_in(folder / "cache")
+    find_brains(everything, brains, args.num_workers)
+    check_brains(everything, grid_of(args), brains)
     validation = CrossValidation(args, cli.without_prefix(args, "rpn_"), cases, augmented)
     folds = validation.choose_folds()
     validation.begin(folds)
@@ -65,14 +71,16 @@ def main(args) -> None:
 def find_cases(args, folder: Path) -> tuple[list, dict]:
     """The cohort and its augmented scans, once all headers and all folders to write to have been checked."""
     from data.checks import check_headers
-    from data.cohort import augmented_cases, pair_cases, refuse_augmented
-    from data.grid import grid_of
+    from data.cohort import augmented_cases, pair_cases, refuse_augmented, with_brains
+    from data.grid import choose_spacing, grid_of
 
     cases = pair_cases([args.scans_dir], [args.masks_dir], args.ext, ("--scans_dir", "--masks_dir"))
     refuse_augmented(cases, "--scans_dir")
+    cases = with_brains(cases, args.brains_dir)
     augmented = augmented_cases(args.augmented_dir) if args.use_augmented else {}
     everything = cases + list(augmented)
     check_headers(everything, args.scan_dim, args.resize_to)
+    args.spacing = choose_spacing(cases, args.spacing, args.resize_to)
     # Each scan is kept twice: whole for stage 2 and as slices for stage 1.
     require_writable(folder, "--default_root_dir", 2 * len(everything) * grid_of(args).bytes_per_scan)
     for argument in ("rpn_default_root_dir", "scores_dir", "rpn_scores_dir"):

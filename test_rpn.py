@@ -27,14 +27,17 @@ def main(args) -> None:
     table = find_slices(args)  # first: a wrong path is refused before the heavy libraries load
 
     from data.datamodules import StackedScans, scan_loader
-    from data.slices import channels_of
-    from models.checkpoints import load_rpn, require_channels, require_classes, run_name
+    from data.slices import channels_of, grid_of_slices
+    from models.checkpoints import load_rpn, require_channels, require_classes, require_spacing, run_name
     from models.rpn_evaluation import evaluate_rpn
     from utils.tables import print_scores
 
     model = load_rpn(args.ckpt_path, args.score_threshold)
     require_classes(args.num_classes, 2, args.ckpt_path)
     require_channels(channels_of(table), model, args.ckpt_path)
+    if not args.resize_to:
+        mend = "cut the slices with --spacing"
+        require_spacing(grid_of_slices(table).spacing_mm, model, args.ckpt_path, mend)
     scans = StackedScans(table, args.resize_to)
     name = args.model_name or run_name(args.ckpt_path)
     scores = evaluate_rpn(model, scan_loader(scans, args.num_workers), len(scans), args, name)

@@ -14,6 +14,7 @@ def parse_args():
     parser.add_argument("--masks", nargs="+", default=None, help="their masks or folders of masks; None for no scores")
     parser.add_argument("--ckpt_path", required=True, help="StrokeFormer checkpoint")
     parser.add_argument("--model_name", default=None, help="name in tables and folders; None for the checkpoint's run")
+    cli.add_brains(parser)
     cli.add_regions_source(parser)
     cli.add_grid(parser)
     cli.add_loader(parser, batch_size=8)
@@ -29,10 +30,11 @@ def parse_args():
 def main(args) -> None:
     cases = find_cases(args)  # first: a wrong path is refused before the heavy libraries load
 
+    from data.brain import find_brains
     from data.checks import check_voxels
     from data.datamodules import ScanDataset, scan_loader
-    from data.grid import cropped_to, grid_of, prepare_scan
-    from models.checkpoints import load_model, require_channels, require_classes, run_name
+    from data.grid import check_brains, prepare_scan
+    from models.checkpoints import grid_at_test, load_model, require_channels, require_classes, run_name
     from models.evaluation import evaluate_strokeformer
     from models.proposals import region_source
     from models.strokeformer import StrokeFormer
@@ -41,18 +43,22 @@ def main(args) -> None:
     model = load_model(StrokeFormer, args.ckpt_path)
     require_classes(args.num_classes, model.hparams.num_classes, args.ckpt_path)
     require_channels(args.scan_dim[0], model, args.ckpt_path)
-    regions_of = region_source(args, [case.name for case in cases], model.hparams.roi_size)
-    check_voxels(cases, cropped_to(args))
-    scans = scan_loader(ScanDataset(cases, partial(prepare_scan, grid=grid_of(args))), args.num_workers)
+    grid = grid_at_test(model, cli.wanted_scan_dim(args), args.resize_to, args.ckpt_path)
+    regions_of = region_source(args, [case.name for case in cases], model.hparams.roi_size, grid.spacing_mm)
+    check_voxels(cases)
     name = args.model_name or run_name(args.ckpt_path)
+    brains = Path(args.scores_dir) / name / "brains"
+    find_brains(cases, brains, args.num_workers)
+    check_brains(cases, grid, brains)
+    scans = scan_loader(ScanDataset(cases, partial(prepare_scan, grid=grid, brains=brains)), args.num_workers)
     print_scores(evaluate_strokeformer(model, cases, scans, regions_of, args, name), Path(args.scores_dir) / name)
 
 
 def find_cases(args) -> list:
     from data.checks import check_headers
-    from data.cohort import pair_cases
+    from data.cohort import pair_cases, with_brains
 
-    cases = pair_cases(args.scans, args.masks)
+    cases = with_brains(pair_cases(args.scans, args.masks), args.brains_dir)
     check_headers(cases, args.scan_dim, args.resize_to)
     require_writable(args.scores_dir, "--scores_dir")
     for file in (args.scores_file, args.per_size_scores_file):

@@ -33,12 +33,13 @@ def find_slices(args) -> tuple:
     import pandas as pd
 
     from data.cohort import say_shared
-    from data.slices import check_slices, read_slice_table
+    from data.slices import check_slices, read_slice_table, require_one_size
 
     train = read_slice_table(args.train_scans, args.train_masks, ("--train_scans", "--train_masks"))
     val = read_slice_table(args.val_scans, args.val_masks, ("--val_scans", "--val_masks"))
     require_writable(args.default_root_dir, "--default_root_dir")
     check_slices(pd.concat([train, val]))
+    require_one_size(train, val)
     say_shared(train.subject, val.subject)
     return train, val
 

@@ -14,7 +14,9 @@ def parse_args():
     cli.add_train_val(parser, "scans (3D)")
     cli.add_extension(parser)
     cli.add_regions_source(parser)
+    cli.add_brains(parser)
     cli.add_grid(parser)
+    cli.add_spacing(parser, "; None for that of --rpn_ckpt_path or the median of the scans")
     cli.add_loader(parser, batch_size=8)
     cli.add_transforms(parser)
     cli.add_sliding_window(parser)
@@ -28,16 +30,20 @@ def main(args) -> None:
     cache_dir = Path(args.default_root_dir) / "cache"
     train, val = find_cases(args, cache_dir)  # first: a wrong path is refused before the heavy libraries load
 
+    from data.brain import find_brains
     from data.checks import check_voxels
     from data.datamodules import ScanDataset, scan_loader
-    from data.grid import cached_scan, cropped_to, grid_of
-    from models.proposals import collect_regions, region_source
+    from data.grid import brains_in, cached_scan, check_brains, choose_spacing, grid_of
+    from models.proposals import collect_regions, region_source, spacing_of_proposer
     from models.training import build_strokeformer, train_strokeformer
 
     cases = train + val
     build_strokeformer(args)  # an argument that does not fit is refused now
-    regions_of = region_source(args, [case.name for case in cases], tuple(args.roi_size))
-    check_voxels(cases, cropped_to(args))
+    args.spacing = choose_spacing(cases, args.spacing or spacing_of_proposer(args), args.resize_to)
+    regions_of = region_source(args, [case.name for case in cases], tuple(args.roi_size), args.spacing)
+    check_voxels(cases)
+    find_brains(cases, brains_in(cache_dir), args.num_workers)
+    check_brains(cases, grid_of(args), brains_in(cache_dir))
     prepare = partial(cached_scan, grid=grid_of(args), cache_dir=cache_dir)
     inputs = find_inputs(args, train, val)
     scans = scan_loader(ScanDataset(cases, prepare), args.num_workers)
@@ -65,11 +71,12 @@ def find_inputs(args, train: list, val: list) -> dict[str, str]:
 
 def find_cases(args, cache_dir: Path) -> tuple[list, list]:
     from data.checks import check_headers
-    from data.cohort import pair_cases, refuse_twins, say_shared
+    from data.cohort import pair_cases, refuse_twins, say_shared, with_brains
     from data.grid import grid_of
 
     train = pair_cases([args.train_scans], [args.train_masks], args.ext, ("--train_scans", "--train_masks"))
     val = pair_cases([args.val_scans], [args.val_masks], args.ext, ("--val_scans", "--val_masks"))
+    train, val = (with_brains(cases, args.brains_dir) for cases in (train, val))
     refuse_twins(train, val)
     say_shared((case.subject for case in train), (case.subject for case in val))
     check_headers(train + val, args.scan_dim, args.resize_to)

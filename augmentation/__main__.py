@@ -15,10 +15,11 @@ from augmentation.contact_sheet import draw_contact_sheet
 from augmentation.output import write_all
 from augmentation.pairs import Criteria
 from augmentation.transfer import PLACES, Settings
-from data.checks import check_headers, check_voxels
-from data.cohort import pair_cases, refuse_augmented
+from data.brain import find_brains
+from data.checks import check_headers, check_voxels, require_one_grid
+from data.cohort import pair_cases, refuse_augmented, with_brains
 from data.fingerprints import fingerprint_cases
-from data.grid import Grid
+from data.grid import Grid, brains_in, check_brains
 from data.volumes import read_header
 from utils import cli
 from utils.errors import UserError
@@ -32,6 +33,7 @@ def parse_args() -> argparse.Namespace:
     parser = cli.make_parser("Make new training scans by moving lesions between subjects with Poisson image editing.")
     cli.add_seed(parser)
     cli.add_cohort(parser)
+    cli.add_brains(parser)
     parser.add_argument(
         "--out_dir",
         default="data/ATLAS_2/Processed/Augmented/",
@@ -105,16 +107,20 @@ def add_transfer(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> None:
     cases = pair_cases([args.scans_dir], [args.masks_dir], args.ext, ("--scans_dir", "--masks_dir"))
     refuse_augmented(cases, "--scans_dir")
+    cases = with_brains(cases, args.brains_dir)
     out_dir = Path(args.out_dir)
     args.place = args.place or PLACES[args.mode]
     if len({case.subject for case in cases}) < 2:
         raise UserError(f"--scans_dir {args.scans_dir} holds one subject; lesions are moved between two or more")
     grid = Grid(read_header(cases[0].scan).shape)
     check_headers(cases, grid.scan_dim, None)
+    require_one_grid(cases)
     n_bytes = len(cases) * (grid.bytes_per_scan + args.copies * BYTES_PER_VOXEL * int(np.prod(grid.shape)))
     require_writable(out_dir, "--out_dir", n_bytes)
     check_voxels(cases)
     open_run(out_dir, vars(args))
+    find_brains(cases, brains_in(out_dir / "cache"), args.num_workers)
+    check_brains(cases, grid, brains_in(out_dir / "cache"))
     digests = fingerprint_cases(cases, out_dir / "sources.json")
     cohort = index_cohort(cases, grid, out_dir / "cache", args.num_workers)
     write_all(cohort, digests, settings_of(args), args.copies, out_dir, args.num_workers)

@@ -12,7 +12,7 @@ from augmentation.pairs import SliceIndex, index_slices, join
 from data.checks import read_scan
 from data.cohort import Case
 from data.grid import Grid, cached_scan
-from data.head import HEAD_PERCENTILES
+from data.head import PERCENTILES
 from utils.errors import UserError
 from utils.parallel import map_in_order
 from utils.progress import progress
@@ -25,8 +25,8 @@ class Scan:
     """A scan that gives or takes lesions.
 
     image: (C, D, H, W) float32 in its own units.
-    low, contrast: (C,) 1st percentile of its head, and from there to the 99th.
-    head, lesions: (D, H, W) bool.
+    low, contrast: (C,) 1st percentile of its brain, and from there to the 99th.
+    brain, lesions: (D, H, W) bool.
     scaled: (D, H, W) float16 in [0, 1], the first channel.
     """
 
@@ -34,14 +34,14 @@ class Scan:
     image: np.ndarray
     low: np.ndarray
     contrast: np.ndarray
-    head: np.ndarray
+    brain: np.ndarray
     lesions: np.ndarray
     scaled: np.ndarray
 
     @cached_property
     def healthy(self) -> np.ndarray:
-        """(D, H, W) bool, the head without lesions and their rims of partial volume."""
-        return self.head & ~ndimage.binary_dilation(self.lesions)
+        """(D, H, W) bool, the brain without lesions and their rims of partial volume."""
+        return self.brain & ~ndimage.binary_dilation(self.lesions)
 
     @cached_property
     def usual_step(self) -> np.ndarray:
@@ -68,14 +68,14 @@ class Cohort:
     def slice_of(self, row: int) -> tuple[np.ndarray, np.ndarray]:
         """A row's slice (H, W) in [0, 1] and its brain mask (H, W) bool."""
         scan, z = self.load(self.index.volume[row]), self.index.z[row]
-        return scan.scaled[z].astype(np.float32), scan.head[z]
+        return scan.scaled[z].astype(np.float32), scan.brain[z]
 
 
 @lru_cache(maxsize=12)
 def load_scan(case: Case, grid: Grid, cache_dir: Path) -> Scan:
-    prepared, (image, _) = cached_scan(case, grid, cache_dir), read_scan(case)
-    low, high = np.percentile(image[:, prepared.head], HEAD_PERCENTILES, axis=1)
-    return Scan(case, image, low, high - low, np.array(prepared.head), np.array(prepared.mask), prepared.scan[0])
+    prepared, image = cached_scan(case, grid, cache_dir), read_scan(case)
+    low, high = np.percentile(image[:, prepared.brain], PERCENTILES, axis=1)
+    return Scan(case, image, low, high - low, np.array(prepared.brain), np.array(prepared.mask), prepared.scan[0])
 
 
 def index_cohort(cases: list[Case], grid: Grid, cache_dir: Path, num_workers: int) -> Cohort:
@@ -90,4 +90,4 @@ def index_cohort(cases: list[Case], grid: Grid, cache_dir: Path, num_workers: in
 
 def _index_case(number: int, cases: list[Case], grid: Grid, cache_dir: Path):
     prepared = cached_scan(cases[number], grid, cache_dir)
-    return index_slices(number, prepared.head, prepared.mask)
+    return index_slices(number, prepared.brain, prepared.mask)

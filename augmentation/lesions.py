@@ -9,7 +9,7 @@ from skimage.filters import threshold_multiotsu
 
 from data.tissue import surrounding_tissue
 
-# Ventricles are deeper inside the head than the sulci, which are as dark: this share of the deepest voxel's depth.
+# Ventricles are deeper inside the brain than the sulci, which are as dark: this share of the deepest voxel's depth.
 VENTRICLE_DEPTH = 0.35
 LEAST_KEPT = 0.5  # of a lesion that does not fit whole; with less it would be another lesion
 PLACES = 20  # random places in which a lesion is tried before it is given up
@@ -146,31 +146,31 @@ def place_anywhere(
     return None
 
 
-def allowed_region(image: np.ndarray, head: np.ndarray, lesion: np.ndarray) -> np.ndarray:
+def allowed_region(image: np.ndarray, brain: np.ndarray, lesion: np.ndarray) -> np.ndarray:
     """Where a new lesion may be: in the brain, but for its rim, its ventricles and the lesions it has.
 
     Args:
         image: ([D,] H, W) first channel, any units.
-        head, lesion: bool, of that shape.
+        brain, lesion: bool, of that shape.
     """
-    allowed = np.zeros(head.shape, bool)
-    for spans in ndimage.find_objects(head.astype(np.uint8)):  # one box; the air around it takes most of the time
+    allowed = np.zeros(brain.shape, bool)
+    for spans in ndimage.find_objects(brain.astype(np.uint8)):  # one box; the air around it takes most of the time
         box = tuple(slice(max(span.start - 1, 0), span.stop + 1) for span in spans)
-        brain = ndimage.binary_erosion(head[box], iterations=2)
-        allowed[box] = brain & ~ventricles(image[box], head[box]) & ~ndimage.binary_dilation(lesion[box])
+        inner = ndimage.binary_erosion(brain[box], iterations=2)
+        allowed[box] = inner & ~ventricles(image[box], brain[box]) & ~ndimage.binary_dilation(lesion[box])
     return allowed
 
 
-def ventricles(image: np.ndarray, head: np.ndarray) -> np.ndarray:
-    """Dark voxels deep inside the head: the CSF of the ventricles on T1w, FLAIR and DWI, and old cavities.
+def ventricles(image: np.ndarray, brain: np.ndarray) -> np.ndarray:
+    """Dark voxels deep inside the brain: the CSF of the ventricles on T1w, FLAIR and DWI, and old cavities.
 
     The darkest of three classes (multi-level Otsu) is CSF.
     """
-    if not head.any() or np.ptp(image[head]) == 0:
-        return np.zeros(head.shape, bool)
-    depth = ndimage.distance_transform_edt(head)
+    if not brain.any() or np.ptp(image[brain]) == 0:
+        return np.zeros(brain.shape, bool)
+    depth = ndimage.distance_transform_edt(brain)
     try:
-        darkest = threshold_multiotsu(image[head], 3)[0]
+        darkest = threshold_multiotsu(image[brain], 3)[0]
     except ValueError:  # fewer than three different values
-        return np.zeros(head.shape, bool)
-    return ndimage.binary_opening(head & (image < darkest) & (depth > VENTRICLE_DEPTH * depth.max()))
+        return np.zeros(brain.shape, bool)
+    return ndimage.binary_opening(brain & (image < darkest) & (depth > VENTRICLE_DEPTH * depth.max()))

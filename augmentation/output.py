@@ -7,8 +7,9 @@ import numpy as np
 
 from augmentation.cohort import Cohort
 from augmentation.transfer import Settings, augment
+from data.cohort import BRAINS
 from data.fingerprints import code_digest, combined
-from data.names import extension_of, stem_of
+from data.names import brain_name, extension_of, stem_of
 from data.volumes import read_header, write_volume
 from utils.files import read_json, write_json
 from utils.parallel import map_in_order
@@ -45,12 +46,13 @@ def _remove_others(out_dir: Path, done: list[tuple[str, dict]]) -> None:
     records = {_record(out_dir, name) for name, _ in done}
     for record in set((out_dir / "Provenance").glob("*.json")) - records:
         record.unlink()
-    for volume in {*out_dir.glob("Scans/*_augmented-*"), *out_dir.glob("Masks/*_augmented-*")} - kept:
+    for volume in set(out_dir.glob("*/*_augmented-*")) - kept:
         volume.unlink()
 
 
-def _volumes(out_dir: Path, name: str, mask_name: str) -> tuple[Path, Path]:
-    return out_dir / "Scans" / name, out_dir / "Masks" / mask_name
+def _volumes(out_dir: Path, name: str, mask_name: str) -> tuple[Path, Path, Path]:
+    """Where scan, lesion mask and brain mask of an augmented scan go; the brain is the recipient's."""
+    return out_dir / "Scans" / name, out_dir / "Masks" / mask_name, out_dir / BRAINS / brain_name(name)
 
 
 def _record(out_dir: Path, name: str) -> Path:
@@ -69,9 +71,10 @@ def _write_one(
     if not (record.exists() and read_json(record).get("made_of") == made_of):
         made, affine = augment(cohort, recipient, copy, settings), read_header(case.scan).affine
         if made.origins:
-            scan_path, mask_path = _volumes(out_dir, name, mask_name)
+            scan_path, mask_path, brain_path = _volumes(out_dir, name, mask_name)
             write_volume(scan_path, made.image, affine)
             write_volume(mask_path, made.lesions[None].astype(np.uint8), affine)
+            write_volume(brain_path, cohort.load(recipient).brain[None].astype(np.uint8), affine)
         donors = sorted({origin["donor"] for origin in made.origins})
         # Written last: its presence says that the volumes are whole.
         origin = {"mask": mask_name, "recipient": case.subject, "recipient_scan": case.name, "donors": donors}

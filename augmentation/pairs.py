@@ -56,15 +56,15 @@ class Pair:
     ssim: float
 
 
-def index_slices(volume: int, head: np.ndarray, lesion: np.ndarray) -> SliceIndex:
+def index_slices(volume: int, brain: np.ndarray, lesion: np.ndarray) -> SliceIndex:
     """The rows of one volume, for all slices with at least `LEAST_BRAIN` of its largest one's brain.
 
     Args:
-        head, lesion: (D, H, W) bool.
+        brain, lesion: (D, H, W) bool.
     """
-    areas = head.sum((1, 2))
+    areas = brain.sum((1, 2))
     z = np.flatnonzero((areas > 0) & (areas >= LEAST_BRAIN * areas.max()))
-    return SliceIndex(np.full(len(z), volume), z, lesion[z].any((1, 2)), count_cells(head[z]))
+    return SliceIndex(np.full(len(z), volume), z, lesion[z].any((1, 2)), count_cells(brain[z]))
 
 
 def join(indices: list[SliceIndex]) -> SliceIndex:

@@ -68,7 +68,7 @@ def augment(cohort: Cohort, recipient: int, copy: int, settings: Settings) -> Au
         for pair in _one_partner(find_pairs(index, healthy, donors, cohort.slice_of, rng, settings.criteria), rng):
             _into_slice(cohort, scan, result, pair, rng, settings)
         return result
-    allowed = allowed_region(scan.image[0], scan.head, scan.lesions)
+    allowed = allowed_region(scan.image[0], scan.brain, scan.lesions)
     for row in healthy[: TRIES * settings.lesions]:
         for pair in _one_partner(find_pairs(index, [row], donors, cohort.slice_of, rng, settings.criteria), rng):
             _into_volume(cohort, scan, result, allowed, pair, rng, settings)
@@ -97,8 +97,8 @@ def _into_slice(cohort: Cohort, scan: Scan, result: Augmented, pair: Pair, rng, 
     donor, z, sick_z = cohort.load(cohort.index.volume[pair.sick]), *cohort.index.z[[pair.healthy, pair.sick]]
     lesion = _draw_lesion(donor.lesions[sick_z], rng)
     cut = _cut(donor, donor.image[:, sick_z], lesion, donor.healthy[sick_z], scan)
-    allowed = allowed_region(scan.image[0, z], scan.head[z], scan.lesions[z])
-    shift = _middle(scan.head[z]) - _middle(donor.head[sick_z])
+    allowed = allowed_region(scan.image[0, z], scan.brain[z], scan.lesions[z])
+    shift = _middle(scan.brain[z]) - _middle(donor.brain[sick_z])
     if (fitted := _fit(cut, shift, allowed, rng, settings)) is None:
         return
     lesion, window, how = fitted
@@ -112,7 +112,7 @@ def _into_volume(cohort: Cohort, scan: Scan, result: Augmented, allowed, pair: P
     donor, z, sick_z = cohort.load(cohort.index.volume[pair.sick]), *cohort.index.z[[pair.healthy, pair.sick]]
     labels, _ = ndimage.label(donor.lesions, TWENTY_SIX_CONNECTED)
     lesion = labels == rng.choice(np.unique(labels[sick_z][labels[sick_z] > 0]))
-    shift = np.array([z - sick_z, *(_middle(scan.head[z]) - _middle(donor.head[sick_z]))])
+    shift = np.array([z - sick_z, *(_middle(scan.brain[z]) - _middle(donor.brain[sick_z]))])
     cut = _cut(donor, donor.image, lesion, donor.healthy, scan)
     if (fitted := _fit(cut, shift, allowed, rng, settings)) is None:
         return
@@ -136,9 +136,9 @@ def _cut(donor: Scan, image: np.ndarray, lesion: np.ndarray, healthy: np.ndarray
     return replace(cut, patch=cut.patch * gain, tissue=cut.tissue * gain)
 
 
-def _middle(head: np.ndarray) -> np.ndarray:
-    """The middle of a slice's head, by which two heads are laid upon each other."""
-    (rows, columns) = ndimage.find_objects(head.astype(np.uint8))[0]
+def _middle(brain: np.ndarray) -> np.ndarray:
+    """The middle of a slice's brain, by which two are laid upon each other."""
+    (rows, columns) = ndimage.find_objects(brain.astype(np.uint8))[0]
     return np.array([rows.start + rows.stop, columns.start + columns.stop]) / 2
 
 

@@ -96,8 +96,8 @@ def compare_blends(title: str, recipient: np.ndarray, region: np.ndarray, repeat
 
 def time_blends(cohort: Cohort) -> None:
     scan = cohort.load(0)
-    z = int(scan.head.sum((1, 2)).argmax())
-    lesion = ball(scan.head[z].shape, (90, 80), 0.05 * scan.head[z].sum())
+    z = int(scan.brain.sum((1, 2)).argmax())
+    lesion = ball(scan.brain[z].shape, (90, 80), 0.05 * scan.brain[z].sum())
     compare_blends(f"blend, {lesion.sum()} of 192 x 192 pixels", scan.image[0, z], lesion, 20)
     window = scan.image[0, 70:108, 70:108, 60:98]
     lesion = ball(window.shape, (18.5, 18.5, 18.5), 20_000)
@@ -171,7 +171,7 @@ def time_search(cohort: Cohort) -> None:
 
         def read(row: int, many=many):
             scan, z = cohort.load(many.volume[row] % n_drawn), many.z[row]
-            return scan.scaled[z].astype(np.float32), scan.head[z]
+            return scan.scaled[z].astype(np.float32), scan.brain[z]
 
         start = time.perf_counter()
         pairs = find_pairs(many, healthy, donors, read, rng, Criteria())

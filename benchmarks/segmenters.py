@@ -36,8 +36,8 @@ CANDIDATES = [("trans_unet", 24), ("trans_unet", 32), ("unetr", 32)]
 def regions_of(scan: PreparedScan, roi_size: tuple[int, int, int], rng: np.random.Generator) -> list[Region]:
     """A region about each lesion and about two random places in the head."""
     places = find_objects(label(scan.mask)[0])
-    places += [tuple(slice(i, i + 1) for i in v.tolist()) for v in rng.choice(np.argwhere(scan.head), 2)]
-    return [expand_region(region_of(place), roi_size, scan.head.shape) for place in places]
+    places += [tuple(slice(i, i + 1) for i in v.tolist()) for v in rng.choice(np.argwhere(scan.brain), 2)]
+    return [expand_region(region_of(place), roi_size, scan.brain.shape) for place in places]
 
 
 def train(model: StrokeFormer, data: SegmentationDataModule, seconds: float, max_lr: float) -> int:

@@ -47,7 +47,7 @@ def seconds(function, repeats: int) -> float:
 
 def main() -> None:
     prepared = prepare_phantom()
-    slices = [torch.from_numpy(prepared.scan[:, z].astype(np.float32)) for z in range(len(prepared.head))]
+    slices = [torch.from_numpy(prepared.scan[:, z].astype(np.float32)) for z in range(len(prepared.brain))]
     ours = RPN(evidence_growth=5.0).eval().to(memory_format=torch.channels_last)
     theirs = fasterrcnn_resnet50_fpn(weights=None, weights_backbone=None, num_classes=2, min_size=192).eval()
     # One box a slice, scattered about two places: the most that grouping ever has to cluster.
@@ -61,7 +61,7 @@ def main() -> None:
 
     scores, places = np.full(len(boxes), 0.5), np.arange(len(boxes))
     linking = seconds(lambda: link_boxes(places, boxes, scores), repeats=9)
-    grouping = seconds(lambda: grouped_regions(boxes, prepared.head, ROI_SIZE), repeats=9)
+    grouping = seconds(lambda: grouped_regions(boxes, prepared.brain, ROI_SIZE), repeats=9)
     stage1 = seconds(lambda: ours.propose(prepared, ours.detect_volume(prepared), ROI_SIZE, 0.01), repeats=3)
     start = time.perf_counter()
     torchvision_default()

@@ -8,17 +8,15 @@ import pandas as pd
 
 from data.cohort import Case
 from data.head import head_mask
-from data.listing import counted
 from data.names import extension_of
-from data.nifti import is_voxel_size
-from data.space import Space, fit
+from data.nifti import SAME_SIZE, affine_of, is_voxel_size
+from data.space import Space
 from data.volumes import read_header, read_volume
 from utils.errors import UserError
 from utils.progress import progress
 
 # A mask of another space or orientation may still touch the head; one that belongs to it hardly leaves it.
 LEAST_SHARE_IN_HEAD = 0.5
-CUT_OFF, WORTH_TELLING = 0.2, 0.05  # of a head; ATLAS on the default grid loses some neck and scalp
 NEARLY = 1e-3  # that far from 0 or 1 a mask's value is meant as it: 255 times a slope of 0.00392156 is 0.9999978
 LISTED = 4  # values of a mask that is not binary, in the message; a soft mask has thousands
 SEPARATORS = ",;\t"  # of tables: pandas writes the first, Excel, depending on the country, the second
@@ -77,14 +75,23 @@ def _gap_in(table: Path, names: list[str]) -> str | None:
     return f"{table} has no row for {len(untold)} of {len(names)} scans, e.g. {untold[0]}" if untold else None
 
 
-def read_scan(case: Case) -> tuple[np.ndarray, tuple[float, float, float] | None]:
-    """A case's scan, (C, D, H, W) float32 in raw units and finite, and its spacing in mm or None."""
-    volume = read_volume(case.scan)
-    if not np.isfinite(volume.array).all():
+def read_scan(case: Case) -> np.ndarray:
+    """A case's scan, (C, D, H, W) float32 in raw units and finite."""
+    scan = read_volume(case.scan).array
+    if not np.isfinite(scan).all():
         raise UserError(f"{case.scan} holds NaN or infinite voxels; fix or remove the scan")
-    if volume.array.min() == volume.array.max():
+    if scan.min() == scan.max():
         raise UserError(f"{case.scan} is constant; fix or remove the scan")
-    return volume.array, volume.spacing_mm or read_spacing(case)
+    return scan
+
+
+def space_of(case: Case) -> Space | None:
+    """Where a case's scan lies, from its header or, of a ``.npy``, from the table; None if its voxel size is untold."""
+    header = read_header(case.scan)
+    if header.affine is not None:
+        return Space(header.shape[1:], header.affine)
+    spacing_mm = read_spacing(case)
+    return None if spacing_mm is None else Space(header.shape[1:], affine_of(spacing_mm))
 
 
 def read_mask(case: Case) -> np.ndarray:
@@ -127,22 +134,46 @@ def check_headers(cases: list[Case], scan_dim: tuple[int, ...], resize_to: tuple
 
     Args:
         scan_dim: (C, D, H, W) of ``--scan_dim``.
-        resize_to: of ``--resize_to``; without it all scans must have one shape.
+        resize_to: of ``--resize_to``; without it scans of untold voxel size must have one shape.
     """
-    first = read_header(cases[0].scan).shape
+    first_untold = None
     for case in progress(cases, "Checking headers"):
         channels, *shape = read_header(case.scan).shape
         _require_3d(shape, case)
         if channels != scan_dim[0]:
             raise UserError(f"{case.scan} has {channels} channels; --scan_dim says {scan_dim[0]}")
-        if resize_to is None and tuple(shape) != first[1:]:
-            raise UserError(
-                f"{case.scan} has shape {tuple(shape)} (D, H, W) but {cases[0].scan} {first[1:]}; "
-                "bring them to one grid with python -m data.prepare, or give --resize_to"
-            )
-        if case.mask is not None:
-            check_alignment(case)
+        for path in (case.mask, case.brain):
+            if path is not None:
+                check_alignment(case.scan, path)
+        if resize_to is None and space_of(case) is None:
+            first_untold = first_untold or case
+            _require_one_shape(case, first_untold)
     say_untold_spacing(cases)
+
+
+def _require_one_shape(case: Case, other: Case) -> None:
+    """Refuse two scans of untold voxel size and different shape: their voxels can hardly be of one size."""
+    shape, expected = (read_header(path).shape[1:] for path in (case.scan, other.scan))
+    if shape != expected:
+        raise UserError(
+            f"{case.scan} has shape {shape} (D, H, W) but {other.scan} {expected}, and neither tells its voxel size; "
+            "give it in a cohort.csv beside their folder, or give --resize_to"
+        )
+
+
+def require_one_grid(cases: list[Case]) -> None:
+    """Refuse scans of several shapes or voxel sizes where voxels move from one to another as they are."""
+    first, expected = read_header(cases[0].scan).shape, space_of(cases[0])
+    for case in cases:
+        shape, space = read_header(case.scan).shape, space_of(case)
+        same_size = (space is None) == (expected is None) and (
+            space is None or np.allclose(space.spacing_mm, expected.spacing_mm, rtol=SAME_SIZE)
+        )
+        if shape != first or not same_size:
+            raise UserError(
+                f"{case.scan} and {cases[0].scan} differ in shape or voxel size; bring them to one grid with "
+                "python -m data.prepare"
+            )
 
 
 def _require_3d(shape: Sequence[int], case: Case) -> None:
@@ -154,62 +185,30 @@ def _require_3d(shape: Sequence[int], case: Case) -> None:
 
 def _require_one_channel(channels: int, path: Path | str) -> None:
     if channels != 1:
-        raise UserError(f"{path} has {channels} channels; a lesion mask has one")
+        raise UserError(f"{path} has {channels} channels; a mask has one")
 
 
-def check_alignment(case: Case) -> None:
+def check_alignment(scan_path: Path, mask_path: Path) -> None:
     """Refuse a mask that does not lie on the voxels of its scan."""
-    scan, mask = read_header(case.scan), read_header(case.mask)
-    _require_one_channel(mask.shape[0], case.mask)
+    scan, mask = read_header(scan_path), read_header(mask_path)
+    _require_one_channel(mask.shape[0], mask_path)
     if mask.shape[1:] != scan.shape[1:]:
         raise UserError(
-            f"{case.mask} has shape {mask.shape[1:]} (D, H, W) but its scan {scan.shape[1:]}; "
+            f"{mask_path} has shape {mask.shape[1:]} (D, H, W) but its scan {scan.shape[1:]}; "
             "resample one onto the other"
         )
     if scan.affine is None or mask.affine is None:
         return
     if not Space(scan.shape[1:], scan.affine).is_close(Space(mask.shape[1:], mask.affine)):
-        raise UserError(f"{case.mask} lies elsewhere than its scan (the affines differ); resample one onto the other")
+        raise UserError(f"{mask_path} lies elsewhere than its scan (the affines differ); resample one onto the other")
 
 
-def check_voxels(cases: list[Case], cropped_to: tuple[int, int, int] | None = None) -> None:
-    """Refuse scans and masks with impossible voxels, and masks outside the head, before any long work.
-
-    Args:
-        cropped_to: (D, H, W) that scans are cropped to about their centre; None where they are not. A scan that loses
-            `CUT_OFF` of its head by it is refused, and smaller losses are told in a line.
-    """
-    lost = {}
+def check_voxels(cases: list[Case]) -> None:
+    """Refuse scans and masks with impossible voxels, and masks outside the head, before any long work."""
     for case in progress(cases, "Checking voxels"):
-        scan, _ = read_scan(case)
-        head = find_head(scan, case)
-        mask = head if case.mask is None else read_mask(case)
-        require_mask_in_head(mask, head, case)
-        if cropped_to:
-            lost[case.name] = share_cut_off(head, cropped_to)
-            if lost[case.name] > CUT_OFF:
-                raise UserError(
-                    f"{case.scan} has its head away from the middle: --scan_dim cuts {lost[case.name]:.0%} of it off; "
-                    "give a larger one, or python -m data.prepare, which puts heads into the middle"
-                )
-            if case.mask is not None and (share := share_cut_off(mask, cropped_to)):
-                print(f"{case.mask}: --scan_dim cuts {share:.0%} of the lesions off; give a larger one to keep them")
-    _say_cut_off({name: share for name, share in lost.items() if share > WORTH_TELLING})
-
-
-def share_cut_off(mask: np.ndarray, shape: tuple[int, int, int]) -> float:
-    """The share of a (D, H, W) mask that is lost where it is cropped to `shape` about its centre."""
-    whole = np.count_nonzero(mask)
-    return 1 - np.count_nonzero(fit(mask, shape)) / whole if whole else 0.0
-
-
-def _say_cut_off(lost: dict[str, float]) -> None:
-    if lost:
-        worst = max(lost, key=lost.get)
-        print(
-            f"--scan_dim cuts off more than {WORTH_TELLING:.0%} of the head of {counted(len(lost), 'scan')}, most of "
-            f"{worst} ({lost[worst]:.0%}); give a larger one if that is brain"
-        )
+        head = find_head(read_scan(case), case)
+        if case.mask is not None:
+            require_mask_in_head(read_mask(case), head, case)
 
 
 def find_head(scan: np.ndarray, case: Case) -> np.ndarray:

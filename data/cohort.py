@@ -4,14 +4,16 @@ import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
-from data.listing import choose_files, counted
-from data.names import SCAN, bids_entity, contrast_of, entities_of, stem_of, subject_of
+from data.listing import choose_files, counted, find_volumes, require_present, require_some
+from data.names import BRAIN_MASK, MASK, SCAN, bids_entity, contrast_of, entities_of, role_of, stem_of, subject_of
 from utils.errors import UserError
 from utils.files import read_json
+
+BRAINS, BRAINS_DIR = "Brains", "--brains_dir"
 
 
 @dataclass(frozen=True)
@@ -19,12 +21,14 @@ class Case:
     """One scan and, where it has one, its mask.
 
     subject: the value of the BIDS entity ``sub-``, or what `subject_of` makes of another name; folds go by it.
+    brain: mask of the brain made elsewhere; None to find it (`data.brain`).
     """
 
     subject: str
     session: str | None
     scan: Path
     mask: Path | None
+    brain: Path | None = None
 
     @property
     def name(self) -> str:
@@ -138,6 +142,38 @@ def _match(by_scan: dict[Identity, Path], by_mask: dict[Identity, Path]) -> dict
             if scan in found:
                 raise UserError(_lacks(by_scan[scan], *((mask, by_mask[mask]) for mask in (found[scan], key))))
             found[scan] = key
+    return found
+
+
+def with_brains(cases: list[Case], brains_dirs: list[Path | str] | None) -> list[Case]:
+    """The cases with brain masks made elsewhere, paired like lesion masks.
+
+    Args:
+        brains_dirs: folders that hold one for every case; None for ``Brains/`` beside the folder of the scans, where
+            there is one, and no mask where there is none.
+
+    Raises:
+        UserError: a scan without brain mask in folders that were given, masks that cannot be told apart.
+    """
+    folders = brains_dirs or sorted({b for case in cases if (b := case.scan.parent.parent / BRAINS).is_dir()})
+    if not folders:
+        return cases
+    by_scan = by_identity([case.scan for case in cases], "--scans")
+    by_brain = by_identity(_brain_masks(folders), BRAINS_DIR)
+    brain_of = {by_scan[key]: by_brain[brain] for key, brain in _match(by_scan, by_brain).items()}
+    for case in cases:
+        if brains_dirs and case.scan not in brain_of:
+            raise UserError(f"{case.scan} has no brain mask in {BRAINS_DIR}; add it or leave the argument out")
+    return [replace(case, brain=brain_of.get(case.scan)) for case in cases]
+
+
+def _brain_masks(folders: list[Path | str]) -> list[Path]:
+    """The volumes that are brain masks by their names or, where none is, those whose names do not tell."""
+    roles = {path: role_of(path) for path in find_volumes(folders, BRAINS_DIR).values()}
+    found = [path for path, role in roles.items() if role == BRAIN_MASK]
+    found = found or [path for path, role in roles.items() if role in (MASK, None)]
+    require_some(found, folders, None, BRAINS_DIR)
+    require_present(found)
     return found
 
 

@@ -11,10 +11,12 @@ from torch.utils.data import DataLoader, Dataset
 
 from data.cohort import Case
 from data.context import with_context
-from data.grid import Grid, PreparedScan, resize_in_plane
+from data.grid import UNKNOWN_MM, Grid, PreparedScan
 from data.head import head_mask
+from data.nifti import affine_of
 from data.sampling import SAMPLING, EpochSampler, balanced_indices, item_rng
-from data.slices import head_path, lesion_boxes, read_slice
+from data.slices import brain_path, lesion_boxes, read_slice
+from data.space import Space, resample, resized_space
 from data.subvolumes import RegionDataset
 from data.transforms import apply_transforms, build_transforms
 from utils.errors import UserError
@@ -89,8 +91,8 @@ class ScanDataset(Dataset):
 class StackedScans(Dataset):
     """Volumes put back together from their slices at their true depth; slices without brain are air.
 
-    An item is a `PreparedScan`. Its head comes from ``Heads/`` beside the folder of the slices, where
-    ``python -m data.slices`` leaves it, or else from the slices themselves.
+    An item is a `PreparedScan`. Its brain comes from ``Brains/`` beside the folder of the slices, where
+    ``python -m data.slices`` leaves it; without that it is what of the slices is not air.
 
     Args:
         table: rows of `COLUMNS` with full paths.
@@ -108,16 +110,18 @@ class StackedScans(Dataset):
         volume, rows = self.volumes[index]
         scan = _stack(rows.scan, rows.slice, rows.depth.iloc[0], volume)
         mask = _stack(rows["mask"], rows.slice, rows.depth.iloc[0], volume)[0] > 0
-        path = head_path(rows.scan.iloc[0], volume)
-        head = read_slice(path) > 0 if path.is_file() else head_mask(scan[0])
-        if head.shape != mask.shape:
-            raise UserError(f"{path} has shape {head.shape}, its slices make {mask.shape}; cut the slices anew")
-        own_shape = mask.shape
+        path = brain_path(rows.scan.iloc[0], volume)
+        brain = read_slice(path) > 0 if path.is_file() else head_mask(scan[0])
+        if brain.shape != mask.shape:
+            raise UserError(f"{path} has shape {brain.shape}, its slices make {mask.shape}; cut the slices anew")
+        spacing_mm = tuple(map(float, rows.spacing_mm.iloc[0].split()))
+        own = space = Space(mask.shape, affine_of(spacing_mm or UNKNOWN_MM))
         if self.resize_to:
-            scan = resize_in_plane(scan, self.resize_to)
-            mask, head = (resize_in_plane(m, self.resize_to, nearest=True) for m in (mask, head))
-        spacing_mm = tuple(map(float, rows.spacing_mm.iloc[0].split())) or None
-        return PreparedScan(volume, rows.subject.iloc[0], scan.astype(np.float16), head, mask, spacing_mm, own_shape)
+            space = resized_space(own, (len(mask) - 1) / 2, len(mask), self.resize_to)
+            scan = resample(scan, own, space, outside=[0.0] * len(scan))
+            mask, brain = (resample(m[None], own, space)[0] for m in (mask, brain))
+        scan, subject = scan.astype(np.float16), rows.subject.iloc[0]
+        return PreparedScan(volume, subject, scan, brain, mask, space, own, bool(spacing_mm))
 
 
 def _stack(paths: pd.Series, slices: pd.Series, depth: int, volume: str) -> np.ndarray:

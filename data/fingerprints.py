@@ -42,8 +42,8 @@ def fingerprint_cases(cases: Iterable[Case], store: Path) -> dict[str, str]:
 
 
 def case_files(cases: Iterable[Case]) -> dict[str, list[Path]]:
-    """Scan and, where there is one, mask of each case by the scan's file name."""
-    return {case.name: [path for path in (case.scan, case.mask) if path] for case in cases}
+    """Scan and, where there are, lesion and brain mask of each case by the scan's file name."""
+    return {case.name: [path for path in (case.scan, case.mask, case.brain) if path] for case in cases}
 
 
 def changed_since(store: Path) -> list[str]:
@@ -114,3 +114,7 @@ def _file_digest(file: Path) -> bytes:
 
 def _hash(content: bytes) -> str:
     return hashlib.blake2b(content, digest_size=DIGEST_BYTES).hexdigest()
+
+
+# What another version of the code in data/ has prepared is not taken for what this one would.
+PREPARATION = code_digest("data")

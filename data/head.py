@@ -18,7 +18,7 @@ BLEND = 2  # voxels next to padding that interpolation may have mixed with it
 RIM_PERCENTILES, UNIFORM = (1, 75), 0.2  # above the 75th there may be the neck
 BRIGHT = 90  # intensities above this percentile may be a lesion's, and are not asked what tissue is
 MOST = 0.95  # of the tissue is brighter than a dark background; published stripped scans have 0.1 % below theirs
-HEAD_PERCENTILES = (1, 99)  # intensities outside are clipped: vessels, fat and spikes say nothing of lesions
+PERCENTILES = (1, 99)  # intensities outside are clipped: vessels, fat and spikes say nothing of lesions
 
 
 def head_mask(scan: np.ndarray) -> np.ndarray:
@@ -142,18 +142,18 @@ def _fill_slices(mask: np.ndarray) -> np.ndarray:
     return filled
 
 
-def normalise(scan: np.ndarray, head: np.ndarray) -> np.ndarray:
-    """Clip to the 1st and 99th percentile of the head and scale to [0, 1], each channel by itself.
+def normalise(scan: np.ndarray, inside: np.ndarray) -> np.ndarray:
+    """Clip to the 1st and 99th percentile of what counts and scale to [0, 1], each channel by itself.
 
     Args:
         scan: (C, D, H, W) float32.
-        head: (D, H, W) bool.
+        inside: (D, H, W) bool, the brain.
 
     Returns:
-        (C, D, H, W) float32 in [0, 1].
+        (C, D, H, W) float32 in [0, 1], 0 outside.
     """
     scaled = np.empty(scan.shape, np.float32)
     for channel, out in zip(scan, scaled, strict=True):
-        low, high = np.percentile(channel[head], HEAD_PERCENTILES) if head.any() else (0.0, 1.0)
+        low, high = np.percentile(channel[inside], PERCENTILES) if inside.any() else (0.0, 1.0)
         np.clip((channel - low) / max(high - low, 1e-12), 0, 1, out=out, casting="same_kind")
-    return scaled
+    return np.multiply(scaled, inside, out=scaled)

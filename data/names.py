@@ -29,6 +29,11 @@ ENTITY = re.compile(
 )
 
 
+def brain_name(scan: Path | str) -> str:
+    """What we call the brain mask of a scan."""
+    return f"{stem_of(scan)}_desc-{BRAIN}_{MASK}{extension_of(scan)}"
+
+
 def bids_entity(path: Path | str, entity: str) -> str | None:
     """The value of an entity of a BIDS file name: ``bids_entity('sub-01_ses-2_T1w.npy', 'ses')`` is '2'."""
     return entities_of(path).get(entity)
@@ -46,6 +51,7 @@ def _without_entities(path: Path | str) -> str:
 
 SCAN, MASK = "scan", "mask"
 LESION, BRAIN = "lesion", "brain"  # what a mask is of
+BRAIN_MASK = f"{BRAIN} {MASK}"
 SEGMENTATION = "tissue segmentation"
 PREDICTION = "prediction of an earlier run"
 PREDICTION_SUFFIX = "_prediction"  # behind the scan's name

@@ -33,6 +33,12 @@ def spacing_of(affine: np.ndarray) -> tuple[float, float, float]:
     return d, h, w
 
 
+def affine_of(spacing_mm: tuple[float, float, float]) -> np.ndarray:
+    """The (4, 4) affine of voxels of that size along (D, H, W), the first of them at the origin."""
+    d, h, w = spacing_mm
+    return np.diag([h, w, d, 1.0])
+
+
 def require_shape(shape: tuple[int, ...], path) -> None:
     if len(shape) not in (3, 4) or min(shape) < 1:
         raise UserError(f"{path} has shape {shape}; a volume is (C, H, W, D) in .npy or (H, W, D) in NIfTI")

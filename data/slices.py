@@ -2,8 +2,8 @@
 
 A slice file is ``<scan>_slice-<index>.npy``, (C, H, W) float16 in [0, 1]; its mask (1, H, W) uint8. The index is the
 slice's true place in the volume. ``slices.csv`` beside the two folders lists them with their brain and lesion area
-and the volume's voxel size in mm (D H W, where it is known); ``Heads/`` holds the head mask of each volume, (D, H, W)
-bool.
+and the voxel size in mm of their grid (D H W, where it is known); ``Brains/`` holds the brain mask of each volume,
+(D, H, W) bool.
 """
 
 import argparse
@@ -15,15 +15,17 @@ import numpy as np
 import pandas as pd
 from scipy import ndimage
 
+from data.brain import find_brains
 from data.checks import check_headers, check_voxels, require_binary
-from data.cohort import Case, by_identity, identity, pair_cases
-from data.fingerprints import changed_since, fingerprint, fingerprint_cases
-from data.grid import PREPARATION, PreparedScan, cropped_to, grid_of, prepare_scan
+from data.cohort import BRAINS, Case, by_identity, identity, pair_cases, with_brains
+from data.fingerprints import PREPARATION, changed_since, fingerprint, fingerprint_cases
+from data.grid import Grid, PreparedScan, check_brains, choose_spacing, grid_of, prepare_scan, size_text
 from data.head import head_mask
 from data.listing import choose_files, counted
 from data.names import bids_entity, stem_of
+from data.nifti import SAME_SIZE
 from data.volumes import map_npy, refusing
-from utils.cli import add_cohort, add_grid, make_parser, run
+from utils.cli import add_brains, add_cohort, add_grid, add_num_workers, add_spacing, make_parser, run
 from utils.errors import UserError
 from utils.files import atomic_path, require_writable, write_json
 from utils.progress import progress
@@ -41,14 +43,14 @@ def write_slices(prepared: PreparedScan, case: Case, out_dir: Path) -> pd.DataFr
     """Write every slice with brain of one scan and return their rows of ``slices.csv``."""
     rows = []
     spacing = " ".join(map(str, prepared.spacing_mm or []))
-    _save(out_dir / "Heads" / f"{case.stem}.npy", prepared.head)
-    for z in np.flatnonzero(prepared.head.any((1, 2))):
+    _save(brain_path(out_dir / "Scans" / case.name, case.name), prepared.brain)
+    for z in np.flatnonzero(prepared.brain.any((1, 2))):
         scan_file = f"{case.stem}_slice-{z:03d}.npy"
         mask_file = f"{stem_of(case.mask)}_slice-{z:03d}.npy"
         _save(out_dir / "Scans" / scan_file, prepared.scan[:, z])
         _save(out_dir / "Masks" / mask_file, prepared.mask[None, z].astype(np.uint8))
-        areas = int(prepared.head[z].sum()), int(prepared.mask[z].sum())
-        rows.append([scan_file, mask_file, case.name, case.subject, z, len(prepared.head), spacing, *areas])
+        areas = int(prepared.brain[z].sum()), int(prepared.mask[z].sum())
+        rows.append([scan_file, mask_file, case.name, case.subject, z, len(prepared.brain), spacing, *areas])
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
@@ -69,7 +71,7 @@ def cut_cohort(cases: list[Case], prepare: Callable[[Case], PreparedScan], out_d
 
 def _remove_slices(out_dir: Path) -> None:
     """Nothing of an earlier cut stays: a subject that has left the cohort would come back through its slices."""
-    old = [*out_dir.glob("Scans/*_slice-*.npy"), *out_dir.glob("Masks/*_slice-*.npy"), *out_dir.glob("Heads/*.npy")]
+    old = [*out_dir.glob("Scans/*_slice-*.npy"), *out_dir.glob("Masks/*_slice-*.npy"), *out_dir.glob(f"{BRAINS}/*.npy")]
     for path in (out_dir / "slices.csv", *old):
         path.unlink(missing_ok=True)
 
@@ -138,15 +140,16 @@ def _measure_slices(pairs: list[tuple[Path, Path]]) -> pd.DataFrame:
         subject, lesion = bids_entity(scan, "sub") or volume, int(np.count_nonzero(read_slice(mask)))
         rows.append([scan.name, mask.name, volume, subject, slice_index(scan), 0, "", brain, lesion])
     table = pd.DataFrame(rows, columns=COLUMNS)
-    heads = {volume: head_path(scan, volume) for volume, scan in zip(table.volume, (s for s, _ in pairs), strict=True)}
-    depths = {volume: len(read_slice(path)) for volume, path in heads.items() if path.is_file()}
+    scans = [scan for scan, _ in pairs]
+    brains = {volume: brain_path(scan, volume) for volume, scan in zip(table.volume, scans, strict=True)}
+    depths = {volume: len(read_slice(path)) for volume, path in brains.items() if path.is_file()}
     table["depth"] = table.volume.map(depths).fillna(table.groupby("volume").slice.transform("max") + 1).astype(int)
     return table
 
 
-def head_path(scan: Path | str, volume: str) -> Path:
-    """Where `write_slices` leaves the head mask of the volume that a scan slice is of."""
-    return Path(scan).parent.parent / "Heads" / f"{stem_of(volume)}.npy"
+def brain_path(scan: Path | str, volume: str) -> Path:
+    """Where `write_slices` leaves the brain mask of the volume that a scan slice is of."""
+    return Path(scan).parent.parent / BRAINS / f"{stem_of(volume)}.npy"
 
 
 def slice_index(path: Path) -> int:
@@ -206,6 +209,26 @@ def fingerprint_slices(sides: dict[str, pd.DataFrame], store: Path) -> dict[str,
     return fingerprint(groups, store)
 
 
+def grid_of_slices(table: pd.DataFrame) -> Grid:
+    """The grid that slices were cut on; its voxel size is known where they all tell the same.
+
+    Args:
+        table: rows of `COLUMNS` with full paths.
+    """
+    channels, h, w = read_slice(table.scan.iloc[0]).shape
+    sizes = set(table.spacing_mm)
+    spacing_mm = tuple(map(float, sizes.pop().split())) if len(sizes) == 1 else ()
+    return Grid((channels, int(table.depth.max()), h, w), spacing_mm=spacing_mm or None)
+
+
+def require_one_size(train: pd.DataFrame, val: pd.DataFrame) -> None:
+    """Refuse slices for training and validation of two voxel sizes, where both are known."""
+    one, other = grid_of_slices(train).spacing_mm, grid_of_slices(val).spacing_mm
+    if one and other and not np.allclose(one, other, rtol=SAME_SIZE):
+        sizes = f"{size_text(one)} mm and {size_text(other)} mm"
+        raise UserError(f"--train_scans and --val_scans have voxels of {sizes}; cut both with one --spacing")
+
+
 def channels_of(table: pd.DataFrame) -> int:
     return len(read_slice(table.scan.iloc[0]))
 
@@ -230,22 +253,30 @@ def lesion_boxes(mask: np.ndarray) -> np.ndarray:
 def parse_args() -> argparse.Namespace:
     parser = make_parser("Cut 3D scans and masks into the 2D folders that the RPN scripts read.")
     add_cohort(parser)
+    add_brains(parser)
     add_grid(parser)
+    add_spacing(parser)
+    add_num_workers(parser)
     parser.add_argument("--out_dir", required=True, help="folder for Scans/, Masks/ and slices.csv")
     return parser.parse_args()
 
 
 def main(args: argparse.Namespace) -> None:
     cases = pair_cases([args.scans_dir], [args.masks_dir], args.ext, ("--scans_dir", "--masks_dir"))
+    cases = with_brains(cases, args.brains_dir)
     check_headers(cases, args.scan_dim, args.resize_to)
+    args.spacing = choose_spacing(cases, args.spacing, args.resize_to)
     require_writable(args.out_dir, "--out_dir")
     out_dir = Path(args.out_dir)
     require_own_folder(out_dir)
-    check_voxels(cases, cropped_to(args))
+    check_voxels(cases)
+    brains, grid = out_dir / "cache", grid_of(args)
+    find_brains(cases, brains, args.num_workers)
+    check_brains(cases, grid, brains)
     (out_dir / "slices.csv").unlink(missing_ok=True)  # first: an earlier cut must not pass for one of these scans
     fingerprint_cases(cases, out_dir / SOURCES_FILE)
     write_json(out_dir / "run.json", {**describe_run(vars(args)), "inputs": {"code": PREPARATION}})
-    table = cut_cohort(cases, partial(prepare_scan, grid=grid_of(args)), out_dir)
+    table = cut_cohort(cases, partial(prepare_scan, grid=grid, brains=brains), out_dir)
     print(f"Cut into {args.out_dir}: {counted(len(table), 'slice')} of {counted(len(cases), 'scan')}")
 
 

@@ -1,5 +1,6 @@
 """Where a volume lies: voxel grids in scanner millimetres, and volumes brought from one grid to another."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -97,13 +98,39 @@ def centred_space(source: Space, centre: tuple[float, ...], shape: tuple[int, ..
     room = np.array(source.shape) - 1 - zoom * (np.array(shape) - 1)  # negative where the grid is larger
     start = np.array(centre) - zoom * (np.array(shape) - 1) / 2
     start = np.round(np.clip(start, np.minimum(room, 0), np.maximum(room, 0)))
+    return _space_in(source, start, zoom, shape)
+
+
+def resized_space(source: Space, centre: float, depth: int, size: tuple[int, int]) -> Space:
+    """A grid of `depth` slices that each cover a whole slice of `source` by (H, W) voxels.
+
+    Args:
+        centre: slice of `source` in the middle, as in `centred_space`.
+    """
+    zoom = np.array([1.0, *np.divide(source.shape[1:], size)])
+    room = source.shape[0] - depth
+    start = np.round(np.clip(centre - (depth - 1) / 2, min(room, 0), max(room, 0)))
+    return _space_in(source, np.array([start, *(zoom[1:] - 1) / 2]), zoom, (depth, *size))
+
+
+def _space_in(source: Space, start: np.ndarray, zoom: np.ndarray, shape: tuple[int, ...]) -> Space:
+    """The grid of `shape` that begins at `start` of `source`, with voxels of `zoom` times the size, along (D, H, W)."""
     to_source = np.diag([*np.roll(zoom, -1), 1.0])  # (D, H, W) to (H, W, D)
     to_source[:3, 3] = np.roll(start, -1)
     return Space(tuple(shape), source.affine @ to_source)
 
 
-def resample(array: np.ndarray, source: Space, target: Space) -> np.ndarray:
-    """Bring a scan or mask from one grid to another.
+def share_outside(mask: np.ndarray, own: Space, target: Space) -> float:
+    """The share of a (D, H, W) mask's voxels whose centre lies beyond a grid `target` along the axes of its own."""
+    steps = np.roll(_steps(target, own)[:3, :3].diagonal(), 1), np.roll(_steps(target, own)[:3, 3], 1)
+    places = [step * np.arange(n) + start for step, start, n in zip(*steps, mask.shape, strict=True)]
+    inside = [(place > -0.5) & (place < n - 0.5) for place, n in zip(places, target.shape, strict=True)]
+    kept = np.count_nonzero(mask[np.ix_(*inside)])
+    return 1 - kept / max(np.count_nonzero(mask), 1) if mask.any() else 0.0
+
+
+def resample(array: np.ndarray, source: Space, target: Space, outside: Sequence[float] | None = None) -> np.ndarray:
+    """Bring a scan, probabilities or a mask from one grid to another.
 
     Voxel by voxel where the grids differ by whole voxels. Otherwise linearly, after a Gaussian where the target is
     coarser (of half the excess in voxels, as in scikit-image), and a mask is what exceeds a half. Outside of the source
@@ -111,9 +138,10 @@ def resample(array: np.ndarray, source: Space, target: Space) -> np.ndarray:
 
     Args:
         array: (C, D, H, W), float32 scan or bool mask.
+        outside: (C,) values in place of the background.
     """
-    is_mask = array.dtype == bool
-    steps, fills = _steps(source, target), [False if is_mask else _background(channel) for channel in array]
+    is_mask, steps = array.dtype == bool, _steps(source, target)
+    fills = [False if is_mask else _background(c) for c in array] if outside is None else outside
     shift = _whole_steps(steps, target.shape)
     if shift is not None:
         return np.stack([cut(c, shift, target.shape, fill) for c, fill in zip(array, fills, strict=True)])

@@ -31,7 +31,7 @@ def coverage_curve(model: RPN, scans: Collection[PreparedScan], roi_size: tuple[
         detections = model.detect_volume(scan)
         for i, threshold in enumerate(THRESHOLDS):
             regions = model.propose(scan, detections, roi_size, threshold)
-            counts[i] += count_proposals(region_mask(regions, scan.head.shape), scan.mask, scan.head)
+            counts[i] += count_proposals(region_mask(regions, scan.brain.shape), scan.mask, scan.brain)
     return pd.DataFrame([{"threshold": t, **proposal_scores(c)} for t, c in zip(THRESHOLDS, counts, strict=True)])
 
 

@@ -1,25 +1,34 @@
 """Checkpoints: marked with the model they hold, loaded without running any code they might carry."""
 
 import io
+from dataclasses import asdict, replace
 from pathlib import Path
 
+import numpy as np
 import pytorch_lightning as pl
 import torch
 
+from data.grid import ORIENTATION, SCAN_DIM, Grid, size_text
+from data.nifti import SAME_SIZE
 from models.rpn import RPN
 from utils.errors import UserError
 from utils.files import atomic_path
 
 
 class MarkCheckpoint(pl.Callback):
-    """Writes the model's class name into each checkpoint, so that no script takes one stage for the other."""
+    """Writes into each checkpoint what it holds: the model's class name, so that no script takes one stage for the
+    other, and the grid and orientation of what it learned from."""
+
+    def __init__(self, grid: Grid) -> None:
+        self.grid = grid
 
     def on_save_checkpoint(self, trainer, module, checkpoint) -> None:
         checkpoint["model"] = type(module).__name__
+        checkpoint["grid"] = {**asdict(self.grid), "orientation": ORIENTATION}
 
 
 def load_model(kind: type[pl.LightningModule], path: Path | str) -> pl.LightningModule:
-    """The model of a checkpoint in evaluation mode, on the GPU where there is one.
+    """The model of a checkpoint in evaluation mode, on the GPU where there is one, with its `Grid` as ``grid``.
 
     Raises:
         UserError: no such file, no checkpoint, or the checkpoint of another model.
@@ -34,7 +43,18 @@ def load_model(kind: type[pl.LightningModule], path: Path | str) -> pl.Lightning
     except (KeyError, TypeError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"checkpoint {path} does not fit this version of {held} ({reason}); train it anew") from None
+    model.grid = _grid_of(checkpoint, path)
     return model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+
+
+def _grid_of(checkpoint: dict, path: Path | str) -> Grid | None:
+    """The grid that a network learned on; None for a checkpoint that does not tell."""
+    if (held := checkpoint.get("grid")) is None:
+        return None
+    if held["orientation"] != ORIENTATION:
+        raise UserError(f"{path} was trained on scans in {held['orientation']}, not {ORIENTATION}; train it anew")
+    parts = {name: held[name] and tuple(held[name]) for name in Grid.__dataclass_fields__}
+    return Grid(**parts)
 
 
 def read_checkpoint(path: Path | str) -> dict:
@@ -71,6 +91,27 @@ def run_name(checkpoint: Path | str) -> str:
     """Name of the run that a checkpoint belongs to: ``RPN/<name>/checkpoints/best.ckpt``."""
     path = Path(checkpoint).resolve()
     return path.parent.parent.name if path.parent.name == "checkpoints" else path.stem
+
+
+def grid_at_test(model: pl.LightningModule, scan_dim: list[int] | None, resize_to: list[int] | None, path: str) -> Grid:
+    """The grid that a network asks for, in another shape where ``--scan_dim`` gives one.
+
+    Raises:
+        UserError: a ``--resize_to`` that the network was not trained with.
+    """
+    wanted = resize_to and tuple(resize_to)
+    if model.grid is None:
+        return Grid(tuple(scan_dim or SCAN_DIM), wanted)
+    if wanted not in (None, model.grid.resize_to):
+        raise UserError(f"--resize_to {resize_to}, but {path} was trained with {model.grid.resize_to}; leave it out")
+    return replace(model.grid, scan_dim=tuple(scan_dim or model.grid.scan_dim))
+
+
+def require_spacing(spacing_mm: tuple[float, ...] | None, model: pl.LightningModule, path: str, mend: str) -> None:
+    """Refuse scans whose voxels (D, H, W, mm) are of another size than those that a network has learned from."""
+    held = model.grid and model.grid.spacing_mm
+    if spacing_mm and held and not np.allclose(spacing_mm, held, rtol=SAME_SIZE):
+        raise UserError(f"{path} was trained on voxels of {size_text(held)} mm, not {size_text(spacing_mm)}; {mend}")
 
 
 def require_channels(channels: int, model: pl.LightningModule, path: str) -> None:

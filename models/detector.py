@@ -43,13 +43,21 @@ class Detector(nn.Module):
     """Faster R-CNN on slices of one shape; it spends nothing on the air around their heads.
 
     Args:
-        image_size: pixels to which the shorter side of a whole slice is resized.
+        image_size: pixels to which `slice_side` is resized.
+        slice_side: shorter side of a whole slice of the training in voxels; None for that of each slice.
     """
 
-    def __init__(self, backbone: nn.Module, rpn: "ProposalNetwork", roi_heads: "BoxHeads", image_size: int) -> None:
+    def __init__(
+        self,
+        backbone: nn.Module,
+        rpn: "ProposalNetwork",
+        roi_heads: "BoxHeads",
+        image_size: int,
+        slice_side: int | None = None,
+    ) -> None:
         super().__init__()
         self.backbone, self.rpn, self.roi_heads = backbone, rpn, roi_heads
-        self.image_size = image_size
+        self.image_size, self.slice_side = image_size, slice_side
 
     def forward(
         self, images: list[torch.Tensor], targets: list[dict] | None = None, window: Window | None = None
@@ -66,7 +74,7 @@ class Detector(nn.Module):
             ``scores`` (N,) in [0, 1], ``labels`` (N,), best first.
         """
         rows, columns = head_window(images) if window is None else window
-        scale = self.image_size / min(images[0].shape[-2:])
+        scale = self.image_size / (self.slice_side or min(images[0].shape[-2:]))
         batch = torch.stack([image[:, rows, columns] for image in images])
         batch = F.interpolate(batch, scale_factor=scale, mode="bilinear")
         corner = torch.tensor([columns.start, rows.start] * 2, dtype=batch.dtype, device=batch.device)
@@ -153,6 +161,7 @@ def build_detector(
     in_channels: int,
     anchor_sizes: tuple[float, ...],
     image_size: int,
+    slice_side: int | None = None,
     backbone_weights: str | None = None,
     matching: str = "small",
     focal: bool = False,
@@ -186,7 +195,7 @@ def build_detector(
         nms_thresh=0.7,
         focal=focal,
     )
-    return Detector(backbone, proposals, heads, image_size)
+    return Detector(backbone, proposals, heads, image_size, slice_side)
 
 
 def _matching(name: str, of: str) -> dict[str, float]:

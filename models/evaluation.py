@@ -9,8 +9,9 @@ import pandas as pd
 
 from data.checks import read_mask
 from data.cohort import Case
-from data.grid import Grid, PreparedScan, grid_of
+from data.grid import PreparedScan
 from data.names import PREDICTION_SUFFIX, extension_of, stem_of
+from data.space import resample
 from data.volumes import write_like
 from models.gradcam import find_layers, gradcam
 from models.strokeformer import DEFAULT_OVERLAP, StrokeFormer
@@ -50,10 +51,10 @@ def evaluate_strokeformer(
     for case, scan, pictures in zip(progress(cases, f"Testing {name}"), scans, drawn, strict=True):
         regions = None if regions_of is None else regions_of(scan)
         probabilities = model.segment(scan, regions, args.overlap, args.subvolume_depth, args.batch_size)
-        prediction = grid_of(args).restore(probabilities, scan.own_shape).argmax(0).astype(np.uint8)
+        prediction = scan.to_own_grid(probabilities).argmax(0).astype(np.uint8)
         write_like(folder / "predictions" / prediction_name(case), prediction, case.scan)
         if case.mask is not None:
-            scored.append(_score_case(case, scan, prediction > 0, grid_of(args)))
+            scored.append(_score_case(case, scan, prediction > 0))
         if pictures:
             draw(scan, probabilities.argmax(0) > 0, regions)
         all_regions[case.name] = regions
@@ -63,12 +64,12 @@ def evaluate_strokeformer(
     return _save_scores(args, name, *zip(*scored, strict=True)) if scored else None
 
 
-def _score_case(case: Case, scan: PreparedScan, prediction: np.ndarray, grid: Grid) -> tuple[dict, pd.DataFrame]:
+def _score_case(case: Case, scan: PreparedScan, prediction: np.ndarray) -> tuple[dict, pd.DataFrame]:
     """A case's row of ``per_scan_scores.csv`` and the scores of its slices, on the scan's own grid."""
     target = read_mask(case)
-    head = grid.restore(scan.head.astype(np.float32), scan.own_shape) > 0.5
-    row = {"scan": case.name, **scan_scores(prediction, target, scan.spacing_mm)}
-    return row, slice_scores(prediction, target, head)
+    brain = resample(scan.brain[None], scan.space, scan.own)[0]
+    row = {"scan": case.name, **scan_scores(prediction, target, scan.own_spacing_mm)}
+    return row, slice_scores(prediction, target, brain)
 
 
 def prediction_name(case: Case) -> str:

@@ -52,7 +52,7 @@ def gradcam(
         (D, H, W) float32 in [0, 1], 0 outside the regions. Each window's heat, which Grad-CAM scales to [0, 1], is
         weighed with its largest lesion probability: a window without lesion would otherwise glow like any other.
     """
-    regions = [whole_volume(prepared.head.shape)] if regions is None else regions
+    regions = [whole_volume(prepared.brain.shape)] if regions is None else regions
     with GradCAM(model, layers) as cam:
 
         def heat(windows: torch.Tensor) -> torch.Tensor:

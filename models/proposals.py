@@ -4,7 +4,7 @@ from argparse import Namespace
 from collections.abc import Callable, Collection
 
 from data.grid import PreparedScan
-from models.checkpoints import load_rpn
+from models.checkpoints import load_rpn, require_spacing
 from models.rpn import RPN
 from utils.errors import UserError
 from utils.progress import progress
@@ -12,15 +12,18 @@ from utils.regions.region import Region, read_regions
 
 
 def region_source(
-    args: Namespace, names: list[str], roi_size: tuple[int, int, int]
+    args: Namespace, names: list[str], roi_size: tuple[int, int, int], spacing_mm: tuple[float, ...] | None
 ) -> Callable[[PreparedScan], list[Region]] | None:
     """What ``--regions`` or ``--rpn_ckpt_path`` ask for, as a function of a scan; None where neither is given.
 
     Args:
         names: file names of the scans to come; a regions file must know them all.
+        spacing_mm: (D, H, W) of the grid that they will be on, or None.
     """
     if args.rpn_ckpt_path:
-        return rpn_source(load_rpn(args.rpn_ckpt_path, args.score_threshold), roi_size)
+        model = load_rpn(args.rpn_ckpt_path, args.score_threshold)
+        require_spacing(spacing_mm, model, args.rpn_ckpt_path, "take a network of stage 1 of that size")
+        return rpn_source(model, roi_size)
     if args.regions:
         regions = read_regions(args.regions)
         if missing := [name for name in names if name not in regions]:
@@ -29,12 +32,20 @@ def region_source(
     return None
 
 
+def spacing_of_proposer(args: Namespace) -> tuple[float, ...] | None:
+    """The voxel size (D, H, W, mm) that ``--rpn_ckpt_path`` was trained at; None without it or where untold."""
+    if not args.rpn_ckpt_path:
+        return None
+    grid = load_rpn(args.rpn_ckpt_path).grid
+    return grid and grid.spacing_mm
+
+
 def rpn_source(model: RPN, roi_size: tuple[int, int, int]) -> Callable[[PreparedScan], list[Region]]:
     return lambda scan: model.propose(scan, model.detect_volume(scan), roi_size)
 
 
 def _inside(regions: list[Region], scan: PreparedScan, path: str) -> list[Region]:
-    shape = scan.head.shape
+    shape = scan.brain.shape
     for region in regions:
         if any(span.stop > size for span, size in zip(region.slices, shape, strict=True)):
             raise UserError(

@@ -31,8 +31,10 @@ class RPN(pl.LightningModule):
     Args:
         in_channels: channels of a scan.
         anchor_sizes: in pixels of a slice whose shorter side is `REFERENCE_SIZE`, one a pyramid level.
-        image_size: shorter side, in pixels, to which slices are resized inside; anchors scale with it, so that they
-            mean the same share of the head on coarse scans.
+        image_size: pixels to which `slice_side` is resized inside; anchors scale with it, so that they mean the same
+            share of the head on coarse scans.
+        slice_side: shorter side of the slices of the training, in voxels, so that a grid of other slices does not
+            change how large a voxel is seen; None, as in checkpoints that do not name it, for that of each slice.
         backbone_weights: file with a state dict of torchvision's resnet18.
         consistency: rule by which boxes of slices become regions, ``linked`` or ``grouped`` (`utils.regions.rules`).
         evidence_growth: power of the proposed voxels with which the odds asked for of further candidates grow
@@ -50,6 +52,7 @@ class RPN(pl.LightningModule):
         in_channels: int = 1,
         anchor_sizes: tuple[float, ...] = ANCHOR_SIZES["ATLAS"],
         image_size: int = REFERENCE_SIZE,
+        slice_side: int | None = None,
         consistency: str = "linked",
         evidence_growth: float = 0.0,
         score_threshold: float = DEFAULT_THRESHOLD,
@@ -67,7 +70,7 @@ class RPN(pl.LightningModule):
         self.save_hyperparameters(ignore="backbone_weights")
         channels = network_channels(in_channels, context)
         self.detector = build_detector(
-            channels, anchor_sizes, image_size, backbone_weights, matching, focal, label_smoothing
+            channels, anchor_sizes, image_size, slice_side, backbone_weights, matching, focal, label_smoothing
         )
         self.val_detections: list[dict] = []
         self.val_targets: list[dict] = []
@@ -151,7 +154,7 @@ class RPN(pl.LightningModule):
 
     def detect_volume(self, prepared: PreparedScan, batch_size: int = 32) -> dict[int, dict[str, torch.Tensor]]:
         """`detect` on every slice with brain: detections by slice index."""
-        with_brain = np.flatnonzero(prepared.head.any((1, 2)))
+        with_brain = np.flatnonzero(prepared.brain.any((1, 2)))
         slices = {z: prepared.scan[:, z].astype(np.float32) for z in with_brain.tolist()}
         images = [
             with_context(image, slices.get(z - 1), slices.get(z + 1), self.hparams.context)
@@ -168,7 +171,7 @@ class RPN(pl.LightningModule):
     ) -> list[Region]:
         """The volume's regions, made consistent over slices, at the threshold (None for the model's own)."""
         kept = self.keep(prepared, detections, roi_size, threshold)
-        return regions_of(kept, prepared.head, roi_size, self.hparams.consistency)
+        return regions_of(kept, prepared.brain, roi_size, self.hparams.consistency)
 
     def keep(
         self,
@@ -180,7 +183,7 @@ class RPN(pl.LightningModule):
         """The boxes of a volume that propose its regions, at the threshold (None for the model's own)."""
         hp = self.hparams
         threshold = hp.score_threshold if threshold is None else threshold
-        return keep_boxes(detections, threshold, hp.consistency, hp.evidence_growth, prepared.head.shape, roi_size)
+        return keep_boxes(detections, threshold, hp.consistency, hp.evidence_growth, prepared.brain.shape, roi_size)
 
 
 def _to_cpu(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -69,12 +69,11 @@ def evaluate_rpn(model: RPN, scans: Iterable[PreparedScan], total: int, args: Na
     for scan, pictures in zip(progress(scans, f"Testing {name}", total), drawn, strict=True):
         found = model.detect_volume(scan, args.batch_size)
         kept = model.keep(scan, found, roi_size)
-        regions = all_regions[scan.name] = regions_of(kept, scan.head, roi_size, model.hparams.consistency)
-        proposed = region_mask(regions, scan.head.shape)
-        counts += count_proposals(proposed, scan.mask, scan.head)
+        regions = all_regions[scan.name] = regions_of(kept, scan.brain, roi_size, model.hparams.consistency)
+        proposed = region_mask(regions, scan.brain.shape)
+        counts += count_proposals(proposed, scan.mask, scan.brain)
         slices += _slices_of(scan, found, kept, proposed)
-        spacing_mm = None if args.resize_to else scan.spacing_mm  # which is that of the scan's own grid
-        lesions.append(lesions_covered(proposed, scan.mask, spacing_mm).assign(scan=scan.name))
+        lesions.append(lesions_covered(proposed, scan.mask, scan.spacing_mm).assign(scan=scan.name))
         misses = _worst([*misses, *_missed(scan, found, regions, proposed)])
         for z in _slices_to_show(scan, found, pictures):
             _picture(scan, z, found, regions).draw(folder / "predictions")
@@ -91,7 +90,7 @@ def _slices_of(scan: PreparedScan, found: dict, kept: Kept, proposed: np.ndarray
             prediction=detections,
             target=_box_target(scan.mask[z]),
             kept=kept.in_slice(z),
-            **dict(zip(("size", "counts"), count_slice(proposed, scan.mask, scan.head, z), strict=True)),
+            **dict(zip(("size", "counts"), count_slice(proposed, scan.mask, scan.brain, z), strict=True)),
         )
         for z, detections in found.items()
     ]

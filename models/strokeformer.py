@@ -124,7 +124,7 @@ class StrokeFormer(pl.LightningModule):
         subvolume_depth: int | None = None,
         batch_size: int = 4,
     ) -> np.ndarray:
-        """Class probabilities of a scan: background with certainty outside the regions.
+        """Class probabilities of a scan: background with certainty outside the brain and the regions.
 
         Args:
             regions: regions of the scan's grid; None for the whole volume.
@@ -136,7 +136,7 @@ class StrokeFormer(pl.LightningModule):
             (num_classes, D, H, W) float32; windows and regions that overlap are averaged.
         """
         self.eval()
-        shape, roi_size = prepared.head.shape, self.hparams.roi_size
+        shape, roi_size = prepared.brain.shape, self.hparams.roi_size
         regions = [whole_volume(shape)] if regions is None else regions
         regions = split_by_depth(regions, shape, subvolume_depth, roi_size)
         probabilities = average_over_regions(
@@ -149,7 +149,9 @@ class StrokeFormer(pl.LightningModule):
             batch_size,
             self.device,
         )
-        probabilities[0][~region_mask(regions, shape)] = 1
+        outside = ~(region_mask(regions, shape) & prepared.brain)
+        probabilities[:, outside] = 0
+        probabilities[0][outside] = 1
         return probabilities
 
 

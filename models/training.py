@@ -18,7 +18,7 @@ from data.cohort import Case
 from data.datamodules import RPNDataModule, SegmentationDataModule, SliceDataset, StackedScans, scan_loader
 from data.grid import Grid, cached_scan, grid_of
 from data.names import stem_of
-from data.slices import channels_of, lesion_boxes, read_slice
+from data.slices import channels_of, grid_of_slices, lesion_boxes, read_slice
 from models.anchors import ANCHOR_SIZES, fit_anchors
 from models.calibration import calibration_summary, choose_threshold, coverage_curve
 from models.checkpoints import MarkCheckpoint, load_rpn, store_hyperparameters
@@ -34,12 +34,13 @@ from utils.regions.region import Region
 from utils.tracking import PredictionPictures, build_trainer, logged_metrics
 
 
-def build_rpn(args: Namespace, in_channels: int, anchor_sizes: tuple[float, ...]) -> RPN:
+def build_rpn(args: Namespace, in_channels: int, anchor_sizes: tuple[float, ...], slice_side: int | None = None) -> RPN:
     """The untrained stage 1 that the arguments of ``train_rpn.py`` describe."""
     return RPN(
         in_channels=in_channels,
         anchor_sizes=anchor_sizes,
         image_size=args.image_size,
+        slice_side=slice_side,
         consistency=args.consistency,
         evidence_growth=args.evidence_growth,
         lr=args.lr,
@@ -76,6 +77,7 @@ def train_rpn(args: Namespace, train: pd.DataFrame, val: pd.DataFrame, name: str
         inputs: what it learns from (`models.runs.inputs_of`); a begun training of other inputs is refused.
     """
     pl.seed_everything(args.seed, verbose=False)
+    grid = grid_of_slices(train)
     data = RPNDataModule(
         train,
         val,
@@ -86,7 +88,7 @@ def train_rpn(args: Namespace, train: pd.DataFrame, val: pd.DataFrame, name: str
         tuple(args.context),
         args.slice_sampling,
     )
-    model = build_rpn(args, channels_of(train), choose_anchors(args, train))
+    model = build_rpn(args, channels_of(train), choose_anchors(args, train), min(grid.shape[1:]))
     sick = np.flatnonzero(data.val_sick)
     shown = sick[np.linspace(0, len(sick) - 1, min(args.num_samples, len(sick))).astype(int)]
     monitor = MONITOR if len(sick) else ("train_loss", "min")
@@ -95,7 +97,7 @@ def train_rpn(args: Namespace, train: pd.DataFrame, val: pd.DataFrame, name: str
     # the lesions with 0.29 of the brain, the last ones 0.86 with 0.25 or 0.93 with 0.45 (one seed).
     callbacks = [EMAWeightAveraging(decay=args.ema_decay)] if args.ema_decay else []
     callbacks += [HardNegatives(args.hard_negatives)] if args.hard_negatives else []
-    return _fit(model, data, args, name, inputs, monitor, draw, callbacks, calibrate)
+    return _fit(model, data, args, name, inputs, monitor, draw, grid, callbacks, calibrate)
 
 
 def train_strokeformer(
@@ -121,7 +123,7 @@ def train_strokeformer(
     shown = val[: args.num_samples]
     monitor = ("val_loss" if len(data.val) else "train_loss", "min")
     draw = partial(_draw_volumes, shown=shown, regions=regions, grid=grid, cache_dir=cache_dir, args=args)
-    return _fit(model, data, args, name, inputs, monitor, draw, [])
+    return _fit(model, data, args, name, inputs, monitor, draw, grid, [])
 
 
 def _calibrate(args: Namespace, val: pd.DataFrame, folder: Path, checkpoint: Path) -> None:
@@ -146,6 +148,7 @@ def _fit(
     inputs: dict[str, str],
     monitor: tuple[str, str],
     draw: Callable[[pl.LightningModule], Iterable[tuple[str, Figure]]],
+    grid: Grid,
     callbacks: list[pl.Callback],
     finish: Callable[[Path, Path], None] | None = None,
 ) -> Path:
@@ -155,6 +158,7 @@ def _fit(
         inputs: what the network learns from, by name (`models.runs.inputs_of`).
         monitor: the logged value that tells the best epoch, and whether ``"min"`` or ``"max"`` is best.
         draw: pictures to draw now and then.
+        grid: of what the network learns from, for its checkpoints.
         callbacks: what else the training of this stage needs.
         finish: what is left to do with the run's folder and its best checkpoint.
     """
@@ -167,7 +171,7 @@ def _fit(
         print(f"{name} is trained already: {best}")
         return best
     pictures = PredictionPictures(draw, folder / "predictions", args.log_every_n_val_epochs)
-    epochs = _train(model, data, args, folder, monitor, [pictures, *callbacks])
+    epochs = _train(model, data, args, folder, monitor, [MarkCheckpoint(grid), pictures, *callbacks])
     if finish is not None:
         finish(folder, best)
     write_json(finished_file(folder), {"max_epochs": args.max_epochs, "epochs": epochs})
@@ -184,7 +188,7 @@ def _train(
 ) -> int:
     """Train on from the folder's last checkpoint, if any, draw the curves, and return the number of epochs."""
     resume_from = resume_point(folder)
-    trainer = build_trainer(folder, args, *monitor, [MarkCheckpoint(), *callbacks])
+    trainer = build_trainer(folder, args, *monitor, callbacks)
     model = model.to(memory_format=torch.channels_last) if isinstance(model, RPN) else model
     trainer.fit(model, data, ckpt_path=resume_from, weights_only=True)
     save_figure(plot_loss_curves(logged_metrics(folder)), folder / "loss_curves.png")

@@ -67,7 +67,7 @@ def test_folder_without_table_is_measured_to_the_same_rows(cohort, tmp_path):
     shutil.rmtree(tmp_path / "2d/Heads")
     measured = read_slice_table(tmp_path / "2d/Scans", tmp_path / "2d/Masks")
     assert set(measured.depth) == {10}  # without them, too, the volume ends at its last slice
-    assert [scan.head.shape for scan in StackedScans(measured)] == [(10, 20, 24)] * 2
+    assert [scan.brain.shape for scan in StackedScans(measured)] == [(10, 20, 24)] * 2
 
 
 def test_slice_without_mask_is_refused(cohort, tmp_path):

@@ -183,11 +183,11 @@ def size_bin(lesion_voxels, brain_voxels) -> np.ndarray:
     return np.array(list(SIZE_BINS))[np.searchsorted(list(SIZE_BINS.values()), share)]
 
 
-def slice_scores(prediction: np.ndarray, target: np.ndarray, head: np.ndarray) -> pd.DataFrame:
+def slice_scores(prediction: np.ndarray, target: np.ndarray, brain: np.ndarray) -> pd.DataFrame:
     """Overlap scores of the slices that have brain, a row each.
 
     Args:
-        prediction, target, head: (D, H, W) bool or uint8 masks.
+        prediction, target, brain: (D, H, W) bool or uint8 masks.
 
     Returns:
         Columns ``size``, the name of the slice's bin, and `OVERLAP_SCORES`. In the bin No Lesion a score is 1 for
@@ -196,11 +196,11 @@ def slice_scores(prediction: np.ndarray, target: np.ndarray, head: np.ndarray) -
     Raises:
         ValueError: the masks differ in shape.
     """
-    prediction, target, head = as_masks(prediction=prediction, target=target, head=head)
-    brain_voxels = np.count_nonzero(head, (1, 2))
+    prediction, target, brain = as_masks(prediction=prediction, target=target, brain=brain)
+    brain_voxels = np.count_nonzero(brain, (1, 2))
     with_brain = brain_voxels > 0
     tp, fp, fn = (count[with_brain] for count in _count_overlap(prediction, target, (1, 2)))
-    tn = head[0].size - tp - fp - fn
+    tn = brain[0].size - tp - fp - fn
     return pd.DataFrame({"size": size_bin(tp + fn, brain_voxels[with_brain]), **overlap_scores(tp, fp, fn, tn)})
 
 

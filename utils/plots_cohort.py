@@ -47,7 +47,7 @@ def plot_cohort(
 def _draw_sizes(figure: SubFigure, table: pd.DataFrame) -> None:
     volumes, bins, sides = figure.subplots(1, 3, width_ratios=[2, 1, 1])
     _draw_volumes(volumes, table.lesion_cm3[table.lesion_cm3 > 0])
-    _draw_counts(bins, table["size"], list(SIZE_BINS), "lesion as a share of the head")
+    _draw_counts(bins, table["size"], list(SIZE_BINS), "lesion as a share of the brain")
     _draw_counts(sides, table.laterality, ["left", "both", "right"], "side of the lesion")
 
 

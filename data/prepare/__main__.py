@@ -26,14 +26,7 @@ def parse_args() -> argparse.Namespace:
         help="folder for Scans/, Masks/, cohort.csv, cohort.png and Geometry/",
     )
     cli.add_scan_dim(parser, default=None, suffix="; None for the data set's own")
-    parser.add_argument(
-        "--spacing",
-        type=cli.positive_float,
-        nargs=3,
-        default=None,
-        metavar=("D", "H", "W"),
-        help="voxel size in mm to resample to; None for the data set's own",
-    )
+    cli.add_spacing(parser, "; None for the data set's own")
     cli.add_extension(parser)
     cli.add_num_workers(parser)
     return parser.parse_args()

@@ -9,11 +9,12 @@ from pathlib import Path
 
 import numpy as np
 
+from data.brain import find_brain_of
 from data.checks import check_alignment, find_head, read_mask, read_scan, require_mask_in_head
-from data.cohort import Case
-from data.fingerprints import combined, fingerprint_cases
-from data.grid import PREPARATION
-from data.names import stem_of
+from data.cohort import BRAINS, Case
+from data.fingerprints import PREPARATION, combined, fingerprint_cases
+from data.grid import centre_of
+from data.names import brain_name, stem_of
 from data.prepare.layouts import Layout
 from data.prepare.overview import describe_scan, lesion_cm3
 from data.prepare.records import Record, read_record, record_path, write_record
@@ -23,9 +24,7 @@ from utils.errors import UserError
 from utils.parallel import map_in_order
 from utils.progress import progress
 
-BYTES_PER_VOXEL = 5  # float32 scan and uint8 mask
-# Half a per cent at each end: noses, necks and stray voxels do not pull the brain off the centre.
-HEAD_EXTENT = (0.005, 0.995)
+BYTES_PER_VOXEL = 6  # float32 scan, uint8 lesion and brain masks
 SHRUNK = 0.95  # a lesion that keeps less of its volume was cut by the grid or lost to a coarse spacing
 
 
@@ -40,11 +39,17 @@ class Settings:
 
 @dataclass(frozen=True)
 class PlacedCase:
-    """A case on its prepared grid: scan (C, D, H, W) float32 in its own units, mask and head (D, H, W) bool."""
+    """A case on its prepared grid.
+
+    scan: (C, D, H, W) float32 in its own units.
+    mask, brain: (D, H, W) bool.
+    has_brain: whether a brain was found or given; False where the head stands for it.
+    """
 
     scan: np.ndarray
     mask: np.ndarray
-    head: np.ndarray
+    brain: np.ndarray
+    has_brain: bool
     space: Space
     source_lesion_cm3: float
 
@@ -62,12 +67,15 @@ def prepare_case(case: Case, made_of: str, settings: Settings, root: Path, out_d
         mask_path = out_dir / "Masks" / f"{stem_of(case.mask)}{settings.ext}"
         write_volume(scan_path, placed.scan, placed.space.affine)
         write_volume(mask_path, placed.mask[None].astype(np.uint8), placed.space.affine)
+        brain_path = out_dir / BRAINS / brain_name(scan_path)
+        write_volume(brain_path, placed.brain[None].astype(np.uint8), placed.space.affine)
         row = {
             "subject": case.subject,
             "session": case.session,
             "scan": scan_path.name,
             "mask": mask_path.name,
-            **describe_scan(placed.mask, placed.head, placed.space.spacing_mm),
+            "brain": "head" if not placed.has_brain else "given" if case.brain else "found",
+            **describe_scan(placed.mask, placed.brain, placed.space.spacing_mm),
             "source_lesion_cm3": placed.source_lesion_cm3,
         }
         # Written last: its presence says that the volumes are whole.
@@ -77,26 +85,20 @@ def prepare_case(case: Case, made_of: str, settings: Settings, root: Path, out_d
 
 def place_case(case: Case, settings: Settings) -> PlacedCase:
     """Bring a case onto its prepared grid, whose axes are those of the mask."""
-    scan, mask = read_scan(case)[0], read_mask(case)
+    scan, mask = read_scan(case), read_mask(case)
     scan_space, mask_space = (Space(h.shape[1:], h.affine) for h in map(read_header, (case.scan, case.mask)))
     head = find_head(scan, case)
-    centre_mm = scan_space.affine @ [*np.roll(_centre(head), -1), 1]
+    brain = find_brain_of(case, scan, head)
+    inside = head if brain is None else brain
+    centre_mm = scan_space.affine @ [*np.roll(centre_of(inside), -1), 1]
     centre = np.roll(np.linalg.solve(mask_space.affine, centre_mm)[:3], 1)
     space = centred_space(mask_space, tuple(centre), settings.shape, settings.spacing_mm)
-    placed_head = resample(head[None], scan_space, space)[0]
+    placed_head, placed_brain = (resample(m[None], scan_space, space)[0] for m in (head, inside))
     placed_mask = resample(mask[None], mask_space, space)[0]
     require_mask_in_head(placed_mask, placed_head, case)
     source_cm3 = lesion_cm3(np.count_nonzero(mask), mask_space.spacing_mm)
-    return PlacedCase(resample(scan, scan_space, space), placed_mask, placed_head, space, source_cm3)
-
-
-def _centre(head: np.ndarray) -> np.ndarray:
-    """(D, H, W) in voxels, midway between the ends of the head."""
-    centre = []
-    for axis in range(3):
-        mass = np.cumsum(np.count_nonzero(head, axis=tuple({0, 1, 2} - {axis})))
-        centre.append(np.searchsorted(mass, np.multiply(HEAD_EXTENT, mass[-1])).mean())
-    return np.array(centre)
+    placed_scan = resample(scan, scan_space, space)
+    return PlacedCase(placed_scan, placed_mask, placed_brain, brain is not None, space, source_cm3)
 
 
 # --- a whole cohort ------------------------------------------------------------------------------------
@@ -132,7 +134,8 @@ def remove_absent(cases: list[Case], out_dir: Path) -> int:
     absent = set((out_dir / "Geometry").glob("*.json")) - present
     for record in absent:
         row = read_record(record).row
-        for file in (out_dir / "Scans" / row["scan"], out_dir / "Masks" / row["mask"], record):
+        brain = out_dir / BRAINS / brain_name(row["scan"])
+        for file in (out_dir / "Scans" / row["scan"], out_dir / "Masks" / row["mask"], brain, record):
             file.unlink(missing_ok=True)
     return len(absent)
 
@@ -142,4 +145,6 @@ def check_headers(cases: list[Case], layout: Layout) -> None:
         if layout.scan_has_own_grid:
             read_header(case.scan)
         else:
-            check_alignment(case)
+            check_alignment(case.scan, case.mask)
+        if case.brain:
+            check_alignment(case.scan, case.brain)

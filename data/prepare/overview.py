@@ -22,27 +22,27 @@ TILES = 32  # scans on the contact sheet
 MAP_RESOLUTION_MM = 2
 
 
-def describe_scan(mask: np.ndarray, head: np.ndarray, spacing_mm: tuple[float, float, float]) -> dict:
+def describe_scan(mask: np.ndarray, brain: np.ndarray, spacing_mm: tuple[float, float, float]) -> dict:
     """Shape, spacing and lesions of a scan, as columns of ``cohort.csv``.
 
     Args:
-        mask, head: (D, H, W) bool.
+        mask, brain: (D, H, W) bool.
         spacing_mm: along (D, H, W).
 
     Returns:
         ``shape`` and ``spacing_mm`` as "H W D", ``lesion_voxels``, ``lesion_cm3``, ``n_lesions`` (26-connected),
-        ``size`` (bin of the lesions' share of the head, by the bounds of the slices' bins) and ``laterality``
+        ``size`` (bin of the lesions' share of the brain, by the bounds of the slices' bins) and ``laterality``
         ("left", "right", "both", or empty without lesion).
     """
-    lesion, brain = int(np.count_nonzero(mask)), int(np.count_nonzero(head))
+    lesion_voxels, brain_voxels = int(np.count_nonzero(mask)), int(np.count_nonzero(brain))
     return {
         "shape": " ".join(map(str, np.roll(mask.shape, -1))),
         "spacing_mm": " ".join(str(round(float(size), 6)) for size in np.roll(spacing_mm, -1)),
-        "lesion_voxels": lesion,
-        "lesion_cm3": lesion_cm3(lesion, spacing_mm),
+        "lesion_voxels": lesion_voxels,
+        "lesion_cm3": lesion_cm3(lesion_voxels, spacing_mm),
         "n_lesions": ndimage.label(mask, TWENTY_SIX_CONNECTED)[1],
-        "size": str(size_bin(lesion, brain)),
-        "laterality": laterality(mask, head),
+        "size": str(size_bin(lesion_voxels, brain_voxels)),
+        "laterality": laterality(mask, brain),
     }
 
 
@@ -50,9 +50,9 @@ def lesion_cm3(voxels: int, spacing_mm: tuple[float, float, float]) -> float:
     return round(float(voxels * math.prod(spacing_mm)) / MM3_PER_CM3, 4)
 
 
-def laterality(mask: np.ndarray, head: np.ndarray) -> str:
+def laterality(mask: np.ndarray, brain: np.ndarray) -> str:
     """The side, in (D, H, W) with H from left to right, that holds the lesion; "" where there is none."""
-    across = np.flatnonzero(head.any((0, 2)))
+    across = np.flatnonzero(brain.any((0, 2)))
     if not mask.any() or not len(across):
         return ""
     middle = (across[0] + across[-1] + 1) // 2

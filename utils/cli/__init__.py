@@ -4,6 +4,7 @@ Nothing heavy is imported here, so that ``--help`` answers at once.
 """
 
 from utils.cli.data import (
+    add_brains,
     add_cohort,
     add_extension,
     add_folds,
@@ -14,8 +15,10 @@ from utils.cli.data import (
     add_rpn_batch_size,
     add_scan_dim,
     add_seed,
+    add_spacing,
     add_train_val,
     add_transforms,
+    wanted_scan_dim,
 )
 from utils.cli.models import (
     add_adamw,
@@ -53,6 +56,7 @@ from utils.cli.types import (
 __all__ = [
     "SplitsAction",
     "add_adamw",
+    "add_brains",
     "add_calibration",
     "add_cohort",
     "add_extension",
@@ -76,6 +80,7 @@ __all__ = [
     "add_seed",
     "add_segmenter",
     "add_sliding_window",
+    "add_spacing",
     "add_train_val",
     "add_training",
     "add_transforms",
@@ -91,5 +96,6 @@ __all__ = [
     "positive_int",
     "recipes",
     "run",
+    "wanted_scan_dim",
     "without_prefix",
 ]

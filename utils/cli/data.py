@@ -1,7 +1,8 @@
 """Arguments on data: the cohort, its folds, its grid, and how it is loaded."""
 
-from utils.cli.types import SplitsAction, extension, non_negative_int, positive_int
+from utils.cli.types import SplitsAction, extension, non_negative_int, positive_float, positive_int
 
+SCAN_DIM = [1, 189, 192, 192]
 TRANSFORM_NAMES = ("flip", "affine", "contrast", "noise", "bias_field", "lesion_contrast")
 
 
@@ -18,6 +19,28 @@ def add_cohort(parser) -> None:
 
 def add_extension(group) -> None:
     group.add_argument("--ext", type=extension, default=".npy", help="file extension: .npy, .nii or .nii.gz")
+
+
+def add_brains(parser) -> None:
+    parser.add_argument(
+        "--brains_dir",
+        nargs="+",
+        default=None,
+        metavar="DIR",
+        help="folders of brain masks made elsewhere, one for each scan; None for Brains/ beside the folder of the "
+        "scans or, where there is none, to find the brains",
+    )
+
+
+def add_spacing(parser, what: str = "; None for the median of the scans") -> None:
+    parser.add_argument(
+        "--spacing",
+        type=positive_float,
+        nargs=3,
+        default=None,
+        metavar=("D", "H", "W"),
+        help=f"voxel size in mm that scans are resampled to{what}",
+    )
 
 
 def add_train_val(parser, what: str) -> None:
@@ -54,8 +77,13 @@ def add_folds(parser) -> None:
 
 def add_grid(parser) -> None:
     group = parser.add_argument_group("grid")
-    add_scan_dim(group, default=[1, 189, 192, 192])
+    add_scan_dim(group, default=SCAN_DIM)
     add_resize_to(group)
+
+
+def wanted_scan_dim(args) -> list[int] | None:
+    """``--scan_dim``, or None where it was left at its default: a network knows the grid that it learned on."""
+    return None if args.scan_dim == SCAN_DIM else args.scan_dim
 
 
 def add_scan_dim(group, default: list[int] | None, suffix: str = "") -> None:

@@ -17,43 +17,43 @@ SHAPE_IOU = 0.80
 CLUSTER_IOU = 0.5
 
 
-def grouped_regions(boxes: np.ndarray, head: np.ndarray, roi_size: tuple[int, int, int]) -> list[Region]:
+def grouped_regions(boxes: np.ndarray, brain: np.ndarray, roi_size: tuple[int, int, int]) -> list[Region]:
     """Turn a box per slice into 3D regions, one for each anatomical group that has a proposal.
 
     Args:
         boxes: (D, 4) float, a consolidated box per slice, rows of NaN for none.
-        head: (D, H, W) bool.
+        brain: (D, H, W) bool.
         roi_size: (D, H, W) in voxels.
 
     Returns:
         Regions grown to the RoI size, in order of depth and without repetition.
     """
     regions = []
-    for start, end in group_slices(head):
+    for start, end in group_slices(brain):
         proposed = boxes[start:end]
         proposed = proposed[~np.isnan(proposed[:, 0])]
         if len(proposed):
-            region = expand_region(voxel_region(start, end, agreed_box(proposed), head.shape), roi_size, head.shape)
+            region = expand_region(voxel_region(start, end, agreed_box(proposed), brain.shape), roi_size, brain.shape)
             regions.append(region)
     return list(dict.fromkeys(regions))
 
 
-def group_slices(head: np.ndarray) -> list[tuple[int, int]]:
-    """Cut a head into runs of anatomically similar slices.
+def group_slices(brain: np.ndarray) -> list[tuple[int, int]]:
+    """Cut a brain into runs of anatomically similar slices.
 
     A run goes on while the brain's area and outline stay similar to those of its first slice. Every slice with
     brain is in exactly one run; a slice without brain is in none and ends a run.
 
     Args:
-        head: (D, H, W) bool.
+        brain: (D, H, W) bool.
 
     Returns:
         Half-open (start, end) ranges of slices, in order.
     """
-    areas = np.count_nonzero(head, axis=(1, 2))
+    areas = np.count_nonzero(brain, axis=(1, 2))
     groups, start = [], None
     for z, area in enumerate(areas):
-        if start is not None and (area == 0 or not _similar(head[start], areas[start], head[z], area)):
+        if start is not None and (area == 0 or not _similar(brain[start], areas[start], brain[z], area)):
             groups.append((start, z))
             start = None
         if start is None and area:

@@ -34,19 +34,19 @@ class ProposalCounts:
         return ProposalCounts(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
 
 
-def count_proposals(regions_mask: np.ndarray, target: np.ndarray, head: np.ndarray) -> ProposalCounts:
+def count_proposals(regions_mask: np.ndarray, target: np.ndarray, brain: np.ndarray) -> ProposalCounts:
     """Count what a volume's regions cover of its lesions, and what they cost.
 
     A lesion is a 26-connected component, covered if at least half of its voxels lie inside the regions.
 
     Args:
         regions_mask: (D, H, W) bool, the union of the regions.
-        target, head: (D, H, W) bool or uint8 masks.
+        target, brain: (D, H, W) bool or uint8 masks.
 
     Raises:
         ValueError: the masks differ in shape.
     """
-    regions_mask, target, head = as_masks(regions_mask=regions_mask, target=target, head=head)
+    regions_mask, target, brain = as_masks(regions_mask=regions_mask, target=target, brain=brain)
     box = bounding_box(target)
     labels, n = ndimage.label(target[box], TWENTY_SIX_CONNECTED)
     voxels = np.bincount(labels.ravel(), minlength=n + 1)[1:]
@@ -57,7 +57,7 @@ def count_proposals(regions_mask: np.ndarray, target: np.ndarray, head: np.ndarr
         lesions=n,
         covered_lesions=int(np.count_nonzero(2 * covered >= voxels)),
         region_voxels=int(np.count_nonzero(regions_mask)),
-        brain_voxels=int(np.count_nonzero(head)),
+        brain_voxels=int(np.count_nonzero(brain)),
     )
 
 
@@ -140,10 +140,10 @@ class SliceProposals:
     counts: ProposalCounts
 
 
-def count_slice(regions_mask: np.ndarray, target: np.ndarray, head: np.ndarray, z: int) -> tuple[str, ProposalCounts]:
+def count_slice(regions_mask: np.ndarray, target: np.ndarray, brain: np.ndarray, z: int) -> tuple[str, ProposalCounts]:
     """Size bin and counts of slice `z` of (D, H, W) masks."""
     inside = slice(z, z + 1)
-    counts = count_proposals(regions_mask[inside], target[inside], head[inside])
+    counts = count_proposals(regions_mask[inside], target[inside], brain[inside])
     return str(size_bin(counts.lesion_voxels, counts.brain_voxels)), counts
 
 

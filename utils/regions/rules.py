@@ -64,11 +64,11 @@ def _stack(detections: dict[int, dict[str, ArrayLike]]) -> tuple[np.ndarray, np.
     return slices, np.concatenate([np.zeros((0, 4)), *boxes]), np.concatenate([np.zeros(0), *scores])
 
 
-def regions_of(kept: Kept, head: np.ndarray, roi_size: tuple[int, int, int], rule: str) -> list[Region]:
-    """The regions that the kept boxes propose in a volume whose head is (D, H, W) bool."""
+def regions_of(kept: Kept, brain: np.ndarray, roi_size: tuple[int, int, int], rule: str) -> list[Region]:
+    """The regions that the kept boxes propose in a volume whose brain is (D, H, W) bool."""
     if rule == "linked":
-        return linked_regions(kept.slices, kept.boxes, kept.candidates, head.shape, roi_size)
-    consolidated = np.full((len(head), 4), np.nan)
+        return linked_regions(kept.slices, kept.boxes, kept.candidates, brain.shape, roi_size)
+    consolidated = np.full((len(brain), 4), np.nan)
     for z in np.unique(kept.slices):
         consolidated[z] = enclosing_box(kept.in_slice(z))
-    return grouped_regions(consolidated, head, roi_size)
+    return grouped_regions(consolidated, brain, roi_size)

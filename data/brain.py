@@ -1,0 +1,143 @@
+"""The brain: the head without skull, scalp, eyes and neck.
+
+A mask made elsewhere (``--brains_dir``, or ``Brains/`` beside the folder of the scans) goes before one found here. A
+scan that is stripped already is its own brain. In a T1w scan with a skull deepbet finds it (Fisch et al., 2024,
+10.1016/j.compbiomed.2024.108845), whose networks come with the package. In other contrasts the head stands for it.
+"""
+
+import hashlib
+import re
+import warnings
+from collections.abc import Sequence
+from functools import lru_cache, partial
+from pathlib import Path
+
+import numpy as np
+
+from data.checks import find_head, read_binary, read_scan
+from data.cohort import Case
+from data.fingerprints import PREPARATION, stamp_of
+from data.listing import counted
+from data.names import SCAN, contrast_of, extension_of
+from data.volumes import write_like
+from utils.parallel import map_in_order
+from utils.progress import progress
+
+T1W = re.compile(r"t1(w|c|ce|gd)?|mprage|mp2rage|unit1", re.IGNORECASE)  # what deepbet has learned
+# Of the head: where deepbet's first network sees that much brain, the head is the brain. It was 0.95 to 0.99 in
+# stripped T1w, DWI and FLAIR scans, 0.74 in ADC, and 0.46 in a head with skull and neck.
+STRIPPED = 0.7
+LEAST_BRAIN = 0.15  # of the head; less is no brain but a failure
+COARSE = (128, 128, 128)  # voxels that deepbet's first network sees of a scan
+CERTAIN = 0.5
+
+FOUND, HEAD = "_desc-brain_mask", "_desc-head_mask"  # behind a scan's name: a brain, and a head in its stead
+
+
+# --- finding -------------------------------------------------------------------------------------------
+
+
+def find_brain(scan: np.ndarray, head: np.ndarray, contrast: str | None) -> np.ndarray | None:
+    """The brain of a scan in any units, whatever its voxel size.
+
+    Args:
+        scan: (D, H, W) float32.
+        head: (D, H, W) bool.
+        contrast: as the file's name spells it; None is taken for T1w.
+
+    Returns:
+        (D, H, W) bool, the head itself where it is stripped; None where the contrast is none that deepbet knows, or
+        where it finds no brain.
+    """
+    ras = np.ascontiguousarray(scan.transpose(1, 2, 0))
+    if is_stripped(ras, head):
+        return head
+    if contrast is not None and not T1W.fullmatch(contrast):
+        return None
+    certain = _deepbet().run_model(ras.copy()) > CERTAIN
+    if not certain.any():
+        return None
+    brain = _deepbet().postprocess(certain).transpose(2, 0, 1).astype(bool) & head
+    return brain if np.count_nonzero(brain) >= LEAST_BRAIN * np.count_nonzero(head) else None
+
+
+def is_stripped(ras: np.ndarray, head: np.ndarray) -> bool:
+    """Whether the head (D, H, W) of a scan (H, W, D) is all brain.
+
+    deepbet's first network tells, which looks at `COARSE` voxels to find the box that holds the brain.
+    """
+    import torch
+    from deepbet.utils import normalize
+    from torch.nn import functional
+
+    with torch.inference_mode():
+        small = functional.interpolate(torch.from_numpy(ras)[None, None], COARSE, mode="nearest-exact")
+        low, high = small.quantile(0.005), small.quantile(0.995)
+        certainty = _deepbet().bbox_model(normalize(small[0, 0], low, high)[None, None])[:, 1:2]
+        brain = functional.interpolate(certainty, ras.shape, mode="nearest-exact")[0, 0].numpy() > CERTAIN
+    return np.count_nonzero(brain.transpose(2, 0, 1) & head) >= STRIPPED * np.count_nonzero(head)
+
+
+@lru_cache(maxsize=1)
+def _deepbet():
+    """Both networks, on the CPU, so that a brain is the same on every machine."""
+    from multiprocessing import parent_process
+
+    import torch
+    from deepbet import BrainExtraction
+
+    if parent_process():
+        torch.set_num_threads(1)  # this is one of several processes that share the cores
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # torch's, of the format that the package ships
+        return BrainExtraction(no_gpu=True)
+
+
+# --- of a cohort ---------------------------------------------------------------------------------------
+
+
+def read_brain(case: Case, folder: Path) -> np.ndarray:
+    """The brain of a case, (D, H, W) bool on its scan's grid.
+
+    Args:
+        folder: where brains that were found are kept; one that is not there yet is found now.
+    """
+    return read_binary(case.brain or _kept(case, folder) or _keep(case, folder))
+
+
+def find_brains(cases: Sequence[Case], folder: Path, num_workers: int = 0) -> None:
+    """Find the brains that nobody gave and that `folder` does not hold, and say whose head stands for it."""
+    missing = [case for case in cases if not (case.brain or _kept(case, folder))]
+    if missing:
+        found = map_in_order(partial(_keep, folder=folder), missing, num_workers)
+        list(progress(found, "Finding brains", len(missing)))
+    heads = [case for case in cases if not case.brain and _path(case, folder, HEAD).exists()]
+    if heads:
+        print(
+            f"No brain found in {counted(len(heads), SCAN)} with a skull (e.g. {heads[0].name}): the whole head stands "
+            "for it; give brain masks with --brains_dir, or a stripped scan"
+        )
+
+
+def _kept(case: Case, folder: Path) -> Path | None:
+    return next((path for ending in (FOUND, HEAD) if (path := _path(case, folder, ending)).exists()), None)
+
+
+def find_brain_of(case: Case, scan: np.ndarray, head: np.ndarray) -> np.ndarray | None:
+    """The brain that was given for a case, or `find_brain` in its scan (C, D, H, W)."""
+    return read_binary(case.brain) if case.brain else find_brain(scan[0], head, contrast_of(case.scan))
+
+
+def _keep(case: Case, folder: Path) -> Path:
+    scan = read_scan(case)
+    head = find_head(scan, case)
+    brain = find_brain_of(case, scan, head)
+    path = _path(case, folder, HEAD if brain is None else FOUND)
+    write_like(path, (head if brain is None else brain).astype(np.uint8), case.scan)
+    return path
+
+
+def _path(case: Case, folder: Path, ending: str) -> Path:
+    """Where a found brain is kept; another place for a file that has changed, and for other code."""
+    key = hashlib.sha256(repr((stamp_of(case.scan), PREPARATION)).encode()).hexdigest()[:12]
+    return folder / f"{case.stem}_{key}{ending}{extension_of(case.scan)}"
