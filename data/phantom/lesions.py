@@ -64,8 +64,7 @@ class Tissue:
 
     @staticmethod
     def of(head: Head) -> "Tissue":
-        tissue = head.brain & (head.grey + head.white > 0.5)
-        return Tissue(np.argwhere(tissue), head.template_mm[:, tissue], head.grid.spacing_mm)
+        return Tissue(np.argwhere(head.tissue), head.template_mm[:, head.tissue], head.grid.spacing_mm)
 
 
 def draw_lesion(
