@@ -11,7 +11,7 @@ WHITE = (70, 90)  # intensity of white matter, about ATLAS's raw T1w
 BIAS_MM = 220  # wavelength of the receive field
 TEXTURE_MM = (6.0, 40.0)  # wavelengths of what makes tissue uneven: fibres and vessels, and its regions
 # Places in MNI mm (mirrored), where air in the skull disturbs the field, and the reach of its effects in mm.
-AIR_MM, PILE_UP_MM, DROPOUT_MM = ((8, 36, -36), (50, -22, -38)), 20.0, 12.0
+AIR_MM, PILE_UP_MM, DROPOUT_MM = ((8, 36, -32), (50, -22, -34)), 20.0, 13.0
 RINGING_VOXELS = 0.8  # width of the blur whose difference to the scan an interpolating spline overshoots by
 
 
@@ -64,7 +64,7 @@ MODALITIES = {
     ),
     # An inversion nulls fluid; scalp fat is bright, the eye dark as CSF.
     "flair": Modality(
-        brain={"grey": (1.2, 1.45), "fluid": (0.1, 0.2)},
+        brain={"grey": (1.2, 1.45), "fluid": (0.08, 0.25)},
         outside=_outside(
             *[(0.05, 0.1), (0.5, 0.8), (1.0, 1.4), (0.5, 0.7)],
             *[(0.4, 0.55), (0.7, 1.0), (0.1, 0.2), (0.9, 1.0)],
@@ -72,10 +72,10 @@ MODALITIES = {
         lesion=(1.4, 2.0),
         detail=0.15,
         distractor=1.5,
-        texture=(0.02, 0.07),
+        texture=(0.025, 0.1),
         bias=0.08,
         noise=(0.012, 0.03),
-        ringing=0.25,
+        ringing=0.4,
     ),
     # Echo-planar with suppressed fat: little is seen of the scalp, much of the air in the skull.
     "dwi": Modality(
@@ -89,9 +89,9 @@ MODALITIES = {
         distractor=0.5,
         texture=(0.03, 0.1),
         bias=0.08,
-        noise=(0.02, 0.045),
+        noise=(0.015, 0.04),
         pile_up=0.8,
-        ringing=0.25,
+        ringing=0.4,
     ),
 }
 
