@@ -192,7 +192,7 @@ def check_brains(cases: list[Case], grid: Grid, brains: Path) -> None:
         brain, own = read_brain(case, brains), own_space(case, grid)
         lost[case.name] = share_outside(brain, own, grid.space_about(brain, own))
         if lost[case.name] > CUT_OFF:
-            needed = shape_that_holds(brain, own, own, grid.spacing_mm)
+            needed = shape_that_holds(brain, own, own, centre_of(brain), grid.spacing_mm)
             raise UserError(too_large(case, lost[case.name], grid.scan_dim, needed))
         if case.mask is not None:
             mask = read_mask(case)
@@ -206,22 +206,25 @@ def check_brains(cases: list[Case], grid: Grid, brains: Path) -> None:
     )
 
 
-def shape_that_holds(brain: np.ndarray, own: Space, axes: Space, spacing_mm: tuple | None) -> tuple[int, int, int]:
-    """The smallest shape (D, H, W) with which a grid that `centred_space` puts about a brain holds all of it.
+def shape_that_holds(
+    mask: np.ndarray, own: Space, axes: Space, centre: Sequence[float], spacing_mm: tuple | None
+) -> tuple[int, int, int]:
+    """The smallest shape (D, H, W) with which `centred_space` makes a grid that holds all of a mask.
 
     Args:
-        brain: (D, H, W) bool, on the grid `own`.
-        axes: the grid along whose axes the other lies.
-        spacing_mm: voxel size of the other; None for that of `axes`.
+        mask: (D, H, W) bool, on the grid `own`.
+        axes: the source of the new grid.
+        centre: (D, H, W) of the new grid, in voxels of `axes`.
+        spacing_mm: voxel size of the new grid; None for that of `axes`.
     """
-    lines = brain.any(2)  # of voxels along W: where one ends, the brain may end
-    ends = [brain.argmax(2)[lines], brain.shape[2] - 1 - brain[..., ::-1].argmax(2)[lines]]
+    if not mask.any():
+        return 1, 1, 1
+    lines = mask.any(2)  # of voxels along W; their ends tell how far the mask reaches in any direction
+    ends = [mask.argmax(2)[lines], mask.shape[2] - 1 - mask[..., ::-1].argmax(2)[lines]]
     voxels = np.concatenate([np.column_stack([np.argwhere(lines), end]) for end in ends])
-    places = places_in(axes, voxels, own)
-    centre = places_in(axes, np.array(centre_of(brain)), own)
-    reach = np.maximum(places.max(0) - centre, centre - places.min(0))
+    reach = np.abs(places_in(axes, voxels, own) - centre).max(0)
     zoom = np.divide(spacing_mm or axes.spacing_mm, axes.spacing_mm)
-    # The grid begins at a voxel of `axes`, up to half of one off where the brain would be in the middle.
+    # The grid begins at a voxel of `axes`, which moves its middle by up to half of one.
     return tuple(int(n) + 1 for n in (2 * reach + 1) / zoom)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from data.brain import read_brain
-from data.checks import check_alignment, require_one_channel
+from data.checks import check_alignment, read_mask, require_one_channel
 from data.cohort import Case
 from data.grid import CUT_OFF, centre_of, choose_spacing, say_cut, shape_that_holds, too_large
 from data.listing import counted
@@ -33,7 +33,7 @@ class Settings:
 class Fit:
     """How a case's brain fits the grid.
 
-    needed: (D, H, W) that holds it.
+    needed: (D, H, W) that holds it, and the lesions.
     lost: share of it that the grid cuts off; 0 where there is no shape yet.
     """
 
@@ -93,10 +93,14 @@ def spacing_for(cases: list[Case], layout: Layout, wanted: list[float] | None) -
 # --- brains --------------------------------------------------------------------------------------------
 
 
+def centre_in(axes: Space, brain: np.ndarray, own: Space) -> tuple[float, float, float]:
+    """Where the middle of a brain (D, H, W) lies among the voxels of another grid, (D, H, W)."""
+    return tuple(places_in(axes, np.array(centre_of(brain)), own))
+
+
 def place_about(brain: np.ndarray, own: Space, axes: Space, settings: Settings) -> Space:
     """The prepared grid: along the axes of a case's mask, about the brain (D, H, W) of its scan."""
-    centre = places_in(axes, np.array(centre_of(brain)), own)
-    return centred_space(axes, tuple(centre), settings.shape, settings.spacing_mm)
+    return centred_space(axes, centre_in(axes, brain, own), settings.shape, settings.spacing_mm)
 
 
 def fit_brains(cases: list[Case], settings: Settings, brains: Path, num_workers: int) -> tuple[dict, list[str]]:
@@ -118,9 +122,10 @@ def fit_brains(cases: list[Case], settings: Settings, brains: Path, num_workers:
 def _try_fit(case: Case, settings: Settings, brains: Path) -> tuple[Fit | None, str | None]:
     try:
         brain, own, axes = read_brain(case, brains), scan_space(case), mask_space(case)
-        needed = shape_that_holds(brain, own, axes, settings.spacing_mm)
+        where = axes, centre_in(axes, brain, own), settings.spacing_mm
+        needed = np.maximum(shape_that_holds(brain, own, *where), shape_that_holds(read_mask(case), axes, *where))
         lost = share_outside(brain, own, place_about(brain, own, axes, settings)) if settings.shape else 0.0
-        return Fit(needed, lost), None
+        return Fit(tuple(needed.tolist()), lost), None
     except UserError as error:
         return None, str(error)
 
@@ -129,7 +134,9 @@ def shape_for(cases: list[Case], fits: dict[str, Fit], shape: tuple | None, chan
     """The shape (D, H, W) of the prepared grid: the given one, if it cuts no brain, or one that holds all."""
     if shape is None:
         shape = tuple(int(n) for n in np.max([fit.needed for fit in fits.values()], axis=0))
-        print(f"Grid of --scan_dim {channels} {' '.join(map(str, shape))} (C D H W), which holds every brain")
+        print(
+            f"Grid of --scan_dim {channels} {' '.join(map(str, shape))} (C D H W), which holds every brain and lesion"
+        )
         return shape
     by_name = {case.name: case for case in cases}
     worst = max(fits, key=lambda name: fits[name].lost)
