@@ -22,6 +22,7 @@ from data.names import SCAN, contrast_of, extension_of
 from data.space import Space
 from data.symmetry import add_what_the_mirror_has
 from data.volumes import write_like
+from utils.errors import UserError
 from utils.parallel import map_in_order
 from utils.progress import progress
 
@@ -107,7 +108,15 @@ def read_brain(case: Case, folder: Path) -> np.ndarray:
     Args:
         folder: where brains that were found are kept; one that is not there yet is found now.
     """
-    return read_binary(case.brain or _kept(case, folder) or _keep(case, folder))
+    brain = read_binary(case.brain or _kept(case, folder) or _keep(case, folder))
+    if not brain.any():
+        raise UserError(f"{case.brain} is empty; mend it or take it out")
+    return brain
+
+
+def brain_is(case: Case, folder: Path) -> str:
+    """How the brain came to be that `read_brain` gives: "given", "found", or "head" where the head stands for it."""
+    return "given" if case.brain else "head" if _path(case, folder, HEAD).exists() else "found"
 
 
 def find_brains(cases: Sequence[Case], folder: Path, num_workers: int = 0) -> None:
@@ -116,7 +125,7 @@ def find_brains(cases: Sequence[Case], folder: Path, num_workers: int = 0) -> No
     if missing:
         found = map_in_order(partial(_keep, folder=folder), missing, num_workers)
         list(progress(found, "Finding brains", len(missing)))
-    heads = [case for case in cases if not case.brain and _path(case, folder, HEAD).exists()]
+    heads = [case for case in cases if brain_is(case, folder) == "head"]
     if heads:
         print(
             f"No brain found in {counted(len(heads), SCAN)} with a skull (e.g. {heads[0].name}): the whole head stands "
