@@ -27,7 +27,8 @@ ROI_SIZE = (64, 64, 64)
 
 def prepare_phantom() -> PreparedScan:
     """A synthetic scan at 1 mm on the grid of 189 x 192 x 192."""
-    scan, mask = make_subject(Settings(1, 1.0, 0, ".npy", 0.0, 1.0, 3.0), 0)
+    subject = make_subject(Settings(n_subjects=1, healthy_fraction=0), 0)
+    scan, mask = subject.scan, subject.mask
     grid = Grid((1, 189, 192, 192))
     head = head_mask(scan[0])
     scan, head, mask = grid.place(normalise(scan, head)), grid.place(head), grid.place(mask[0])

@@ -10,13 +10,14 @@ from scipy.ndimage import binary_dilation, label
 
 from data.head import head_mask
 from data.phantom.cohort import Settings, healthy_subjects, make_subject, subject_files, write_cohort
-from data.phantom.heads import FIELD_OF_VIEW_MM, MIDLINE_MM, warp_head
+from data.phantom.fields import FIELD_OF_VIEW_MM, Grid
+from data.phantom.heads import MIDLINE_MM, warp_head
 from data.phantom.lesions import VOLUME_RANGE_CM3
 from data.volumes import read_volume
 from tests.running import run_script
 from utils.errors import UserError
 
-SETTINGS = Settings(12, 6.0, 3, ".npy", 0.25, 1.0, 3.0)
+SETTINGS = Settings(n_subjects=12, spacing=(6.0,) * 3, seed=3, healthy_fraction=0.25)
 SICK = [i for i in range(12) if i not in healthy_subjects(SETTINGS)]
 
 
@@ -37,32 +38,33 @@ def test_files_follow_the_seed_and_not_the_number_of_processes(tmp_path):
     write_cohort(small, tmp_path / "one", num_workers=1)
     write_cohort(small, tmp_path / "two", num_workers=2)
     files = sorted(p.relative_to(tmp_path / "one") for p in (tmp_path / "one").rglob("*.npy"))
-    assert len(files) == 6
+    assert len(files) == 9
     assert all((tmp_path / "one" / f).read_bytes() == (tmp_path / "two" / f).read_bytes() for f in files)
-    assert not np.array_equal(make_subject(small, 0)[0], make_subject(replace(small, seed=4), 0)[0])
+    assert not np.array_equal(make_subject(small, 0).scan, make_subject(replace(small, seed=4), 0).scan)
 
 
 @pytest.mark.parametrize("ext", [".nii", ".nii.gz"])
 def test_nifti_cohort_holds_the_same_voxels_and_its_spacing(tmp_path, ext):
     write_cohort(replace(SETTINGS, n_subjects=1, ext=ext), tmp_path)
     volume = read_volume(next((tmp_path / "Scans").iterdir()))
-    np.testing.assert_array_equal(volume.array, make_subject(SETTINGS, 0)[0])
+    np.testing.assert_array_equal(volume.array, make_subject(SETTINGS, 0).scan)
     assert volume.spacing_mm == (6, 6, 6)
 
 
 def test_another_spacing_shows_the_same_head_and_lesion():
-    coarse, fine = (replace(SETTINGS, spacing=s) for s in (6.0, 3.0))
+    coarse, fine = (replace(SETTINGS, spacing=(s,) * 3) for s in (6.0, 3.0))
     compared = 0
     for index in SICK[:4]:
-        (scan, mask), (fine_scan, fine_mask) = make_subject(coarse, index), make_subject(fine, index)
-        volumes = [m.sum() * s**3 / 1000 for m, s in ((mask, 6), (fine_mask, 3))]
+        pair = [(make_subject(settings, index), settings.spacing[0]) for settings in (coarse, fine)]
+        volumes = [subject.mask.sum() * s**3 / 1000 for subject, s in pair]
         if volumes[1] < 3:  # a handful of voxels at 6 mm tells nothing
             continue
         assert volumes[0] == pytest.approx(volumes[1], rel=0.2)
-        centres = [np.argwhere(m[0]).mean(0) * s for m, s in ((mask, 6), (fine_mask, 3))]
+        centres = [np.argwhere(subject.mask[0]).mean(0) * s for subject, s in pair]
         assert np.abs(centres[0] - centres[1]).max() < 5  # mm
-        brains = [(head_mask(a[0]).sum() * s**3) for a, s in ((scan, 6), (fine_scan, 3))]
-        assert brains[0] == pytest.approx(brains[1], rel=0.2)
+        for of in (lambda subject: subject.brain, lambda subject: head_mask(subject.scan[0])):
+            coarse_mm3, fine_mm3 = (of(subject).sum() * s**3 for subject, s in pair)
+            assert coarse_mm3 == pytest.approx(fine_mm3, rel=0.1)
         compared += 1
     assert compared >= 2
 
@@ -81,50 +83,50 @@ def nearest(coarse: np.ndarray, spacing: float, shape: tuple[int, ...], fine_spa
 def test_masks_of_two_spacings_overlap():
     shares = []
     for index in SICK[:4]:
-        fine, coarse = (make_subject(replace(SETTINGS, spacing=s), index)[1][0] for s in (2.0, 4.0))
+        fine, coarse = (make_subject(replace(SETTINGS, spacing=(s,) * 3), index).mask[0] for s in (2.0, 4.0))
         resampled = nearest(coarse, 4.0, fine.shape, 2.0)
         shares.append(2 * (resampled & fine).sum() / (resampled.sum() + fine.sum()))
     assert min(shares) > 0.6 and np.mean(shares) > 0.7  # the rest is the staircase of 4 mm voxels
 
 
 def test_most_scans_have_lesions_on_one_side_only():
-    wide, one_sided = replace(SETTINGS, n_subjects=40, spacing=8.0, healthy_fraction=0.0), 0
+    wide, one_sided = replace(SETTINGS, n_subjects=40, spacing=(8.0,) * 3, healthy_fraction=0.0), 0
     for index in range(40):
         anatomy = np.random.default_rng([wide.seed, index, 0])
-        left_right = warp_head(wide.spacing, wide.warp_mm, anatomy).template_mm[0].transpose(2, 0, 1)
-        sides = np.sign(left_right - MIDLINE_MM)[make_subject(wide, index)[1][0] > 0]
+        left_right = warp_head(Grid(wide.spacing), wide.warp_mm, anatomy).template_mm[0].transpose(2, 0, 1)
+        sides = np.sign(left_right - MIDLINE_MM)[make_subject(wide, index).mask[0] > 0]
         one_sided += abs(sides.sum()) == len(sides) > 0
     assert one_sided >= 34
 
 
 def test_just_the_wanted_fraction_is_healthy():
-    masks = [make_subject(SETTINGS, i)[1] for i in range(12)]
+    masks = [make_subject(SETTINGS, i).mask for i in range(12)]
     assert sum(not m.any() for m in masks) == len(healthy_subjects(SETTINGS)) == 3
 
 
-def test_lesions_are_one_to_three_dark_and_within_the_head():
+def test_lesions_are_one_to_three_dark_and_within_the_brain():
     for index in SICK:
-        scan, mask = (a[0] for a in make_subject(replace(SETTINGS, spacing=4.0), index))
-        lesion = mask > 0
+        subject = make_subject(replace(SETTINGS, spacing=(4.0,) * 3), index)
+        scan, lesion = subject.scan[0], subject.mask[0] > 0
         assert 1 <= label(lesion, np.ones((3, 3, 3)))[1] <= 3
-        head = head_mask(scan)
-        assert (lesion & ~binary_dilation(head)).sum() == 0
+        assert not (lesion & ~subject.brain).any()
         if lesion.sum() > 8:
-            around = binary_dilation(lesion, iterations=2) & ~lesion & head
+            around = binary_dilation(lesion, iterations=2) & ~lesion & subject.brain
             assert np.median(scan[lesion]) < 0.8 * np.median(scan[around])
 
 
 def test_lesion_volumes_stay_in_the_range_of_atlas_about_its_median():
-    wide = replace(SETTINGS, n_subjects=60, spacing=8.0)
-    volumes = [make_subject(wide, i)[1].sum() * 8**3 / 1000 for i in range(60)]
+    wide = replace(SETTINGS, n_subjects=60, spacing=(8.0,) * 3)
+    volumes = [make_subject(wide, i).mask.sum() * 8**3 / 1000 for i in range(60)]
     volumes = np.array([v for v in volumes if v > 0])
     assert volumes.max() <= VOLUME_RANGE_CM3[1] and 2 < np.median(volumes) < 10
 
 
 def test_contrast_zero_hides_the_lesion():
     index = SICK[0]
-    hidden, _ = make_subject(replace(SETTINGS, lesion_contrast=0.0), index)
-    shown, mask = make_subject(SETTINGS, index)
+    hidden = make_subject(replace(SETTINGS, lesion_contrast=0.0), index).scan
+    subject = make_subject(SETTINGS, index)
+    shown, mask = subject.scan, subject.mask
     assert mask.any() and shown[mask > 0].mean() < hidden[mask > 0].mean()
     far = ~binary_dilation(mask[0] > 0, iterations=3)
     np.testing.assert_allclose(shown[0][far], hidden[0][far], atol=0.5)
@@ -139,9 +141,9 @@ def test_folder_of_other_settings_is_refused_and_kept(tmp_path):
 
 
 def test_resumed_cohort_keeps_finished_scans_and_redraws_missing_ones(tmp_path):
-    small = replace(SETTINGS, n_subjects=2, spacing=8.0)
+    small = replace(SETTINGS, n_subjects=2, spacing=(8.0,) * 3)
     write_cohort(small, tmp_path)
-    (kept, _), (lost, _) = (subject_files(tmp_path, i, ".npy") for i in range(2))
+    kept, lost = (subject_files(tmp_path, i, small).scan for i in range(2))
     before, written_at = lost.read_bytes(), kept.stat().st_mtime_ns
     lost.unlink()
     write_cohort(small, tmp_path)
@@ -149,7 +151,7 @@ def test_resumed_cohort_keeps_finished_scans_and_redraws_missing_ones(tmp_path):
 
 
 def test_folder_with_scans_of_others_is_refused_and_left_alone(tmp_path):
-    scan, _ = subject_files(tmp_path, 0, ".npy")
+    scan = subject_files(tmp_path, 0, SETTINGS).scan
     scan.parent.mkdir()
     scan.write_bytes(b"a patient")
     with pytest.raises(UserError, match="--out_dir"):

@@ -1,4 +1,4 @@
-"""Heads of the synthetic cohort: the MNI152 templates that nilearn ships, warped and painted.
+"""Brains of the synthetic cohort: the MNI152 templates that nilearn ships, warped.
 
 All geometry is drawn in millimetres of template space, so that one seed gives the same heads at any spacing.
 """
@@ -9,27 +9,37 @@ from pathlib import Path
 
 import numpy as np
 
-FIELD_OF_VIEW_MM = (197, 233, 189)  # of the template, along H, W, D
+from data.phantom.fields import FIELD_OF_VIEW_MM, Field, Grid
+
 MIDLINE_MM = 98.0  # the plane between the hemispheres, along H
+ORIGIN_MM = (98.0, 134.0, 72.0)  # where MNI's (0, 0, 0), the anterior commissure, lies in the field of view
 VENTRICLES_MM = np.array([98.0, 120.0, 88.0])
+# How much larger the template is than a head: its brain mask holds 1,887 cm3, an adult's brain with CSF 1,200 to 1,800.
+SHRINKAGE, AXIS_SHRINKAGE = (1.04, 1.14), (0.98, 1.02)
+SMOOTHING = 0.4  # of a voxel's size, as the standard deviation that stands for its partial volume
 
 
 @dataclass(frozen=True)
 class Head:
-    """A warped head on its grid (H, W, D): where each voxel lies in the template (mm) and what it is made of."""
+    """A warped brain on its grid: where each voxel lies in the template (mm), and what it is made of.
 
-    template_mm: np.ndarray  # (3, H, W, D)
+    template_mm: (3, H, W, D) float32. t1, grey, white: (H, W, D) float32, 0 outside of the brain.
+    brain: (H, W, D) bool, the true brain mask: tissue with the CSF of sulci and ventricles.
+    """
+
+    grid: Grid
+    template_mm: np.ndarray
     t1: np.ndarray
     grey: np.ndarray
     white: np.ndarray
     brain: np.ndarray
 
 
-# --- templates and fields ------------------------------------------------------------------------------
+# --- templates -----------------------------------------------------------------------------------------
 
 
 @lru_cache(maxsize=2)
-def load_templates(smoothing_mm: float) -> dict[str, np.ndarray]:
+def load_templates(smoothing_mm: tuple[float, float, float] = (0.0, 0.0, 0.0)) -> dict[str, np.ndarray]:
     """The MNI152 maps ``t1``, ``gm``, ``wm`` and ``brain`` at 1 mm, (197, 233, 189) float32 in [0, 1]."""
     import nibabel as nib
     import nilearn.datasets
@@ -44,56 +54,39 @@ def load_templates(smoothing_mm: float) -> dict[str, np.ndarray]:
     return {name: gaussian_filter(array, smoothing_mm) for name, array in maps.items()}
 
 
-def smooth_field(points_mm: np.ndarray, wavelength_mm: float, rng: np.random.Generator, waves: int = 12) -> np.ndarray:
-    """A random smooth field of unit variance: a sum of plane waves about as long as `wavelength_mm`.
-
-    Args:
-        points_mm: (3, ...).
-
-    Returns:
-        (...) float32.
-    """
-    direction = rng.normal(size=(waves, 3))
-    direction /= np.linalg.norm(direction, axis=1, keepdims=True)
-    wave = (2 * np.pi / wavelength_mm * rng.uniform(0.6, 1.4, (waves, 1)) * direction).astype(np.float32)
-    phase = rng.uniform(0, 2 * np.pi, waves).astype(np.float32)
-    field = np.zeros(points_mm.shape[1:], np.float32)
-    for k, p in zip(wave, phase, strict=True):
-        field += np.cos(np.tensordot(k, points_mm, 1) + p)
-    return field * np.float32((2 / waves) ** 0.5)
-
-
-def grid_mm(spacing: float) -> np.ndarray:
-    """(3, H, W, D) float32: centres of voxels of `spacing` mm over the template's field of view."""
-    axes = []
-    for extent in FIELD_OF_VIEW_MM:
-        n = round(extent / spacing)
-        axes.append((np.arange(n, dtype=np.float32) - (n - 1) / 2) * spacing + (extent - 1) / 2)
-    return np.stack(np.meshgrid(*axes, indexing="ij"))
-
-
 # --- anatomy -------------------------------------------------------------------------------------------
 
 
-def warp_head(spacing: float, warp_mm: float, rng: np.random.Generator) -> Head:
+def warp_head(grid: Grid, warp_mm: float, rng: np.random.Generator) -> Head:
     """Sample the templates through a random affine map, a smooth warp, larger ventricles and perhaps a flip."""
     from scipy.ndimage import map_coordinates
 
-    points = _deform(grid_mm(spacing), warp_mm, rng)
-    maps = load_templates(0.4 * spacing if spacing > 1 else 0.0)
-    t1, grey, white, brain = (map_coordinates(maps[m], points, order=1) for m in ("t1", "gm", "wm", "brain"))
-    return Head(points, t1, grey, white, brain)
+    points = _deform(grid, warp_mm, rng)
+    maps = load_templates(tuple(SMOOTHING * size if size > 1 else 0.0 for size in grid.spacing_hwd))
+    brain = map_coordinates(maps["brain"], points, order=1) > 0.5
+    inside = points[:, brain]
+    tissues = []
+    for name in ("t1", "gm", "wm"):
+        tissue = np.zeros(grid.shape, np.float32)
+        tissue[brain] = map_coordinates(maps[name], inside, order=1)
+        tissues.append(tissue)
+    return Head(grid, points, *tissues, brain)
 
 
-def _deform(points: np.ndarray, warp_mm: float, rng: np.random.Generator) -> np.ndarray:
-    centre = (np.array(FIELD_OF_VIEW_MM, np.float32)[:, None, None, None] - 1) / 2
-    matrix = (random_rotation(rng, degrees=4) @ np.diag(rng.uniform(0.93, 1.07, 3))).astype(np.float32)
-    shift = rng.uniform(-3, 3, (3, 1, 1, 1)).astype(np.float32)
-    moved = np.tensordot(matrix, points - centre, 1) + centre + shift
-    moved += np.stack([warp_mm * smooth_field(moved, 90, rng) for _ in range(3)])
+def _deform(grid: Grid, warp_mm: float, rng: np.random.Generator) -> np.ndarray:
+    """(3, H, W, D) float32: where in the template each voxel of the grid lies, in mm."""
+    centre = (np.array(FIELD_OF_VIEW_MM) - 1) / 2
+    sizes = rng.uniform(*SHRINKAGE) * rng.uniform(*AXIS_SHRINKAGE, 3)
+    matrix = random_rotation(rng, degrees=4) @ np.diag(sizes)
+    offset = centre + rng.uniform(-3, 3, 3) - matrix @ centre
+    h, w, d = np.meshgrid(*(axis.astype(np.float32) for axis in grid.axes_mm), indexing="ij", sparse=True)
+    moved = np.empty((3, *grid.shape), np.float32)
+    for axis, (row, start) in enumerate(zip(matrix.astype(np.float32), offset, strict=True)):
+        moved[axis] = row[0] * h + row[1] * w + (row[2] * d + np.float32(start))
+        moved[axis] += np.float32(warp_mm) * Field.draw(90, rng).after(matrix, offset).on(grid)
     from_ventricles = moved - VENTRICLES_MM.astype(np.float32)[:, None, None, None]
-    nearness = np.exp(-(from_ventricles**2).sum(0) / (2 * 22.0**2))
-    moved -= rng.uniform(0, 0.35) * nearness * from_ventricles
+    nearness = np.exp(-(from_ventricles**2).sum(0) / np.float32(2 * 22.0**2))
+    moved -= np.float32(rng.uniform(0, 0.35)) * nearness * from_ventricles
     if rng.random() < 0.5:
         moved[0] = 2 * MIDLINE_MM - moved[0]
     return moved
@@ -106,11 +99,3 @@ def random_rotation(rng: np.random.Generator, degrees: float | None = None) -> n
     if degrees is None:
         return Rotation.random(rng=rng).as_matrix()
     return Rotation.from_rotvec(rng.normal(0, degrees, 3), degrees=True).as_matrix()
-
-
-def paint_tissue(head: Head, levels: dict[str, float]) -> np.ndarray:
-    """T1w intensities of the tissues, with a share of the template's own detail. (H, W, D) float32."""
-    fluid = np.clip(head.brain - head.grey - head.white, 0, None)
-    painted = levels["white"] * head.white + levels["grey"] * head.grey + levels["fluid"] * fluid
-    template = 0.85 * head.white + 0.62 * head.grey + 0.25 * fluid
-    return np.clip(painted + 0.3 * levels["white"] * (head.t1 - template) * head.brain, 0, None)

@@ -1,10 +1,12 @@
 """Lesions of the synthetic cohort, and dark spots that are none."""
 
+from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 
-from data.phantom.heads import MIDLINE_MM, Head, load_templates, random_rotation, smooth_field
+from data.phantom.fields import Field
+from data.phantom.heads import MIDLINE_MM, Head, load_templates, random_rotation
 
 # ATLAS v2.0: lesions of 0.01 to 497 cm3 with a median near 5 (Liew et al., 2022, 10.1038/s41597-022-01401-7).
 MEDIAN_VOLUME_CM3, LOG_SPREAD, VOLUME_RANGE_CM3 = 5.0, 1.5, (0.01, 497.0)
@@ -13,43 +15,63 @@ ONE_SIDED_SHARE = 0.9
 RIM_MM = 0.6  # width of the partial-volume rim
 
 
-def draw_lesions(head: Head, spacing: float, rng: np.random.Generator) -> np.ndarray:
+def draw_lesions(head: Head, rng: np.random.Generator) -> np.ndarray:
     """Opacity of the scan's lesions, (H, W, D) float32 in [0, 1]; a voxel above 0.5 is lesion."""
     n = int(rng.choice(list(LESIONS_PER_SCAN), p=list(LESIONS_PER_SCAN.values())))
     total = min(MEDIAN_VOLUME_CM3 * np.exp(LOG_SPREAD * rng.normal()), VOLUME_RANGE_CM3[1])
     volumes = np.clip(total * rng.dirichlet(np.full(n, 2.0)), *VOLUME_RANGE_CM3)
     side = rng.choice([-1, 1])
     sides = [side if i == 0 or rng.random() < ONE_SIDED_SHARE else -side for i in range(n)]
-    opacity = np.zeros(head.t1.shape, np.float32)
+    tissue = Tissue.of(head)
+    opacity = np.zeros(head.brain.shape, np.float32)
     for volume_cm3, hemisphere in zip(volumes, sides, strict=True):
-        np.maximum(opacity, draw_lesion(head, spacing, volume_cm3, hemisphere, rng), out=opacity)
+        box, drawn = draw_lesion(tissue, volume_cm3, hemisphere, rng)
+        np.maximum(opacity[box], drawn, out=opacity[box])
     return opacity
 
 
-def draw_lesion(head: Head, spacing: float, volume_cm3: float, side: int, rng: np.random.Generator) -> np.ndarray:
-    """Opacity of one lesion: an ellipsoid with a rough surface, cut to the tissue of one hemisphere.
+@dataclass(frozen=True)
+class Tissue:
+    """The voxels a lesion may lie in: their places on the grid (N, 3) and in the template (3, N) mm."""
+
+    voxels: np.ndarray
+    template_mm: np.ndarray
+    spacing_mm: tuple[float, float, float]
+
+    @staticmethod
+    def of(head: Head) -> "Tissue":
+        tissue = head.brain & (head.grey + head.white > 0.5)
+        return Tissue(np.argwhere(tissue), head.template_mm[:, tissue], head.grid.spacing_mm)
+
+
+def draw_lesion(tissue: Tissue, volume_cm3: float, side: int, rng: np.random.Generator) -> tuple[tuple, np.ndarray]:
+    """One lesion: an ellipsoid with a rough surface, cut to the tissue of one hemisphere.
 
     The level of the surface is chosen so that the lesion has `volume_cm3`, or fills the hemisphere.
+
+    Returns:
+        Slices of a box of the grid, and the lesion's opacity in it.
     """
     centre, radius = _lesion_centre(side, rng), 10 * (3 * volume_cm3 / (4 * np.pi)) ** (1 / 3)
     stretch = np.exp(rng.normal(0, 0.25, 3))
     shape = random_rotation(rng) @ np.diag(stretch / np.prod(stretch) ** (1 / 3))
-    reach = max(3 * radius, 4 * spacing)
-    tissue = (head.grey + head.white > 0.5) & ((head.template_mm[0] - MIDLINE_MM) * side > 0)
-    near = np.abs(head.template_mm - centre.astype(np.float32)[:, None, None, None]).max(0) < reach
-    inside = near & tissue
-    points = head.template_mm[:, inside]
-    distance = np.linalg.norm(np.linalg.solve(shape, points - centre[:, None]), axis=0)  # mm
-    surface = radius * (1 + 0.25 * smooth_field(points, 1.6 * radius + 4, rng)) - distance
-    opacity = np.zeros(tissue.shape, np.float32)
-    opacity[inside] = _opacity(surface, round(1000 * volume_cm3 / spacing**3))
-    return _one_blob(opacity)
+    roughness = Field.draw(1.6 * radius + 4, rng)
+    reach = max(3 * radius, 4 * max(tissue.spacing_mm))
+    from_centre = tissue.template_mm - centre.astype(np.float32)[:, None]
+    near = (np.abs(from_centre).max(0) < reach) & ((tissue.template_mm[0] - MIDLINE_MM) * side > 0)
+    if not near.any():
+        return (slice(0, 0),) * 3, np.zeros((0, 0, 0), np.float32)
+    distance = np.linalg.norm(np.linalg.solve(shape, from_centre[:, near]), axis=0)  # mm
+    surface = radius * (1 + 0.25 * roughness.at(tissue.template_mm[:, near])) - distance
+    voxels = tissue.voxels[near]
+    low, high = voxels.min(0), voxels.max(0) + 1
+    opacity = np.zeros(high - low, np.float32)
+    opacity[tuple((voxels - low).T)] = _opacity(surface, round(1000 * volume_cm3 / np.prod(tissue.spacing_mm)))
+    return tuple(map(slice, low, high)), _one_blob(opacity)
 
 
 def _opacity(surface: np.ndarray, voxels: int) -> np.ndarray:
     """A soft threshold of `surface` (mm, positive inside) that leaves `voxels` of it, at least one, above 0.5."""
-    if len(surface) == 0:
-        return surface
     voxels = min(max(voxels, 1), len(surface))
     ordered = np.sort(surface)[::-1]
     level = ordered[-1] - RIM_MM if voxels == len(surface) else (ordered[voxels - 1] + ordered[voxels]) / 2
@@ -77,7 +99,7 @@ def _lesion_centre(side: int, rng: np.random.Generator) -> np.ndarray:
 @lru_cache(maxsize=2)
 def _template_places(kind: str) -> np.ndarray:
     """(N, 3) template voxels of ``tissue`` or deep ``white`` matter, on a lattice of 3 mm."""
-    maps = load_templates(0.0)
+    maps = load_templates()
     chosen = maps["wm"] > 0.95 if kind == "white" else maps["gm"] + maps["wm"] > 0.8
     lattice = np.zeros_like(chosen)
     lattice[::3, ::3, ::3] = True

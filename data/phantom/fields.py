@@ -1,0 +1,82 @@
+"""Voxel grids of the synthetic cohort in millimetres, and smooth random fields on them."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+FIELD_OF_VIEW_MM = (197, 233, 189)  # of the template and of ATLAS v2.0, along H, W, D
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Voxels that fill the template's field of view about its middle, so that grids of any spacing share their place.
+
+    spacing_mm: along (D, H, W), as everywhere in the project; arrays inside this package are (H, W, D).
+    """
+
+    spacing_mm: tuple[float, float, float]
+
+    @property
+    def spacing_hwd(self) -> tuple[float, float, float]:
+        d, h, w = self.spacing_mm
+        return h, w, d
+
+    @property
+    def voxel_mm3(self) -> float:
+        return float(np.prod(self.spacing_mm))
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(H, W, D)."""
+        sizes = zip(FIELD_OF_VIEW_MM, self.spacing_hwd, strict=True)
+        return tuple(max(round(extent / size), 1) for extent, size in sizes)
+
+    @property
+    def axes_mm(self) -> list[np.ndarray]:
+        """Voxel centres along H, W and D, float64."""
+        sizes = zip(FIELD_OF_VIEW_MM, self.spacing_hwd, self.shape, strict=True)
+        return [(np.arange(n) - (n - 1) / 2) * size + (extent - 1) / 2 for extent, size, n in sizes]
+
+
+@dataclass(frozen=True)
+class Field:
+    """A smooth random field of unit variance over space: a sum of plane waves.
+
+    wave: (N, 3), radians per mm along H, W, D. phase: (N,).
+    """
+
+    wave: np.ndarray
+    phase: np.ndarray
+
+    @staticmethod
+    def draw(wavelength_mm: float, rng: np.random.Generator, waves: int = 12) -> "Field":
+        """Waves of about `wavelength_mm` in all directions."""
+        direction = rng.normal(size=(waves, 3))
+        direction /= np.linalg.norm(direction, axis=1, keepdims=True)
+        wave = 2 * np.pi / wavelength_mm * rng.uniform(0.6, 1.4, (waves, 1)) * direction
+        return Field(wave, rng.uniform(0, 2 * np.pi, waves))
+
+    def after(self, matrix: np.ndarray, offset: np.ndarray) -> "Field":
+        """The field whose value at x is this one's at ``matrix @ x + offset``."""
+        return Field(self.wave @ matrix, self.phase + self.wave @ offset)
+
+    def at(self, points_mm: np.ndarray) -> np.ndarray:
+        """(...) float32 at (3, ...) points."""
+        field = np.zeros(points_mm.shape[1:], np.float32)
+        for wave, phase in zip(self.wave.astype(np.float32), self.phase.astype(np.float32), strict=True):
+            field += np.cos(np.tensordot(wave, points_mm, 1) + phase)
+        return field * self._scale
+
+    def on(self, grid: Grid) -> np.ndarray:
+        """(H, W, D) float32 on a grid: there a wave is a product over the axes, and the sum one matrix product."""
+        h, w, d = (np.exp(1j * np.outer(axis, self.wave[:, i])) for i, axis in enumerate(grid.axes_mm))
+        left = h * np.exp(1j * self.phase)
+        right = (w[:, None] * d[None]).reshape(-1, len(self.phase))
+        parts = [
+            np.concatenate(pair, 1).astype(np.float32) for pair in ((left.real, left.imag), (right.real, -right.imag))
+        ]
+        return (parts[0] @ parts[1].T).reshape(grid.shape) * self._scale
+
+    @property
+    def _scale(self) -> np.float32:
+        return np.float32((2 / len(self.phase)) ** 0.5)

@@ -1,0 +1,178 @@
+"""What is outside the brain: CSF, skull, scalp, orbits, skull base and neck, and the front that defacing removed.
+
+The templates are skull-stripped, so all this is painted, in millimetres of template space, by the distance to the
+brain's hull and by ellipsoids at the places of the atlas. It looks like a head; it is no anatomy to measure on.
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+
+from data.phantom.fields import Field
+from data.phantom.heads import MIDLINE_MM, ORIGIN_MM, Head, load_templates
+
+COARSE_MM = 2  # the hull is smooth: its distance map needs no more
+PADDING_MM = 40  # about the template, for corners of a tilted field of view
+VAULT_CLOSING_MM, BASE_CLOSING_MM = 14, 4  # the vault bridges fissures; at the base bone fills them
+BASE_MM = (60.0, 85.0)  # height, along D, over which the base becomes the vault
+CORD_MM = {"canal": 9.0, "cord": 5.5}  # radii below the template, which ends in the brain stem
+
+# Thickness in mm: mean, and standard deviation of its smooth variation over the head.
+CSF_MM, SKULL_MM, SCALP_MM, SKIN_MM = (2.5, 0.6), (6.0, 0.8), (5.0, 0.9), 1.8
+THINNEST_MM = {"csf": 1.0, "skull": 3.5, "scalp": 2.5}
+DIPLOE = 0.24  # half the share of the skull that is marrow between the tables
+TEMPORAL_MUSCLE_MM = 9.0  # at its thickest
+
+COLUMN_MM = (98.0, 122.0, 68.0, 80.0)  # skull base and neck: an elliptic column, its centre and half-axes along H, W
+COLUMN_TOP_MM, BLEND_MM = 52.0, 16.0
+DEFACED_MM, DEFACED_SLOPE = 70.0, 0.55  # the removed front begins here at the height of the eyes, and leans back below
+EYES_MM = -34.0
+
+
+@dataclass(frozen=True)
+class Part:
+    """An ellipsoid: its centre in MNI mm (H is mirrored to both sides unless 0), half-axes in mm, and tissue."""
+
+    centre_mm: tuple[float, float, float]
+    half_mm: tuple[float, float, float]
+    tissue: str
+
+
+# Painted in this order. Places are read off the MNI152 head with skull; sizes are those of adults.
+PARTS = (
+    Part((44, -24, -36), (20, 13, 12), "bone"),  # petrous bone
+    Part((57, -34, -44), (11, 15, 18), "bone"),  # mastoid, full of air cells
+    Part((0, 2, -38), (13, 17, 17), "marrow"),  # clivus and sphenoid
+    Part((0, 16, -32), (13, 11, 10), "air"),  # sphenoid sinus
+    Part((0, 42, -42), (13, 26, 20), "mucosa"),  # ethmoid and nasal cavity
+    Part((6, 44, -44), (4, 22, 17), "air"),
+    Part((31, 34, -62), (13, 16, 15), "air"),  # maxillary sinus
+    Part((0, 0, -70), (14, 8, 16), "air"),  # pharynx
+    Part((0, -22, -80), (12, 9, 18), "marrow"),  # first vertebrae
+    Part((26, -38, -74), (12, 9, 8), "marrow"),
+    Part((33, 50, -34), (18, 25, 17), "fat"),  # orbit
+    Part((33, 61, -34), (12, 12, 12), "vitreous"),
+    Part((33, 71.5, -34), (4.5, 2, 4.5), "muscle"),  # lens
+    Part((25, 36, -32), (3, 15, 3), "muscle"),  # optic nerve
+    Part((43, 46, -34), (2.5, 16, 6), "muscle"),
+)
+
+
+def paint_outside(head: Head, levels: dict[str, float], rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Noise-free intensities outside the brain, and which voxels defacing removed.
+
+    Args:
+        levels: intensity of csf, bone, marrow, fat, skin, muscle, mucosa, vitreous, cord and air.
+
+    Returns:
+        (N,) float32 for the voxels of ``~head.brain`` and (N,) bool.
+    """
+    outside = ~head.brain
+    points = head.template_mm[:, outside]
+    csf, skull, scalp = (_thickness(head, name, rng)[outside] for name in ("csf", "skull", "scalp"))
+    coarse, fine = (Field.draw(wavelength, rng).on(head.grid)[outside] for wavelength in (22, 9))
+    hull = _sample_hull(points)
+    removed = _defaced(points, rng) & (hull > csf + skull + 2)
+    surface = _head_surface(points, hull - csf - skull - scalp)
+    width = np.float32(max(1.0, float(np.mean(head.grid.spacing_mm))))  # of an edge, for partial volume
+    near = surface < width
+    values = np.full(len(surface), levels["air"], np.float32)
+    layers = (csf, skull, scalp, coarse, fine)
+    values[near] = _paint(points[:, near], hull[near], surface[near], [a[near] for a in layers], levels, width)
+    return values, removed
+
+
+def _thickness(head: Head, layer: str, rng: np.random.Generator) -> np.ndarray:
+    mean, spread = {"csf": CSF_MM, "skull": SKULL_MM, "scalp": SCALP_MM}[layer]
+    varied = rng.normal(mean, spread / 2) + spread * Field.draw(110, rng).on(head.grid)
+    return np.maximum(varied, THINNEST_MM[layer])
+
+
+# --- shapes --------------------------------------------------------------------------------------------
+
+
+@lru_cache(maxsize=1)
+def _hull_distance() -> np.ndarray:
+    """Signed distance in mm to the hull of the template's brain, positive outside, on a coarse padded grid."""
+    from scipy.ndimage import distance_transform_edt as distance
+
+    pad = PADDING_MM // COARSE_MM
+    brain = np.pad(load_templates()["brain"][::COARSE_MM, ::COARSE_MM, ::COARSE_MM] > 0, pad)
+    h, w, d = np.meshgrid(*(np.arange(n) * COARSE_MM - PADDING_MM for n in brain.shape), indexing="ij", sparse=True)
+    stem = np.argwhere(brain[:, :, pad]).mean(0) * COARSE_MM - PADDING_MM
+    brain |= (d < 4) & ((h - stem[0]) ** 2 + (w - stem[1]) ** 2 < CORD_MM["canal"] ** 2)
+    vault, base = (_closed_distance(brain, mm / COARSE_MM, distance) for mm in (VAULT_CLOSING_MM, BASE_CLOSING_MM))
+    share = np.clip((d - BASE_MM[0]) / (BASE_MM[1] - BASE_MM[0]), 0, 1)
+    return (COARSE_MM * (base + share * (vault - base))).astype(np.float32)
+
+
+def _closed_distance(mask: np.ndarray, radius: float, distance) -> np.ndarray:
+    closed = distance(distance(~mask) <= radius) > radius
+    return distance(~closed) - distance(closed) + np.where(closed, 0.5, -0.5)
+
+
+def _sample_hull(points: np.ndarray) -> np.ndarray:
+    from scipy.ndimage import map_coordinates
+
+    return map_coordinates(_hull_distance(), (points + PADDING_MM) / COARSE_MM, order=1, mode="nearest")
+
+
+def _head_surface(points: np.ndarray, vault: np.ndarray) -> np.ndarray:
+    """Signed distance in mm to the skin, about: the vault with its temporal muscles, and the column below it."""
+    h, w, d = points
+    away = ((np.abs(h - MIDLINE_MM) - 72) / 22) ** 2 + ((w - 142) / 34) ** 2 + ((d - 58) / 26) ** 2
+    vault = vault - TEMPORAL_MUSCLE_MM * np.exp(-away)
+    centre_h, centre_w, half_h, half_w = COLUMN_MM
+    radius = np.sqrt(((h - centre_h) / half_h) ** 2 + ((w - centre_w) / half_w) ** 2)
+    column = np.maximum((radius - 1) * half_h, d - COLUMN_TOP_MM)
+    overlap = np.maximum(BLEND_MM - np.abs(vault - column), 0) / BLEND_MM  # a smooth minimum, without a crease
+    return np.minimum(vault, column) - overlap**2 * (BLEND_MM / 4)
+
+
+def _defaced(points: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    front = ORIGIN_MM[1] + DEFACED_MM + rng.uniform(-7, 7)
+    slope = DEFACED_SLOPE * rng.uniform(0.7, 1.3)
+    return points[1] > front + slope * (points[2] - ORIGIN_MM[2] - EYES_MM)
+
+
+def _ellipsoid(points: np.ndarray, part: Part) -> np.ndarray:
+    """Signed distance in mm to the surface of a part and of its mirror image, about; positive inside."""
+    from_midline = np.abs(points[0] - MIDLINE_MM)
+    square = ((from_midline - part.centre_mm[0]) / part.half_mm[0]) ** 2
+    for axis in (1, 2):
+        square += ((points[axis] - ORIGIN_MM[axis] - part.centre_mm[axis]) / part.half_mm[axis]) ** 2
+    return (1 - np.sqrt(square)) * min(part.half_mm)
+
+
+# --- painting ------------------------------------------------------------------------------------------
+
+
+def _paint(points, hull, surface, layers, levels, width) -> np.ndarray:
+    """Intensities in and about the head, from the deep to the superficial and then what lies before it.
+
+    Args:
+        points: (3, N) template mm. hull, surface: (N,) distance to the brain's hull and to the skin, mm.
+        layers: (N,) thickness of csf, skull and scalp in mm, and a coarse and a fine field.
+    """
+    csf, skull, scalp, coarse, fine = layers
+    depth = -surface
+    values = levels["muscle"] * (1 + 0.12 * coarse + 0.08 * fine)
+    values = np.where(np.abs(coarse) < 0.16, levels["fat"] * 0.8, values)  # fat between muscles
+
+    def over(inside_mm: np.ndarray, level) -> None:
+        share = np.clip(0.5 + inside_mm / width, 0, 1)
+        values[:] += share * (level - values)
+
+    over(scalp - depth, levels["fat"] * (1 + 0.1 * fine))
+    for part in PARTS:
+        level = levels[part.tissue]
+        over(_ellipsoid(points, part) + 0.8 * fine, level * (1 + 0.25 * fine) if part.tissue == "marrow" else level)
+    over(np.minimum(hull - csf, csf + skull - hull), levels["bone"])
+    from_middle = np.abs(hull - csf - skull / 2)
+    over(DIPLOE * skull * (1 + 0.25 * coarse) - from_middle, levels["marrow"] * (1 + 0.2 * fine))
+    over(csf - hull, levels["csf"])
+    over(CORD_MM["cord"] - CORD_MM["canal"] - hull - np.where(points[2] < 3, 0, 99), levels["cord"])
+    over(SKIN_MM - depth, levels["skin"])
+    over(surface, levels["air"])
+    return values.astype(np.float32)
