@@ -19,7 +19,7 @@ def parse_args() -> argparse.Namespace:
     parser = make_parser("Write a synthetic stroke cohort in the layout and names of ATLAS v2.0.")
     parser.add_argument("--out_dir", required=True, help="folder for Scans/, Masks/, TrueBrains/, cohort.csv")
     parser.add_argument("--n_subjects", type=positive_int, default=30, help="subjects, one scan each")
-    parser.add_argument("--modality", choices=("t1w",), default="t1w", help="contrast of the scans")
+    parser.add_argument("--modality", choices=("t1w", "flair", "dwi"), default="t1w", help="contrast of the scans")
     parser.add_argument(
         "--spacing",
         type=positive_float,

@@ -1,4 +1,4 @@
-"""Lesions of the synthetic cohort, and dark spots that are none."""
+"""Lesions of the synthetic cohort, and spots that are none."""
 
 from dataclasses import dataclass
 from functools import lru_cache
@@ -10,22 +10,46 @@ from data.phantom.heads import MIDLINE_MM, Head, load_templates, random_rotation
 
 # ATLAS v2.0: lesions of 0.01 to 497 cm3 with a median near 5 (Liew et al., 2022, 10.1038/s41597-022-01401-7).
 MEDIAN_VOLUME_CM3, LOG_SPREAD, VOLUME_RANGE_CM3 = 5.0, 1.5, (0.01, 497.0)
-LESIONS_PER_SCAN = {1: 0.65, 2: 0.25, 3: 0.10}
 ONE_SIDED_SHARE = 0.9
 RIM_MM = 0.6  # width of the partial-volume rim
+SCATTER_MM = 22.0  # of emboli about the first, in each direction
 
 
-def draw_lesions(head: Head, rng: np.random.Generator) -> np.ndarray:
+@dataclass(frozen=True)
+class Pattern:
+    """How a scan's lesions share their volume.
+
+    counts: probability of each number of lesions. evenness: of the Dirichlet distribution of their shares.
+    scattered: probability that a further lesion lies near the first, as emboli of one artery do.
+    """
+
+    counts: dict[int, float]
+    evenness: float
+    scattered: float = 0.0
+
+
+CHRONIC = Pattern({1: 0.65, 2: 0.25, 3: 0.10}, 2.0)
+# ISLES 2022 has scans of one infarct and of dozens (Hernandez Petzsche et al., 2022, 10.1038/s41597-022-01875-5).
+ACUTE = Pattern({1: 0.34, 2: 0.16, 3: 0.12, 4: 0.1, 6: 0.1, 9: 0.08, 13: 0.06, 20: 0.04}, 0.6, 0.6)
+PATTERNS = {"t1w": CHRONIC, "flair": ACUTE, "dwi": ACUTE}
+
+
+def draw_lesions(head: Head, pattern: Pattern, rng: np.random.Generator) -> np.ndarray:
     """Opacity of the scan's lesions, (H, W, D) float32 in [0, 1]; a voxel above 0.5 is lesion."""
-    n = int(rng.choice(list(LESIONS_PER_SCAN), p=list(LESIONS_PER_SCAN.values())))
+    n = int(rng.choice(list(pattern.counts), p=list(pattern.counts.values())))
     total = min(MEDIAN_VOLUME_CM3 * np.exp(LOG_SPREAD * rng.normal()), VOLUME_RANGE_CM3[1])
-    volumes = np.clip(total * rng.dirichlet(np.full(n, 2.0)), *VOLUME_RANGE_CM3)
+    volumes = np.clip(total * rng.dirichlet(np.full(n, pattern.evenness)), *VOLUME_RANGE_CM3)
     side = rng.choice([-1, 1])
-    sides = [side if i == 0 or rng.random() < ONE_SIDED_SHARE else -side for i in range(n)]
+    first = _lesion_centre(side, rng)
+    centres = [(first, side)]
+    for _ in range(n - 1):
+        hemisphere = side if rng.random() < ONE_SIDED_SHARE else -side
+        near = first if rng.random() < pattern.scattered and hemisphere == side else None
+        centres.append((_lesion_centre(hemisphere, rng, near), hemisphere))
     tissue = Tissue.of(head)
     opacity = np.zeros(head.brain.shape, np.float32)
-    for volume_cm3, hemisphere in zip(volumes, sides, strict=True):
-        box, drawn = draw_lesion(tissue, volume_cm3, hemisphere, rng)
+    for volume_cm3, (centre, hemisphere) in zip(volumes, centres, strict=True):
+        box, drawn = draw_lesion(tissue, volume_cm3, centre, hemisphere, rng)
         np.maximum(opacity[box], drawn, out=opacity[box])
     return opacity
 
@@ -44,15 +68,17 @@ class Tissue:
         return Tissue(np.argwhere(tissue), head.template_mm[:, tissue], head.grid.spacing_mm)
 
 
-def draw_lesion(tissue: Tissue, volume_cm3: float, side: int, rng: np.random.Generator) -> tuple[tuple, np.ndarray]:
-    """One lesion: an ellipsoid with a rough surface, cut to the tissue of one hemisphere.
+def draw_lesion(
+    tissue: Tissue, volume_cm3: float, centre: np.ndarray, side: int, rng: np.random.Generator
+) -> tuple[tuple, np.ndarray]:
+    """One lesion: an ellipsoid with a rough surface about `centre` (template mm), cut to the tissue of one hemisphere.
 
     The level of the surface is chosen so that the lesion has `volume_cm3`, or fills the hemisphere.
 
     Returns:
         Slices of a box of the grid, and the lesion's opacity in it.
     """
-    centre, radius = _lesion_centre(side, rng), 10 * (3 * volume_cm3 / (4 * np.pi)) ** (1 / 3)
+    radius = 10 * (3 * volume_cm3 / (4 * np.pi)) ** (1 / 3)
     stretch = np.exp(rng.normal(0, 0.25, 3))
     shape = random_rotation(rng) @ np.diag(stretch / np.prod(stretch) ** (1 / 3))
     roughness = Field.draw(1.6 * radius + 4, rng)
@@ -89,11 +115,14 @@ def _one_blob(opacity: np.ndarray) -> np.ndarray:
     return np.where(largest | (binary_dilation(largest, iterations=2) & (labels == 0)), opacity, 0)
 
 
-def _lesion_centre(side: int, rng: np.random.Generator) -> np.ndarray:
-    """A random place in the template's grey or white matter of one hemisphere, in mm."""
+def _lesion_centre(side: int, rng: np.random.Generator, near: np.ndarray | None = None) -> np.ndarray:
+    """A random place in the template's grey or white matter of one hemisphere, in mm; about `near` if given."""
     candidates = _template_places("tissue")
     candidates = candidates[(candidates[:, 0] - MIDLINE_MM) * side > 4]
-    return candidates[rng.integers(len(candidates))].astype(float)
+    if near is None:
+        return candidates[rng.integers(len(candidates))].astype(float)
+    wanted = near + rng.normal(0, SCATTER_MM, 3)
+    return candidates[((candidates - wanted) ** 2).sum(1).argmin()].astype(float)
 
 
 @lru_cache(maxsize=2)
@@ -106,12 +135,16 @@ def _template_places(kind: str) -> np.ndarray:
     return np.argwhere(chosen & lattice)
 
 
-def darken_distractors(scan: np.ndarray, head: Head, rng: np.random.Generator) -> None:
-    """Darken up to two mirrored pairs of small spots in white matter, in place: dark, yet no lesions."""
+def paint_distractors(scan: np.ndarray, head: Head, gain: float, rng: np.random.Generator) -> None:
+    """Change up to two mirrored pairs of small spots in white matter, in place: as lesions are, yet none.
+
+    Args:
+        gain: brighter above 0, darker below it.
+    """
     places = _template_places("white")
     for _ in range(rng.integers(0, 3)):
         spot, radius, depth = places[rng.integers(len(places))], rng.uniform(2, 4), rng.uniform(0.2, 0.4)
         for x in (spot[0], 2 * MIDLINE_MM - spot[0]):
             centre = np.array([x, spot[1], spot[2]], np.float32)[:, None, None, None]
             distance = ((head.template_mm - centre) ** 2).sum(0)
-            scan *= 1 - depth * np.exp(-distance / radius**2)
+            scan *= 1 + gain * depth * np.exp(-distance / radius**2)

@@ -4,10 +4,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from data.phantom.contrast import NOISE, draw_levels, paint_brain, rician
+from data.phantom.contrast import MODALITIES, draw_bias, draw_levels, measure, paint_brain
 from data.phantom.fields import Field, Grid
 from data.phantom.heads import warp_head
-from data.phantom.lesions import darken_distractors, draw_lesions
+from data.phantom.lesions import PATTERNS, draw_lesions, paint_distractors
 from data.phantom.skull import paint_outside
 
 # One random stream for each part, so that a voxel more or less in one does not change the others, nor a skull the
@@ -54,21 +54,22 @@ class Subject:
 def make_subject(settings: Settings, index: int) -> Subject:
     """Draw a subject of a cohort."""
     streams = {name: np.random.default_rng([settings.seed, index, part]) for name, part in STREAMS.items()}
+    modality = MODALITIES[settings.modality]
     head = warp_head(Grid(settings.spacing), settings.warp_mm, streams["anatomy"])
-    levels = draw_levels(settings.modality, streams["contrast"], streams["outside"])
-    scan = paint_brain(head, levels)
-    darken_distractors(scan, head, streams["anatomy"])
-    bias = np.exp(0.12 * Field.draw(220, streams["contrast"]).on(head.grid))
-    mask = np.zeros(scan.shape, bool)
+    levels = draw_levels(modality, streams["contrast"], streams["outside"])
+    signal = paint_brain(head, levels, modality.detail)
+    paint_distractors(signal, head, modality.distractor, streams["anatomy"])
+    mask = np.zeros(signal.shape, bool)
     if index not in healthy_subjects(settings):
-        opacity = draw_lesions(head, streams["lesions"])
+        opacity = draw_lesions(head, PATTERNS[settings.modality], streams["lesions"])
         texture = 1 + 0.15 * Field.draw(12, streams["lesions"]).on(head.grid)
-        scan += settings.lesion_contrast * opacity * (levels["fluid"] * texture - scan)
+        signal += settings.lesion_contrast * opacity * (levels["lesion"] * texture - signal)
         mask = opacity > 0.5
     removed = ~head.brain
     if not settings.stripped:
-        scan[removed], removed[removed] = paint_outside(head, levels, streams["outside"])
-    scan = rician(scan * bias, NOISE * levels["white"], streams["noise"])
+        signal[removed], removed[removed] = paint_outside(head, levels, streams["outside"])
+    signal *= draw_bias(head, modality, streams["contrast"])
+    scan = measure(signal, head, modality, levels, streams["noise"])
     scan[removed] = 0
     if settings.mask_spacing is not None:
         mask = _mask_on_own_grid(settings, index)
@@ -80,7 +81,8 @@ def _mask_on_own_grid(settings: Settings, index: int) -> np.ndarray:
     if index in healthy_subjects(settings):
         return np.zeros(Grid(settings.mask_spacing).shape, bool)
     anatomy, lesions = (np.random.default_rng([settings.seed, index, STREAMS[name]]) for name in ("anatomy", "lesions"))
-    return draw_lesions(warp_head(Grid(settings.mask_spacing), settings.warp_mm, anatomy), lesions) > 0.5
+    head = warp_head(Grid(settings.mask_spacing), settings.warp_mm, anatomy)
+    return draw_lesions(head, PATTERNS[settings.modality], lesions) > 0.5
 
 
 def _d_first(array: np.ndarray) -> np.ndarray:
