@@ -13,7 +13,7 @@ from tests.running import GRID, QUICK, ROI, run_script
 
 @pytest.fixture(scope="session")
 def cohort(tmp_path_factory) -> Path:
-    """Scans/, Masks/ and Brains/ of six synthetic subjects at 8 mm; the brains are given, so that no script finds them."""
+    """Scans/, Masks/ and Brains/ of six synthetic subjects at 8 mm: with brains given, no script looks for them."""
     out_dir = tmp_path_factory.mktemp("cohort")
     run_script("-m", "data.phantom", "--out_dir", out_dir, "--n_subjects", 6, "--spacing", 8, "--seed", 1, cwd=out_dir)
     (out_dir / "TrueBrains").rename(out_dir / "Brains")
