@@ -58,7 +58,10 @@ def find_brain(scan: np.ndarray, head: np.ndarray, contrast: str | None, own: Sp
         return head
     if contrast is not None and not T1W.fullmatch(contrast):
         return None
-    certain = _deepbet().run_model(ras.copy()) > CERTAIN
+    try:
+        certain = _deepbet().run_model(ras.copy()) > CERTAIN
+    except (AssertionError, ValueError):  # what it raises where its first network sees no brain
+        return None
     if not certain.any():
         return None
     brain = _deepbet().postprocess(certain).transpose(2, 0, 1).astype(bool) & head

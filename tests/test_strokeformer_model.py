@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 import torch
 
-from data.grid import PreparedScan
 from models.defaults import LOSS_CONFIG
 from models.gradcam import find_layers, gradcam
 from models.losses import build_classification_loss, build_loss, mask_outside
 from models.schedule import learning_rate
 from models.segmenters import STRIDES, build_segmenter
 from models.strokeformer import StrokeFormer, average_over_regions, split_by_depth
+from tests import drawn
 from utils.errors import UserError
 from utils.regions.region import Region, region_mask
 
@@ -25,7 +25,7 @@ def model():
 
 def prepared(shape=(20, 24, 28)):
     scan = np.random.default_rng(0).random((1, *shape)).astype(np.float16)
-    return PreparedScan("a.npy", "1", scan, np.ones(shape, bool), np.zeros(shape, bool), None, shape)
+    return drawn.prepared("a.npy", scan, np.ones(shape, bool), np.zeros(shape, bool))
 
 
 # --- networks ------------------------------------------------------------------------------------------

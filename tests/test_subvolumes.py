@@ -16,13 +16,14 @@ GRID = Grid((1, 16, 20, 24))
 
 @pytest.fixture
 def case(tmp_path):
-    """A scan whose voxels tell their place, with a lesion of 2 x 2 x 2 at (8, 10, 12)."""
+    """A scan whose voxels tell their place, with a lesion of 2 x 2 x 2 at (8, 10, 12); brain all over."""
     scan = np.arange(16 * 20 * 24, dtype=np.float32).reshape(1, 16, 20, 24)
     mask = np.zeros(scan.shape, np.uint8)
     mask[0, 8:10, 10:12, 12:14] = 1
-    case = Case("1", None, tmp_path / "sub-1_T1w.npy", tmp_path / "sub-1_mask.npy")
+    case = Case("1", None, *(tmp_path / f"sub-1_{name}.npy" for name in ("T1w", "mask", "brain_mask")))
     write_volume(case.scan, scan)
     write_volume(case.mask, mask)
+    write_volume(case.brain, np.ones_like(mask))
     return case
 
 
