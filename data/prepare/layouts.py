@@ -91,10 +91,8 @@ def find_cases(
     }
     scans, masks = ([path for path in roles if roles[path] == role] for role in (SCAN, MASK))
     if not scans:
-        wanted, argument = (
-            (layout.scan, "--dataset") if layout.scan_dim else (layout.scan or "as one", "--scan_pattern")
-        )
-        raise UserError(f"--root {root} holds no scan named {wanted}; check the folder and {argument}")
+        named, argument = _named(layout.scan), "--dataset" if layout.scan_dim else "--scan_pattern"
+        raise UserError(f"--root {root} holds no NIfTI scan{named}; check the folder and {argument}")
     require_present([*scans, *masks])
     say_left_out((path, role) for path, role in roles.items() if role not in (SCAN, MASK))
     cases = _pair(scans, masks, layout)
@@ -124,14 +122,17 @@ def _role_in(layout: Layout, path: Path) -> str:
 
 def _pair(scans: list[Path], masks: list[Path], layout: Layout) -> list[Case]:
     if not masks:
-        named = f" named {layout.mask}" if layout.mask else ""
-        raise UserError(f"{scans[0]} has no mask: --root holds no lesion mask{named}; check the folder and its names")
+        raise UserError(f"{scans[0]} has no mask: --root holds no lesion mask{_named(layout.mask)}; check its names")
     try:
         return pair_files(scans, masks, ("--root", "--root"))
     except UserError as error:
         if layout.scan_dim:
             raise
         raise UserError(f"{error}; --scan_pattern and --mask_pattern choose among the files") from None
+
+
+def _named(pattern: str | None) -> str:
+    return f" named {pattern}" if pattern else ""
 
 
 def _place(path: Path) -> Path:
