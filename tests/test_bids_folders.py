@@ -224,7 +224,7 @@ def test_patterns_choose_scans_and_masks(folder):
     assert len(folder.table) == 2 and "Left out: 3 other volumes" in done.out
 
 
-def test_prepared_folder_that_is_linked_by_datalad_is_followed(folder, tmp_path):
+def test_scan_that_is_linked_by_datalad_is_followed(folder, tmp_path):
     folder.add("sub-1_T1w", "sub-1_lesion")
     scan, annexed = folder.root / "sub-1_T1w.nii.gz", tmp_path / "annex/MD5E-s1--0.nii.gz"
     annexed.parent.mkdir()
@@ -236,6 +236,15 @@ def test_prepared_folder_that_is_linked_by_datalad_is_followed(folder, tmp_path)
     assert (record["source"], record["mask"]) == ("sub-1_T1w.nii.gz", "sub-1_lesion.nii.gz")
     annexed.unlink()
     assert "datalad get" in folder.refused()
+
+
+@pytest.mark.parametrize("out_dir", ["raw", "raw/Base", "."])
+def test_what_was_prepared_in_or_around_the_root_is_not_prepared_again(folder, out_dir):
+    folder.add("x/sub-1_T1w", "x/sub-1_lesion")
+    folder.out_dir = folder.root.parent / out_dir
+    for _ in range(2):
+        done = folder.prepare("--ext", ".nii.gz")
+        assert "--root: 1 scan with its mask" in done.out and folder.table.lesion_voxels.tolist() == [27]
 
 
 def spoil(folder: Folder, how: str) -> None:
@@ -257,9 +266,6 @@ def spoil(folder: Folder, how: str) -> None:
     elif how == "channels":
         array = np.asarray(nib.load(scan).dataobj)
         save(nib.Nifti1Image(np.stack([array, array], -1), image.affine), scan)
-    elif how == "npy":
-        scan.unlink(), mask.unlink()
-        np.save(folder.root / "sub-1_T1w.npy", block()[0])
 
 
 @pytest.mark.parametrize(
@@ -287,8 +293,8 @@ def test_mistake_ends_in_a_line_before_any_work(folder, how, arguments, line):
     assert not (folder.out_dir / "cohort.csv").exists()
 
 
-def test_npy_and_a_missing_out_dir_are_refused(folder):
-    folder.add("sub-1_T1w", "sub-1_lesion")
-    assert "--out_dir is missing" in run_here(PREPARE, "--dataset", "bids", "--root", folder.root, code=2).err
-    spoil(folder, "npy")
-    assert "holds no NIfTI scan;" in folder.refused()
+def test_npy_and_a_missing_out_dir_are_refused(tmp_path):
+    np.save(tmp_path / "sub-1_T1w.npy", block()[0])
+    command = [PREPARE, "--dataset", "bids", "--root", tmp_path]
+    assert "--out_dir is missing" in run_here(*command, code=2).err
+    assert "holds no NIfTI scan;" in run_here(*command, "--out_dir", tmp_path / "Base", code=2).err

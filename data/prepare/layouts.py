@@ -82,7 +82,8 @@ def find_cases(
     Raises:
         UserError: no scan of this layout, a scan or mask without the other, two of one session.
     """
-    files = {place: path for place, path in find_volumes([root], "--root").items() if not _is_below(place, out_dir)}
+    prepared = [] if out_dir is None else _prepared_folders(Path(root), out_dir)
+    files = {place: path for place, path in find_volumes([root], "--root").items() if not _is_below(place, prepared)}
     require_some(files, [root], None, "--root")
     brains = {_place(path) for path in brain_masks(brains_dirs)} if brains_dirs else set()
     roles = {
@@ -98,7 +99,7 @@ def find_cases(
     cases = _pair(scans, masks, layout)
     say_cases(cases, "--root")
     return [
-        replace(case, brain=None) if case.brain and _is_below(_place(case.brain), out_dir) else case
+        replace(case, brain=None) if case.brain and _is_below(_place(case.brain), prepared) else case
         for case in with_brains(cases, brains_dirs)
     ]
 
@@ -140,5 +141,14 @@ def _place(path: Path) -> Path:
     return Path(os.path.realpath(path.parent), path.name)
 
 
-def _is_below(place: Path, folder: Path | None) -> bool:
-    return folder is not None and place.is_relative_to(folder.resolve())
+def _prepared_folders(root: Path, out_dir: Path) -> list[Path]:
+    """Real folders whose files were prepared from others: `out_dir` or, where it holds the root, what we make there."""
+    if Path(os.path.realpath(root)).is_relative_to(os.path.realpath(out_dir)):
+        folders = [out_dir / name for name in ("Scans", "Masks", BRAINS, "cache")]
+    else:
+        folders = [out_dir]
+    return [Path(os.path.realpath(folder)) for folder in folders]
+
+
+def _is_below(place: Path, folders: list[Path]) -> bool:
+    return any(place.is_relative_to(folder) for folder in folders)
