@@ -75,10 +75,11 @@ def run_here(name: str, *command, code: int = 0) -> SimpleNamespace:
     return SimpleNamespace(out=out.getvalue(), err=err.getvalue())
 
 
+PREPARE, RESTORE = "data.prepare.__main__", "data.restore.__main__"
+
+
 def prepare(dataset: str, root: Path, out_dir: Path, *more, code: int = 0) -> SimpleNamespace:
-    return run_here(
-        "data.prepare.__main__", "--dataset", dataset, "--root", root, "--out_dir", out_dir, *more, code=code
-    )
+    return run_here(PREPARE, "--dataset", dataset, "--root", root, "--out_dir", out_dir, *more, code=code)
 
 
 @pytest.fixture(scope="session")
@@ -102,7 +103,7 @@ def restore(masks: Path, prepared_dir: Path, out_dir: Path, *more) -> list[Path]
         predictions.mkdir(exist_ok=True)
         shutil.copy(case.mask, predictions / f"{case.stem}_prediction{extension_of(case.mask)}")
     folders = ["--predictions", predictions, "--prepared_dir", prepared_dir, "--out_dir", out_dir]
-    run_here("data.restore.__main__", *folders, *more)
+    run_here(RESTORE, *folders, *more)
     return sorted(out_dir.iterdir())
 
 
@@ -155,7 +156,7 @@ def test_raw_and_prepared_scans_lead_to_the_same_prediction(atlas, cohort, prepa
     prepare_atlas(tmp_path / "Base", *GRID)
     run_script(*common, tmp_path / "Base/Scans", "--model_name", "prepared", cwd=tmp_path)
     folders = ["--predictions", tmp_path / "scores/prepared/predictions", "--prepared_dir", tmp_path / "Base"]
-    run_here("data.restore.__main__", *folders, "--out_dir", tmp_path / "native")
+    run_here(RESTORE, *folders, "--out_dir", tmp_path / "native")
     raw, restored = (
         sorted(folder.glob("*.nii.gz")) for folder in (tmp_path / "scores/raw/predictions", tmp_path / "native")
     )
