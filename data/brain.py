@@ -14,12 +14,15 @@ from pathlib import Path
 
 import numpy as np
 
-from data.checks import find_head, read_binary, read_scan
+from data.checks import find_head, read_binary, read_scan, space_of
 from data.cohort import Case
 from data.fingerprints import PREPARATION, stamp_of
 from data.listing import counted
 from data.names import SCAN, contrast_of, extension_of
+from data.space import Space
+from data.symmetry import add_what_the_mirror_has
 from data.volumes import write_like
+from utils.errors import UserError
 from utils.parallel import map_in_order
 from utils.progress import progress
 
@@ -37,13 +40,14 @@ FOUND, HEAD = "_desc-brain_mask", "_desc-head_mask"  # behind a scan's name: a b
 # --- finding -------------------------------------------------------------------------------------------
 
 
-def find_brain(scan: np.ndarray, head: np.ndarray, contrast: str | None) -> np.ndarray | None:
+def find_brain(scan: np.ndarray, head: np.ndarray, contrast: str | None, own: Space) -> np.ndarray | None:
     """The brain of a scan in any units, whatever its voxel size.
 
     Args:
         scan: (D, H, W) float32.
         head: (D, H, W) bool.
         contrast: as the file's name spells it; None is taken for T1w.
+        own: where the scan lies.
 
     Returns:
         (D, H, W) bool, the head itself where it is stripped; None where the contrast is none that deepbet knows, or
@@ -61,7 +65,9 @@ def find_brain(scan: np.ndarray, head: np.ndarray, contrast: str | None) -> np.n
     if not certain.any():
         return None
     brain = _deepbet().postprocess(certain).transpose(2, 0, 1).astype(bool) & head
-    return brain if np.count_nonzero(brain) >= LEAST_BRAIN * np.count_nonzero(head) else None
+    if np.count_nonzero(brain) < LEAST_BRAIN * np.count_nonzero(head):
+        return None
+    return add_what_the_mirror_has(brain, head, own)
 
 
 def is_stripped(ras: np.ndarray, head: np.ndarray) -> bool:
@@ -105,7 +111,15 @@ def read_brain(case: Case, folder: Path) -> np.ndarray:
     Args:
         folder: where brains that were found are kept; one that is not there yet is found now.
     """
-    return read_binary(case.brain or _kept(case, folder) or _keep(case, folder))
+    brain = read_binary(case.brain or _kept(case, folder) or _keep(case, folder))
+    if not brain.any():
+        raise UserError(f"{case.brain} is empty; mend it or take it out")
+    return brain
+
+
+def brain_is(case: Case, folder: Path) -> str:
+    """How the brain came to be that `read_brain` gives: "given", "found", or "head" where the head stands for it."""
+    return "given" if case.brain else "head" if _path(case, folder, HEAD).exists() else "found"
 
 
 def find_brains(cases: Sequence[Case], folder: Path, num_workers: int = 0) -> None:
@@ -114,7 +128,7 @@ def find_brains(cases: Sequence[Case], folder: Path, num_workers: int = 0) -> No
     if missing:
         found = map_in_order(partial(_keep, folder=folder), missing, num_workers)
         list(progress(found, "Finding brains", len(missing)))
-    heads = [case for case in cases if not case.brain and _path(case, folder, HEAD).exists()]
+    heads = [case for case in cases if brain_is(case, folder) == "head"]
     if heads:
         print(
             f"No brain found in {counted(len(heads), SCAN)} with a skull (e.g. {heads[0].name}): the whole head stands "
@@ -128,7 +142,10 @@ def _kept(case: Case, folder: Path) -> Path | None:
 
 def find_brain_of(case: Case, scan: np.ndarray, head: np.ndarray) -> np.ndarray | None:
     """The brain that was given for a case, or `find_brain` in its scan (C, D, H, W)."""
-    return read_binary(case.brain) if case.brain else find_brain(scan[0], head, contrast_of(case.scan))
+    if case.brain:
+        return read_binary(case.brain)
+    own = space_of(case) or Space(head.shape, np.eye(4))
+    return find_brain(scan[0], head, contrast_of(case.scan), own)
 
 
 def _keep(case: Case, folder: Path) -> Path:

@@ -106,7 +106,7 @@ def read_binary(path: Path | str) -> np.ndarray:
         UserError: as `read_volume`, for several channels, and for other values, which it names.
     """
     volume = read_volume(path).array
-    _require_one_channel(len(volume), path)
+    require_one_channel(len(volume), path)
     return require_binary(volume[0], path)
 
 
@@ -183,7 +183,7 @@ def _require_3d(shape: Sequence[int], case: Case) -> None:
         raise UserError(f"{case.scan} is {what}, of shape {tuple(shape)} (D, H, W); give the whole 3D scan")
 
 
-def _require_one_channel(channels: int, path: Path | str) -> None:
+def require_one_channel(channels: int, path: Path | str) -> None:
     if channels != 1:
         raise UserError(f"{path} has {channels} channels; a mask has one")
 
@@ -191,7 +191,7 @@ def _require_one_channel(channels: int, path: Path | str) -> None:
 def check_alignment(scan_path: Path, mask_path: Path) -> None:
     """Refuse a mask that does not lie on the voxels of its scan."""
     scan, mask = read_header(scan_path), read_header(mask_path)
-    _require_one_channel(mask.shape[0], mask_path)
+    require_one_channel(mask.shape[0], mask_path)
     if mask.shape[1:] != scan.shape[1:]:
         raise UserError(
             f"{mask_path} has shape {mask.shape[1:]} (D, H, W) but its scan {scan.shape[1:]}; "

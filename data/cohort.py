@@ -170,7 +170,7 @@ def with_brains(cases: list[Case], brains_dirs: list[Path | str] | None) -> list
     if not folders:
         return cases
     by_scan = by_identity([case.scan for case in cases], "--scans")
-    by_brain = by_identity(_brain_masks(folders), BRAINS_DIR)
+    by_brain = by_identity(brain_masks(folders), BRAINS_DIR)
     brain_of = {by_scan[key]: by_brain[brain] for key, brain in _match(by_scan, by_brain).items()}
     for case in cases:
         if brains_dirs and case.scan not in brain_of:
@@ -178,7 +178,7 @@ def with_brains(cases: list[Case], brains_dirs: list[Path | str] | None) -> list
     return [replace(case, brain=brain_of.get(case.scan)) for case in cases]
 
 
-def _brain_masks(folders: list[Path | str]) -> list[Path]:
+def brain_masks(folders: list[Path | str]) -> list[Path]:
     """The volumes that are brain masks by their names or, where none is, those whose names do not tell."""
     roles = {path: role_of(path) for path in find_volumes(folders, BRAINS_DIR).values()}
     found = [path for path, role in roles.items() if role == BRAIN_MASK]

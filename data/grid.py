@@ -20,7 +20,7 @@ from data.head import normalise
 from data.listing import counted
 from data.names import SCAN
 from data.nifti import affine_of
-from data.space import Space, centred_space, resample, resized_space, share_outside
+from data.space import Space, centred_space, places_in, resample, resized_space, share_outside
 from data.volumes import volume_shape
 from utils.errors import UserError
 from utils.files import atomic_path, read_json, write_json
@@ -196,11 +196,12 @@ def check_brains(cases: list[Case], grid: Grid, brains: Path) -> None:
             raise UserError(f"{case.brain} is empty; give the mask of a brain, or take it out to have the brain found")
         lost[case.name] = share_outside(brain, own, grid.space_about(brain, own))
         if lost[case.name] > CUT_OFF:
-            raise UserError(_too_large(case, brain, own, grid, lost[case.name]))
+            needed = shape_that_holds(brain, own, own, centre_of(brain), grid.spacing_mm)
+            raise UserError(too_large(case, lost[case.name], grid.scan_dim, needed))
         if case.mask is not None:
             mask = read_mask(case)
             outside[case.mask.name] = np.count_nonzero(mask & ~brain) / max(np.count_nonzero(mask), 1)
-    _say_worst(lost, WORTH_TELLING, "--scan_dim cuts {share:.1%} of the brain off in {name}{more}; give a larger one")
+    say_cut(lost)
     _say_worst(
         outside,
         OUTSIDE_BRAIN,
@@ -209,15 +210,40 @@ def check_brains(cases: list[Case], grid: Grid, brains: Path) -> None:
     )
 
 
-def _too_large(case: Case, brain: np.ndarray, own: Space, grid: Grid, lost: float) -> str:
-    extents = [np.ptp(np.flatnonzero(brain.any(axis=tuple({0, 1, 2} - {axis})))) + 1 for axis in range(3)]
-    spacing_mm = grid.spacing_mm or own.spacing_mm
-    needed = [math.ceil(n * o / g) for n, o, g in zip(extents, own.spacing_mm, spacing_mm, strict=True)]
-    at_least = " ".join(map(str, np.maximum(needed, grid.shape)))
+def shape_that_holds(
+    mask: np.ndarray, own: Space, axes: Space, centre: Sequence[float], spacing_mm: tuple | None
+) -> tuple[int, int, int]:
+    """The smallest shape (D, H, W) with which `centred_space` makes a grid that holds all of a mask.
+
+    Args:
+        mask: (D, H, W) bool, on the grid `own`.
+        axes: the source of the new grid.
+        centre: (D, H, W) of the new grid, in voxels of `axes`.
+        spacing_mm: voxel size of the new grid; None for that of `axes`.
+    """
+    if not mask.any():
+        return 1, 1, 1
+    lines = mask.any(2)  # of voxels along W; their ends tell how far the mask reaches in any direction
+    ends = [mask.argmax(2)[lines], mask.shape[2] - 1 - mask[..., ::-1].argmax(2)[lines]]
+    voxels = np.concatenate([np.column_stack([np.argwhere(lines), end]) for end in ends])
+    reach = np.abs(places_in(axes, voxels, own) - centre).max(0)
+    zoom = np.divide(spacing_mm or axes.spacing_mm, axes.spacing_mm)
+    # The grid begins at a voxel of `axes`, which moves its middle by up to half of one.
+    return tuple(int(n) + 1 for n in (2 * reach + 1) / zoom)
+
+
+def too_large(case: Case, lost: float, scan_dim: Sequence[int], needed: Sequence[int]) -> str:
+    """What is wrong with a grid of `scan_dim` (C, D, H, W) that loses a share of a brain which needs (D, H, W)."""
+    at_least = " ".join(map(str, np.maximum(needed, scan_dim[1:])))
     return (
         f"{case.scan} has a brain larger than the grid, which cuts {lost:.0%} of it off; give at least --scan_dim "
-        f"{grid.scan_dim[0]} {at_least}, or a coarser --spacing"
+        f"{scan_dim[0]} {at_least}, or a coarser --spacing"
     )
+
+
+def say_cut(lost: dict[str, float]) -> None:
+    """One line on the scans of whose brain the grid cuts a small share off, by the scan's name."""
+    _say_worst(lost, WORTH_TELLING, "--scan_dim cuts {share:.1%} of the brain off in {name}{more}; give a larger one")
 
 
 def _say_worst(shares: dict[str, float], above: float, line: str) -> None:

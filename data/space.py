@@ -47,6 +47,12 @@ def _whole_steps(steps: np.ndarray, shape: tuple[int, int, int]) -> tuple[int, i
     return d, h, w
 
 
+def _along_dhw(steps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The (3, 3) matrix and (3,) offset of `_steps`, whose axes are (H, W, D), along (D, H, W)."""
+    order = [2, 0, 1]
+    return steps[:3, :3][order][:, order], steps[:3, 3][order]
+
+
 # --- exact ---------------------------------------------------------------------------------------------
 
 
@@ -109,13 +115,18 @@ def _space_in(source: Space, start: np.ndarray, zoom: np.ndarray, shape: tuple[i
     return Space(tuple(shape), source.affine @ to_source)
 
 
+def places_in(target: Space, voxels: np.ndarray, own: Space) -> np.ndarray:
+    """Where (N, 3) voxels (D, H, W) of a grid `own` lie among the voxels of another, (N, 3) along its (D, H, W)."""
+    matrix, offset = _along_dhw(_steps(target, own))
+    return voxels @ matrix.T + offset
+
+
 def share_outside(mask: np.ndarray, own: Space, target: Space) -> float:
-    """The share of a (D, H, W) mask's voxels whose centre lies beyond a grid `target` along the axes of its own."""
-    steps = np.roll(_steps(target, own)[:3, :3].diagonal(), 1), np.roll(_steps(target, own)[:3, 3], 1)
-    places = [step * np.arange(n) + start for step, start, n in zip(*steps, mask.shape, strict=True)]
-    inside = [(place > -0.5) & (place < n - 0.5) for place, n in zip(places, target.shape, strict=True)]
-    kept = np.count_nonzero(mask[np.ix_(*inside)])
-    return 1 - kept / max(np.count_nonzero(mask), 1) if mask.any() else 0.0
+    """The share of a (D, H, W) mask's voxels whose centre lies beyond the grid `target`."""
+    voxels = np.argwhere(mask)
+    places = places_in(target, voxels, own)
+    inside = ((places > -0.5) & (places < np.array(target.shape) - 0.5)).all(1)
+    return np.count_nonzero(~inside) / max(len(voxels), 1)
 
 
 def resample(array: np.ndarray, source: Space, target: Space, outside: Sequence[float] | None = None) -> np.ndarray:
@@ -134,8 +145,7 @@ def resample(array: np.ndarray, source: Space, target: Space, outside: Sequence[
     shift = _whole_steps(steps, target.shape)
     if shift is not None:
         return np.stack([cut(c, shift, target.shape, fill) for c, fill in zip(array, fills, strict=True)])
-    order = [2, 0, 1]  # (H, W, D) to (D, H, W)
-    matrix, offset = steps[:3, :3][order][:, order], steps[:3, 3][order]
+    matrix, offset = _along_dhw(steps)
     blur = np.maximum(np.linalg.norm(matrix, axis=1) - 1, 0) / 2
     out = np.empty((len(array), *target.shape), np.float32)
     for channel, resampled, fill in zip(array, out, fills, strict=True):

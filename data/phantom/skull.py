@@ -21,7 +21,7 @@ CORD_MM = {"canal": 9.0, "cord": 5.5}  # radii below the template, which ends in
 # Thickness in mm: mean, and standard deviation of its smooth variation over the head.
 CSF_MM, SKULL_MM, SCALP_MM, SKIN_MM = (2.5, 0.6), (6.0, 0.8), (5.0, 0.9), 1.8
 THINNEST_MM = {"csf": 1.0, "skull": 3.5, "scalp": 2.5}
-DIPLOE = 0.24  # half the share of the skull that is marrow between the tables
+DIPLOE = 0.2  # half the share of the skull that is marrow between the tables
 TEMPORAL_MUSCLE_MM = 9.0  # at its thickest
 
 COLUMN_MM = (98.0, 122.0, 68.0, 80.0)  # skull base and neck: an elliptic column, its centre and half-axes along H, W
@@ -158,7 +158,7 @@ def _paint(points, hull, surface, layers, levels, width) -> np.ndarray:
     csf, skull, scalp, coarse, fine = layers
     depth = -surface
     values = levels["muscle"] * (1 + 0.12 * coarse + 0.08 * fine)
-    values = np.where(np.abs(coarse) < 0.16, levels["fat"] * 0.8, values)  # fat between muscles
+    values += np.clip(1 - 4 * np.abs(coarse), 0, 1) * (0.8 * levels["fat"] - values)  # fat between muscles
 
     def over(inside_mm: np.ndarray, level) -> None:
         share = np.clip(0.5 + inside_mm / width, 0, 1)

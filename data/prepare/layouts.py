@@ -1,78 +1,143 @@
-"""The published data sets: which of their files are scans and masks, and the grid that suits them."""
+"""Folders of scans and masks, the published ones and others: which files take part, and the grid that suits them."""
 
-import re
-from dataclasses import dataclass
+import os
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from pathlib import Path
 
-from data.cohort import Case, pair_files, say_cases
+from data.cohort import BRAINS, Case, brain_masks, pair_files, say_cases, with_brains
 from data.listing import find_volumes, require_present, require_some, say_left_out
-from data.names import MASK, SCAN
+from data.names import BRAIN_MASK, MASK, SCAN, extension_of, role_of, stem_of
 from utils.errors import UserError
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How a data set is published.
+    """How a data set is laid out.
 
-    scan, mask: regular expressions that end the names of its files.
-    scan_dim: (C, D, H, W) that holds every head of it.
-    spacing_mm: (D, H, W) that most of its scans have.
+    scan, mask: patterns of its files, as of a shell (`fits`); None for what the names tell (`role_of`).
+    scan_dim: (C, D, H, W) that holds every head of it; None for what holds those that are there.
+    spacing_mm: (D, H, W) that most of its scans have; None for the median.
     in_mni: whether the scans are registered to MNI152, so that places can be compared between subjects.
-    scan_has_own_grid: whether scan and mask lie on different grids, so that the scan goes onto the mask's.
+    scan_has_own_grid: whether scan and mask may lie on different grids, so that the scan goes onto the mask's.
     """
 
-    scan: str
-    mask: str
-    scan_dim: tuple[int, int, int, int]
-    spacing_mm: tuple[float, float, float]
+    scan: str | None
+    mask: str | None
+    scan_dim: tuple[int, int, int, int] | None
+    spacing_mm: tuple[float, float, float] | None
     in_mni: bool
     scan_has_own_grid: bool = False
 
 
-NIFTI = r"\.nii(\.gz)?$"
 # ATLAS R2.0: 197 x 233 x 189 at 1 mm in MNI152NLin2009aSym (Liew et al., 2022, 10.1038/s41597-022-01401-7).
 # ISLES 2022: mostly 112 x 112 x 73 at 2 mm, the mask on the grid of the DWI (Hernandez Petzsche et al., 2022,
 # 10.1038/s41597-022-01875-5); the FLAIR has a grid of its own and is not registered to it.
 LAYOUTS = {
-    "atlas": Layout(rf"_T1w{NIFTI}", rf"T1lesion_mask{NIFTI}", (1, 189, 192, 192), (1.0, 1.0, 1.0), True),
-    "isles-dwi": Layout(rf"_dwi{NIFTI}", rf"_msk{NIFTI}", (1, 73, 112, 112), (2.0, 2.0, 2.0), False),
-    "isles-flair": Layout(rf"_flair{NIFTI}", rf"_msk{NIFTI}", (1, 73, 112, 112), (2.0, 2.0, 2.0), False, True),
+    "atlas": Layout("*_T1w", "*T1lesion_mask", (1, 189, 192, 192), (1.0, 1.0, 1.0), True),
+    "isles-dwi": Layout("*_dwi", "*_msk", (1, 73, 112, 112), (2.0, 2.0, 2.0), False),
+    "isles-flair": Layout("*_flair", "*_msk", (1, 73, 112, 112), (2.0, 2.0, 2.0), False, True),
+    "bids": Layout(None, None, None, None, False, True),
 }
 UNLABELLED = "Testing"  # the folder of ATLAS's hidden test set, whose masks are not published
+PATTERNS = {"--scan_pattern": "scan", "--mask_pattern": "mask"}
 
 
-def find_cases(root: Path | str, layout: Layout, out_dir: Path | None = None) -> list[Case]:
-    """The scans of a data set below `root`, each with its mask.
+def choose_layout(args) -> Layout:
+    """The layout of ``--dataset``, with the patterns that were given for any other folder."""
+    layout = LAYOUTS[args.dataset]
+    for argument, field in PATTERNS.items():
+        if pattern := getattr(args, argument[2:]):
+            if getattr(layout, field):
+                raise UserError(f"{argument} is for --dataset bids; {args.dataset} has names of its own")
+            layout = replace(layout, **{field: pattern})
+    return layout
+
+
+def fits(path: Path, pattern: str) -> bool:
+    """Whether a file below the root has a name of a pattern such as ``sub-*_T1w``; its case does not matter.
+
+    Args:
+        path: below the root.
+        pattern: of the name, with or without the extension, or, where it has a slash, of the whole path.
+    """
+    names = (path.name, stem_of(path))
+    if "/" in pattern:
+        names = tuple((path.parent / name).as_posix() for name in names)
+    return any(fnmatchcase(name.lower(), pattern.lower()) for name in names)
+
+
+# --- cases ---------------------------------------------------------------------------------------------
+
+
+def find_cases(
+    root: Path | str, layout: Layout, out_dir: Path | None = None, brains_dirs: list[str] | None = None
+) -> list[Case]:
+    """The scans of a data set below `root`, each with its mask and, where there are some, its brain.
 
     Args:
         out_dir: folder whose files were prepared from the others, which `root` may hold.
+        brains_dirs: of ``--brains_dir``; what they give is no lesion mask.
 
     Raises:
         UserError: no scan of this layout, a scan or mask without the other, two of one session.
     """
-    prepared = None if out_dir is None else out_dir.resolve()
-    files = [
-        path
-        for place, path in find_volumes([root], "--root").items()
-        if prepared is None or not place.is_relative_to(prepared)
-    ]
+    files = {place: path for place, path in find_volumes([root], "--root").items() if not _is_below(place, out_dir)}
     require_some(files, [root], None, "--root")
-    roles = {path: _role_in(layout, path.relative_to(root)) for path in files}
-    scans, masks = ([path for path in files if roles[path] == role] for role in (SCAN, MASK))
+    brains = {_place(path) for path in brain_masks(brains_dirs)} if brains_dirs else set()
+    roles = {
+        path: BRAIN_MASK if place in brains else _role_in(layout, path.relative_to(root))
+        for place, path in files.items()
+    }
+    scans, masks = ([path for path in roles if roles[path] == role] for role in (SCAN, MASK))
     if not scans:
-        wanted = layout.scan.replace(NIFTI, ".nii.gz")
-        raise UserError(f"--root {root} holds no scan named *{wanted}; check the folder and --dataset")
+        wanted, argument = (
+            (layout.scan, "--dataset") if layout.scan_dim else (layout.scan or "as one", "--scan_pattern")
+        )
+        raise UserError(f"--root {root} holds no scan named {wanted}; check the folder and {argument}")
     require_present([*scans, *masks])
     say_left_out((path, role) for path, role in roles.items() if role not in (SCAN, MASK))
-    cases = pair_files(scans, masks, ("--root", "--root"))
+    cases = _pair(scans, masks, layout)
     say_cases(cases, "--root")
-    return cases
+    return [
+        replace(case, brain=None) if case.brain and _is_below(_place(case.brain), out_dir) else case
+        for case in with_brains(cases, brains_dirs)
+    ]
 
 
 def _role_in(layout: Layout, path: Path) -> str:
     """What a volume is in this layout, by its path below the root."""
     if UNLABELLED in path.parts:
         return "volume of the hidden test set"
-    if re.search(layout.scan, path.name, re.IGNORECASE):
+    if extension_of(path) == ".npy":
+        return ".npy file"  # it does not tell where it lies
+    if BRAINS in path.parts:
+        return BRAIN_MASK
+    told = role_of(path) or SCAN
+    # A mask is often named as its scan with a word behind it: it fits both patterns.
+    if fits(path, layout.mask) if layout.mask else told == MASK:
+        return MASK
+    if fits(path, layout.scan) if layout.scan else told == SCAN:
         return SCAN
-    return MASK if re.search(layout.mask, path.name, re.IGNORECASE) else "other volume"
+    return "other volume" if told in (SCAN, MASK) else told
+
+
+def _pair(scans: list[Path], masks: list[Path], layout: Layout) -> list[Case]:
+    if not masks:
+        named = f" named {layout.mask}" if layout.mask else ""
+        raise UserError(f"{scans[0]} has no mask: --root holds no lesion mask{named}; check the folder and its names")
+    try:
+        return pair_files(scans, masks, ("--root", "--root"))
+    except UserError as error:
+        if layout.scan_dim:
+            raise
+        raise UserError(f"{error}; --scan_pattern and --mask_pattern choose among the files") from None
+
+
+def _place(path: Path) -> Path:
+    """The real folder of a file and its own name, as `find_volumes` has it."""
+    return Path(os.path.realpath(path.parent), path.name)
+
+
+def _is_below(place: Path, folder: Path | None) -> bool:
+    return folder is not None and place.is_relative_to(folder.resolve())

@@ -15,13 +15,14 @@ from utils.files import read_json, write_json
 class Record:
     """A prepared scan.
 
-    source: the original scan, relative to the root of its data set.
+    source, mask: the original scan and its mask, relative to the root of their data set.
     made_of: digest of the original files and of the code that prepared them.
     space: the prepared grid.
     row: its row of ``cohort.csv``.
     """
 
     source: str
+    mask: str
     made_of: str
     space: Space
     row: dict
@@ -34,13 +35,14 @@ def record_path(scan: Path | str, prepared_dir: Path) -> Path:
 
 def write_record(path: Path, record: Record) -> None:
     space = {"shape": record.space.shape, "affine": record.space.affine.tolist()}
-    write_json(path, {"source": record.source, "made_of": record.made_of, **space, "row": record.row})
+    sources = {"source": record.source, "mask": record.mask}
+    write_json(path, {**sources, "made_of": record.made_of, **space, "row": record.row})
 
 
 def read_record(path: Path) -> Record:
     content = read_json(path)
     try:
         space = Space(tuple(content["shape"]), np.array(content["affine"], float).reshape(4, 4))
-        return Record(content["source"], content.get("made_of", ""), space, content["row"])
+        return Record(content["source"], content.get("mask", ""), content.get("made_of", ""), space, content["row"])
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path} is no record of a prepared scan ({error!r}); remove it and prepare again") from None
