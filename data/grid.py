@@ -112,16 +112,18 @@ def size_text(spacing_mm: Sequence[float]) -> str:
 
 
 def say_untold(cases: list[Case], grid: Grid) -> None:
-    """One line on scans of untold voxel size, or on a network that does not know its own."""
-    if grid.resize_to:
-        return
+    """One line on scans of untold voxel size, where the grid has one."""
     untold = [case.name for case in cases if space_of(case) is None]
     if grid.spacing_mm and untold:
         print(
             f"{counted(len(untold), SCAN)} (e.g. {untold[0]}) tell no voxel size: {size_text(grid.spacing_mm)} mm is "
             "taken for it; a cohort.csv beside their folder tells it"
         )
-    elif grid.spacing_mm is None and len(untold) < len(cases):
+
+
+def say_untold_network(cases: list[Case], grid: Grid) -> None:
+    """One line on a network that does not know its voxel size, where scans know theirs."""
+    if grid.spacing_mm is None and not grid.resize_to and any(space_of(case) for case in cases):
         print("The network was trained on scans of untold voxel size: these are taken as they are")
 
 

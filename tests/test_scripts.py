@@ -299,6 +299,7 @@ def test_cross_validation_of_other_subjects_or_masks_is_refused_once_it_has_trai
     cwd, command, _ = cross_validated
     for part in ("Scans", "Masks", "Brains"):
         shutil.copytree(cohort / part, tmp_path / part)
+    shutil.copy(cohort / "cohort.csv", tmp_path)
     moved = [*command, "--scans_dir", tmp_path / "Scans", "--masks_dir", tmp_path / "Masks"]
     scores = (cwd / "scores/scores.csv").read_bytes()
     mask = sorted((tmp_path / "Masks").iterdir())[0]

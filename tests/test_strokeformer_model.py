@@ -136,6 +136,14 @@ def test_outside_the_regions_the_prediction_is_certain_background(model):
     assert (probabilities[0][~inside] == 1).all() and (probabilities[0][inside] < 1).all()
 
 
+def test_outside_the_brain_the_prediction_is_certain_background(model):
+    scan = prepared()
+    scan.brain[:, :12] = False
+    probabilities = model.segment(scan, None)
+    assert (probabilities[0, :, :12] == 1).all() and (probabilities[1, :, :12] == 0).all()
+    assert (probabilities[1, :, 12:] > 0).all()
+
+
 def test_scan_without_regions_is_background(model):
     assert (model.segment(prepared(), [])[0] == 1).all()
 

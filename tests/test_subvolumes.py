@@ -38,6 +38,16 @@ def test_validation_window_is_the_region_itself(case, tmp_path):
     assert item["mask"][0, 4:6, 4:6, 4:6].all()
 
 
+def test_only_the_brain_of_a_region_counts_and_a_lesion_outside_is_none(case, tmp_path):
+    brain = np.ones((1, 16, 20, 24), np.uint8)
+    brain[:, 8:] = 0  # the lesion begins there
+    write_volume(case.brain, brain)
+    regions = {case.name: [Region(0, 16, 8, 6, 16, 14)]}
+    item = RegionDataset([case], regions, GRID, (16, 8, 8), tmp_path / "cache")[0, 0]
+    assert item["region"][0, :8].all() and not item["region"][0, 8:].any()
+    assert item["has_lesion"] == 0 and item["mask"].sum() == 8
+
+
 def test_window_without_lesion_says_so(case, tmp_path):
     assert dataset(case, [Region(0, 8, 0, 0, 8, 8)], tmp_path)[0, 0]["has_lesion"] == 0
 
