@@ -36,12 +36,14 @@ def run_script(*command, cwd: Path, code: int = 0, largest_file: int | None = No
     """
     limit = None if largest_file is None else lambda: setrlimit(RLIMIT_FSIZE, (largest_file, largest_file))
 
+    # A file that Python compiles may not be cut off at the limit: the next program would read half of it.
+    compiled = {} if largest_file is None else {"PYTHONDONTWRITEBYTECODE": "1"}
     program = command[1:] if command[0] == "-m" else command
     script = ["-m", program[0]] if command[0] == "-m" else [str(ROOT / program[0])]
     done = subprocess.run(
         [sys.executable, *script, *map(str, program[1:])],
         cwd=cwd,
-        env={**BARE, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        env={**BARE, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **compiled},
         capture_output=True,
         text=True,
         check=False,

@@ -262,6 +262,15 @@ def test_augmented_scans_hold_new_lesions_and_are_else_their_recipients(augmente
     assert is_png(out_dir / "contact_sheet.png")
 
 
+def test_augmented_scans_have_the_brains_of_their_recipients_so_that_no_fold_looks_for_them(augmented, cohort):
+    out_dir, _, _ = augmented
+    brains = {case.subject: case.brain for case in with_brains(pair_cases([cohort / "Scans"], None), None)}
+    made = augmented_cases(out_dir)
+    assert made and None not in brains.values()
+    for case in made:
+        np.testing.assert_array_equal(np.load(case.brain), np.load(brains[case.subject]))
+
+
 def test_provenance_names_slices_that_hold_the_lesion(augmented, cohort):
     out_dir, _, _ = augmented
     masks = {case.name: np.load(case.mask) for case in pair_cases([cohort / "Scans"], [cohort / "Masks"])}

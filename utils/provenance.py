@@ -36,7 +36,13 @@ def describe_run(settings: dict) -> dict:
 
 
 def _git_commit() -> str | None:
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40"]
+    commit = _git("rev-parse", "HEAD")
+    return commit and commit + ("-dirty" if _git("status", "--porcelain", "--untracked-files=no") else "")
+
+
+def _git(*arguments: str) -> str | None:
+    """What git answers; it writes nothing, or a run that is killed could leave the repository locked."""
+    command = ["git", "--no-optional-locks", "-C", str(Path(__file__).parent), *arguments]
     answer = subprocess.run(command, capture_output=True, text=True, check=False)
     return answer.stdout.strip() or None
 
