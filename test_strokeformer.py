@@ -33,7 +33,7 @@ def main(args) -> None:
     from data.brain import find_brains
     from data.checks import check_voxels
     from data.datamodules import ScanDataset, scan_loader
-    from data.grid import check_brains, prepare_scan
+    from data.grid import check_brains, prepare_scan, say_untold_network
     from models.checkpoints import grid_at_test, load_model, require_channels, require_classes, run_name
     from models.evaluation import evaluate_strokeformer
     from models.proposals import region_source
@@ -49,6 +49,7 @@ def main(args) -> None:
     name = args.model_name or run_name(args.ckpt_path)
     brains = Path(args.scores_dir) / name / "brains"
     find_brains(cases, brains, args.num_workers)
+    say_untold_network(cases, grid)
     check_brains(cases, grid, brains)
     scans = scan_loader(ScanDataset(cases, partial(prepare_scan, grid=grid, brains=brains)), args.num_workers)
     print_scores(evaluate_strokeformer(model, cases, scans, regions_of, args, name), Path(args.scores_dir) / name)

@@ -46,7 +46,8 @@ def _remove_others(out_dir: Path, done: list[tuple[str, dict]]) -> None:
     records = {_record(out_dir, name) for name, _ in done}
     for record in set((out_dir / "Provenance").glob("*.json")) - records:
         record.unlink()
-    for volume in set(out_dir.glob("*/*_augmented-*")) - kept:
+    made = [volume for folder in ("Scans", "Masks", BRAINS) for volume in (out_dir / folder).glob("*_augmented-*")]
+    for volume in set(made) - kept:
         volume.unlink()
 
 

@@ -14,11 +14,13 @@ from pathlib import Path
 
 import numpy as np
 
-from data.checks import find_head, read_binary, read_scan
+from data.checks import find_head, read_binary, read_scan, space_of
 from data.cohort import Case
 from data.fingerprints import PREPARATION, stamp_of
 from data.listing import counted
 from data.names import SCAN, contrast_of, extension_of
+from data.space import Space
+from data.symmetry import add_what_the_mirror_has
 from data.volumes import write_like
 from utils.errors import UserError
 from utils.parallel import map_in_order
@@ -38,13 +40,14 @@ FOUND, HEAD = "_desc-brain_mask", "_desc-head_mask"  # behind a scan's name: a b
 # --- finding -------------------------------------------------------------------------------------------
 
 
-def find_brain(scan: np.ndarray, head: np.ndarray, contrast: str | None) -> np.ndarray | None:
+def find_brain(scan: np.ndarray, head: np.ndarray, contrast: str | None, own: Space) -> np.ndarray | None:
     """The brain of a scan in any units, whatever its voxel size.
 
     Args:
         scan: (D, H, W) float32.
         head: (D, H, W) bool.
         contrast: as the file's name spells it; None is taken for T1w.
+        own: where the scan lies.
 
     Returns:
         (D, H, W) bool, the head itself where it is stripped; None where the contrast is none that deepbet knows, or
@@ -55,11 +58,16 @@ def find_brain(scan: np.ndarray, head: np.ndarray, contrast: str | None) -> np.n
         return head
     if contrast is not None and not T1W.fullmatch(contrast):
         return None
-    certain = _deepbet().run_model(ras.copy()) > CERTAIN
+    try:
+        certain = _deepbet().run_model(ras.copy()) > CERTAIN
+    except (AssertionError, ValueError):  # what it raises where its first network sees no brain
+        return None
     if not certain.any():
         return None
     brain = _deepbet().postprocess(certain).transpose(2, 0, 1).astype(bool) & head
-    return brain if np.count_nonzero(brain) >= LEAST_BRAIN * np.count_nonzero(head) else None
+    if np.count_nonzero(brain) < LEAST_BRAIN * np.count_nonzero(head):
+        return None
+    return add_what_the_mirror_has(brain, head, own)
 
 
 def is_stripped(ras: np.ndarray, head: np.ndarray) -> bool:
@@ -134,7 +142,10 @@ def _kept(case: Case, folder: Path) -> Path | None:
 
 def find_brain_of(case: Case, scan: np.ndarray, head: np.ndarray) -> np.ndarray | None:
     """The brain that was given for a case, or `find_brain` in its scan (C, D, H, W)."""
-    return read_binary(case.brain) if case.brain else find_brain(scan[0], head, contrast_of(case.scan))
+    if case.brain:
+        return read_binary(case.brain)
+    own = space_of(case) or Space(head.shape, np.eye(4))
+    return find_brain(scan[0], head, contrast_of(case.scan), own)
 
 
 def _keep(case: Case, folder: Path) -> Path:

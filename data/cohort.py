@@ -9,7 +9,18 @@ from pathlib import Path
 from typing import NamedTuple
 
 from data.listing import choose_files, counted, find_volumes, require_present, require_some
-from data.names import BRAIN_MASK, MASK, SCAN, bids_entity, contrast_of, entities_of, role_of, stem_of, subject_of
+from data.names import (
+    BRAIN_MASK,
+    MASK,
+    SCAN,
+    bids_entity,
+    brain_name,
+    contrast_of,
+    entities_of,
+    role_of,
+    stem_of,
+    subject_of,
+)
 from utils.errors import UserError
 from utils.files import read_json
 
@@ -269,7 +280,9 @@ def augmented_cases(directory: Path | str) -> dict[Case, set[str]]:
     cases = {}
     try:
         for name, origin in provenance.items():
-            case = Case(origin["recipient"], None, directory / "Scans" / name, directory / "Masks" / origin["mask"])
+            scan, mask = directory / "Scans" / name, directory / "Masks" / origin["mask"]
+            brain = directory / BRAINS / brain_name(name)
+            case = Case(origin["recipient"], None, scan, mask, brain if brain.is_file() else None)
             cases[case] = {origin["recipient"], *origin["donors"]}
     except (AttributeError, KeyError, TypeError):
         raise UserError(f"{directory / 'provenance.json'} lacks mask, recipient or donors; augment anew") from None

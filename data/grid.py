@@ -112,16 +112,18 @@ def size_text(spacing_mm: Sequence[float]) -> str:
 
 
 def say_untold(cases: list[Case], grid: Grid) -> None:
-    """One line on scans of untold voxel size, or on a network that does not know its own."""
-    if grid.resize_to:
-        return
+    """One line on scans of untold voxel size, where the grid has one."""
     untold = [case.name for case in cases if space_of(case) is None]
     if grid.spacing_mm and untold:
         print(
             f"{counted(len(untold), SCAN)} (e.g. {untold[0]}) tell no voxel size: {size_text(grid.spacing_mm)} mm is "
             "taken for it; a cohort.csv beside their folder tells it"
         )
-    elif grid.spacing_mm is None and len(untold) < len(cases):
+
+
+def say_untold_network(cases: list[Case], grid: Grid) -> None:
+    """One line on a network that does not know its voxel size, where scans know theirs."""
+    if grid.spacing_mm is None and not grid.resize_to and any(space_of(case) for case in cases):
         print("The network was trained on scans of untold voxel size: these are taken as they are")
 
 
@@ -190,6 +192,8 @@ def check_brains(cases: list[Case], grid: Grid, brains: Path) -> None:
     lost, outside = {}, {}
     for case in progress(cases, "Checking brains"):
         brain, own = read_brain(case, brains), own_space(case, grid)
+        if not brain.any():
+            raise UserError(f"{case.brain} is empty; give the mask of a brain, or take it out to have the brain found")
         lost[case.name] = share_outside(brain, own, grid.space_about(brain, own))
         if lost[case.name] > CUT_OFF:
             needed = shape_that_holds(brain, own, own, centre_of(brain), grid.spacing_mm)

@@ -74,17 +74,6 @@ def cut(array: np.ndarray, start: tuple[int, ...], shape: tuple[int, ...], fill=
     return window
 
 
-def fit(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """Centre-crop or zero-pad the last axes to `shape`; `fit` back to the old shape puts every voxel back.
-
-    Args:
-        array: (..., D, H, W).
-        shape: as many sizes as axes are to be fitted, e.g. (D, H, W).
-    """
-    sizes = zip(array.shape[array.ndim - len(shape) :], shape, strict=True)
-    return cut(array, tuple((old - new) // 2 if old > new else -((new - old) // 2) for old, new in sizes), shape)
-
-
 # --- resampled -----------------------------------------------------------------------------------------
 
 

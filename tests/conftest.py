@@ -13,10 +13,17 @@ from tests.running import GRID, QUICK, ROI, run_script
 
 @pytest.fixture(scope="session")
 def cohort(tmp_path_factory) -> Path:
-    """Scans/ and Masks/ of six synthetic subjects at 8 mm."""
+    """Scans/, Masks/ and Brains/ of six synthetic subjects at 8 mm: with brains given, no script looks for them."""
     out_dir = tmp_path_factory.mktemp("cohort")
     run_script("-m", "data.phantom", "--out_dir", out_dir, "--n_subjects", 6, "--spacing", 8, "--seed", 1, cwd=out_dir)
+    (out_dir / "TrueBrains").rename(out_dir / "Brains")
     return out_dir
+
+
+@pytest.fixture
+def no_skulls(monkeypatch) -> None:
+    """Drawings are stripped: the head is the brain, and no network is asked for it."""
+    monkeypatch.setattr("data.brain.find_brain", lambda scan, head, contrast: head)
 
 
 @pytest.fixture(scope="session")

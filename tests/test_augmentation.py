@@ -22,7 +22,7 @@ from augmentation.lesions import (
     ventricles,
 )
 from augmentation.pairs import Criteria, count_cells, find_pairs, index_slices, iou, iou_bound, join
-from data.cohort import augmented_cases, pair_cases
+from data.cohort import augmented_cases, pair_cases, with_brains
 from data.folds import Fold, usable_augmented
 from data.grid import Grid, prepare_scan
 from data.slices import cut_cohort
@@ -305,12 +305,13 @@ def test_no_fold_trains_on_a_lesion_of_its_test_or_validation_subjects(augmented
 
 def test_slices_of_augmented_scans_meet_the_masks_of_their_own_copy(augmented, cohort, tmp_path):
     out_dir, _, _ = augmented
-    for part in ("Scans", "Masks"):
+    for part in ("Scans", "Masks", "Brains"):
         (tmp_path / part).mkdir()
         for path in [*(cohort / part).iterdir(), *(out_dir / part).iterdir()]:
             (tmp_path / part / path.name).symlink_to(path)
-    cases = pair_cases([tmp_path / "Scans"], [tmp_path / "Masks"])
-    table = cut_cohort(cases, partial(prepare_scan, grid=Grid((1, 24, 25, 29))), tmp_path / "slices")
+    cases = with_brains(pair_cases([tmp_path / "Scans"], [tmp_path / "Masks"]), [tmp_path / "Brains"])
+    prepare = partial(prepare_scan, grid=Grid((1, 24, 25, 29)), brains=tmp_path / "none are found")
+    table = cut_cohort(cases, prepare, tmp_path / "slices")
     assert table.volume.nunique() == len(cases) > len(list((cohort / "Scans").iterdir()))
     voxels = table.groupby("volume").lesion_voxels.sum()
     assert all(voxels[case.name] == np.count_nonzero(np.load(case.mask)) for case in cases)

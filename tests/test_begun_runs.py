@@ -106,6 +106,7 @@ class Recorder:
 def recording(recorder: Recorder):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cross_validation, "check_models", lambda args: None)
+        patch.setattr("data.brain.find_brain", lambda scan, head, contrast: head)
         for name in ("build_rpn", "build_strokeformer"):
             patch.setattr(models.training, name, lambda *_: nn.Identity())
         patch.setattr(models.training, "_train", recorder.train)
@@ -255,7 +256,7 @@ def test_training_and_cross_validation_of_one_name_do_not_mix(tmp_path):
     assert "holds a training" in bench.run("--model_prefix", "seg_fold-0")
     with recording(bench.recorder), pytest.raises(UserError, match="seg holds a cross-validation"):
         args = argparse.Namespace(default_root_dir=tmp_path / "StrokeFormer")
-        models.training._fit(None, None, args, "seg", {}, ("val_loss", "min"), None, [])
+        models.training._fit(None, None, args, "seg", {}, ("val_loss", "min"), None, None, [])
 
 
 def test_subject_that_joined_may_stay_out_by_giving_the_folds(tmp_path):

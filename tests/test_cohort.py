@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.checks import check_headers, check_voxels, read_scan
+from data.checks import check_headers, check_voxels, space_of
 from data.cohort import augmented_cases, pair_cases, refuse_twins, say_shared
 from data.folds import cases_of, lesion_loads, make_folds, read_folds, usable_augmented, write_folds
 from data.names import bids_entity
@@ -182,32 +182,6 @@ def test_constant_scan_is_refused(tmp_path):
         check_voxels(paired(tmp_path))
 
 
-def off_centre(tmp_path, shift):
-    """A ball of a head, 12 voxels wide in a field of 16 x 16 x 40, its middle `shift` voxels off along W."""
-    shape = (16, 16, 40)
-    offsets = np.indices(shape) - np.array([7.5, 7.5, 19.5 + shift])[:, None, None, None]
-    scan, mask = np.random.default_rng(0).random((1, *shape), np.float32), np.zeros((1, *shape), np.uint8)
-    scan[0, np.linalg.norm(offsets, axis=0) < 6] += 50
-    mask[0, 7:9, 7:9, 19 + shift : 21 + shift] = 1
-    write_volume(tmp_path / "Scans/sub-01_T1w.npy", scan)
-    write_volume(tmp_path / f"Masks/sub-01_{LABEL}.npy", mask)
-    return paired(tmp_path)
-
-
-def test_head_that_the_grid_cuts_off_is_refused(tmp_path):
-    with pytest.raises(
-        UserError, match=r"sub-01_T1w\.npy has its head away from the middle: --scan_dim cuts 50% of it"
-    ):
-        check_voxels(off_centre(tmp_path, 10), (16, 16, 20))
-
-
-def test_small_losses_to_the_grid_are_told(tmp_path, capsys):
-    check_voxels(off_centre(tmp_path, 6), (16, 16, 20))
-    assert "--scan_dim cuts off more than 5% of the head of 1 scan, most of sub-01_T1w.npy" in capsys.readouterr().out
-    check_voxels(off_centre(tmp_path, 0), (16, 16, 20))
-    assert capsys.readouterr().out.count("\n") == 1  # which files take part
-
-
 def test_subjects_that_train_and_validate_are_told(capsys):
     say_shared(["01", "02"], ["03"])
     assert capsys.readouterr().out == ""
@@ -227,9 +201,9 @@ def test_scans_of_one_name_on_two_sides_are_refused(tmp_path):
 def test_spacing_of_npy_scans_comes_from_the_cohort_table(tmp_path):
     write_case(tmp_path, "sub-01")
     (case,) = paired(tmp_path)
-    assert read_scan(case)[1] is None
+    assert space_of(case) is None
     (tmp_path / "cohort.csv").write_text("scan,spacing_mm\nsub-01_T1w.npy,1.0 2.0 3.0\n")
-    assert read_scan(case)[1] == (3, 1, 2)
+    assert space_of(case).spacing_mm == (3, 1, 2)
 
 
 def test_lesion_load_of_a_subject_is_the_mean_of_its_sessions(tmp_path):

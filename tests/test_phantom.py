@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 
+import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
@@ -13,6 +14,7 @@ from data.phantom.cohort import Settings, healthy_subjects, make_subject, subjec
 from data.phantom.fields import FIELD_OF_VIEW_MM, Grid
 from data.phantom.heads import MIDLINE_MM, warp_head
 from data.phantom.lesions import VOLUME_RANGE_CM3
+from data.space import Space, resample
 from data.volumes import read_volume
 from tests.running import run_script
 from utils.errors import UserError
@@ -163,3 +165,131 @@ def test_folder_with_scans_of_others_is_refused_and_left_alone(tmp_path):
 def test_senseless_argument_is_refused_by_name(tmp_path, name, value):
     error = run_script("-m", "data.phantom", "--out_dir", tmp_path / "new", name, value, cwd=tmp_path, code=2).err
     assert name in error and "Traceback" not in error and not (tmp_path / "new").exists()
+
+
+# --- heads ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("modality", ["t1w", "flair", "dwi"])
+def test_brain_is_the_same_with_and_without_what_is_around_it(modality):
+    settings = replace(SETTINGS, modality=modality, spacing=(4.0,) * 3)
+    whole, stripped = (make_subject(replace(settings, stripped=s), SICK[0]) for s in (False, True))
+    np.testing.assert_array_equal(whole.brain, stripped.brain)
+    np.testing.assert_array_equal(whole.mask, stripped.mask)
+    np.testing.assert_array_equal(whole.scan[0][whole.brain], stripped.scan[0][whole.brain])
+    assert not stripped.scan[0][~stripped.brain].any()
+    assert (whole.scan[0][~whole.brain] != 0).mean() > 0.9  # noise in air; only the removed face is 0
+
+
+def test_head_is_about_twice_its_brain_and_dark_bone_lies_between():
+    for seed in range(4):
+        subject = make_subject(replace(SETTINGS, seed=seed, spacing=(3.0,) * 3), 0)
+        scan, brain = subject.scan[0], subject.brain
+        head_cm3, brain_cm3 = (np.count_nonzero(mask) * 3**3 / 1000 for mask in (head_mask(scan), brain))
+        assert 1100 < brain_cm3 < 1900 and 2000 < head_cm3 < 4000 and head_cm3 > 1.5 * brain_cm3
+        six_mm_out = binary_dilation(brain, iterations=2) & ~binary_dilation(brain)
+        assert np.median(scan[six_mm_out]) < 0.4 * np.median(scan[brain])
+
+
+def test_stripped_brain_is_its_own_head():
+    subject = make_subject(replace(SETTINGS, spacing=(4.0,) * 3, stripped=True), 0)
+    head = head_mask(subject.scan[0])
+    assert 2 * (head & subject.brain).sum() / (head.sum() + subject.brain.sum()) > 0.97
+
+
+# --- contrasts -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("modality", ["flair", "dwi"])
+def test_acute_lesions_are_bright_and_some_of_the_brain_is_negative(modality):
+    below = 0
+    for index in SICK:
+        subject = make_subject(replace(SETTINGS, modality=modality, spacing=(4.0,) * 3), index)
+        scan, lesion = subject.scan[0], subject.mask[0] > 0
+        assert lesion.any() and not (lesion & ~subject.brain).any()
+        if lesion.sum() > 8:
+            around = binary_dilation(lesion, iterations=2) & ~lesion & subject.brain
+            assert np.median(scan[lesion]) > 1.2 * np.median(scan[around])
+        below += np.count_nonzero(scan[subject.brain] < 0)
+        assert np.mean(scan[subject.brain] < 0) < 0.02
+    assert below
+
+
+def test_modalities_show_one_brain():
+    brains = [make_subject(replace(SETTINGS, modality=m), 0).brain for m in ("t1w", "flair", "dwi")]
+    assert all(np.array_equal(brain, brains[0]) for brain in brains)
+
+
+def test_dwi_and_flair_share_their_lesions_many_and_small():
+    counts = []
+    for index in range(12):
+        settings = replace(SETTINGS, healthy_fraction=0.0, spacing=(3.0,) * 3)
+        masks = [make_subject(replace(settings, modality=m), index).mask[0] for m in ("flair", "dwi")]
+        np.testing.assert_array_equal(*masks)
+        counts.append(label(masks[0], np.ones((3, 3, 3)))[1])
+    assert min(counts) == 1 and max(counts) > 5
+
+
+# --- grids ---------------------------------------------------------------------------------------------
+
+
+def written(folder, **changes):
+    """A subject's settings, files as NIfTI, and row of the table."""
+    settings = replace(SETTINGS, n_subjects=1, healthy_fraction=0.0, ext=".nii.gz", **changes)
+    write_cohort(settings, folder)
+    return settings, subject_files(folder, 0, settings), pd.read_csv(folder / "cohort.csv").iloc[0]
+
+
+def test_thick_slices_have_their_spacing_in_file_and_table(tmp_path):
+    settings, files, row = written(tmp_path, spacing=(6.0, 3.0, 4.0))
+    volume = read_volume(files.scan)
+    assert volume.spacing_mm == (6, 3, 4) and row.spacing_mm == "3.0 4.0 6.0"
+    assert volume.array.shape == (1, 32, 66, 58) and row["shape"] == "66 58 32"
+    subject = make_subject(settings, 0)
+    same = make_subject(replace(settings, spacing=(3.0,) * 3), 0)
+    assert subject.brain.sum() * 72 == pytest.approx(same.brain.sum() * 27, rel=0.02)  # mm3
+    assert int(subject.mask.sum()) * 72 == pytest.approx(int(same.mask.sum()) * 27, rel=0.2)
+
+
+def test_mask_on_its_own_grid_lies_on_the_same_lesion(tmp_path):
+    settings, files, row = written(
+        tmp_path, modality="flair", spacing=(6.0, 2.0, 2.0), mask_spacing=(3.0,) * 3, oblique=True
+    )
+    scan, mask = read_volume(files.scan), read_volume(files.mask, np.uint8)
+    assert mask.spacing_mm == pytest.approx((3, 3, 3)) and scan.spacing_mm == pytest.approx((6, 2, 2))
+    here, there = (Space(v.array.shape[1:], v.affine) for v in (scan, mask))
+    brought = resample(mask.array > 0, there, here)[0]
+    own = make_subject(replace(settings, mask_spacing=None), 0).mask[0] > 0
+    assert 2 * (brought & own).sum() / (brought.sum() + own.sum()) > 0.7
+    assert row.lesion_voxels == mask.array.sum() and row.spacing_mm == "2.0 2.0 6.0"
+
+
+def test_oblique_turns_the_affine_and_no_voxel(tmp_path):
+    straight, tilted = (written(tmp_path / str(o), modality="dwi", oblique=o)[1] for o in (False, True))
+    for a, b in zip(straight, tilted, strict=True):
+        plain, turned = read_volume(a), read_volume(b)
+        np.testing.assert_array_equal(plain.array, turned.array)
+        axes = [v.affine[:3, 2] / np.linalg.norm(v.affine[:3, 2]) for v in (plain, turned)]
+        assert 11 < np.degrees(np.arccos(axes[0] @ axes[1])) < 14
+    headers = [nib.load(file).header for file in tilted]
+    assert [(int(h["qform_code"]), int(h["sform_code"])) for h in headers] == [(2, 1), (0, 2), (2, 1)]
+    scan, mask = (read_volume(file) for file in (tilted.scan, tilted.mask))
+    assert Space(scan.array.shape[1:], scan.affine).is_close(Space(mask.array.shape[1:], mask.affine))
+
+
+def test_isles_names_and_true_brains(tmp_path):
+    _, files, _ = written(tmp_path, modality="dwi")
+    case = "sub-strokecase0001_ses-0001"
+    assert [str(file.relative_to(tmp_path)) for file in files] == [
+        f"Scans/{case}_dwi.nii.gz",
+        f"Masks/{case}_msk.nii.gz",
+        f"TrueBrains/{case}_dwi_desc-brain_mask.nii.gz",
+    ]
+    assert (read_volume(files.brain).array[0] > 0).sum() == make_subject(SETTINGS, 0).brain.sum()
+
+
+@pytest.mark.parametrize("arguments", [["--oblique"], ["--mask_spacing", 4], ["--spacing", 4, 4]])
+def test_grid_that_a_file_cannot_tell_is_refused(tmp_path, arguments):
+    out_dir = tmp_path / "new"
+    error = run_script("-m", "data.phantom", "--out_dir", out_dir, *arguments, cwd=tmp_path, code=2).err
+    assert arguments[0] in error and "Traceback" not in error and not out_dir.exists()

@@ -10,6 +10,7 @@ import pytest
 
 from data.head import head_mask
 from data.volumes import read_header, read_volume, write_like
+from tests.drawn import dice
 from tests.running import GRID, ROOT, run_script
 from tests.test_refusals import Files, refused
 
@@ -31,15 +32,11 @@ def write_nifti(path: Path, array: np.ndarray, slope: float = 1) -> None:
     image.to_filename(path)
 
 
-def dice(a: np.ndarray, b: np.ndarray) -> float:
-    return 2 * (a & b).sum() / (a.sum() + b.sum())
-
-
 @pytest.fixture(scope="module")
 def segmented(workspace, tmp_path_factory) -> SimpleNamespace:
     """A scan in a margin of air, with a broken voxel, and in a margin of padding, segmented; its mask is 0 and 255."""
-    root = tmp_path_factory.mktemp("real_files")
-    scan, mask = (np.load(sorted(folder.iterdir())[0])[0] for folder in (workspace.scans, workspace.masks))
+    root, brains = tmp_path_factory.mktemp("real_files"), workspace.scans.parent / "Brains"
+    scan, mask, brain = (np.load(sorted(f.iterdir())[0])[0] for f in (workspace.scans, workspace.masks, brains))
     margin = ((4, 4), (4, 4), (0, 0))
     plain = np.pad(scan, margin, constant_values=np.float32(2.6))
     broken = plain.copy()
@@ -48,6 +45,7 @@ def segmented(workspace, tmp_path_factory) -> SimpleNamespace:
     for name, array in variants.items():
         write_nifti(root / f"Scans/sub-{name}_T1w.nii.gz", array)
         write_nifti(root / f"Masks/sub-{name}_mask.nii.gz", np.pad(mask, margin) * np.uint8(255), slope=0.00392156)
+        write_nifti(root / f"Brains/sub-{name}_brain_mask.nii.gz", np.pad(brain, margin))
     run = run_script(
         *["test_strokeformer.py", "--scans", root / "Scans", "--masks", root / "Masks"],
         *["--ckpt_path", workspace.seg, *GRID, "--n_predictions", 0],

@@ -43,9 +43,9 @@ class Files:
 
     def __init__(self, cohort: Path, root: Path, ext: str) -> None:
         self.root, self.scans, self.masks = root, root / "Scans", root / "Masks"
-        for folder in ("Scans", "Masks"):
+        for folder in ("Scans", "Masks", "Brains"):
             for path in sorted((cohort / folder).iterdir())[:3]:
-                volume = read_volume(path, np.uint8 if folder == "Masks" else np.float32)
+                volume = read_volume(path, np.float32 if folder == "Scans" else np.uint8)
                 write_volume(root / folder / f"{path.stem}{ext}", volume.array, AFFINE)
         self.scan, self.mask = sorted(self.scans.iterdir())[1], sorted(self.masks.iterdir())[1]
 
@@ -116,7 +116,7 @@ BROKEN_NPY = {
     "a mask of another shape": (CV, lambda f: f.edit_mask(lambda a: a[:, :-1]), "mask", "resample one onto the other"),
     "a scan of another shape": (
         SLICES,
-        lambda f: [f.edit_scan(lambda a: a[:, 1:]), f.edit_mask(lambda a: a[:, 1:])],
+        lambda f: [shutil.rmtree(f.root / "Brains"), f.edit_scan(lambda a: a[:, 1:]), f.edit_mask(lambda a: a[:, 1:])],
         "scan",
         "--resize_to",
     ),
@@ -232,7 +232,7 @@ def test_paths_with_spaces_and_foreign_letters_work(cohort, tmp_path):
         *["--out_dir", out_dir],
         cwd=tmp_path,
     )
-    assert len(list((out_dir / "Heads").iterdir())) == 3
+    assert len(list((out_dir / "Brains").iterdir())) == 3
 
 
 # --- slices --------------------------------------------------------------------------------------------

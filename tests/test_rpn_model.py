@@ -8,11 +8,11 @@ from torchvision.models import resnet18
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.image_list import ImageList
 
-from data.grid import PreparedScan
 from models.anchors import ANCHOR_SIZES, ASPECT_RATIOS, SMALLEST_ON_LEVEL, fit_anchors
 from models.calibration import THRESHOLDS, calibration_summary, choose_threshold, coverage_curve
 from models.detector import PROPOSALS, Anchors, adapt_first_conv, build_detector, head_window
 from models.rpn import RPN
+from tests import drawn
 from utils.errors import UserError
 from utils.regions.region import Region
 
@@ -28,7 +28,7 @@ def prepared(depth=6, side=32, lesion=(slice(2, 4), slice(4, 10), slice(6, 14)))
     head[1 : depth - 1, 2:30, 2:30] = True
     mask = np.zeros(head.shape, bool)
     mask[lesion] = True
-    return PreparedScan("sub-1_T1w.npy", "1", head[None].astype(np.float16), head, mask, None, head.shape)
+    return drawn.prepared("sub-1_T1w.npy", head[None].astype(np.float16), head, mask)
 
 
 def detections(boxes):

@@ -160,10 +160,10 @@ def test_rpn_is_tested_on_slices(workspace):
     misses = {p.name.split("_slice-")[0] + ".npy" for p in (workspace.cwd / "rpn_scores/tested/misses").glob("*.png")}
     assert misses == missed and len(misses) <= 10
     regions = read_regions(workspace.cwd / "rpn_scores/tested/regions.json")
-    heads = {name: np.load(workspace.cwd / "slices/Heads" / name) for name in regions}
-    proposed = sum(region_mask(found, heads[name].shape).sum() for name, found in regions.items())
+    brains = {name: np.load(workspace.cwd / "slices/Brains" / name) for name in regions}
+    proposed = sum(region_mask(found, brains[name].shape).sum() for name, found in regions.items())
     assert len(regions) == 6
-    assert table.proposed_fraction[0] == pytest.approx(proposed / sum(head.sum() for head in heads.values()))
+    assert table.proposed_fraction[0] == pytest.approx(proposed / sum(brain.sum() for brain in brains.values()))
 
 
 def test_scans_with_masks_are_segmented_and_scored(workspace):
@@ -297,8 +297,9 @@ def test_interrupted_cross_validation_goes_on_where_it_stopped(cross_validated):
 
 def test_cross_validation_of_other_subjects_or_masks_is_refused_once_it_has_trained(cross_validated, cohort, tmp_path):
     cwd, command, _ = cross_validated
-    for part in ("Scans", "Masks"):
+    for part in ("Scans", "Masks", "Brains"):
         shutil.copytree(cohort / part, tmp_path / part)
+    shutil.copy(cohort / "cohort.csv", tmp_path)
     moved = [*command, "--scans_dir", tmp_path / "Scans", "--masks_dir", tmp_path / "Masks"]
     scores = (cwd / "scores/scores.csv").read_bytes()
     mask = sorted((tmp_path / "Masks").iterdir())[0]
@@ -307,7 +308,7 @@ def test_cross_validation_of_other_subjects_or_masks_is_refused_once_it_has_trai
     assert "belongs to other data: train " in error or "belongs to other data: val " in error
     assert "has changed; bring back what it was begun with" in error
     shutil.copy(cohort / "Masks" / mask.name, mask)
-    for part in ("Scans", "Masks"):
+    for part in ("Scans", "Masks", "Brains"):
         path = sorted((tmp_path / part).iterdir())[0]
         shutil.copy(path, path.with_name(path.name.replace("sub-r001s001", "sub-new")))
     assert "subject new has joined the cohort since" in run_script(*moved, cwd=cwd, code=2).err

@@ -1,6 +1,7 @@
 """2D decomposition: true indices, boxes, the table of slices, and volumes put back together."""
 
 import shutil
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -19,7 +20,7 @@ from utils.errors import UserError
 
 
 @pytest.fixture
-def cohort(tmp_path):
+def cohort(tmp_path, no_skulls):
     """Two scans of 12 slices whose brain fills slices 2 to 9; the second has a lesion in slices 4 and 5."""
     for subject in ("01", "02"):
         scan = np.zeros((1, 12, 20, 24), np.float32)
@@ -33,8 +34,7 @@ def cohort(tmp_path):
 
 
 def cut(cohort, out_dir):
-    grid = Grid((1, 12, 20, 24))
-    return cut_cohort(cohort, lambda case: prepare_scan(case, grid), out_dir)
+    return cut_cohort(cohort, partial(prepare_scan, grid=Grid((1, 12, 20, 24)), brains=out_dir / "found"), out_dir)
 
 
 def test_slices_with_brain_keep_their_true_index_and_air_is_skipped(cohort, tmp_path):
@@ -49,9 +49,9 @@ def test_slices_with_brain_keep_their_true_index_and_air_is_skipped(cohort, tmp_
 def test_slices_stack_back_into_the_volume_they_came_from(cohort, tmp_path):
     stacked = StackedScans(cut(cohort, tmp_path / "2d"))
     for case, again in zip(cohort, stacked, strict=True):
-        prepared = prepare_scan(case, Grid((1, 12, 20, 24)))
+        prepared = prepare_scan(case, Grid((1, 12, 20, 24)), tmp_path / "2d/found")
         assert again.name == case.name
-        for part in ("head", "mask"):
+        for part in ("brain", "mask"):
             np.testing.assert_array_equal(getattr(again, part), getattr(prepared, part))
         np.testing.assert_array_equal(again.scan, prepared.scan)
 
@@ -63,8 +63,8 @@ def test_folder_without_table_is_measured_to_the_same_rows(cohort, tmp_path):
     pd.testing.assert_frame_equal(
         measured.drop(columns=["depth", "brain_voxels"]), listed.drop(columns=["depth", "brain_voxels"])
     )
-    assert set(measured.depth) == {12}  # the head masks tell
-    shutil.rmtree(tmp_path / "2d/Heads")
+    assert set(measured.depth) == {12}  # the brain masks tell
+    shutil.rmtree(tmp_path / "2d/Brains")
     measured = read_slice_table(tmp_path / "2d/Scans", tmp_path / "2d/Masks")
     assert set(measured.depth) == {10}  # without them, too, the volume ends at its last slice
     assert [scan.brain.shape for scan in StackedScans(measured)] == [(10, 20, 24)] * 2

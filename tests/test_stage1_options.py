@@ -16,12 +16,12 @@ from torchvision.models.detection.roi_heads import RoIHeads
 
 from data.context import mirrored, network_channels, with_context
 from data.datamodules import RPNDataModule, SliceDataset
-from data.grid import PreparedScan
 from data.sampling import balanced_indices, natural_indices
 from data.transforms import RandLesionContrastd
 from models.detector import FPN_CHANNELS, build_detector
 from models.hard_negatives import HardNegatives
 from models.rpn import RPN
+from tests.drawn import prepared
 
 ANCHORS = (8.0, 16.0, 32.0, 64.0)
 
@@ -77,7 +77,7 @@ def test_training_and_inference_see_the_same_context(table, monkeypatch):
     head[3:11] = True
     model, seen = RPN(context=context, image_size=64), []
     monkeypatch.setattr(model, "detect", lambda images, _: [seen.append(image) or {} for image in images])
-    model.detect_volume(PreparedScan("sub-1.npy", "1", stack, head, head, None, head.shape))
+    model.detect_volume(prepared("sub-1.npy", stack, head, head))
     assert len(seen) == len(dataset) == 8
     for index, image in enumerate(seen):
         np.testing.assert_array_equal(image, dataset[0, index][0])

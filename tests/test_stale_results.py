@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from data.cohort import pair_cases
+from data.cohort import pair_cases, with_brains
 from data.fingerprints import changed_since, fingerprint
 from data.grid import Grid, cached_scan
 from data.volumes import read_volume, write_volume
@@ -54,11 +54,11 @@ def test_broken_store_costs_time_and_nothing_else(tmp_path, content):
 
 
 def test_cached_scan_is_made_anew_for_other_code_and_for_another_voxel_size(cohort, tmp_path, monkeypatch):
-    for part in ("Scans", "Masks"):
+    for part in ("Scans", "Masks", "Brains"):
         (tmp_path / part).mkdir()
         shutil.copy(sorted((cohort / part).iterdir())[0], tmp_path / part)
     shutil.copy(cohort / "cohort.csv", tmp_path)
-    (case,), grid = pair_cases([tmp_path / "Scans"], [tmp_path / "Masks"]), Grid((1, 24, 25, 29))
+    (case,), grid = with_brains(pair_cases([tmp_path / "Scans"], [tmp_path / "Masks"]), None), Grid((1, 24, 25, 29))
     assert cached_scan(case, grid, tmp_path / "cache").spacing_mm == (8, 8, 8)
     table = pd.read_csv(tmp_path / "cohort.csv")
     table.assign(spacing_mm="7 8 9").to_csv(tmp_path / "cohort.csv", index=False)
@@ -111,7 +111,7 @@ def test_prepared_scans_follow_a_redrawn_mask_a_mirrored_scan_and_a_removed_subj
 
 
 def test_slices_of_a_removed_subject_go_and_those_of_a_redrawn_mask_are_refused(cohort, tmp_path):
-    for part in ("Scans", "Masks"):
+    for part in ("Scans", "Masks", "Brains"):
         shutil.copytree(cohort / part, tmp_path / part)
     cut = ["-m", "data.slices", "--scans_dir", "Scans", "--masks_dir", "Masks", "--out_dir", "slices", *GRID]
     run_script(*cut, cwd=tmp_path)
@@ -120,7 +120,7 @@ def test_slices_of_a_removed_subject_go_and_those_of_a_redrawn_mask_are_refused(
     for path in [*(tmp_path / "Scans").glob(f"{subject}_*"), *(tmp_path / "Masks").glob(f"{subject}_*")]:
         path.unlink()
     run_script(*cut, cwd=tmp_path)
-    left = [path.name for part in ("Scans", "Masks", "Heads") for path in (tmp_path / "slices" / part).iterdir()]
+    left = [path.name for part in ("Scans", "Masks", "Brains") for path in (tmp_path / "slices" / part).iterdir()]
     assert left and not any(name.startswith(subject) for name in left)
 
     mask = next((tmp_path / "Masks").glob(f"{second.name.split('_')[0]}_*"))
@@ -149,7 +149,7 @@ def test_slices_are_not_cut_into_a_folder_with_others(cohort, tmp_path):
 
 
 def test_augmented_scans_are_made_anew_when_a_lesion_changes(cohort, tmp_path):
-    for part in ("Scans", "Masks"):
+    for part in ("Scans", "Masks", "Brains"):
         (tmp_path / part).mkdir()
         for path in sorted((cohort / part).iterdir())[:3]:
             shutil.copy(path, tmp_path / part)

@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 import torch
 
-from data.grid import PreparedScan
 from models.defaults import LOSS_CONFIG
 from models.gradcam import find_layers, gradcam
 from models.losses import build_classification_loss, build_loss, mask_outside
 from models.schedule import learning_rate
 from models.segmenters import STRIDES, build_segmenter
 from models.strokeformer import StrokeFormer, average_over_regions, split_by_depth
+from tests import drawn
 from utils.errors import UserError
 from utils.regions.region import Region, region_mask
 
@@ -25,7 +25,7 @@ def model():
 
 def prepared(shape=(20, 24, 28)):
     scan = np.random.default_rng(0).random((1, *shape)).astype(np.float16)
-    return PreparedScan("a.npy", "1", scan, np.ones(shape, bool), np.zeros(shape, bool), None, shape)
+    return drawn.prepared("a.npy", scan, np.ones(shape, bool), np.zeros(shape, bool))
 
 
 # --- networks ------------------------------------------------------------------------------------------
@@ -134,6 +134,14 @@ def test_outside_the_regions_the_prediction_is_certain_background(model):
     assert probabilities.shape == (2, 20, 24, 28)
     np.testing.assert_allclose(probabilities.sum(0), 1, atol=1e-5)
     assert (probabilities[0][~inside] == 1).all() and (probabilities[0][inside] < 1).all()
+
+
+def test_outside_the_brain_the_prediction_is_certain_background(model):
+    scan = prepared()
+    scan.brain[:, :12] = False
+    probabilities = model.segment(scan, None)
+    assert (probabilities[0, :, :12] == 1).all() and (probabilities[1, :, :12] == 0).all()
+    assert (probabilities[1, :, 12:] > 0).all()
 
 
 def test_scan_without_regions_is_background(model):

@@ -16,13 +16,14 @@ GRID = Grid((1, 16, 20, 24))
 
 @pytest.fixture
 def case(tmp_path):
-    """A scan whose voxels tell their place, with a lesion of 2 x 2 x 2 at (8, 10, 12)."""
+    """A scan whose voxels tell their place, with a lesion of 2 x 2 x 2 at (8, 10, 12); brain all over."""
     scan = np.arange(16 * 20 * 24, dtype=np.float32).reshape(1, 16, 20, 24)
     mask = np.zeros(scan.shape, np.uint8)
     mask[0, 8:10, 10:12, 12:14] = 1
-    case = Case("1", None, tmp_path / "sub-1_T1w.npy", tmp_path / "sub-1_mask.npy")
+    case = Case("1", None, *(tmp_path / f"sub-1_{name}.npy" for name in ("T1w", "mask", "brain_mask")))
     write_volume(case.scan, scan)
     write_volume(case.mask, mask)
+    write_volume(case.brain, np.ones_like(mask))
     return case
 
 
@@ -35,6 +36,16 @@ def test_validation_window_is_the_region_itself(case, tmp_path):
     assert item["image"].shape == item["mask"].shape == item["region"].shape == (1, 8, 8, 8)
     assert item["region"].all() and item["mask"].sum() == 8 and item["has_lesion"] == 1
     assert item["mask"][0, 4:6, 4:6, 4:6].all()
+
+
+def test_only_the_brain_of_a_region_counts_and_a_lesion_outside_is_none(case, tmp_path):
+    brain = np.ones((1, 16, 20, 24), np.uint8)
+    brain[:, 8:] = 0  # the lesion begins there
+    write_volume(case.brain, brain)
+    regions = {case.name: [Region(0, 16, 8, 6, 16, 14)]}
+    item = RegionDataset([case], regions, GRID, (16, 8, 8), tmp_path / "cache")[0, 0]
+    assert item["region"][0, :8].all() and not item["region"][0, 8:].any()
+    assert item["has_lesion"] == 0 and item["mask"].sum() == 8
 
 
 def test_window_without_lesion_says_so(case, tmp_path):

@@ -1,4 +1,4 @@
-"""Reading, writing, head mask, normalisation, and the networks' grid."""
+"""Reading, writing, head mask, and normalisation."""
 
 import gzip
 
@@ -10,21 +10,11 @@ from hypothesis import strategies as st
 
 from data.checks import check_headers, find_head, read_binary, read_spacing, require_mask_in_head
 from data.cohort import Case
-from data.grid import Grid, cached_scan, fit, prepare_scan
 from data.head import head_mask, normalise
 from data.volumes import read_header, read_volume, volume_shape, write_like, write_volume
+from tests.drawn import ball
 from tests.fuzz_readers import try_readers, valid_files, write_edited, write_mutated
 from utils.errors import UserError
-
-
-def ball(shape=(24, 30, 26), radius=9.0, noise=1.0, seed=0):
-    """A head-like ball of tissue 60 around CSF 15 in noisy air; returns the scan (D, H, W) and the true head."""
-    grid = np.indices(shape) - (np.array(shape)[:, None, None, None] - 1) / 2
-    distance = np.sqrt((grid**2).sum(0))
-    scan = np.where(distance < radius, 60.0, 0.0)
-    scan[distance < 3] = 15
-    rng = np.random.default_rng(seed)
-    return np.abs(scan + rng.normal(0, noise, shape)).astype(np.float32), distance < radius
 
 
 def overlap(a: np.ndarray, b: np.ndarray) -> float:
@@ -497,53 +487,3 @@ def test_voxel_sizes_that_are_none_are_refused(tmp_path, sizes):
     case = npy_cases(tmp_path, f"scan,spacing_mm\nsub-1_T1w.npy,{sizes}\n")[1]
     with pytest.raises(UserError, match=r"cohort\.csv gives no three numbers H W D in mm as spacing_mm of sub-1_T1w"):
         read_spacing(case)
-
-
-# --- grid ----------------------------------------------------------------------------------------------
-
-
-def test_fit_crops_and_pads_about_the_centre():
-    array = np.arange(1, 7).reshape(1, 6)
-    assert fit(array, (1, 4)).tolist() == [[2, 3, 4, 5]]
-    assert fit(array, (1, 8)).tolist() == [[0, 1, 2, 3, 4, 5, 6, 0]]
-
-
-@given(st.tuples(*[st.integers(1, 9)] * 3), st.tuples(*[st.integers(1, 9)] * 3))
-def test_fit_and_back_puts_every_kept_voxel_where_it_was(shape, other):
-    array = np.arange(1, np.prod(shape) + 1).reshape(shape)
-    back = fit(fit(array, other), shape)
-    assert back.shape == shape
-    kept = back > 0
-    np.testing.assert_array_equal(back[kept], array[kept])
-    assert kept.sum() == np.prod([min(a, b) for a, b in zip(shape, other, strict=True)])
-
-
-def test_default_grid_takes_atlas_volumes_whole_in_depth():
-    atlas = np.zeros((1, 189, 197, 233), bool)
-    atlas[0, 0, 98, 116] = atlas[0, 188, 98, 116] = True
-    placed = Grid((1, 189, 192, 192)).place(atlas)
-    assert placed.shape == (1, 189, 192, 192) and placed.sum() == 2
-
-
-def test_resized_mask_stays_binary_and_returns_to_its_place():
-    grid = Grid((1, 4, 20, 20), (40, 30))
-    mask = np.zeros((4, 20, 20), bool)
-    mask[1:3, 5:15, 5:15] = True
-    placed = grid.place(mask, nearest=True)
-    assert placed.shape == grid.shape == (4, 40, 30) and placed.dtype == bool
-    back = grid.restore(placed.astype(np.float32), mask.shape) > 0.5
-    assert (back & mask).sum() / (back | mask).sum() > 0.95
-
-
-def test_cached_scan_equals_the_prepared_one_and_follows_a_changed_file(tmp_path):
-    scan, truth = ball()
-    case = Case("1", None, tmp_path / "sub-1_T1w.npy", tmp_path / "sub-1_mask.npy")
-    write_volume(case.scan, scan[None])
-    write_volume(case.mask, truth[None].astype(np.uint8))
-    grid = Grid((1, 24, 32, 32))
-    prepared, cached = prepare_scan(case, grid), cached_scan(case, grid, tmp_path / "cache")
-    for part in ("scan", "head", "mask"):
-        np.testing.assert_array_equal(getattr(cached, part), getattr(prepared, part))
-    assert isinstance(cached.scan, np.memmap) and cached.own_shape == (24, 30, 26)
-    write_volume(case.mask, np.zeros_like(truth[None], np.uint8))
-    assert not cached_scan(case, grid, tmp_path / "cache").mask.any()

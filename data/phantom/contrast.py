@@ -8,12 +8,10 @@ from data.phantom.fields import Field
 from data.phantom.heads import MIDLINE_MM, ORIGIN_MM, Head
 
 WHITE = (70, 90)  # intensity of white matter, about ATLAS's raw T1w
-BIAS, BIAS_MM = 0.12, 220  # log standard deviation and wavelength of the receive field
-# The templates are means over 152 heads: their tissue maps are blurred, and their sulci all but closed. The share of a
-# tissue in a voxel is its map's power, with a weight for the fluid.
-SHARPNESS, FLUID_WEIGHT = 2.0, 1.5
+BIAS_MM = 220  # wavelength of the receive field
+TEXTURE_MM = (6.0, 40.0)  # wavelengths of what makes tissue uneven: fibres and vessels, and its regions
 # Places in MNI mm (mirrored), where air in the skull disturbs the field, and the reach of its effects in mm.
-AIR_MM, PILE_UP_MM, DROPOUT_MM = ((8, 34, -26), (50, -22, -28)), 17.0, 9.0
+AIR_MM, PILE_UP_MM, DROPOUT_MM = ((8, 36, -32), (50, -22, -34)), 20.0, 13.0
 RINGING_VOXELS = 0.8  # width of the blur whose difference to the scan an interpolating spline overshoots by
 
 
@@ -25,7 +23,9 @@ class Modality:
     lesion: level of a lesion's core.
     detail: how much of the template's own T1w detail shows.
     distractor: by how much spots that are no lesions are brighter, in units of their depth.
-    noise: standard deviation of the complex noise as a share of white matter. pile_up: gain beside air.
+    texture: standard deviation of the unevenness of tissue, for each of `TEXTURE_MM`.
+    bias: log standard deviation of the receive field, little where scans are corrected for it as ATLAS's are.
+    noise: range of the standard deviation of the complex noise, as a share of white matter. pile_up: gain beside air.
     ringing: share of the overshoot of resampling at edges, which makes dark voxels negative.
     """
 
@@ -34,7 +34,9 @@ class Modality:
     lesion: tuple[float, float]
     detail: float
     distractor: float
-    noise: float
+    texture: tuple[float, float]
+    bias: float
+    noise: tuple[float, float]
     pile_up: float = 0.0
     ringing: float = 0.0
 
@@ -48,19 +50,21 @@ def _outside(*spans: tuple[float, float]) -> dict[str, tuple[float, float]]:
 
 MODALITIES = {
     "t1w": Modality(
-        brain={"grey": (0.65, 0.78), "fluid": (0.2, 0.35)},
+        brain={"grey": (0.7, 0.83), "fluid": (0.15, 0.3)},
         outside=_outside(
-            *[(0.05, 0.12), (0.45, 0.8), (1.05, 1.4), (0.5, 0.7)],
+            *[(0.05, 0.12), (0.25, 0.6), (0.85, 1.2), (0.5, 0.7)],
             *[(0.42, 0.55), (0.35, 0.5), (0.18, 0.25), (0.75, 0.85)],
         ),
-        lesion=(0.2, 0.35),
+        lesion=(0.15, 0.4),
         detail=0.3,
         distractor=-1.0,
-        noise=0.025,
+        texture=(0.01, 0.03),
+        bias=0.06,
+        noise=(0.01, 0.03),
     ),
     # An inversion nulls fluid; scalp fat is bright, the eye dark as CSF.
     "flair": Modality(
-        brain={"grey": (1.12, 1.28), "fluid": (0.1, 0.2)},
+        brain={"grey": (1.2, 1.45), "fluid": (0.08, 0.25)},
         outside=_outside(
             *[(0.05, 0.1), (0.5, 0.8), (1.0, 1.4), (0.5, 0.7)],
             *[(0.4, 0.55), (0.7, 1.0), (0.1, 0.2), (0.9, 1.0)],
@@ -68,52 +72,58 @@ MODALITIES = {
         lesion=(1.4, 2.0),
         detail=0.15,
         distractor=1.5,
-        noise=0.03,
-        ringing=0.25,
+        texture=(0.025, 0.1),
+        bias=0.08,
+        noise=(0.012, 0.03),
+        ringing=0.4,
     ),
     # Echo-planar with suppressed fat: little is seen of the scalp, much of the air in the skull.
     "dwi": Modality(
-        brain={"grey": (1.05, 1.2), "fluid": (0.3, 0.5)},
+        brain={"grey": (1.2, 1.45), "fluid": (0.15, 0.35)},
         outside=_outside(
             *[(0.02, 0.06), (0.04, 0.1), (0.08, 0.18), (0.1, 0.2)],
             *[(0.15, 0.3), (0.2, 0.35), (0.15, 0.3), (0.8, 1.0)],
         ),
-        lesion=(1.6, 2.8),
+        lesion=(1.5, 2.6),
         detail=0.1,
         distractor=0.5,
-        noise=0.03,
-        pile_up=0.6,
-        ringing=0.25,
+        texture=(0.03, 0.1),
+        bias=0.08,
+        noise=(0.015, 0.04),
+        pile_up=0.8,
+        ringing=0.4,
     ),
 }
 
 
 def draw_levels(modality: Modality, brain: np.random.Generator, outside: np.random.Generator) -> dict[str, float]:
-    """Intensity of each tissue; two streams, so that the brain is the same with and without what is outside."""
+    """Intensity of tissues and noise; two streams, so that the brain is the same with and without a skull."""
     white = brain.uniform(*WHITE)
     levels = {"white": white}
     for tissue, span in {**modality.brain, "lesion": modality.lesion}.items():
         levels[tissue] = white * brain.uniform(*span)
     for tissue, span in modality.outside.items():
         levels[tissue] = white * outside.uniform(*span)
-    return {**levels, "csf": levels["fluid"]}
+    return {**levels, "csf": levels["fluid"], "noise": white * brain.uniform(*modality.noise)}
 
 
-def paint_brain(head: Head, levels: dict[str, float], detail: float) -> np.ndarray:
-    """Intensities of the brain's tissues, with a share of the template's own detail. (H, W, D) float32, 0 outside."""
-    grey, white, t1 = (a[head.brain] for a in (head.grey, head.white, head.t1))
-    fluid = np.clip(1 - grey - white, 0, None)
-    template = 0.85 * white + 0.62 * grey + 0.25 * fluid
-    grey, white, fluid = grey**SHARPNESS, white**SHARPNESS, FLUID_WEIGHT * fluid**SHARPNESS
-    painted = (levels["white"] * white + levels["grey"] * grey + levels["fluid"] * fluid) / (grey + white + fluid)
-    scan = np.zeros(head.brain.shape, np.float32)
-    scan[head.brain] = np.clip(painted + detail * levels["white"] * (t1 - template), 0, None)
+def paint_brain(head: Head, modality: Modality, levels: dict[str, float], rng: np.random.Generator) -> np.ndarray:
+    """Intensities of the brain's tissues, with a share of the template's own detail and a texture.
+
+    Returns:
+        (H, W, D) float32, 0 outside of the brain.
+    """
+    fluid = head.brain - head.grey - head.white
+    scan = levels["white"] * head.white + levels["grey"] * head.grey + levels["fluid"] * fluid
+    scan = np.clip(scan + modality.detail * levels["white"] * head.detail, 0, None).astype(np.float32)
+    for wavelength, strength in zip(TEXTURE_MM, modality.texture, strict=True):
+        scan *= 1 + strength * Field.draw(wavelength, rng, waves=24).blurred(head.grid.smoothing_mm).on(head.grid)
     return scan
 
 
 def draw_bias(head: Head, modality: Modality, rng: np.random.Generator) -> np.ndarray:
     """What the scanner multiplies the signal by: the receive field, and pile-up and dropout beside air."""
-    bias = np.exp(BIAS * Field.draw(BIAS_MM, rng).on(head.grid))
+    bias = np.exp(modality.bias * Field.draw(BIAS_MM, rng).on(head.grid))
     if modality.pile_up:
         strength = np.clip(1 + 0.8 * Field.draw(30, rng).on(head.grid), 0, None)
         for place in AIR_MM:
@@ -133,7 +143,7 @@ def _square_distance(template_mm: np.ndarray, place: tuple[float, float, float])
 
 def measure(signal: np.ndarray, head: Head, modality: Modality, levels: dict, rng: np.random.Generator) -> np.ndarray:
     """The scan of a noise-free signal; the brain's voxels do not depend on the signal outside of it."""
-    scan = rician(signal, modality.noise * levels["white"], rng)
+    scan = rician(signal, levels["noise"], rng)
     if modality.ringing:
         from scipy.ndimage import gaussian_filter
 

@@ -1,10 +1,11 @@
 """Voxel grids of the synthetic cohort in millimetres, and smooth random fields on them."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 FIELD_OF_VIEW_MM = (197, 233, 189)  # of the template and of ATLAS v2.0, along H, W, D
+SMOOTHING = 0.3  # of a voxel's size: the standard deviation of a box; voxels up to 1 mm show the templates as they are
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,11 @@ class Grid:
         return tuple(max(round(extent / size), 1) for extent, size in sizes)
 
     @property
+    def smoothing_mm(self) -> tuple[float, float, float]:
+        """Standard deviations along H, W, D of the Gaussian that stands for a voxel's partial volume."""
+        return tuple(SMOOTHING * size if size > 1 else 0.0 for size in self.spacing_hwd)
+
+    @property
     def axes_mm(self) -> list[np.ndarray]:
         """Voxel centres along H, W and D, float64."""
         sizes = zip(FIELD_OF_VIEW_MM, self.spacing_hwd, self.shape, strict=True)
@@ -42,11 +48,12 @@ class Grid:
 class Field:
     """A smooth random field of unit variance over space: a sum of plane waves.
 
-    wave: (N, 3), radians per mm along H, W, D. phase: (N,).
+    wave: (N, 3), radians per mm along H, W, D. phase, amplitude: (N,).
     """
 
     wave: np.ndarray
     phase: np.ndarray
+    amplitude: np.ndarray
 
     @staticmethod
     def draw(wavelength_mm: float, rng: np.random.Generator, waves: int = 12) -> "Field":
@@ -54,29 +61,30 @@ class Field:
         direction = rng.normal(size=(waves, 3))
         direction /= np.linalg.norm(direction, axis=1, keepdims=True)
         wave = 2 * np.pi / wavelength_mm * rng.uniform(0.6, 1.4, (waves, 1)) * direction
-        return Field(wave, rng.uniform(0, 2 * np.pi, waves))
+        return Field(wave, rng.uniform(0, 2 * np.pi, waves), np.full(waves, (2 / waves) ** 0.5))
 
     def after(self, matrix: np.ndarray, offset: np.ndarray) -> "Field":
         """The field whose value at x is this one's at ``matrix @ x + offset``."""
-        return Field(self.wave @ matrix, self.phase + self.wave @ offset)
+        return replace(self, wave=self.wave @ matrix, phase=self.phase + self.wave @ offset)
+
+    def blurred(self, sigma_mm: tuple[float, float, float]) -> "Field":
+        """The field after a Gaussian of `sigma_mm` along H, W, D, as coarse voxels would show it."""
+        return replace(self, amplitude=self.amplitude * np.exp(-((self.wave * sigma_mm) ** 2).sum(1) / 2))
 
     def at(self, points_mm: np.ndarray) -> np.ndarray:
         """(...) float32 at (3, ...) points."""
         field = np.zeros(points_mm.shape[1:], np.float32)
-        for wave, phase in zip(self.wave.astype(np.float32), self.phase.astype(np.float32), strict=True):
-            field += np.cos(np.tensordot(wave, points_mm, 1) + phase)
-        return field * self._scale
+        waves = (part.astype(np.float32) for part in (self.wave, self.phase, self.amplitude))
+        for wave, phase, amplitude in zip(*waves, strict=True):
+            field += amplitude * np.cos(np.tensordot(wave, points_mm, 1) + phase)
+        return field
 
     def on(self, grid: Grid) -> np.ndarray:
         """(H, W, D) float32 on a grid: there a wave is a product over the axes, and the sum one matrix product."""
         h, w, d = (np.exp(1j * np.outer(axis, self.wave[:, i])) for i, axis in enumerate(grid.axes_mm))
-        left = h * np.exp(1j * self.phase)
+        left = h * np.exp(1j * self.phase) * self.amplitude
         right = (w[:, None] * d[None]).reshape(-1, len(self.phase))
         parts = [
             np.concatenate(pair, 1).astype(np.float32) for pair in ((left.real, left.imag), (right.real, -right.imag))
         ]
-        return (parts[0] @ parts[1].T).reshape(grid.shape) * self._scale
-
-    @property
-    def _scale(self) -> np.float32:
-        return np.float32((2 / len(self.phase)) ** 0.5)
+        return (parts[0] @ parts[1].T).reshape(grid.shape)

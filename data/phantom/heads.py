@@ -16,22 +16,31 @@ ORIGIN_MM = (98.0, 134.0, 72.0)  # where MNI's (0, 0, 0), the anterior commissur
 VENTRICLES_MM = np.array([98.0, 120.0, 88.0])
 # How much larger the template is than a head: its brain mask holds 1,887 cm3, an adult's brain with CSF 1,200 to 1,800.
 SHRINKAGE, AXIS_SHRINKAGE = (1.04, 1.14), (0.98, 1.02)
-SMOOTHING = 0.4  # of a voxel's size, as the standard deviation that stands for its partial volume
+# The templates are means over 152 heads: their tissue maps are blurred and their sulci all but closed. The share of a
+# tissue in a voxel is its map's power; random folds decide between gyri and sulci where the maps do not.
+SHARPNESS, FLUID_WEIGHT = 2.0, 1.5
+FOLDS_MM, FOLD_STRENGTH = 17.0, 1.1  # about two gyri's distance, and the log weight of fluid and against white matter
+# Centre and half-axes in template mm of what has no gyri of that size: brain stem with cerebellum, deep grey matter.
+UNFOLDED = (((98.0, 78.0, 28.0), (62.0, 50.0, 36.0)), ((98.0, 122.0, 74.0), (42.0, 48.0, 30.0)))
 
 
 @dataclass(frozen=True)
 class Head:
     """A warped brain on its grid: where each voxel lies in the template (mm), and what it is made of.
 
-    template_mm: (3, H, W, D) float32. t1, grey, white: (H, W, D) float32, 0 outside of the brain.
+    template_mm: (3, H, W, D) float32.
+    detail: (H, W, D) float32, how the template's T1w deviates from the mean levels of its tissues.
+    grey, white: (H, W, D) float32, shares of a voxel, 0 outside of the brain.
+    tissue: (H, W, D) bool, where lesions may lie: grey or white matter, as the template has it.
     brain: (H, W, D) bool, the true brain mask: tissue with the CSF of sulci and ventricles.
     """
 
     grid: Grid
     template_mm: np.ndarray
-    t1: np.ndarray
+    detail: np.ndarray
     grey: np.ndarray
     white: np.ndarray
+    tissue: np.ndarray
     brain: np.ndarray
 
 
@@ -41,17 +50,19 @@ class Head:
 @lru_cache(maxsize=2)
 def load_templates(smoothing_mm: tuple[float, float, float] = (0.0, 0.0, 0.0)) -> dict[str, np.ndarray]:
     """The MNI152 maps ``t1``, ``gm``, ``wm`` and ``brain`` at 1 mm, (197, 233, 189) float32 in [0, 1]."""
+    if any(smoothing_mm):
+        from scipy.ndimage import gaussian_filter
+
+        return {name: gaussian_filter(array, smoothing_mm) for name, array in load_templates().items()}
     import nibabel as nib
     import nilearn.datasets
-    from scipy.ndimage import gaussian_filter
 
     folder = Path(nilearn.datasets.__file__).parent / "data"
     maps = {}
     for tissue in ("t1", "gm", "wm"):
         image = nib.load(folder / f"mni_icbm152_{tissue}_tal_nlin_sym_09a_converted.nii.gz")
         maps[tissue] = np.asarray(image.dataobj, np.float32) / 255
-    maps["brain"] = (maps["t1"] > 0).astype(np.float32)
-    return {name: gaussian_filter(array, smoothing_mm) for name, array in maps.items()}
+    return {**maps, "brain": (maps["t1"] > 0).astype(np.float32)}
 
 
 # --- anatomy -------------------------------------------------------------------------------------------
@@ -62,15 +73,33 @@ def warp_head(grid: Grid, warp_mm: float, rng: np.random.Generator) -> Head:
     from scipy.ndimage import map_coordinates
 
     points = _deform(grid, warp_mm, rng)
-    maps = load_templates(tuple(SMOOTHING * size if size > 1 else 0.0 for size in grid.spacing_hwd))
+    maps = load_templates(grid.smoothing_mm)
     brain = map_coordinates(maps["brain"], points, order=1) > 0.5
-    inside = points[:, brain]
-    tissues = []
-    for name in ("t1", "gm", "wm"):
-        tissue = np.zeros(grid.shape, np.float32)
-        tissue[brain] = map_coordinates(maps[name], inside, order=1)
-        tissues.append(tissue)
-    return Head(grid, points, *tissues, brain)
+    t1, grey, white = (map_coordinates(maps[name], points[:, brain], order=1) for name in ("t1", "gm", "wm"))
+    fluid = np.clip(1 - grey - white, 0, None)
+    detail = t1 - (0.85 * white + 0.62 * grey + 0.25 * fluid)
+    tissue = grey + white > 0.5
+    sulcus = _sulci(grid, points[:, brain], brain, rng)
+    grey, white, fluid = grey**SHARPNESS, (white / sulcus) ** SHARPNESS, FLUID_WEIGHT * (fluid * sulcus) ** SHARPNESS
+    whole = grey + white + fluid
+    return Head(grid, points, *(_spread(part, brain) for part in (detail, grey / whole, white / whole, tissue)), brain)
+
+
+def _sulci(grid: Grid, points: np.ndarray, brain: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """(N,) factor for the voxels of the brain, at `points`: above 1 where a sulcus may be, below it in a gyrus."""
+    folds = Field.draw(FOLDS_MM, rng, waves=24).blurred(grid.smoothing_mm).on(grid)[brain]
+    strength = np.full(len(folds), FOLD_STRENGTH, np.float32)
+    for centre, half in UNFOLDED:
+        radius = np.sqrt(sum(((p - c) / h) ** 2 for p, c, h in zip(points, centre, half, strict=True)))
+        strength *= np.clip((radius - 0.9) / 0.3, 0, 1)
+    return np.exp(strength * (1 - 1.6 * np.abs(folds)))  # sulci follow the zeros of the field
+
+
+def _spread(values: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """The values of a mask's voxels in its volume, 0 outside."""
+    volume = np.zeros(mask.shape, values.dtype)
+    volume[mask] = values
+    return volume
 
 
 def _deform(grid: Grid, warp_mm: float, rng: np.random.Generator) -> np.ndarray:

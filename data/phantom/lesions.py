@@ -30,7 +30,7 @@ class Pattern:
 
 CHRONIC = Pattern({1: 0.65, 2: 0.25, 3: 0.10}, 2.0)
 # ISLES 2022 has scans of one infarct and of dozens (Hernandez Petzsche et al., 2022, 10.1038/s41597-022-01875-5).
-ACUTE = Pattern({1: 0.34, 2: 0.16, 3: 0.12, 4: 0.1, 6: 0.1, 9: 0.08, 13: 0.06, 20: 0.04}, 0.6, 0.6)
+ACUTE = Pattern({1: 0.25, 2: 0.15, 3: 0.12, 5: 0.14, 8: 0.12, 12: 0.1, 16: 0.07, 22: 0.05}, 0.6, 0.6)
 PATTERNS = {"t1w": CHRONIC, "flair": ACUTE, "dwi": ACUTE}
 
 
@@ -64,8 +64,7 @@ class Tissue:
 
     @staticmethod
     def of(head: Head) -> "Tissue":
-        tissue = head.brain & (head.grey + head.white > 0.5)
-        return Tissue(np.argwhere(tissue), head.template_mm[:, tissue], head.grid.spacing_mm)
+        return Tissue(np.argwhere(head.tissue), head.template_mm[:, head.tissue], head.grid.spacing_mm)
 
 
 def draw_lesion(

@@ -57,7 +57,7 @@ def make_subject(settings: Settings, index: int) -> Subject:
     modality = MODALITIES[settings.modality]
     head = warp_head(Grid(settings.spacing), settings.warp_mm, streams["anatomy"])
     levels = draw_levels(modality, streams["contrast"], streams["outside"])
-    signal = paint_brain(head, levels, modality.detail)
+    signal = paint_brain(head, modality, levels, streams["contrast"])
     paint_distractors(signal, head, modality.distractor, streams["anatomy"])
     mask = np.zeros(signal.shape, bool)
     if index not in healthy_subjects(settings):

@@ -1,0 +1,31 @@
+"""Small drawings that stand for scans."""
+
+import numpy as np
+
+from data.grid import PreparedScan
+from data.nifti import affine_of
+from data.space import Space
+
+
+def prepared(name: str, scan: np.ndarray, brain: np.ndarray, mask: np.ndarray | None = None) -> PreparedScan:
+    """A scan (C, D, H, W) on the networks' grid, which is its own and of untold voxel size."""
+    space = Space(brain.shape, affine_of((1, 1, 1)))
+    return PreparedScan(name, "1", scan, brain, mask, space, space, False)
+
+
+def ball(shape=(24, 30, 26), radius=9.0, noise=1.0, seed=0, middle=(0, 0, 0)):
+    """A head-like ball of tissue 60 around CSF 15 in noisy air; returns the scan (D, H, W) and the true head.
+
+    Args:
+        middle: (D, H, W) in voxels from the middle of the field of view.
+    """
+    centre = (np.array(shape) - 1) / 2 + middle
+    distance = np.linalg.norm(np.indices(shape) - centre[:, None, None, None], axis=0)
+    scan = np.where(distance < radius, 60.0, 0.0)
+    scan[distance < 3] = 15
+    rng = np.random.default_rng(seed)
+    return np.abs(scan + rng.normal(0, noise, shape)).astype(np.float32), distance < radius
+
+
+def dice(a: np.ndarray, b: np.ndarray) -> float:
+    return 2 * np.count_nonzero(a & b) / (np.count_nonzero(a) + np.count_nonzero(b))
