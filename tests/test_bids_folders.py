@@ -62,8 +62,7 @@ def test_masks_of_isles_keep_every_voxel_there_and_back(prepared, isles, tmp_pat
 
 def test_scan_lies_where_it_lay(prepared, isles):
     """The brightest place of a scan is as bright at the same place of the scanner before and after."""
-    _, out_dir, _ = prepared
-    for path in (out_dir / "Scans").iterdir():
+    for path in (prepared[1] / "Scans").iterdir():
         ours, theirs = nib.load(path), nib.load(next(isles.rglob(path.name)))
         voxel = np.unravel_index(ours.get_fdata().argmax(), ours.shape)
         there = np.linalg.solve(theirs.affine, ours.affine @ [*voxel, 1])[:3].round().astype(int)
@@ -74,9 +73,12 @@ def test_scan_lies_where_it_lay(prepared, isles):
 def test_folders_like_isles_are_cross_validated_and_predictions_restored(isles, tmp_path):
     said = prepare("bids", isles, tmp_path / "Base", "--scan_pattern", "*_flair").out
     scan_dim = re.search(r"Grid of --scan_dim (\d+ \d+ \d+ \d+)", said)[1].split()
+    one, two, three, four = (f"strokecase000{number}" for number in range(1, 5))
+    folds = [{"train": [one, two], "val": [three], "test": [four]}]
+    (tmp_path / "folds.json").write_text(json.dumps({"folds": folds}))
     run_script(
-        *["cross_validation.py", "--scans_dir", "Base/Scans", "--masks_dir", "Base/Masks", "--k", 2, "--splits"],
-        *[25, 25, 50, "--model_prefix", "seg", "--rpn_model_prefix", "rpn", "--scan_dim", *scan_dim, *ROI, *QUICK],
+        *["cross_validation.py", "--scans_dir", "Base/Scans", "--masks_dir", "Base/Masks", "--folds", "folds.json"],
+        *["--model_prefix", "seg", "--rpn_model_prefix", "rpn", "--scan_dim", *scan_dim, *ROI, *QUICK],
         *["--max_epochs", 1, "--rpn_max_epochs", 2, "--rpn_image_size", 64, "--rpn_lr", 1e-3, "--rpn_batch_size", 8],
         *["--score_threshold", 0.02, "--n_predictions", 0, "--offline"],
         cwd=tmp_path,
@@ -115,9 +117,8 @@ def test_real_case_of_isles_goes_through_without_an_argument_on_its_grid(contras
 def block(shape=(20, 24, 18), margin: int = 4, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """A head that is a block in noisy air and, of it, a lesion; (H, W, D)."""
     rng = np.random.default_rng(seed)
-    inside = tuple(slice(margin, size - margin) for size in shape)
     head, lesion = np.zeros(shape, np.uint8), np.zeros(shape, np.uint8)
-    head[inside] = 1
+    head[tuple(slice(margin, size - margin) for size in shape)] = 1
     lesion[margin + 1 : margin + 4, margin + 2 : margin + 5, margin + 3 : margin + 6] = 1
     scan = rng.normal(0, 1, shape) ** 2 + head * rng.normal(100, 8, shape) + 60 * lesion
     return scan.astype(np.float32), lesion
@@ -191,10 +192,9 @@ def test_spacing_is_the_median_and_the_grid_holds_every_brain(folder, tmp_path):
     kept = folder.table.lesion_cm3 / folder.table.source_lesion_cm3
     assert kept[[1, 3]].tolist() == [1, 1] and kept.between(0.6, 1.4).all()
     for path in (folder.out_dir / "Brains").iterdir():
-        brain = np.load(path)[0]
-        own = nib.load(folder.brains / f"{path.name.replace('_T1w_desc', '_T1w_desc')[:-4]}.nii.gz")
+        own = nib.load(folder.brains / f"{path.stem}.nii.gz")
         own_mm3 = np.count_nonzero(own.dataobj) * np.prod(own.header.get_zooms())
-        assert brain.sum() * 1000 == pytest.approx(own_mm3, rel=0.1)
+        assert np.load(path).sum() * 1000 == pytest.approx(own_mm3, rel=0.1)
     restored = restore(folder.out_dir / "Masks", folder.out_dir, tmp_path / "native")
     for path, case in zip(restored, find_cases(folder.root, LAYOUTS["bids"]), strict=True):
         if "sub-b" in path.name or "sub-d" in path.name:  # not resampled
@@ -248,7 +248,7 @@ def test_what_was_prepared_in_or_around_the_root_is_not_prepared_again(folder, o
 
 
 def spoil(folder: Folder, how: str) -> None:
-    scan, mask, brain = folder.root / "sub-1_T1w.nii.gz", folder.root / "sub-1_lesion.nii.gz", folder.brains
+    scan, mask = (folder.root / f"sub-1_{what}.nii.gz" for what in ("T1w", "lesion"))
     (brain,) = folder.brains.glob("sub-1_*")
     image = nib.load(mask)
     if how == "no mask":
