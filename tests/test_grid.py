@@ -113,13 +113,13 @@ def test_brain_is_in_the_middle_of_the_grid_wherever_it_is_in_the_scan(tmp_path,
     assert (np.abs(centre - (np.array(prepared.brain.shape) - 1) / 2) <= 0.75).all()
 
 
-def test_networks_see_nothing_but_the_brain_between_0_and_1(tmp_path):
+def test_networks_see_nothing_but_the_brain_and_its_rim_between_0_and_1(tmp_path):
     scan, head = ball()
     _, brain = ball(radius=6)
     scan[head & ~brain] = 500  # a bright skull
     prepared = prepare_scan(case_of(tmp_path, scan, brain), Grid((1, 20, 20, 20)), tmp_path / "none are found")
     assert prepared.scan.dtype == np.float16 and prepared.scan.min() == 0 and prepared.scan.max() == 1
-    assert not prepared.scan[0][~prepared.brain].any() and np.median(prepared.scan[0][prepared.brain]) > 0.5
+    assert not prepared.scan[0][~prepared.seen].any() and np.median(prepared.scan[0][prepared.brain]) > 0.5
     assert prepared.brain.sum() == brain.sum()
 
 
