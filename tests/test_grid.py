@@ -13,7 +13,7 @@ from data.cohort import Case, pair_cases, with_brains
 from data.grid import Grid, choose_spacing, say_untold_network
 from data.names import PREDICTION_SUFFIX
 from data.phantom.subject import Settings, make_subject
-from data.prepared import PreparedScan, cached_scan, check_brains, prepare_scan
+from data.prepared import PreparedScan, cached_scan, check_brains, prepare_scan, with_rim
 from data.space import Space, resample, share_outside
 from data.volumes import read_volume, write_like, write_volume
 from models.checkpoints import grid_at_test, load_model, require_spacing
@@ -145,9 +145,10 @@ def test_one_head_is_nearly_the_same_on_the_grid_whatever_voxels_it_was_scanned_
     there = resample(other.scan.astype(np.float32), other.space, one.space)[0]
     both = one.brain & resample(other.brain[None], other.space, one.space)[0]
     assert dice(one.brain, both) > 0.97
-    # Each has noise of its own, and a voxel at the border of two tissues differs by a share of their contrast.
+    # Each has noise and texture of its own, and a voxel at the border of two tissues differs by a share of their
+    # contrast: the mean difference is some 0.05.
     assert np.corrcoef(one.scan[0][both].astype(float), there[both])[0, 1] > 0.9
-    assert np.abs(one.scan[0] - there)[both].mean() < 0.05
+    assert np.abs(one.scan[0] - there)[both].mean() < 0.07
     assert dice(one.mask, resample(other.mask[None], other.space, one.space)[0]) > 0.8  # it has 50 voxels
 
 
@@ -206,12 +207,12 @@ def test_small_loss_to_the_grid_is_told_and_the_worst_one_named(tmp_path, capsys
 def test_lesion_outside_the_brain_is_told(tmp_path, capsys):
     scan, brain = ball()
     lesion = np.zeros_like(brain)
-    lesion[12, 13:17, 1:7] = True  # 12 of 24 voxels are beyond the ball
+    lesion[12, 13:17, 0:7] = True  # some of it is beyond the ball and its rim
     case = case_of(tmp_path, scan, brain, lesion)
-    share = np.mean(~brain[lesion])
+    share = np.mean(~with_rim(brain, Space(brain.shape, np.eye(4)))[lesion])
     check_brains([case], Grid((1, 24, 30, 26)), tmp_path / "none are found")
     line = f"{share:.0%} of the lesion voxels of sub-01_label-L_mask.npy lie outside the brain and are not looked at"
-    assert 0.3 < share < 0.7 and capsys.readouterr().out.startswith(line)
+    assert 0.05 < share < 0.7 and capsys.readouterr().out.startswith(line)
 
 
 # --- voxel size ------------------------------------------------------------------------------------------
