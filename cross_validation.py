@@ -43,7 +43,8 @@ def main(args) -> None:
 
     from data.brain import find_brains
     from data.checks import check_voxels
-    from data.grid import brains_in, check_brains, grid_of
+    from data.grid import grid_of
+    from data.prepared import brains_in, check_brains
     from data.slices import cut_cohort
     from models.cross_validation import CrossValidation
     from utils.tables import print_summary, summarise_folds

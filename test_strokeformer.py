@@ -33,7 +33,8 @@ def main(args) -> None:
     from data.brain import find_brains
     from data.checks import check_voxels
     from data.datamodules import ScanDataset, scan_loader
-    from data.grid import check_brains, prepare_scan, say_untold_network
+    from data.grid import say_untold_network
+    from data.prepared import check_brains, prepare_scan
     from models.checkpoints import grid_at_test, load_model, require_channels, require_classes, run_name
     from models.evaluation import evaluate_strokeformer
     from models.proposals import region_source

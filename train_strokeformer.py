@@ -33,7 +33,8 @@ def main(args) -> None:
     from data.brain import find_brains
     from data.checks import check_voxels
     from data.datamodules import ScanDataset, scan_loader
-    from data.grid import brains_in, cached_scan, check_brains, choose_spacing, grid_of
+    from data.grid import choose_spacing, grid_of
+    from data.prepared import brains_in, cached_scan, check_brains
     from models.proposals import collect_regions, region_source, spacing_of_proposer
     from models.training import build_strokeformer, train_strokeformer
 

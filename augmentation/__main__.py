@@ -19,7 +19,8 @@ from data.brain import find_brains
 from data.checks import check_headers, check_voxels, require_one_grid
 from data.cohort import pair_cases, refuse_augmented, with_brains
 from data.fingerprints import fingerprint_cases
-from data.grid import Grid, brains_in, check_brains
+from data.grid import Grid
+from data.prepared import brains_in, check_brains
 from data.volumes import read_header
 from utils import cli
 from utils.errors import UserError

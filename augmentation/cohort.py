@@ -11,8 +11,9 @@ from scipy import ndimage
 from augmentation.pairs import SliceIndex, index_slices, join
 from data.checks import read_scan
 from data.cohort import Case
-from data.grid import Grid, cached_scan
+from data.grid import Grid
 from data.head import PERCENTILES
+from data.prepared import cached_scan
 from utils.errors import UserError
 from utils.parallel import map_in_order
 from utils.progress import progress

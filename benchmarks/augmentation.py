@@ -31,6 +31,7 @@ from augmentation.poisson import blend, soft_rim
 from augmentation.transfer import PLACES, Settings, augment
 from data.cohort import pair_cases
 from data.grid import Grid
+from data.space import cut
 from data.volumes import read_volume, write_volume
 from utils.metrics import TWENTY_SIX_CONNECTED
 
@@ -48,8 +49,13 @@ def draw_cohort(folder: Path, spacing: int) -> Cohort:
     subprocess.run([sys.executable, *map(str, command)], cwd=ROOT, check=True, capture_output=True)
     grid = GRIDS[spacing]
     for path in [*(folder / "Scans").iterdir(), *(folder / "Masks").iterdir()]:
-        write_volume(path, grid.place(read_volume(path).array))
+        write_volume(path, _in_the_middle(read_volume(path).array, grid.shape))
     return index_cohort(pair_cases([folder / "Scans"], [folder / "Masks"]), grid, folder / "cache", 0)
+
+
+def _in_the_middle(array: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
+    """A (C, D, H, W) array cropped or padded to `shape` about its middle."""
+    return cut(array, tuple((old - new) // 2 for old, new in zip(array.shape[1:], shape, strict=True)), shape)
 
 
 def plain_solve(recipient: np.ndarray, donor: np.ndarray, region: np.ndarray) -> np.ndarray:

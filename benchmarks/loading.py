@@ -23,7 +23,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from data.cohort import Case
 from data.datamodules import SegmentationDataModule
-from data.grid import Grid, cache_folder, cached_scan
+from data.grid import Grid
+from data.prepared import cache_folder, cached_scan
 from data.volumes import write_volume
 from utils.regions.region import Region
 

@@ -22,7 +22,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from data.cohort import pair_cases
 from data.datamodules import SegmentationDataModule
 from data.folds import cases_of, lesion_loads, make_folds
-from data.grid import Grid, PreparedScan, cached_scan
+from data.grid import Grid
+from data.prepared import PreparedScan, cached_scan
 from data.volumes import volume_shape
 from models.losses import mask_outside
 from models.schedule import learning_rate

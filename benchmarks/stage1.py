@@ -15,9 +15,11 @@ from torchvision.models.detection import fasterrcnn_resnet50_fpn
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from data.grid import Grid, PreparedScan
-from data.head import head_mask, normalise
+from data.grid import Grid
+from data.head import normalise
 from data.phantom.cohort import Settings, make_subject
+from data.prepared import PreparedScan
+from data.space import Space, resample
 from models.rpn import RPN
 from utils.regions.grouped import grouped_regions
 from utils.regions.linked import link_boxes
@@ -28,11 +30,11 @@ ROI_SIZE = (64, 64, 64)
 def prepare_phantom() -> PreparedScan:
     """A synthetic scan at 1 mm on the grid of 189 x 192 x 192."""
     subject = make_subject(Settings(n_subjects=1, healthy_fraction=0), 0)
-    scan, mask = subject.scan, subject.mask
-    grid = Grid((1, 189, 192, 192))
-    head = head_mask(scan[0])
-    scan, head, mask = grid.place(normalise(scan, head)), grid.place(head), grid.place(mask[0])
-    return PreparedScan("phantom", "1", scan.astype(np.float16), head, mask > 0, None, mask.shape)
+    own = Space(subject.brain.shape, np.eye(4))
+    space = Grid((1, 189, 192, 192)).space_about(subject.brain, own)
+    image = resample(normalise(subject.scan, subject.brain) * subject.brain, own, space).astype(np.float16)
+    brain, mask = (resample(m[None], own, space)[0] for m in (subject.brain, subject.mask[0] > 0))
+    return PreparedScan("phantom", "1", image, brain, brain, mask, space, own, False)
 
 
 def seconds(function, repeats: int) -> float:

@@ -11,9 +11,10 @@ from torch.utils.data import DataLoader, Dataset
 
 from data.cohort import Case
 from data.context import with_context
-from data.grid import UNKNOWN_MM, Grid, PreparedScan
+from data.grid import UNKNOWN_MM, Grid
 from data.head import head_mask
 from data.nifti import affine_of
+from data.prepared import PreparedScan
 from data.sampling import SAMPLING, EpochSampler, balanced_indices, item_rng
 from data.slices import brain_path, lesion_boxes, read_slice
 from data.space import Space, resample, resized_space
@@ -121,7 +122,7 @@ class StackedScans(Dataset):
             scan = resample(scan, own, space, outside=[0.0] * len(scan))
             mask, brain = (resample(m[None], own, space)[0] for m in (mask, brain))
         scan, subject = scan.astype(np.float16), rows.subject.iloc[0]
-        return PreparedScan(volume, subject, scan, brain, mask, space, own, bool(spacing_mm))
+        return PreparedScan(volume, subject, scan, brain, brain, mask, space, own, bool(spacing_mm))
 
 
 def _stack(paths: pd.Series, slices: pd.Series, depth: int, volume: str) -> np.ndarray:

@@ -142,18 +142,18 @@ def _fill_slices(mask: np.ndarray) -> np.ndarray:
     return filled
 
 
-def normalise(scan: np.ndarray, inside: np.ndarray) -> np.ndarray:
-    """Clip to the 1st and 99th percentile of what counts and scale to [0, 1], each channel by itself.
+def normalise(scan: np.ndarray, brain: np.ndarray) -> np.ndarray:
+    """Clip to the 1st and 99th percentile of the brain and scale to [0, 1], each channel by itself.
 
     Args:
         scan: (C, D, H, W) float32.
-        inside: (D, H, W) bool, the brain.
+        brain: (D, H, W) bool.
 
     Returns:
-        (C, D, H, W) float32 in [0, 1], 0 outside.
+        (C, D, H, W) float32 in [0, 1].
     """
     scaled = np.empty(scan.shape, np.float32)
     for channel, out in zip(scan, scaled, strict=True):
-        low, high = np.percentile(channel[inside], PERCENTILES) if inside.any() else (0.0, 1.0)
+        low, high = np.percentile(channel[brain], PERCENTILES) if brain.any() else (0.0, 1.0)
         np.clip((channel - low) / max(high - low, 1e-12), 0, 1, out=out, casting="same_kind")
-    return np.multiply(scaled, inside, out=scaled)
+    return scaled

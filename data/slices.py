@@ -19,11 +19,12 @@ from data.brain import find_brains
 from data.checks import check_headers, check_voxels, require_binary
 from data.cohort import BRAINS, Case, by_identity, identity, pair_cases, with_brains
 from data.fingerprints import PREPARATION, changed_since, fingerprint, fingerprint_cases
-from data.grid import Grid, PreparedScan, check_brains, choose_spacing, grid_of, prepare_scan, size_text
+from data.grid import Grid, choose_spacing, grid_of, size_text
 from data.head import head_mask
 from data.listing import choose_files, counted
 from data.names import bids_entity, stem_of
 from data.nifti import SAME_SIZE
+from data.prepared import PreparedScan, check_brains, prepare_scan
 from data.volumes import map_npy, refusing
 from utils.cli import add_brains, add_cohort, add_grid, add_num_workers, add_spacing, make_parser, run
 from utils.errors import UserError

@@ -4,6 +4,8 @@ Networks for brain extraction learn healthy brains: of an old infarct at the bra
 out a third. Its mirror image tells what belongs there.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 from scipy import ndimage
 from scipy.optimize import minimize
@@ -12,7 +14,7 @@ from skimage.morphology import convex_hull_image
 from data.space import Space, centred_space, resample
 
 COARSE_MM = 3.0  # the search needs no finer voxels
-FIRST_STEP = np.array([3.0, 0.05, 0.05])  # mm and radians of the simplex that looks for the plane
+FIRST_STEP = (0.5, 0.05, 0.05)  # voxels and radians of the simplex that looks for the plane
 LEAST_MM3 = 1000.0  # a smaller piece is no lesion that was left out
 
 
@@ -42,17 +44,18 @@ def add_what_the_mirror_has(brain: np.ndarray, head: np.ndarray, own: Space) -> 
 def mirrored(mask: np.ndarray) -> np.ndarray:
     """A mask (D, H, W) of cubic voxels reflected at the plane in which it is most like its reflection."""
     smooth = ndimage.gaussian_filter(mask.astype(np.float32), 1)
-    middle = np.array(ndimage.center_of_mass(mask))
+    half, middle = smooth[::2, ::2, ::2], np.array(ndimage.center_of_mass(mask))
 
     def unlike(plane: np.ndarray) -> float:
-        return -float(np.vdot(smooth, _reflect(smooth, middle, plane)))
+        return -float(np.vdot(half, _reflect(half, middle / 2, plane)))
 
-    simplex = np.vstack([np.zeros(3), np.diag(FIRST_STEP / [COARSE_MM, 1, 1])])
+    simplex = np.vstack([np.zeros(3), np.diag(FIRST_STEP)])
     options = {"initial_simplex": simplex, "xatol": 1e-3, "fatol": 1.0, "maxiter": 50}
-    return _reflect(smooth, middle, minimize(unlike, np.zeros(3), method="Nelder-Mead", options=options).x) > 0.5
+    shift, turn, tilt = minimize(unlike, np.zeros(3), method="Nelder-Mead", options=options).x
+    return _reflect(smooth, middle, (2 * shift, turn, tilt)) > 0.5
 
 
-def _reflect(image: np.ndarray, middle: np.ndarray, plane: np.ndarray) -> np.ndarray:
+def _reflect(image: np.ndarray, middle: np.ndarray, plane: Sequence[float]) -> np.ndarray:
     """The image reflected at a plane: its shift from the `middle` in voxels, and two turns of its normal in radians."""
     shift, turn, tilt = plane
     normal = np.array([np.sin(tilt), np.cos(tilt) * np.cos(turn), np.cos(tilt) * np.sin(turn)])  # (D, H, W)

@@ -21,8 +21,9 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
 from data.cohort import Case, pair_cases
-from data.grid import Grid, PreparedScan, prepare_scan
+from data.grid import Grid
 from data.names import stem_of
+from data.prepared import PreparedScan, prepare_scan
 from data.volumes import volume_shape
 from models.checkpoints import load_rpn
 from models.rpn import RPN
@@ -114,7 +115,7 @@ def rectangle(axes, left, bottom, right, top, **style) -> None:
 
 def draw_demo() -> None:
     case = choose_case()
-    scan = prepare_scan(case, Grid((1, *volume_shape(case.scan))))
+    scan = prepare_scan(case, Grid((1, *volume_shape(case.scan))), DEMO / "StrokeFormer/demo/cache/brains")
     model = load_rpn(DEMO / "RPN/demo_fold-0/checkpoints/best.ckpt")
     regions = read_regions(DEMO / "StrokeFormer/demo/regions_fold-0.json")[case.name]
     results = DEMO / "scores/demo_fold-0"

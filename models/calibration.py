@@ -5,7 +5,7 @@ from collections.abc import Collection
 import numpy as np
 import pandas as pd
 
-from data.grid import PreparedScan
+from data.prepared import PreparedScan
 from models.detector import MIN_SCORE
 from models.rpn import RPN
 from utils.progress import progress

@@ -20,7 +20,8 @@ from data.folds import (
     usable_augmented,
     write_folds,
 )
-from data.grid import cached_scan, grid_of
+from data.grid import grid_of
+from data.prepared import cached_scan
 from models.checkpoints import load_model, load_rpn
 from models.evaluation import evaluate_strokeformer
 from models.proposals import collect_regions, rpn_source

@@ -9,8 +9,8 @@ import pandas as pd
 
 from data.checks import read_mask
 from data.cohort import Case
-from data.grid import PreparedScan
 from data.names import PREDICTION_SUFFIX, extension_of, stem_of
+from data.prepared import PreparedScan
 from data.space import resample
 from data.volumes import write_like
 from models.gradcam import find_layers, gradcam

@@ -5,7 +5,7 @@ import torch
 from pytorch_grad_cam import GradCAM
 from torch import nn
 
-from data.grid import PreparedScan
+from data.prepared import PreparedScan
 from models.strokeformer import StrokeFormer, average_over_regions
 from utils.errors import UserError
 from utils.regions.region import Region, whole_volume

@@ -3,7 +3,7 @@
 from argparse import Namespace
 from collections.abc import Callable, Collection
 
-from data.grid import PreparedScan
+from data.prepared import PreparedScan
 from models.checkpoints import load_rpn, require_spacing
 from models.rpn import RPN
 from utils.errors import UserError

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from data.context import network_channels, with_context
-from data.grid import PreparedScan
+from data.prepared import PreparedScan
 from models.anchors import ANCHOR_SIZES, REFERENCE_SIZE
 from models.detector import build_detector, head_window
 from models.precision import autocast

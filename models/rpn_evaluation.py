@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 import torch
 
-from data.grid import PreparedScan
 from data.names import stem_of
+from data.prepared import PreparedScan
 from data.slices import lesion_boxes
 from models.rpn import RPN
 from utils.files import update_table, write_json

@@ -8,7 +8,7 @@ import torch
 from monai.inferers import sliding_window_inference
 from torch import nn
 
-from data.grid import PreparedScan
+from data.prepared import PreparedScan
 from models.defaults import LOSS_CONFIG
 from models.losses import build_classification_loss, build_loss, mask_outside
 from models.schedule import optimise
@@ -124,7 +124,7 @@ class StrokeFormer(pl.LightningModule):
         subvolume_depth: int | None = None,
         batch_size: int = 4,
     ) -> np.ndarray:
-        """Class probabilities of a scan: background with certainty outside the brain and the regions.
+        """Class probabilities of a scan: background with certainty outside the regions and what is seen of the scan.
 
         Args:
             regions: regions of the scan's grid; None for the whole volume.
@@ -149,7 +149,7 @@ class StrokeFormer(pl.LightningModule):
             batch_size,
             self.device,
         )
-        outside = ~(region_mask(regions, shape) & prepared.brain)
+        outside = ~(region_mask(regions, shape) & prepared.seen)
         probabilities[:, outside] = 0
         probabilities[0][outside] = 1
         return probabilities

@@ -16,8 +16,9 @@ from pytorch_lightning.loggers import WandbLogger
 
 from data.cohort import Case
 from data.datamodules import RPNDataModule, SegmentationDataModule, SliceDataset, StackedScans, scan_loader
-from data.grid import Grid, cached_scan, grid_of
+from data.grid import Grid, grid_of
 from data.names import stem_of
+from data.prepared import cached_scan
 from data.slices import channels_of, grid_of_slices, lesion_boxes, read_slice
 from models.anchors import ANCHOR_SIZES, fit_anchors
 from models.calibration import calibration_summary, choose_threshold, coverage_curve

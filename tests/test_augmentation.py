@@ -24,7 +24,8 @@ from augmentation.lesions import (
 from augmentation.pairs import Criteria, count_cells, find_pairs, index_slices, iou, iou_bound, join
 from data.cohort import augmented_cases, pair_cases, with_brains
 from data.folds import Fold, usable_augmented
-from data.grid import Grid, prepare_scan
+from data.grid import Grid
+from data.prepared import prepare_scan
 from data.slices import cut_cohort
 from tests.running import is_png, run_script
 

@@ -7,9 +7,10 @@ import pytest
 from data.brain import find_brain, find_brains, is_stripped, read_brain
 from data.checks import check_headers
 from data.cohort import pair_cases, with_brains
-from data.grid import Grid, check_brains
+from data.grid import Grid
 from data.head import head_mask
 from data.phantom.subject import Settings, make_subject
+from data.prepared import check_brains
 from data.space import Space, centred_space, resample
 from data.volumes import read_volume, write_volume
 from tests.drawn import ball, dice

@@ -10,9 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.cohort import Case, pair_cases, with_brains
-from data.grid import Grid, PreparedScan, cached_scan, check_brains, choose_spacing, prepare_scan, say_untold_network
+from data.grid import Grid, choose_spacing, say_untold_network
 from data.names import PREDICTION_SUFFIX
 from data.phantom.subject import Settings, make_subject
+from data.prepared import PreparedScan, cached_scan, check_brains, prepare_scan
 from data.space import Space, resample, share_outside
 from data.volumes import read_volume, write_like, write_volume
 from models.checkpoints import grid_at_test, load_model, require_spacing
@@ -49,7 +50,7 @@ def certainties(mask: np.ndarray) -> np.ndarray:
 
 
 def prepared_as(own: Space, space: Space) -> PreparedScan:
-    return PreparedScan("a.npy", "1", None, None, None, space, own, True)
+    return PreparedScan("a.npy", "1", None, None, None, None, space, own, True)
 
 
 # --- placing and bringing back ---------------------------------------------------------------------------

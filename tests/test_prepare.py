@@ -16,7 +16,7 @@ import pandas as pd
 import pytest
 
 from data.checks import space_of
-from data.cohort import pair_cases
+from data.cohort import BRAINS, pair_cases
 from data.names import extension_of
 from data.prepare.layouts import LAYOUTS, find_cases
 from data.prepare.overview import laterality
@@ -75,16 +75,17 @@ def run_here(name: str, *command, code: int = 0) -> SimpleNamespace:
     return SimpleNamespace(out=out.getvalue(), err=err.getvalue())
 
 
+PREPARE, RESTORE = "data.prepare.__main__", "data.restore.__main__"
+
+
 def prepare(dataset: str, root: Path, out_dir: Path, *more, code: int = 0) -> SimpleNamespace:
-    return run_here(
-        "data.prepare.__main__", "--dataset", dataset, "--root", root, "--out_dir", out_dir, *more, code=code
-    )
+    return run_here(PREPARE, "--dataset", dataset, "--root", root, "--out_dir", out_dir, *more, code=code)
 
 
 @pytest.fixture(scope="session")
 def prepare_atlas(atlas, cohort):
     """`prepare` of ATLAS at the 8 mm of the synthetic scans, with their true brains."""
-    given = ["--spacing", 8, 8, 8, "--brains_dir", cohort / "TrueBrains"]
+    given = ["--spacing", 8, 8, 8, "--brains_dir", cohort / BRAINS]
     return lambda out_dir, *more, root=atlas, code=0: prepare("atlas", root, out_dir, *given, *more, code=code)
 
 
@@ -102,7 +103,7 @@ def restore(masks: Path, prepared_dir: Path, out_dir: Path, *more) -> list[Path]
         predictions.mkdir(exist_ok=True)
         shutil.copy(case.mask, predictions / f"{case.stem}_prediction{extension_of(case.mask)}")
     folders = ["--predictions", predictions, "--prepared_dir", prepared_dir, "--out_dir", out_dir]
-    run_here("data.restore.__main__", *folders, *more)
+    run_here(RESTORE, *folders, *more)
     return sorted(out_dir.iterdir())
 
 
@@ -130,7 +131,7 @@ def test_atlas_becomes_volumes_a_table_and_a_page(prepared, cohort):
         assert row.lesion_voxels == label.sum() == mask.sum()
         assert row.lesion_cm3 == row.source_lesion_cm3 == pytest.approx(0.512 * label.sum())
         assert np.isin(written[written > written.min()], scan).all()  # voxels are copied, not interpolated
-        given = np.load(cohort / "TrueBrains" / f"{row.scan[:-4]}_desc-brain_mask.npy")
+        given = np.load(cohort / BRAINS / f"{row.scan[:-4]}_desc-brain_mask.npy")
         assert brain.sum() == given.sum()  # of the brain nothing is cut
 
 
@@ -150,12 +151,12 @@ def test_prepared_masks_return_to_the_original_grid_to_the_voxel(prepared, atlas
 
 def test_raw_and_prepared_scans_lead_to_the_same_prediction(atlas, cohort, prepare_atlas, workspace, tmp_path):
     common = ["test_strokeformer.py", "--ckpt_path", workspace.seg, "--n_predictions", 0, "--scans"]
-    brains = ["--brains_dir", cohort / "TrueBrains"]
+    brains = ["--brains_dir", cohort / BRAINS]
     run_script(*common, atlas / "Training", "--model_name", "raw", *brains, cwd=tmp_path)
     prepare_atlas(tmp_path / "Base", *GRID)
     run_script(*common, tmp_path / "Base/Scans", "--model_name", "prepared", cwd=tmp_path)
     folders = ["--predictions", tmp_path / "scores/prepared/predictions", "--prepared_dir", tmp_path / "Base"]
-    run_here("data.restore.__main__", *folders, "--out_dir", tmp_path / "native")
+    run_here(RESTORE, *folders, "--out_dir", tmp_path / "native")
     raw, restored = (
         sorted(folder.glob("*.nii.gz")) for folder in (tmp_path / "scores/raw/predictions", tmp_path / "native")
     )
@@ -252,9 +253,9 @@ def test_a_brain_is_found_by_itself_and_one_given_later_goes_before_it(atlas, co
     arguments = [subject, tmp_path / "Base", "--spacing", 8, 8, 8, *GRID]
     assert "Brain found in 1 scan\n" in prepare("atlas", *arguments).out
     found, true = read_volume(next((tmp_path / "Base/Brains").iterdir())).array.sum(), []
-    assert "Brain given in 1 scan\n" in prepare("atlas", *arguments, "--brains_dir", cohort / "TrueBrains").out
+    assert "Brain given in 1 scan\n" in prepare("atlas", *arguments, "--brains_dir", cohort / BRAINS).out
     given = read_volume(next((tmp_path / "Base/Brains").iterdir())).array.sum()
-    (true,) = (cohort / "TrueBrains").glob(f"{subject.name}_*")
+    (true,) = (cohort / BRAINS).glob(f"{subject.name}_*")
     assert given == np.load(true).sum() and 0.5 < found / given < 2
 
 

@@ -12,7 +12,8 @@ from hypothesis.extra.numpy import arrays
 
 from data.cohort import pair_cases
 from data.datamodules import RPNDataModule, StackedScans
-from data.grid import Grid, prepare_scan
+from data.grid import Grid
+from data.prepared import prepare_scan
 from data.sampling import EpochSampler, balanced_indices
 from data.slices import cut_cohort, lesion_boxes, read_slice_table
 from data.volumes import write_volume

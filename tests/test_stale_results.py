@@ -10,7 +10,8 @@ import pytest
 
 from data.cohort import pair_cases, with_brains
 from data.fingerprints import changed_since, fingerprint
-from data.grid import Grid, cached_scan
+from data.grid import Grid
+from data.prepared import cached_scan
 from data.volumes import read_volume, write_volume
 from tests.running import GRID, QUICK, ROI, run_script
 
@@ -63,7 +64,7 @@ def test_cached_scan_is_made_anew_for_other_code_and_for_another_voxel_size(coho
     table = pd.read_csv(tmp_path / "cohort.csv")
     table.assign(spacing_mm="7 8 9").to_csv(tmp_path / "cohort.csv", index=False)
     assert cached_scan(case, grid, tmp_path / "cache").spacing_mm == (9, 7, 8)
-    monkeypatch.setattr("data.grid.prepare_scan", lambda *_: pytest.fail("prepared again"))
+    monkeypatch.setattr("data.prepared.prepare_scan", lambda *_: pytest.fail("prepared again"))
     cached_scan(case, grid, tmp_path / "cache")
     monkeypatch.setattr("data.grid.PREPARATION", "of another checkout")
     with pytest.raises(pytest.fail.Exception, match="prepared again"):

@@ -50,17 +50,19 @@ class Head:
 @lru_cache(maxsize=2)
 def load_templates(smoothing_mm: tuple[float, float, float] = (0.0, 0.0, 0.0)) -> dict[str, np.ndarray]:
     """The MNI152 maps ``t1``, ``gm``, ``wm`` and ``brain`` at 1 mm, (197, 233, 189) float32 in [0, 1]."""
+    if any(smoothing_mm):
+        from scipy.ndimage import gaussian_filter
+
+        return {name: gaussian_filter(array, smoothing_mm) for name, array in load_templates().items()}
     import nibabel as nib
     import nilearn.datasets
-    from scipy.ndimage import gaussian_filter
 
     folder = Path(nilearn.datasets.__file__).parent / "data"
     maps = {}
     for tissue in ("t1", "gm", "wm"):
         image = nib.load(folder / f"mni_icbm152_{tissue}_tal_nlin_sym_09a_converted.nii.gz")
         maps[tissue] = np.asarray(image.dataobj, np.float32) / 255
-    maps["brain"] = (maps["t1"] > 0).astype(np.float32)
-    return {name: gaussian_filter(array, smoothing_mm) for name, array in maps.items()}
+    return {**maps, "brain": (maps["t1"] > 0).astype(np.float32)}
 
 
 # --- anatomy -------------------------------------------------------------------------------------------

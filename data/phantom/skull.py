@@ -12,8 +12,8 @@ import numpy as np
 from data.phantom.fields import Field
 from data.phantom.heads import MIDLINE_MM, ORIGIN_MM, Head, load_templates
 
-COARSE_MM = 2  # the hull is smooth: its distance map needs no more
-PADDING_MM = 40  # about the template, for corners of a tilted field of view
+COARSE_MM = 3  # the hull is smooth: its distance map needs no more
+PADDING_MM = 39  # about the template, for corners of a tilted field of view
 VAULT_CLOSING_MM, BASE_CLOSING_MM = 14, 4  # the vault bridges fissures; at the base bone fills them
 BASE_MM = (60.0, 85.0)  # height, along D, over which the base becomes the vault
 CORD_MM = {"canal": 9.0, "cord": 5.5}  # radii below the template, which ends in the brain stem
@@ -71,7 +71,10 @@ def paint_outside(head: Head, levels: dict[str, float], rng: np.random.Generator
     outside = ~head.brain
     points = head.template_mm[:, outside]
     csf, skull, scalp = (_thickness(head, name, rng)[outside] for name in ("csf", "skull", "scalp"))
-    coarse, fine = (Field.draw(wavelength, rng).on(head.grid)[outside] for wavelength in (22, 9))
+    coarse, fine = (
+        Field.draw(wavelength, rng, waves=24).blurred(head.grid.smoothing_mm).on(head.grid)[outside]
+        for wavelength in (22, 9)
+    )
     hull = _sample_hull(points)
     removed = _defaced(points, rng) & (hull > csf + skull + 2)
     surface = _head_surface(points, hull - csf - skull - scalp)
@@ -102,14 +105,12 @@ def _hull_distance() -> np.ndarray:
     h, w, d = np.meshgrid(*(np.arange(n) * COARSE_MM - PADDING_MM for n in brain.shape), indexing="ij", sparse=True)
     stem = np.argwhere(brain[:, :, pad]).mean(0) * COARSE_MM - PADDING_MM
     brain |= (d < 4) & ((h - stem[0]) ** 2 + (w - stem[1]) ** 2 < CORD_MM["canal"] ** 2)
-    vault, base = (_closed_distance(brain, mm / COARSE_MM, distance) for mm in (VAULT_CLOSING_MM, BASE_CLOSING_MM))
+    from_brain = distance(~brain)
+    closed = [distance(from_brain <= mm / COARSE_MM) > mm / COARSE_MM for mm in (VAULT_CLOSING_MM, BASE_CLOSING_MM)]
+    vault, base = (distance(~hull) - 0.5 for hull in closed)
+    base -= np.maximum(distance(closed[1]) - 1, 0)  # the spinal canal goes by the distance inside
     share = np.clip((d - BASE_MM[0]) / (BASE_MM[1] - BASE_MM[0]), 0, 1)
     return (COARSE_MM * (base + share * (vault - base))).astype(np.float32)
-
-
-def _closed_distance(mask: np.ndarray, radius: float, distance) -> np.ndarray:
-    closed = distance(distance(~mask) <= radius) > radius
-    return distance(~closed) - distance(closed) + np.where(closed, 0.5, -0.5)
 
 
 def _sample_hull(points: np.ndarray) -> np.ndarray:
@@ -158,7 +159,7 @@ def _paint(points, hull, surface, layers, levels, width) -> np.ndarray:
     csf, skull, scalp, coarse, fine = layers
     depth = -surface
     values = levels["muscle"] * (1 + 0.12 * coarse + 0.08 * fine)
-    values += np.clip(1 - 4 * np.abs(coarse), 0, 1) * (0.8 * levels["fat"] - values)  # fat between muscles
+    values += np.clip(1 - 4 * np.abs(coarse), 0, 1) * (0.6 * levels["fat"] - values)  # fat between muscles
 
     def over(inside_mm: np.ndarray, level) -> None:
         share = np.clip(0.5 + inside_mm / width, 0, 1)

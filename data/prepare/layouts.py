@@ -82,7 +82,8 @@ def find_cases(
     Raises:
         UserError: no scan of this layout, a scan or mask without the other, two of one session.
     """
-    files = {place: path for place, path in find_volumes([root], "--root").items() if not _is_below(place, out_dir)}
+    prepared = [] if out_dir is None else _prepared_folders(Path(root), out_dir)
+    files = {place: path for place, path in find_volumes([root], "--root").items() if not _is_below(place, prepared)}
     require_some(files, [root], None, "--root")
     brains = {_place(path) for path in brain_masks(brains_dirs)} if brains_dirs else set()
     roles = {
@@ -91,16 +92,14 @@ def find_cases(
     }
     scans, masks = ([path for path in roles if roles[path] == role] for role in (SCAN, MASK))
     if not scans:
-        wanted, argument = (
-            (layout.scan, "--dataset") if layout.scan_dim else (layout.scan or "as one", "--scan_pattern")
-        )
-        raise UserError(f"--root {root} holds no scan named {wanted}; check the folder and {argument}")
+        named, argument = _named(layout.scan), "--dataset" if layout.scan_dim else "--scan_pattern"
+        raise UserError(f"--root {root} holds no NIfTI scan{named}; check the folder and {argument}")
     require_present([*scans, *masks])
     say_left_out((path, role) for path, role in roles.items() if role not in (SCAN, MASK))
     cases = _pair(scans, masks, layout)
     say_cases(cases, "--root")
     return [
-        replace(case, brain=None) if case.brain and _is_below(_place(case.brain), out_dir) else case
+        replace(case, brain=None) if case.brain and _is_below(_place(case.brain), prepared) else case
         for case in with_brains(cases, brains_dirs)
     ]
 
@@ -124,8 +123,7 @@ def _role_in(layout: Layout, path: Path) -> str:
 
 def _pair(scans: list[Path], masks: list[Path], layout: Layout) -> list[Case]:
     if not masks:
-        named = f" named {layout.mask}" if layout.mask else ""
-        raise UserError(f"{scans[0]} has no mask: --root holds no lesion mask{named}; check the folder and its names")
+        raise UserError(f"{scans[0]} has no mask: --root holds no lesion mask{_named(layout.mask)}; check its names")
     try:
         return pair_files(scans, masks, ("--root", "--root"))
     except UserError as error:
@@ -134,10 +132,23 @@ def _pair(scans: list[Path], masks: list[Path], layout: Layout) -> list[Case]:
         raise UserError(f"{error}; --scan_pattern and --mask_pattern choose among the files") from None
 
 
+def _named(pattern: str | None) -> str:
+    return f" named {pattern}" if pattern else ""
+
+
 def _place(path: Path) -> Path:
     """The real folder of a file and its own name, as `find_volumes` has it."""
     return Path(os.path.realpath(path.parent), path.name)
 
 
-def _is_below(place: Path, folder: Path | None) -> bool:
-    return folder is not None and place.is_relative_to(folder.resolve())
+def _prepared_folders(root: Path, out_dir: Path) -> list[Path]:
+    """Real folders whose files were prepared from others: `out_dir` or, where it holds the root, what we make there."""
+    if Path(os.path.realpath(root)).is_relative_to(os.path.realpath(out_dir)):
+        folders = [out_dir / name for name in ("Scans", "Masks", BRAINS, "cache")]
+    else:
+        folders = [out_dir]
+    return [Path(os.path.realpath(folder)) for folder in folders]
+
+
+def _is_below(place: Path, folders: list[Path]) -> bool:
+    return any(place.is_relative_to(folder) for folder in folders)
