@@ -106,7 +106,7 @@ class Recorder:
 def recording(recorder: Recorder):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cross_validation, "check_models", lambda args: None)
-        patch.setattr("data.brain.find_brain", lambda scan, head, contrast: head)
+        patch.setattr("data.brain.find_brain", lambda scan, head, contrast, own: head)
         for name in ("build_rpn", "build_strokeformer"):
             patch.setattr(models.training, name, lambda *_: nn.Identity())
         patch.setattr(models.training, "_train", recorder.train)

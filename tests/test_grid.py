@@ -147,7 +147,7 @@ def test_one_head_is_nearly_the_same_on_the_grid_whatever_voxels_it_was_scanned_
     assert dice(one.brain, both) > 0.97
     # Each has noise of its own, and a voxel at the border of two tissues differs by a share of their contrast.
     assert np.corrcoef(one.scan[0][both].astype(float), there[both])[0, 1] > 0.9
-    assert np.abs(one.scan[0] - there)[both].mean() < 0.05
+    assert np.abs(one.scan[0] - there)[both].mean() < 0.07
     assert dice(one.mask, resample(other.mask[None], other.space, one.space)[0]) > 0.8  # it has 50 voxels
 
 
