@@ -101,8 +101,6 @@ def check_brains(cases: list[Case], grid: Grid, brains: Path) -> None:
     lost, outside = {}, {}
     for case in progress(cases, "Checking brains"):
         brain, own = read_brain(case, brains), own_space(case, grid)
-        if not brain.any():
-            raise UserError(f"{case.brain} is empty; give the mask of a brain, or take it out to have the brain found")
         lost[case.name] = share_outside(brain, own, grid.space_about(brain, own))
         if lost[case.name] > CUT_OFF:
             needed = shape_that_holds(brain, own, own, centre_of(brain), grid.spacing_mm)

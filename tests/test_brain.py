@@ -21,6 +21,9 @@ REAL = ROOT.parent / "shared/real"  # not part of the project; see its README.md
 real = pytest.mark.skipif(not any(REAL.rglob("*.nii.gz")), reason="no real scans beside the project")
 
 
+FOUR_MM = np.diag([4.0, 4, 4, 1])
+
+
 class Networks:
     """Stands for deepbet: its first network sees all of a stripped scan as brain and nothing of another; its second
     one takes what is brighter than 80 for brain.
@@ -55,6 +58,11 @@ def skull(bright: float = 100, radius: float = 7) -> tuple[np.ndarray, np.ndarra
     _, brain = ball(radius=radius)
     scan[brain] = bright
     return scan, brain
+
+
+def brain_of(scan: np.ndarray, contrast: str | None, affine=None) -> np.ndarray | None:
+    """`find_brain` in a scan (D, H, W) of 1 mm or of an affine."""
+    return find_brain(scan, head_mask(scan), contrast, Space(scan.shape, np.eye(4) if affine is None else affine))
 
 
 def put(folder, name: str, array: np.ndarray, affine=None) -> None:
@@ -165,29 +173,30 @@ def test_given_mask_that_holds_no_brain_or_more_than_one_is_refused(tmp_path, va
 
 
 def test_stripped_scan_is_its_own_brain_and_the_second_network_is_not_asked(networks):
-    scan, head = ball()
+    scan, _ = ball()
     networks.stripped = True
-    assert find_brain(scan, head, "T1w") is head and find_brain(scan, head, "dwi") is head
+    for contrast in ("T1w", "dwi"):
+        np.testing.assert_array_equal(brain_of(scan, contrast), head_mask(scan))
     assert networks.runs == 0
 
 
 @pytest.mark.parametrize("contrast", ["T1w", "T1", "t1c", "T1ce", "MPRAGE", "mp2rage", "UNIT1", None])
 def test_brain_in_a_skull_is_what_deepbet_finds_in_t1w_and_in_scans_that_do_not_tell(networks, contrast):
     scan, brain = skull()
-    np.testing.assert_array_equal(find_brain(scan, head_mask(scan), contrast), brain)
+    np.testing.assert_array_equal(brain_of(scan, contrast), brain)
     assert networks.runs == 1
 
 
 @pytest.mark.parametrize("contrast", ["FLAIR", "T2w", "dwi", "adc", "T1map", "ct"])
 def test_deepbet_is_not_asked_about_contrasts_that_it_has_not_learned(networks, contrast):
     scan, _ = skull()
-    assert find_brain(scan, head_mask(scan), contrast) is None and networks.runs == 0
+    assert brain_of(scan, contrast) is None and networks.runs == 0
 
 
 @pytest.mark.parametrize(("bright", "radius"), [(70, 7), (100, 4)])
 def test_nothing_and_too_little_are_no_brain(networks, bright, radius):
     scan, _ = skull(bright, radius)  # darker than what the network stands for, or 9 % of the head
-    assert find_brain(scan, head_mask(scan), "T1w") is None and networks.runs == 1
+    assert brain_of(scan, "T1w") is None and networks.runs == 1
 
 
 @pytest.mark.parametrize("ext", [".npy", ".nii.gz"])
@@ -258,12 +267,12 @@ def synthetic() -> tuple[np.ndarray, np.ndarray]:
 
 def test_deepbet_finds_the_brain_of_a_synthetic_head_whatever_its_scale_padding_and_broken_voxels(synthetic):
     scan, truth = synthetic
-    brain = find_brain(scan, head_mask(scan), "T1w")
+    brain = brain_of(scan, "T1w", FOUR_MM)
     assert dice(brain, truth) > 0.9  # deepbet's brain has no sulci
     widths = ((3, 0), (4, 6), (0, 5))
     changed = np.pad(1000 * scan + 500, widths, constant_values=500)
     changed[-1, -1, -1] = -32768
-    assert dice(find_brain(changed, head_mask(changed), "T1w"), np.pad(brain, widths)) > 0.98
+    assert dice(brain_of(changed, "T1w", FOUR_MM), np.pad(brain, widths)) > 0.98
 
 
 def test_deepbet_tells_a_stripped_scan_from_a_head(synthetic):
@@ -288,7 +297,7 @@ def test_deepbet_that_sees_nothing_at_all_is_no_error(tmp_path, capsys):
 def real_head():
     """A real T1w head with skull and face, 1 mm, stored as LIA, and its brain, (D, H, W)."""
     volume = read_volume(REAL / "t1w/sub-head_T1w.nii.gz")
-    return volume, find_brain(volume.array[0], head_mask(volume.array[0]), "T1w")
+    return volume, brain_of(volume.array[0], "T1w", volume.affine)
 
 
 @real
@@ -316,6 +325,6 @@ def test_brain_of_a_real_head_does_not_depend_on_orientation_nor_on_voxel_size(r
 @real
 @pytest.mark.parametrize("contrast", ["dwi", "flair"])
 def test_real_scans_of_isles_are_stripped_and_so_their_brain_is_their_head(contrast):
-    scan = read_volume(next(REAL.rglob(f"*case0009*_{contrast}.nii.gz"))).array[0]
-    head = head_mask(scan)
-    assert find_brain(scan, head, contrast) is head
+    volume = read_volume(next(REAL.rglob(f"*case0009*_{contrast}.nii.gz")))
+    scan = volume.array[0]
+    np.testing.assert_array_equal(brain_of(scan, contrast, volume.affine), head_mask(scan))

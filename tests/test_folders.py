@@ -65,8 +65,11 @@ def test_script_takes_a_datalad_tree_as_it_is_and_says_what_it_takes(tmp_path):
     put(tree / "sub-01/anat/sub-01_label-GM_mask.npy")
     put(tree / "scores/demo/predictions/sub-01_T1w_prediction.npy")
     link(tree / "sub-02/anat/sub-02_desc-brain_mask.npy", "not/fetched")  # nobody needs it
+    for subject in ("01", "02", "03"):
+        write_volume(tmp_path / f"brains/sub-{subject}_desc-brain_mask.npy", np.ones((1, 12, 20, 24), np.uint8))
     done = run_script(
-        *["-m", "data.slices", "--scans_dir", tree, "--masks_dir", tree, *GRID, "--out_dir", tmp_path / "slices"],
+        *["-m", "data.slices", "--scans_dir", tree, "--masks_dir", tree, "--brains_dir", tmp_path / "brains", *GRID],
+        *["--out_dir", tmp_path / "slices"],
         cwd=tmp_path,
     )
     left_out, taken = done.out.splitlines()[:2]

@@ -216,12 +216,14 @@ def test_predictions_do_not_depend_on_the_intensity_scale(workspace, tmp_path):
         "unit": lambda scan: (scan - scan.min()) / (scan.max() - scan.min()),
         "shifted": lambda scan: scan + 500,
     }
-    (tmp_path / "Scans").mkdir()
+    for part in ("Scans", "Brains"):
+        (tmp_path / part).mkdir()
     subjects = sorted(workspace.scans.iterdir())
-    for path in subjects:
+    for path, brain in zip(subjects, sorted((workspace.scans.parent / "Brains").iterdir()), strict=True):
         for name, change in changes.items():
             scan = np.rint(10 * np.load(path))
             np.save(tmp_path / "Scans" / path.name.replace("sub-", f"sub-{name}"), change(scan))
+            shutil.copy(brain, tmp_path / "Brains" / brain.name.replace("sub-", f"sub-{name}"))
     common = ["test_strokeformer.py", "--scans", "Scans", "--ckpt_path", workspace.seg, "--n_predictions", 0, *GRID]
     run_script(*common, "--rpn_ckpt_path", workspace.rpn, "--score_threshold", 0.01, cwd=tmp_path)
     for path in subjects:

@@ -76,12 +76,12 @@ def test_cached_scan_is_made_anew_for_other_code_and_for_another_voxel_size(coho
 
 def test_prepared_scans_follow_a_redrawn_mask_a_mirrored_scan_and_a_removed_subject(cohort, tmp_path):
     names = [path.stem for path in sorted((cohort / "Scans").iterdir())[:4]]
-    for part in ("Scans", "Masks"):
+    for part, folder in (("Scans", "ATLAS"), ("Masks", "ATLAS"), ("Brains", "brains")):
         for path in sorted((cohort / part).iterdir())[:4]:
-            write_volume(tmp_path / f"ATLAS/{path.stem}.nii.gz", read_volume(path).array, np.diag([8.0, 8, 8, 1]))
+            write_volume(tmp_path / f"{folder}/{path.stem}.nii.gz", read_volume(path).array, np.diag([8.0, 8, 8, 1]))
     masks = {path.name.split("_")[0]: path for path in (tmp_path / "ATLAS").glob("*mask.nii.gz")}
     command = ["-m", "data.prepare", "--dataset", "atlas", "--root", tmp_path / "ATLAS", "--out_dir", tmp_path / "Base"]
-    command += ["--spacing", 8, 8, 8, *GRID]
+    command += ["--spacing", 8, 8, 8, *GRID, "--brains_dir", tmp_path / "brains"]
     run_script(*command, cwd=tmp_path)
     same = tmp_path / "Base/Scans" / f"{names[3]}.npy"
     untouched, before = same.stat().st_mtime_ns, {p.name: np.load(p) for p in (tmp_path / "Base/Scans").iterdir()}
