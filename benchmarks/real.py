@@ -4,9 +4,12 @@
 
 Prints a table for each contrast whose real scan is there: the intensities of the brain, noise, edges, and how lesions
 stand out; and draws both beside each other. The pictures show a real scan: they are for the eye, not for publication.
+With ``--ckpt_path`` and ``--rpn_ckpt_path``, of networks trained on synthetic T1w heads, it says what they predict in the
+healthy real head.
 """
 
 import argparse
+import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,6 +23,7 @@ from scipy.stats import wasserstein_distance
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
+from data.brain import find_brain
 from data.head import head_mask
 from data.phantom.cohort import Settings, make_subject
 from data.phantom.fields import Grid
@@ -114,15 +118,6 @@ def _lesions(sample: Sample) -> dict[str, float]:
     }
 
 
-def brain_of(scan: np.ndarray) -> np.ndarray:
-    """The brain (D, H, W) that deepbet finds in a T1w head (Fisch et al., 2024, 10.1016/j.compbiomed.2024.108845)."""
-    from deepbet import BrainExtraction
-
-    networks = BrainExtraction(no_gpu=True)
-    certain = networks.run_model(np.ascontiguousarray(scan.transpose(1, 2, 0))) > 0.5
-    return networks.postprocess(certain).transpose(2, 0, 1).astype(bool)
-
-
 # --- contrasts -----------------------------------------------------------------------------------------
 
 
@@ -146,8 +141,16 @@ def t1w_head(real: Path) -> tuple[Sample, Callable[[int], Sample]] | None:
     path = real / "t1w/sub-head_T1w.nii.gz"
     if not path.exists():
         return None
-    scan = read_volume(path).array[0]
-    sample = make_sample("real", scan, brain_of(scan.copy()), np.zeros(scan.shape, bool), head_mask(scan), (1.0,) * 3)
+    volume = read_volume(path)
+    scan, space = volume.array[0], Space(volume.array.shape[1:], volume.affine)
+    sample = make_sample(
+        "real",
+        scan,
+        find_brain(scan, head_mask(scan), "T1w", space),
+        np.zeros(scan.shape, bool),
+        head_mask(scan),
+        (1.0,) * 3,
+    )
     return sample, lambda seed: synthetic("t1w", seed, (1.0,) * 3, None, False)
 
 
@@ -214,17 +217,39 @@ def _distance(real: Sample, sample: Sample) -> float:
     return wasserstein_distance(*(np.percentile(s.scan[s.brain], points) for s in (real, sample)))
 
 
+# --- the healthy head ----------------------------------------------------------------------------------
+
+
+def segment_head(args: argparse.Namespace) -> None:
+    """What trained networks take for lesion in a head without any, and how much of it lies outside the brain."""
+    path, scores = args.real / "t1w/sub-head_T1w.nii.gz", args.out_dir / "healthy"
+    networks = ["--ckpt_path", args.ckpt_path, "--rpn_ckpt_path", args.rpn_ckpt_path]
+    command = ["test_strokeformer.py", "--scans", path, *networks, "--scores_dir", scores, "--model_name", "real"]
+    subprocess.run([sys.executable, *map(str, command)], cwd=ROOT, check=True)
+    prediction = read_volume(scores / "real/predictions/sub-head_T1w_prediction.nii.gz")
+    brain = read_volume(next((scores / "real/brains").glob("sub-head_T1w_*"))).array[0] > 0
+    found, voxel_cm3 = prediction.array[0] > 0, np.prod(prediction.spacing_mm) / 1000
+    print(
+        f"healthy head: {found.sum() * voxel_cm3:.2f} cm3 predicted, {(found & ~brain).sum() * voxel_cm3:.2f} cm3 outside "
+        f"its brain of {brain.sum() * voxel_cm3:.0f} cm3"
+    )
+
+
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--real", type=Path, default=ROOT.parent / "shared/real", help="folder of the real scans")
     parser.add_argument("--out_dir", type=Path, default=ROOT / "scores/real", help="folder for the pictures")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="contrasts to compare")
     parser.add_argument("--n_seeds", type=int, default=5, help="synthetic scans of each contrast")
+    parser.add_argument("--ckpt_path", type=Path, default=None, help="stage 2, trained on synthetic T1w heads")
+    parser.add_argument("--rpn_ckpt_path", type=Path, default=None, help="its stage 1")
     return parser.parse_args()
 
 
 def main(args: argparse.Namespace) -> None:
     args.out_dir.mkdir(parents=True, exist_ok=True)
+    if args.ckpt_path:
+        segment_head(args)
     for name in args.parts:
         found = PARTS[name](args.real)
         if found is None:
