@@ -60,14 +60,14 @@ def run(*command) -> None:
 # --- cohorts -------------------------------------------------------------------------------------------
 
 
-def draw_cohorts(out_dir: Path, test_cohorts: dict[str, list]) -> None:
-    """The cohorts, and the 2D slices of ``train``, ``val`` and each test cohort."""
-    draw(out_dir / "development", TRAIN_SEED, N_TRAIN + N_VAL)
+def draw_cohorts(out_dir: Path, test_cohorts: dict[str, list], more: list[str]) -> None:
+    """The cohorts, drawn with `more` arguments, and the 2D slices of ``train``, ``val`` and each test cohort."""
+    draw(out_dir / "development", TRAIN_SEED, N_TRAIN + N_VAL, *more)
     cases = pair_cases([out_dir / "development/Scans"], [out_dir / "development/Masks"])
     link_cases(cases[:N_TRAIN], out_dir / "train")
     link_cases(cases[N_TRAIN:], out_dir / "val")
     for name, arguments in test_cohorts.items():
-        draw(out_dir / name, *arguments)
+        draw(out_dir / name, *arguments, *more)
     for part in ("train", "val", *test_cohorts):
         cut(out_dir / part)
 
@@ -215,13 +215,14 @@ def main() -> None:
     parser.add_argument("--variants", choices=list(VARIANTS), nargs="+", default=["full_small"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[42])
     parser.add_argument("--steps", type=int, default=650, help="optimiser steps, rounded to whole epochs")
-    parser.add_argument("--test_seeds", type=int, nargs=2, default=[92, 93], metavar=("ALIKE", "SHIFTED"))
+    parser.add_argument("--test_seeds", type=int, nargs="+", default=[92, 93], help="of cohorts alike and shifted")
+    parser.add_argument("--stripped", action="store_true", help="brains without skulls, all of them")
     parser.add_argument("--table", action="store_true", help="only print what is there")
     args = parser.parse_args()
-    out_dir, (alike, shifted) = args.out_dir.absolute(), args.test_seeds
-    cohorts = {f"alike-{alike}": [alike, N_TEST], f"shifted-{shifted}": [shifted, N_TEST, *SHIFT]}
+    out_dir, (alike, *shifted) = args.out_dir.absolute(), args.test_seeds
+    cohorts = {f"alike-{alike}": [alike, N_TEST], **{f"shifted-{s}": [s, N_TEST, *SHIFT] for s in shifted}}
     if not args.table:
-        draw_cohorts(out_dir, cohorts)
+        draw_cohorts(out_dir, cohorts, ["--stripped"] if args.stripped else [])
         for seed in args.seeds:
             for variant in args.variants:
                 add_rows(out_dir, variant, seed, args.steps, cohorts)

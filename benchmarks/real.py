@@ -4,7 +4,7 @@
 
 Prints a table for each contrast whose real scan is there: the intensities of the brain, noise, edges, and how lesions
 stand out; and draws both beside each other. The pictures show a real scan: they are for the eye, not for publication.
-With ``--ckpt_path`` and ``--rpn_ckpt_path``, of networks trained on synthetic T1w heads, it says what they predict in the
+With ``--ckpt_path`` and ``--rpn_ckpt_path``, networks trained on synthetic T1w heads, it says what they predict in the
 healthy real head.
 """
 
@@ -230,8 +230,8 @@ def segment_head(args: argparse.Namespace) -> None:
     brain = read_volume(next((scores / "real/brains").glob("sub-head_T1w_*"))).array[0] > 0
     found, voxel_cm3 = prediction.array[0] > 0, np.prod(prediction.spacing_mm) / 1000
     print(
-        f"healthy head: {found.sum() * voxel_cm3:.2f} cm3 predicted, {(found & ~brain).sum() * voxel_cm3:.2f} cm3 outside "
-        f"its brain of {brain.sum() * voxel_cm3:.0f} cm3"
+        f"healthy head: {found.sum() * voxel_cm3:.2f} cm3 predicted, {(found & ~brain).sum() * voxel_cm3:.2f} cm3 "
+        f"outside its brain of {brain.sum() * voxel_cm3:.0f} cm3"
     )
 
 
