@@ -71,8 +71,9 @@ def main(args) -> None:
 
 def find_cases(args, folder: Path) -> tuple[list, dict]:
     """The cohort and its augmented scans, once all headers and all folders to write to have been checked."""
+    from data.brain import with_brains
     from data.checks import check_headers
-    from data.cohort import augmented_cases, pair_cases, refuse_augmented, with_brains
+    from data.cohort import augmented_cases, pair_cases, refuse_augmented
     from data.grid import choose_spacing, grid_of
 
     cases = pair_cases([args.scans_dir], [args.masks_dir], args.ext, ("--scans_dir", "--masks_dir"))

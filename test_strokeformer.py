@@ -57,8 +57,9 @@ def main(args) -> None:
 
 
 def find_cases(args) -> list:
+    from data.brain import with_brains
     from data.checks import check_headers
-    from data.cohort import pair_cases, with_brains
+    from data.cohort import pair_cases
 
     cases = with_brains(pair_cases(args.scans, args.masks), args.brains_dir)
     check_headers(cases, args.scan_dim, args.resize_to)

@@ -71,8 +71,9 @@ def find_inputs(args, train: list, val: list) -> dict[str, str]:
 
 
 def find_cases(args, cache_dir: Path) -> tuple[list, list]:
+    from data.brain import with_brains
     from data.checks import check_headers
-    from data.cohort import pair_cases, refuse_twins, say_shared, with_brains
+    from data.cohort import pair_cases, refuse_twins, say_shared
     from data.grid import grid_of
 
     train = pair_cases([args.train_scans], [args.train_masks], args.ext, ("--train_scans", "--train_masks"))

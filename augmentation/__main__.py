@@ -15,9 +15,9 @@ from augmentation.contact_sheet import draw_contact_sheet
 from augmentation.output import write_all
 from augmentation.pairs import Criteria
 from augmentation.transfer import PLACES, Settings
-from data.brain import find_brains
+from data.brain import find_brains, with_brains
 from data.checks import check_headers, check_voxels, require_one_grid
-from data.cohort import pair_cases, refuse_augmented, with_brains
+from data.cohort import pair_cases, refuse_augmented
 from data.fingerprints import fingerprint_cases
 from data.grid import Grid
 from data.prepared import brains_in, check_brains

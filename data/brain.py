@@ -9,16 +9,17 @@ import hashlib
 import re
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
 
 from data.checks import find_head, read_binary, read_scan, space_of
-from data.cohort import Case
+from data.cohort import BRAINS, Case, by_identity, match_by_identity
 from data.fingerprints import PREPARATION, stamp_of
-from data.listing import counted
-from data.names import SCAN, contrast_of, extension_of
+from data.listing import counted, find_volumes, require_present, require_some
+from data.names import BRAIN_MASK, MASK, SCAN, contrast_of, extension_of, role_of
 from data.space import Space
 from data.symmetry import add_what_the_mirror_has
 from data.volumes import write_like
@@ -33,7 +34,7 @@ STRIPPED = 0.7
 LEAST_BRAIN = 0.15  # of the head; less is no brain but a failure
 COARSE = (128, 128, 128)  # voxels that deepbet's first network sees of a scan
 CERTAIN = 0.5
-
+BRAINS_DIR = "--brains_dir"
 FOUND, HEAD = "_desc-brain_mask", "_desc-head_mask"  # behind a scan's name: a brain, and a head in its stead
 
 
@@ -100,6 +101,41 @@ def _deepbet():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # torch's, of the format that the package ships
         return BrainExtraction(no_gpu=True)
+
+
+# --- given ---------------------------------------------------------------------------------------------
+
+
+def with_brains(cases: list[Case], brains_dirs: list[Path | str] | None) -> list[Case]:
+    """The cases with brain masks made elsewhere, paired like lesion masks.
+
+    Args:
+        brains_dirs: folders that hold one for every case; None for ``Brains/`` beside the folder of the scans, where
+            there is one, and no mask where there is none.
+
+    Raises:
+        UserError: a scan without brain mask in folders that were given, masks that cannot be told apart.
+    """
+    folders = brains_dirs or sorted({b for case in cases if (b := case.scan.parent.parent / BRAINS).is_dir()})
+    if not folders:
+        return cases
+    by_scan = by_identity([case.scan for case in cases], "--scans")
+    by_brain = by_identity(brain_masks(folders), BRAINS_DIR)
+    brain_of = {by_scan[key]: by_brain[brain] for key, brain in match_by_identity(by_scan, by_brain).items()}
+    for case in cases:
+        if brains_dirs and case.scan not in brain_of:
+            raise UserError(f"{case.scan} has no brain mask in {BRAINS_DIR}; add it or leave the argument out")
+    return [replace(case, brain=brain_of.get(case.scan)) for case in cases]
+
+
+def brain_masks(folders: list[Path | str]) -> list[Path]:
+    """The volumes that are brain masks by their names or, where none is, those whose names do not tell."""
+    roles = {path: role_of(path) for path in find_volumes(folders, BRAINS_DIR).values()}
+    found = [path for path, role in roles.items() if role == BRAIN_MASK]
+    found = found or [path for path, role in roles.items() if role in (MASK, None)]
+    require_some(found, folders, None, BRAINS_DIR)
+    require_present(found)
+    return found
 
 
 # --- of a cohort ---------------------------------------------------------------------------------------

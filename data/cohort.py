@@ -4,27 +4,24 @@ import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from data.listing import choose_files, counted, find_volumes, require_present, require_some
+from data.listing import choose_files, counted
 from data.names import (
-    BRAIN_MASK,
-    MASK,
     SCAN,
     bids_entity,
     brain_name,
     contrast_of,
     entities_of,
-    role_of,
     stem_of,
     subject_of,
 )
 from utils.errors import UserError
 from utils.files import read_json
 
-BRAINS, BRAINS_DIR = "Brains", "--brains_dir"
+BRAINS = "Brains"  # the folder of brain masks beside that of the scans
 
 
 @dataclass(frozen=True)
@@ -124,7 +121,7 @@ def pair_files(scans: list[Path], masks: list[Path] | None, names=("--scans", "-
     if masks is None:
         return [_case(key, scan, None) for key, scan in by_scan.items()]
     by_mask = by_identity(masks, names[1])
-    mask_of = _match(by_scan, by_mask)
+    mask_of = match_by_identity(by_scan, by_mask)
     for key, scan in by_scan.items():
         if key not in mask_of:
             raise UserError(f"{scan} has no mask in {names[1]}; add the mask or take the scan out")
@@ -139,7 +136,7 @@ def _case(key: Identity, scan: Path, mask: Path | None) -> Case:
     return Case(key.subject or stem_of(scan), key.session, scan, mask)
 
 
-def _match(by_scan: dict[Identity, Path], by_mask: dict[Identity, Path]) -> dict[Identity, Identity]:
+def match_by_identity(by_scan: dict[Identity, Path], by_mask: dict[Identity, Path]) -> dict[Identity, Identity]:
     """The mask of each scan that has one: of its own identity, or of its session where it can be of no other scan."""
     sessions = defaultdict(list)
     for key in by_scan:
@@ -153,38 +150,6 @@ def _match(by_scan: dict[Identity, Path], by_mask: dict[Identity, Path]) -> dict
             if scan in found:
                 raise UserError(_lacks(by_scan[scan], *((mask, by_mask[mask]) for mask in (found[scan], key))))
             found[scan] = key
-    return found
-
-
-def with_brains(cases: list[Case], brains_dirs: list[Path | str] | None) -> list[Case]:
-    """The cases with brain masks made elsewhere, paired like lesion masks.
-
-    Args:
-        brains_dirs: folders that hold one for every case; None for ``Brains/`` beside the folder of the scans, where
-            there is one, and no mask where there is none.
-
-    Raises:
-        UserError: a scan without brain mask in folders that were given, masks that cannot be told apart.
-    """
-    folders = brains_dirs or sorted({b for case in cases if (b := case.scan.parent.parent / BRAINS).is_dir()})
-    if not folders:
-        return cases
-    by_scan = by_identity([case.scan for case in cases], "--scans")
-    by_brain = by_identity(brain_masks(folders), BRAINS_DIR)
-    brain_of = {by_scan[key]: by_brain[brain] for key, brain in _match(by_scan, by_brain).items()}
-    for case in cases:
-        if brains_dirs and case.scan not in brain_of:
-            raise UserError(f"{case.scan} has no brain mask in {BRAINS_DIR}; add it or leave the argument out")
-    return [replace(case, brain=brain_of.get(case.scan)) for case in cases]
-
-
-def brain_masks(folders: list[Path | str]) -> list[Path]:
-    """The volumes that are brain masks by their names or, where none is, those whose names do not tell."""
-    roles = {path: role_of(path) for path in find_volumes(folders, BRAINS_DIR).values()}
-    found = [path for path, role in roles.items() if role == BRAIN_MASK]
-    found = found or [path for path, role in roles.items() if role in (MASK, None)]
-    require_some(found, folders, None, BRAINS_DIR)
-    require_present(found)
     return found
 
 

@@ -15,9 +15,9 @@ import numpy as np
 import pandas as pd
 from scipy import ndimage
 
-from data.brain import find_brains
+from data.brain import find_brains, with_brains
 from data.checks import check_headers, check_voxels, require_binary
-from data.cohort import BRAINS, Case, by_identity, identity, pair_cases, with_brains
+from data.cohort import BRAINS, Case, by_identity, identity, pair_cases
 from data.fingerprints import PREPARATION, changed_since, fingerprint, fingerprint_cases
 from data.grid import Grid, choose_spacing, grid_of, size_text
 from data.head import head_mask

@@ -22,7 +22,8 @@ from augmentation.lesions import (
     ventricles,
 )
 from augmentation.pairs import Criteria, count_cells, find_pairs, index_slices, iou, iou_bound, join
-from data.cohort import augmented_cases, pair_cases, with_brains
+from data.brain import with_brains
+from data.cohort import augmented_cases, pair_cases
 from data.folds import Fold, usable_augmented
 from data.grid import Grid
 from data.prepared import prepare_scan

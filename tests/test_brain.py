@@ -4,9 +4,9 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from data.brain import find_brain, find_brains, is_stripped, read_brain
+from data.brain import find_brain, find_brains, is_stripped, read_brain, with_brains
 from data.checks import check_headers
-from data.cohort import pair_cases, with_brains
+from data.cohort import pair_cases
 from data.grid import Grid
 from data.head import head_mask
 from data.phantom.subject import Settings, make_subject

@@ -9,7 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.cohort import Case, pair_cases, with_brains
+from data.brain import with_brains
+from data.cohort import Case, pair_cases
 from data.grid import Grid, choose_spacing, say_untold_network
 from data.names import PREDICTION_SUFFIX
 from data.phantom.subject import Settings, make_subject

@@ -10,7 +10,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from data.cohort import pair_cases, with_brains
+from data.brain import with_brains
+from data.cohort import pair_cases
 from data.volumes import read_volume, write_volume
 from tests.running import BARE, GRID, ROI, ROOT, one_core
 

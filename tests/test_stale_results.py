@@ -8,7 +8,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from data.cohort import pair_cases, with_brains
+from data.brain import with_brains
+from data.cohort import pair_cases
 from data.fingerprints import changed_since, fingerprint
 from data.grid import Grid
 from data.prepared import cached_scan

@@ -5,7 +5,8 @@ from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from data.cohort import BRAINS, Case, brain_masks, pair_files, say_cases, with_brains
+from data.brain import brain_masks, with_brains
+from data.cohort import BRAINS, Case, pair_files, say_cases
 from data.listing import find_volumes, require_present, require_some, say_left_out
 from data.names import BRAIN_MASK, MASK, SCAN, extension_of, role_of, stem_of
 from utils.errors import UserError
