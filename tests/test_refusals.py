@@ -361,7 +361,7 @@ def test_prepare_refuses_data_sets_that_are_not_whole(cohort, tmp_path):
     files = Files(cohort, tmp_path / "data", ".nii.gz")
     common = ["-m", "data.prepare", "--dataset", "atlas", "--out_dir", tmp_path / "out", "--root"]
     assert "/no/such does not exist" in refused(*common, "/no/such", cwd=tmp_path)
-    assert "holds no scan named" in refused(*common, files.masks, cwd=tmp_path)
+    assert "holds no NIfTI scan named" in refused(*common, files.masks, cwd=tmp_path)
     files.mask.unlink()
     assert f"{files.scan} has no mask" in refused(*common, files.root, cwd=tmp_path)
     assert not (tmp_path / "out").exists()
