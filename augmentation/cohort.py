@@ -19,6 +19,7 @@ from utils.parallel import map_in_order
 from utils.progress import progress
 
 STEP_PERCENTILE = 95
+RIM = 2  # voxels
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,11 @@ class Scan:
     def healthy(self) -> np.ndarray:
         """(D, H, W) bool, the brain without lesions and their rims of partial volume."""
         return self.brain & ~ndimage.binary_dilation(self.lesions)
+
+    @cached_property
+    def inner(self) -> np.ndarray:
+        """(D, H, W) bool, the brain without `RIM` voxels at its surface, which near the vertex lies flat in a slice."""
+        return ndimage.binary_erosion(self.brain, iterations=RIM)
 
     @cached_property
     def usual_step(self) -> np.ndarray:

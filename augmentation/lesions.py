@@ -146,18 +146,17 @@ def place_anywhere(
     return None
 
 
-def allowed_region(image: np.ndarray, brain: np.ndarray, lesion: np.ndarray) -> np.ndarray:
+def allowed_region(image: np.ndarray, brain: np.ndarray, inner: np.ndarray, lesion: np.ndarray) -> np.ndarray:
     """Where a new lesion may be: in the brain, but for its rim, its ventricles and the lesions it has.
 
     Args:
         image: ([D,] H, W) first channel, any units.
-        brain, lesion: bool, of that shape.
+        brain, inner, lesion: bool, of that shape; `inner` is the brain without its rim.
     """
     allowed = np.zeros(brain.shape, bool)
     for spans in ndimage.find_objects(brain.astype(np.uint8)):  # one box; the air around it takes most of the time
         box = tuple(slice(max(span.start - 1, 0), span.stop + 1) for span in spans)
-        inner = ndimage.binary_erosion(brain[box], iterations=2)
-        allowed[box] = inner & ~ventricles(image[box], brain[box]) & ~ndimage.binary_dilation(lesion[box])
+        allowed[box] = inner[box] & ~ventricles(image[box], brain[box]) & ~ndimage.binary_dilation(lesion[box])
     return allowed
 
 

@@ -68,7 +68,7 @@ def augment(cohort: Cohort, recipient: int, copy: int, settings: Settings) -> Au
         for pair in _one_partner(find_pairs(index, healthy, donors, cohort.slice_of, rng, settings.criteria), rng):
             _into_slice(cohort, scan, result, pair, rng, settings)
         return result
-    allowed = allowed_region(scan.image[0], scan.brain, scan.lesions)
+    allowed = allowed_region(scan.image[0], scan.brain, scan.inner, scan.lesions)
     for row in healthy[: TRIES * settings.lesions]:
         for pair in _one_partner(find_pairs(index, [row], donors, cohort.slice_of, rng, settings.criteria), rng):
             _into_volume(cohort, scan, result, allowed, pair, rng, settings)
@@ -97,7 +97,7 @@ def _into_slice(cohort: Cohort, scan: Scan, result: Augmented, pair: Pair, rng, 
     donor, z, sick_z = cohort.load(cohort.index.volume[pair.sick]), *cohort.index.z[[pair.healthy, pair.sick]]
     lesion = _draw_lesion(donor.lesions[sick_z], rng)
     cut = _cut(donor, donor.image[:, sick_z], lesion, donor.healthy[sick_z], scan)
-    allowed = allowed_region(scan.image[0, z], scan.brain[z], scan.lesions[z])
+    allowed = allowed_region(scan.image[0, z], scan.brain[z], scan.inner[z], scan.lesions[z])
     shift = _middle(scan.brain[z]) - _middle(donor.brain[sick_z])
     if (fitted := _fit(cut, shift, allowed, rng, settings)) is None:
         return

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from scipy.ndimage import binary_erosion
 
 from augmentation.cohort import Scan
 from augmentation.lesions import (
@@ -214,12 +215,13 @@ def test_new_lesions_keep_off_the_rim_the_ventricles_and_the_old_lesions():
     image[ventricle | sulcus] = 0.1
     dark = ventricles(image, head)
     assert (dark & ventricle).sum() > 0.9 * ventricle.sum() and not (dark & ~ventricle).any()
-    allowed = allowed_region(image, head, old)
+    inner = binary_erosion(head, iterations=2)
+    allowed = allowed_region(image, head, inner, old)
     assert not (allowed & (dark | old | ~head)).any() and allowed.sum() > 0.6 * head.sum()
-    with_air = [np.pad(array, 7) for array in (image, head, old)]
+    with_air = [np.pad(array, 7) for array in (image, head, inner, old)]
     np.testing.assert_array_equal(allowed_region(*with_air), np.pad(allowed, 7))
     nothing = np.zeros((5, 5), bool)
-    assert not allowed_region(np.ones((5, 5)), nothing, nothing).any()
+    assert not allowed_region(np.ones((5, 5)), nothing, nothing, nothing).any()
     assert not ventricles(np.ones((5, 5)), ~nothing).any()
 
 

@@ -39,6 +39,15 @@ def test_grid_larger_than_the_scan_holds_all_of_it():
     np.testing.assert_array_equal(placed.affine[:3, 3], [0, -2, -4])
 
 
+@pytest.mark.parametrize(("own_mm", "other_mm"), [(2, 1), (4, 2), (3, 1), (3, 2), (1, 2)])
+def test_mask_keeps_its_volume_on_finer_and_coarser_voxels(own_mm, other_mm):
+    """A voxel midway between two goes to either side, or a mask would lose its rim at half the spacing."""
+    mask, own = ((np.indices((24,) * 3) - 11.5) ** 2).sum(0) < 6**2, Space((24,) * 3, np.diag([own_mm] * 3 + [1.0]))
+    shape = (int(np.ceil(24 * own_mm / other_mm)),) * 3
+    there = resample(mask[None], own, centred_space(own, (11.5,) * 3, shape, (other_mm,) * 3))[0]
+    assert there.sum() * other_mm**3 == pytest.approx(mask.sum() * own_mm**3, rel=0.05)
+
+
 @given(
     st.tuples(*[st.integers(3, 9)] * 3),
     st.tuples(*[st.integers(3, 12)] * 3),
