@@ -34,7 +34,7 @@ def prepare_phantom() -> PreparedScan:
     space = Grid((1, 189, 192, 192)).space_about(subject.brain, own)
     image = resample(normalise(subject.scan, subject.brain) * subject.brain, own, space).astype(np.float16)
     brain, mask = (resample(m[None], own, space)[0] for m in (subject.brain, subject.mask[0] > 0))
-    return PreparedScan("phantom", "1", image, brain, brain, mask, space, own, False)
+    return PreparedScan("phantom", "1", image, brain, mask, space, own, False)
 
 
 def seconds(function, repeats: int) -> float:

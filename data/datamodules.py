@@ -122,7 +122,7 @@ class StackedScans(Dataset):
             scan = resample(scan, own, space, outside=[0.0] * len(scan))
             mask, brain = (resample(m[None], own, space)[0] for m in (mask, brain))
         scan, subject = scan.astype(np.float16), rows.subject.iloc[0]
-        return PreparedScan(volume, subject, scan, brain, brain, mask, space, own, bool(spacing_mm))
+        return PreparedScan(volume, subject, scan, brain, mask, space, own, bool(spacing_mm))
 
 
 def _stack(paths: pd.Series, slices: pd.Series, depth: int, volume: str) -> np.ndarray:

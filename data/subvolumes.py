@@ -25,7 +25,7 @@ class RegionDataset(Dataset):
     """Windows of the proposed regions of a cohort.
 
     An item is a dict of arrays of the RoI size: ``image`` (C, D, H, W) float32 in [0, 1], ``mask`` (1, D, H, W)
-    uint8, ``region`` (1, D, H, W) uint8 telling which voxels were proposed and are seen, and ``has_lesion`` float32.
+    uint8, ``region`` (1, D, H, W) uint8 telling which voxels of the brain were proposed, and ``has_lesion`` float32.
 
     Args:
         regions: proposed regions by scan file name; None for whole volumes.
@@ -115,11 +115,11 @@ def _lesion_voxel(prepared: PreparedScan, region: Region, rng: np.random.Generat
 def cut_window(
     prepared: PreparedScan, regions: list[Region], starts: tuple[int, ...], roi_size: tuple[int, int, int]
 ) -> dict[str, np.ndarray]:
-    """Cut a window out of a scan, zero-padded behind where the volume ends; only what is seen is inside a region."""
+    """Cut a window out of a scan, zero-padded behind where the volume ends; only brain is inside a region."""
     inside = np.zeros(roi_size, np.uint8)
     for region in regions:
         inside[_within(region, starts)] = 1
-    inside &= cut(prepared.seen, starts, roi_size)
+    inside &= cut(prepared.brain, starts, roi_size)
     return {
         "image": cut(prepared.scan, starts, roi_size).astype(np.float32),
         "mask": cut(prepared.mask, starts, roi_size)[None].astype(np.uint8),

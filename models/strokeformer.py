@@ -124,7 +124,7 @@ class StrokeFormer(pl.LightningModule):
         subvolume_depth: int | None = None,
         batch_size: int = 4,
     ) -> np.ndarray:
-        """Class probabilities of a scan: background with certainty outside the regions and what is seen of the scan.
+        """Class probabilities of a scan: background with certainty outside the brain and the regions.
 
         Args:
             regions: regions of the scan's grid; None for the whole volume.
@@ -149,7 +149,7 @@ class StrokeFormer(pl.LightningModule):
             batch_size,
             self.device,
         )
-        outside = ~(region_mask(regions, shape) & prepared.seen)
+        outside = ~(region_mask(regions, shape) & prepared.brain)
         probabilities[:, outside] = 0
         probabilities[0][outside] = 1
         return probabilities

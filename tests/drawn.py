@@ -10,7 +10,7 @@ from data.space import Space
 def prepared(name: str, scan: np.ndarray, brain: np.ndarray, mask: np.ndarray | None = None) -> PreparedScan:
     """A scan (C, D, H, W) on the networks' grid, which is its own and of untold voxel size."""
     space = Space(brain.shape, affine_of((1, 1, 1)))
-    return PreparedScan(name, "1", scan, brain, brain, mask, space, space, False)
+    return PreparedScan(name, "1", scan, brain, mask, space, space, False)
 
 
 def ball(shape=(24, 30, 26), radius=9.0, noise=1.0, seed=0, middle=(0, 0, 0)):

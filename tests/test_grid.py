@@ -14,7 +14,7 @@ from data.cohort import Case, pair_cases
 from data.grid import Grid, choose_spacing, say_untold_network
 from data.names import PREDICTION_SUFFIX
 from data.phantom.subject import Settings, make_subject
-from data.prepared import PreparedScan, cached_scan, check_brains, prepare_scan, with_rim
+from data.prepared import PreparedScan, cached_scan, check_brains, prepare_scan
 from data.space import Space, resample, share_outside
 from data.volumes import read_volume, write_like, write_volume
 from models.checkpoints import grid_at_test, load_model, require_spacing
@@ -51,7 +51,7 @@ def certainties(mask: np.ndarray) -> np.ndarray:
 
 
 def prepared_as(own: Space, space: Space) -> PreparedScan:
-    return PreparedScan("a.npy", "1", None, None, None, None, space, own, True)
+    return PreparedScan("a.npy", "1", None, None, None, space, own, True)
 
 
 # --- placing and bringing back ---------------------------------------------------------------------------
@@ -114,13 +114,13 @@ def test_brain_is_in_the_middle_of_the_grid_wherever_it_is_in_the_scan(tmp_path,
     assert (np.abs(centre - (np.array(prepared.brain.shape) - 1) / 2) <= 0.75).all()
 
 
-def test_networks_see_nothing_but_the_brain_and_its_rim_between_0_and_1(tmp_path):
+def test_networks_see_nothing_but_the_brain_between_0_and_1(tmp_path):
     scan, head = ball()
     _, brain = ball(radius=6)
     scan[head & ~brain] = 500  # a bright skull
     prepared = prepare_scan(case_of(tmp_path, scan, brain), Grid((1, 20, 20, 20)), tmp_path / "none are found")
     assert prepared.scan.dtype == np.float16 and prepared.scan.min() == 0 and prepared.scan.max() == 1
-    assert not prepared.scan[0][~prepared.seen].any() and np.median(prepared.scan[0][prepared.brain]) > 0.5
+    assert not prepared.scan[0][~prepared.brain].any() and np.median(prepared.scan[0][prepared.brain]) > 0.5
     assert prepared.brain.sum() == brain.sum()
 
 
@@ -208,9 +208,9 @@ def test_small_loss_to_the_grid_is_told_and_the_worst_one_named(tmp_path, capsys
 def test_lesion_outside_the_brain_is_told(tmp_path, capsys):
     scan, brain = ball()
     lesion = np.zeros_like(brain)
-    lesion[12, 13:17, 0:7] = True  # some of it is beyond the ball and its rim
+    lesion[12, 13:17, 0:7] = True  # some of it is beyond the ball
     case = case_of(tmp_path, scan, brain, lesion)
-    share = np.mean(~with_rim(brain, Space(brain.shape, np.eye(4)))[lesion])
+    share = np.mean(~brain[lesion])
     check_brains([case], Grid((1, 24, 30, 26)), tmp_path / "none are found")
     line = f"{share:.0%} of the lesion voxels of sub-01_label-L_mask.npy lie outside the brain and are not looked at"
     assert 0.05 < share < 0.7 and capsys.readouterr().out.startswith(line)

@@ -38,9 +38,9 @@ def test_validation_window_is_the_region_itself(case, tmp_path):
     assert item["mask"][0, 4:6, 4:6, 4:6].all()
 
 
-def test_only_what_is_seen_of_a_region_counts_and_a_lesion_outside_is_none(case, tmp_path):
+def test_only_the_brain_of_a_region_counts_and_a_lesion_outside_is_none(case, tmp_path):
     brain = np.ones((1, 16, 20, 24), np.uint8)
-    brain[:, 5:] = 0  # three voxels of rim are seen as well; the lesion begins behind them
+    brain[:, 8:] = 0  # the lesion begins there
     write_volume(case.brain, brain)
     regions = {case.name: [Region(0, 16, 8, 6, 16, 14)]}
     item = RegionDataset([case], regions, GRID, (16, 8, 8), tmp_path / "cache")[0, 0]
