@@ -5,8 +5,12 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from hypothesis import settings
 
 os.environ["OMP_NUM_THREADS"] = "1"  # the workers of `make test` are as many as the cores; read when torch is imported
+
+settings.register_profile("suite", deadline=None)  # on a busy machine any example may take long
+settings.load_profile("suite")
 
 from tests.running import GRID, QUICK, ROI, run_script
 
