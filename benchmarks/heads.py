@@ -28,6 +28,7 @@ from data.head import head_mask
 from data.names import brain_name
 from data.space import Space
 from data.volumes import read_volume
+from utils.metrics import TWENTY_SIX_CONNECTED
 
 SEEDS = {"brain": 9, "lesions": 31, "grids": 5}
 HEADS = {"brain": 20, "lesions": 20, "grids": 10}
@@ -112,7 +113,7 @@ def _moved(case, folder: Path) -> list[dict]:
 
     masks = list((folder / "Masks").glob(f"{case.mask.name.removesuffix('.nii.gz')}_augmented-*"))
     new = [(read_volume(path).array[0] > 0) & ~read_mask(case) for path in masks]
-    labelled = [label(mask, np.ones((3, 3, 3)))[0] for mask in new]
+    labelled = [label(mask, TWENTY_SIX_CONNECTED)[0] for mask in new]
     brain = true_brain(case)
     return [
         {"scan": case.name, "voxels": np.count_nonzero(one), "inside": np.count_nonzero(one & brain)}

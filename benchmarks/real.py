@@ -30,6 +30,7 @@ from data.phantom.fields import Grid
 from data.phantom.place import affine_of
 from data.space import Space, resample
 from data.volumes import read_volume
+from utils.metrics import TWENTY_SIX_CONNECTED
 from utils.plots import save_figure
 
 QUANTILES = (1, 5, 25, 50, 75, 95, 99)
@@ -109,7 +110,7 @@ def _lesions(sample: Sample) -> dict[str, float]:
     middle = np.median(around)
     spread = 1.48 * np.median(np.abs(around - middle))
     values = sample.scan[sample.lesion]
-    sizes = np.bincount(ndimage.label(sample.lesion, np.ones((3, 3, 3)))[0].ravel())[1:]
+    sizes = np.bincount(ndimage.label(sample.lesion, TWENTY_SIX_CONNECTED)[0].ravel())[1:]
     return {
         "lesions": len(sizes),
         "lesions, cm3": sizes.sum() * np.prod(sample.spacing_mm) / 1000,

@@ -5,7 +5,6 @@ scan that is stripped already is its own brain. In a T1w scan with a skull deepb
 10.1016/j.compbiomed.2024.108845), whose networks come with the package. In other contrasts the head stands for it.
 """
 
-import hashlib
 import re
 import warnings
 from collections.abc import Sequence
@@ -17,7 +16,7 @@ import numpy as np
 
 from data.checks import find_head, read_binary, read_scan, space_of
 from data.cohort import BRAINS, Case, by_identity, match_by_identity
-from data.fingerprints import PREPARATION, stamp_of
+from data.fingerprints import PREPARATION, cache_key, stamp_of
 from data.listing import counted, find_volumes, require_present, require_some
 from data.names import BRAIN_MASK, MASK, SCAN, contrast_of, extension_of, role_of
 from data.space import Space
@@ -176,18 +175,11 @@ def _kept(case: Case, folder: Path) -> Path | None:
     return next((path for ending in (FOUND, HEAD) if (path := _path(case, folder, ending)).exists()), None)
 
 
-def find_brain_of(case: Case, scan: np.ndarray, head: np.ndarray) -> np.ndarray | None:
-    """The brain that was given for a case, or `find_brain` in its scan (C, D, H, W)."""
-    if case.brain:
-        return read_binary(case.brain)
-    own = space_of(case) or Space(head.shape, np.eye(4))
-    return find_brain(scan[0], head, contrast_of(case.scan), own)
-
-
 def _keep(case: Case, folder: Path) -> Path:
+    """Find the brain of a case and return where it is kept now."""
     scan = read_scan(case)
     head = find_head(scan, case)
-    brain = find_brain_of(case, scan, head)
+    brain = find_brain(scan[0], head, contrast_of(case.scan), space_of(case) or Space(head.shape, np.eye(4)))
     path = _path(case, folder, HEAD if brain is None else FOUND)
     write_like(path, (head if brain is None else brain).astype(np.uint8), case.scan)
     return path
@@ -195,5 +187,4 @@ def _keep(case: Case, folder: Path) -> Path:
 
 def _path(case: Case, folder: Path, ending: str) -> Path:
     """Where a found brain is kept; another place for a file that has changed, and for other code."""
-    key = hashlib.sha256(repr((stamp_of(case.scan), PREPARATION)).encode()).hexdigest()[:12]
-    return folder / f"{case.stem}_{key}{ending}{extension_of(case.scan)}"
+    return folder / f"{case.stem}_{cache_key(stamp_of(case.scan), PREPARATION)}{ending}{extension_of(case.scan)}"

@@ -1,12 +1,14 @@
 """Checks of a cohort's headers and voxels before any work, and reading of scans and masks that refuses bad ones."""
 
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from data.cohort import Case
+from data.fingerprints import stamp_of
 from data.head import head_mask
 from data.names import extension_of
 from data.nifti import SAME_SIZE, affine_of, is_voxel_size
@@ -46,6 +48,11 @@ def read_spacing(case: Case) -> tuple[float, float, float] | None:
 
 def _spacing_rows(table: Path) -> pd.DataFrame | None:
     """The columns ``scan`` and ``spacing_mm`` of a table, as text; None if it lacks one of them."""
+    return _parse_rows(table, stamp_of(table))
+
+
+@lru_cache(maxsize=8)  # each scan of a cohort asks, some several times
+def _parse_rows(table: Path, stamp: tuple) -> pd.DataFrame | None:
     try:
         with table.open(encoding="utf-8-sig") as file:
             separator = max(SEPARATORS, key=file.readline().count)
@@ -88,10 +95,9 @@ def read_scan(case: Case) -> np.ndarray:
 def space_of(case: Case) -> Space | None:
     """Where a case's scan lies, from its header or, of a ``.npy``, from the table; None if its voxel size is untold."""
     header = read_header(case.scan)
-    if header.affine is not None:
-        return Space(header.shape[1:], header.affine)
-    spacing_mm = read_spacing(case)
-    return None if spacing_mm is None else Space(header.shape[1:], affine_of(spacing_mm))
+    if header.affine is not None or (spacing_mm := read_spacing(case)) is None:
+        return header.space
+    return Space(header.shape[1:], affine_of(spacing_mm))
 
 
 def read_mask(case: Case) -> np.ndarray:
@@ -197,9 +203,9 @@ def check_alignment(scan_path: Path, mask_path: Path) -> None:
             f"{mask_path} has shape {mask.shape[1:]} (D, H, W) but its scan {scan.shape[1:]}; "
             "resample one onto the other"
         )
-    if scan.affine is None or mask.affine is None:
+    if scan.space is None or mask.space is None:
         return
-    if not Space(scan.shape[1:], scan.affine).is_close(Space(mask.shape[1:], mask.affine)):
+    if not scan.space.is_close(mask.space):
         raise UserError(f"{mask_path} lies elsewhere than its scan (the affines differ); resample one onto the other")
 
 

@@ -79,6 +79,11 @@ def code_digest(*packages: str) -> str:
     return _hash(b"\0".join(file.read_bytes() for file in sorted(files)))
 
 
+def cache_key(*parts) -> str:
+    """What tells the folder or file of a cache from those of other parts; parts are told apart by their `repr`."""
+    return _hash(repr(parts).encode())[:12]
+
+
 def _read_store(store: Path) -> dict[str, dict]:
     try:
         entries = read_json(store) if store.exists() else {}

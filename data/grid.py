@@ -15,7 +15,6 @@ from data.space import Space, centred_space, places_in, resized_space
 from data.volumes import volume_shape
 from utils.errors import UserError
 
-SCAN_DIM = (1, 189, 192, 192)  # of ATLAS
 ORIENTATION = "RAS"  # of (H, W, D): what networks learn from, and what their checkpoints say
 # Half a per cent at each end: stray voxels do not pull the brain off the centre.
 EXTENT = (0.005, 0.995)
@@ -115,7 +114,7 @@ def say_untold_network(cases: list[Case], grid: Grid) -> None:
         print("The network was trained on scans of untold voxel size: these are taken as they are")
 
 
-# --- what it holds -------------------------------------------------------------------------------------------
+# --- what it holds -------------------------------------------------------------------------------------
 
 
 def own_space(case: Case, grid: Grid) -> Space:

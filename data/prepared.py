@@ -3,7 +3,6 @@
 So an epoch reads only the voxels it needs, and no cohort has to fit into memory.
 """
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +11,7 @@ import numpy as np
 from data.brain import read_brain
 from data.checks import read_mask, read_scan, space_of, spacing_table
 from data.cohort import Case
-from data.fingerprints import PREPARATION, stamp_of
+from data.fingerprints import PREPARATION, cache_key, stamp_of
 from data.grid import CUT_OFF, Grid, centre_of, own_space, say_cut, say_untold, say_worst, shape_that_holds, too_large
 from data.head import normalise
 from data.space import Space, resample, share_outside
@@ -75,23 +74,26 @@ def prepare_scan(case: Case, grid: Grid, brains: Path) -> PreparedScan:
     return PreparedScan(case.name, case.subject, scan, brain, mask, space, own, known)
 
 
-# --- checks -------------------------------------------------------------------------------------------
+# --- checks --------------------------------------------------------------------------------------------
 
 
 def check_brains(cases: list[Case], grid: Grid, brains: Path) -> None:
     """Refuse brains that the grid would cut, and tell of small losses and of lesions outside, before any long work."""
     say_untold(cases, grid)
-    lost, outside = {}, {}
+    lost, lesions_lost, outside = {}, {}, {}
     for case in progress(cases, "Checking brains"):
         brain, own = read_brain(case, brains), own_space(case, grid)
-        lost[case.name] = share_outside(brain, own, grid.space_about(brain, own))
+        space = grid.space_about(brain, own)
+        lost[case.name] = share_outside(brain, own, space)
         if lost[case.name] > CUT_OFF:
             needed = shape_that_holds(brain, own, own, centre_of(brain), grid.spacing_mm)
             raise UserError(too_large(case, lost[case.name], grid.scan_dim, needed))
         if case.mask is not None:
             mask = read_mask(case)
+            lesions_lost[case.mask.name] = share_outside(mask, own, space)
             outside[case.mask.name] = np.count_nonzero(mask & ~brain) / max(np.count_nonzero(mask), 1)
     say_cut(lost)
+    say_worst(lesions_lost, 0, "--scan_dim cuts {share:.0%} of the lesions off in {name}{more}; give a larger one")
     say_worst(
         outside,
         OUTSIDE,
@@ -136,5 +138,4 @@ def brains_in(cache_dir: Path) -> Path:
 def cache_folder(case: Case, grid: Grid, cache_dir: Path) -> Path:
     """Where a case is cached; another place for other files, a file that has changed, another grid or other code."""
     stamps = [stamp_of(path) for path in (case.scan, case.mask, case.brain, spacing_table(case)) if path]
-    key = repr((stamps, grid, PREPARATION))
-    return cache_dir / f"{case.stem}_{hashlib.sha256(key.encode()).hexdigest()[:12]}"
+    return cache_dir / f"{case.stem}_{cache_key(stamps, grid, PREPARATION)}"

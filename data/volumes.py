@@ -22,6 +22,7 @@ from data.nifti import (
     require_shape,
     spacing_of,
 )
+from data.space import Space
 from utils.errors import UserError
 from utils.files import atomic_path
 
@@ -37,6 +38,11 @@ class Header:
 
     shape: tuple[int, int, int, int]
     affine: np.ndarray | None
+
+    @property
+    def space(self) -> Space | None:
+        """Where the volume lies, or None where the file does not tell."""
+        return None if self.affine is None else Space(self.shape[1:], self.affine)
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,10 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 
-from data.grid import ORIENTATION, SCAN_DIM, Grid, size_text
+from data.grid import ORIENTATION, Grid, size_text
 from data.nifti import SAME_SIZE
 from models.rpn import RPN
+from utils.defaults import SCAN_DIM
 from utils.errors import UserError
 from utils.files import atomic_path
 
@@ -45,6 +46,11 @@ def load_model(kind: type[pl.LightningModule], path: Path | str) -> pl.Lightning
         raise UserError(f"checkpoint {path} does not fit this version of {held} ({reason}); train it anew") from None
     model.grid = _grid_of(checkpoint, path)
     return model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+
+
+def read_grid(path: Path | str) -> Grid | None:
+    """The grid of a checkpoint, without its network; raises as `read_checkpoint`."""
+    return _grid_of(read_checkpoint(path), path)
 
 
 def _grid_of(checkpoint: dict, path: Path | str) -> Grid | None:

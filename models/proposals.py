@@ -4,7 +4,7 @@ from argparse import Namespace
 from collections.abc import Callable, Collection
 
 from data.prepared import PreparedScan
-from models.checkpoints import load_rpn, require_spacing
+from models.checkpoints import load_rpn, read_grid, require_spacing
 from models.rpn import RPN
 from utils.errors import UserError
 from utils.progress import progress
@@ -36,7 +36,7 @@ def spacing_of_proposer(args: Namespace) -> tuple[float, ...] | None:
     """The voxel size (D, H, W, mm) that ``--rpn_ckpt_path`` was trained at; None without it or where untold."""
     if not args.rpn_ckpt_path:
         return None
-    grid = load_rpn(args.rpn_ckpt_path).grid
+    grid = read_grid(args.rpn_ckpt_path)
     return grid and grid.spacing_mm
 
 

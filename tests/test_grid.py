@@ -205,6 +205,17 @@ def test_small_loss_to_the_grid_is_told_and_the_worst_one_named(tmp_path, capsys
     assert re.fullmatch(r"--scan_dim cuts [12]\.\d% of the brain off in sub-18_T1w\.npy; give a larger one", line)
 
 
+def test_lesion_that_the_grid_cuts_is_told(tmp_path, capsys):
+    scan, brain = ball()
+    lesion = np.zeros_like(brain)
+    lesion[12, [6, 23], 13] = True  # the ends of the ball along H, of which a grid of 17 voxels has one
+    case = case_of(tmp_path, scan, brain, lesion)
+    check_brains([case], Grid((1, 24, 30, 26)), tmp_path / "none are found")
+    assert "of the lesions off" not in capsys.readouterr().out
+    check_brains([case], Grid((1, 24, 17, 26)), tmp_path / "none are found")
+    assert "--scan_dim cuts 50% of the lesions off in sub-01_label-L_mask.npy; give a" in capsys.readouterr().out
+
+
 def test_lesion_outside_the_brain_is_told(tmp_path, capsys):
     scan, brain = ball()
     lesion = np.zeros_like(brain)

@@ -71,16 +71,11 @@ def check_headers(cases: list[Case], layout: Layout, channels: int | None) -> in
 
 
 def scan_space(case: Case) -> Space:
-    return _space(case.scan)
+    return read_header(case.scan).space
 
 
 def mask_space(case: Case) -> Space:
-    return _space(case.mask)
-
-
-def _space(path: Path) -> Space:
-    header = read_header(path)
-    return Space(header.shape[1:], header.affine)
+    return read_header(case.mask).space
 
 
 def spacing_for(cases: list[Case], layout: Layout, wanted: list[float] | None) -> tuple[float, float, float]:

@@ -25,8 +25,7 @@ def restore_mask(mask: np.ndarray, prepared: Space, source: Path) -> np.ndarray:
 
     To the voxel where preparing only cropped, padded and turned; background where it had cropped.
     """
-    header = read_header(source)
-    return resample(mask[None], prepared, Space(header.shape[1:], header.affine))[0]
+    return resample(mask[None], prepared, read_header(source).space)[0]
 
 
 def restore_file(path: Path, prepared_dir: Path, root: Path, out_dir: Path, grid: str = SCAN) -> None:

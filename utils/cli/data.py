@@ -1,8 +1,8 @@
 """Arguments on data: the cohort, its folds, its grid, and how it is loaded."""
 
 from utils.cli.types import SplitsAction, extension, non_negative_int, positive_float, positive_int
+from utils.defaults import SCAN_DIM
 
-SCAN_DIM = [1, 189, 192, 192]
 TRANSFORM_NAMES = ("flip", "affine", "contrast", "noise", "bias_field", "lesion_contrast")
 
 
@@ -77,13 +77,13 @@ def add_folds(parser) -> None:
 
 def add_grid(parser) -> None:
     group = parser.add_argument_group("grid")
-    add_scan_dim(group, default=SCAN_DIM)
+    add_scan_dim(group, default=list(SCAN_DIM))
     add_resize_to(group)
 
 
 def wanted_scan_dim(args) -> list[int] | None:
     """``--scan_dim``, or None where it was left at its default: a network knows the grid that it learned on."""
-    return None if args.scan_dim == SCAN_DIM else args.scan_dim
+    return None if args.scan_dim == list(SCAN_DIM) else args.scan_dim
 
 
 def add_scan_dim(group, default: list[int] | None, suffix: str = "") -> None:
