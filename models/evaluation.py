@@ -14,7 +14,7 @@ from data.prepared import PreparedScan
 from data.space import resample
 from data.volumes import write_like
 from models.gradcam import find_layers, gradcam
-from models.strokeformer import DEFAULT_OVERLAP, StrokeFormer
+from models.strokeformer import StrokeFormer
 from utils.files import update_table, write_json
 from utils.metrics import scan_scores, scores_by_size, slice_scores
 from utils.plots import pictures_per_scan, plot_gradcam, plot_volume_prediction, save_figure
@@ -79,14 +79,13 @@ def prediction_name(case: Case) -> str:
 def _picture_maker(model: StrokeFormer, args: Namespace, folder: Path):
     """A function (scan, prediction, regions) that draws the prediction and, where wanted, its Grad-CAM."""
     layers = find_layers(model, args.target_layers) if args.target_layers else None
-    overlap = DEFAULT_OVERLAP if args.overlap is None else args.overlap
 
     def draw(scan: PreparedScan, prediction: np.ndarray, regions: list[Region] | None) -> None:
         image, file = scan.scan[0].astype(np.float32), f"{stem_of(scan.name)}.png"
         figure = plot_volume_prediction(image, scan.mask, prediction, regions or [], scan.name)
         save_figure(figure, folder / "predictions" / file)
         if layers:
-            heat = gradcam(model, scan, regions, layers, overlap)
+            heat = gradcam(model, scan, regions, layers, args.overlap)
             save_figure(plot_gradcam(image, heat, scan.mask, prediction, scan.name), folder / "gradcam" / file)
 
     return draw

@@ -1,22 +1,22 @@
 """Stage 2: a MONAI 3D transformer that segments the proposed regions and nothing else."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytorch_lightning as pl
 import torch
-from monai.inferers import sliding_window_inference
 from torch import nn
 
 from data.prepared import PreparedScan
+from data.space import cut
 from models.defaults import LOSS_CONFIG
+from models.inference import DEFAULT_OVERLAP, average_windows, lay_windows, split_by_depth
 from models.losses import build_classification_loss, build_loss, mask_outside
+from models.precision import autocast
 from models.schedule import optimise
 from models.segmenters import build_segmenter
 from utils.metrics import overlap_scores
-from utils.regions.region import Region, expand_region, region_mask, region_of, whole_volume
-
-DEFAULT_OVERLAP = 0.25  # MONAI's own default
+from utils.regions.region import Region, region_mask, whole_volume
 
 
 class StrokeFormer(pl.LightningModule):
@@ -133,70 +133,45 @@ class StrokeFormer(pl.LightningModule):
             batch_size: windows at a time.
 
         Returns:
-            (num_classes, D, H, W) float32; windows and regions that overlap are averaged.
+            (num_classes, D, H, W) float32; windows that overlap are averaged.
         """
         self.eval()
-        shape, roi_size = prepared.brain.shape, self.hparams.roi_size
-        regions = [whole_volume(shape)] if regions is None else regions
-        regions = split_by_depth(regions, shape, subvolume_depth, roi_size)
-        probabilities = average_over_regions(
-            lambda windows: self(windows).softmax(1),
-            prepared.scan,
-            regions,
+        background = [1.0] + [0.0] * (self.hparams.num_classes - 1)
+        return self.slide(self.probabilities, prepared, regions, background, overlap, subvolume_depth, batch_size)
+
+    def probabilities(self, windows: torch.Tensor) -> torch.Tensor:
+        """Class probabilities (B, num_classes, D, H, W) of windows, float32."""
+        with autocast(self.device):
+            return self(windows).float().softmax(1)
+
+    def slide(
+        self,
+        predict: Callable[[torch.Tensor], torch.Tensor],
+        prepared: PreparedScan,
+        regions: list[Region] | None,
+        outside: Sequence[float],
+        overlap: float | None = None,
+        subvolume_depth: int | None = None,
+        batch_size: int = 4,
+    ) -> np.ndarray:
+        """Maps (K, D, H, W) of what `predict` says of windows (B, C, *roi_size), inside the brain of the regions.
+
+        Args:
+            outside: (K,) what each map holds elsewhere.
+
+        The others are those of `segment`.
+        """
+        roi_size = tuple(self.hparams.roi_size)
+        regions = [whole_volume(prepared.brain.shape)] if regions is None else regions
+        inside = region_mask(regions, prepared.brain.shape) & prepared.brain
+        pieces = split_by_depth(regions, subvolume_depth)
+        starts = lay_windows(pieces, inside, roi_size, DEFAULT_OVERLAP if overlap is None else overlap)
+        return average_windows(
+            lambda windows: predict(windows.to(self.device)),
+            lambda start: cut(prepared.scan, start, roi_size).astype(np.float32),
+            starts,
+            inside,
             roi_size,
-            self.hparams.num_classes,
-            DEFAULT_OVERLAP if overlap is None else overlap,
+            outside,
             batch_size,
-            self.device,
         )
-        outside = ~(region_mask(regions, shape) & prepared.brain)
-        probabilities[:, outside] = 0
-        probabilities[0][outside] = 1
-        return probabilities
-
-
-def split_by_depth(
-    regions: list[Region],
-    shape: tuple[int, int, int],
-    subvolume_depth: int | None,
-    roi_size: tuple[int, int, int],
-) -> list[Region]:
-    """Cut the regions at the borders of sub-volumes of `subvolume_depth` slices; pieces grow back to the RoI."""
-    depth = min(subvolume_depth or shape[0], shape[0])
-    pieces = []
-    for start in range(0, shape[0], depth):
-        for region in regions:
-            d, y, x = region.slices
-            piece = slice(max(d.start, start), min(d.stop, start + depth))
-            if piece.start < piece.stop:
-                pieces.append(expand_region(region_of((piece, y, x)), roi_size, shape))
-    return list(dict.fromkeys(pieces))
-
-
-def average_over_regions(
-    predict: Callable[[torch.Tensor], torch.Tensor],
-    scan: np.ndarray,
-    regions: list[Region],
-    roi_size: tuple[int, int, int],
-    channels: int,
-    overlap: float,
-    batch_size: int,
-    device: torch.device,
-) -> np.ndarray:
-    """Run `predict` by sliding window in each region and average where windows or regions overlap.
-
-    Args:
-        predict: from windows (B, C, *roi_size) to maps (B, channels, *roi_size).
-        scan: (C, D, H, W) in [0, 1].
-
-    Returns:
-        (channels, D, H, W) float32, 0 outside the regions.
-    """
-    summed = np.zeros((channels, *scan.shape[1:]), np.float32)
-    times = np.zeros(scan.shape[1:], np.float32)
-    for region in regions:
-        image = torch.from_numpy(scan[(slice(None), *region.slices)].astype(np.float32))[None].to(device)
-        maps = sliding_window_inference(image, tuple(roi_size), batch_size, predict, overlap, mode="gaussian")
-        summed[(slice(None), *region.slices)] += maps[0].float().cpu().numpy()
-        times[region.slices] += 1
-    return np.divide(summed, times, out=summed, where=times > 0)

@@ -9,7 +9,7 @@ from models.gradcam import find_layers, gradcam
 from models.losses import build_classification_loss, build_loss, mask_outside
 from models.schedule import learning_rate
 from models.segmenters import STRIDES, build_segmenter
-from models.strokeformer import StrokeFormer, average_over_regions, split_by_depth
+from models.strokeformer import StrokeFormer
 from tests import drawn
 from utils.errors import UserError
 from utils.regions.region import Region, region_mask
@@ -156,33 +156,27 @@ def test_region_of_one_window_gets_the_networks_own_answer(model):
     scan, region = prepared(), Region(2, 18, 3, 4, 19, 20)
     window = torch.from_numpy(scan.scan[(slice(None), *region.slices)].astype(np.float32))[None]
     with torch.inference_mode():
-        expected = model(window).softmax(1)[0].numpy()
+        expected = model.probabilities(window)[0].numpy()
     found = model.segment(scan, [region])[(slice(None), *region.slices)]
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
-def test_overlapping_regions_are_averaged():
-    calls = iter([0.2, 0.6])
+def test_batches_and_subvolumes_of_any_size_give_one_answer(model):
+    scan, regions = prepared((32, 24, 28)), [Region(0, 32, 0, 0, 28, 16), Region(8, 24, 4, 2, 24, 20)]
+    reference = model.segment(scan, regions, batch_size=1)
+    np.testing.assert_allclose(model.segment(scan, regions, batch_size=5), reference, atol=0.01)  # bfloat16
+    halves = model.segment(scan, regions, subvolume_depth=16)
+    assert np.array_equal(halves[0] == 1, reference[0] == 1)
 
-    def constant(windows):
-        return torch.full((len(windows), 1, *ROI), next(calls))
 
-    regions = [Region(0, 16, 0, 0, 16, 16), Region(4, 20, 0, 0, 16, 16)]
-    mean = average_over_regions(constant, prepared().scan, regions, ROI, 1, 0.0, 1, torch.device("cpu"))[0]
-    assert mean[0, 0, 0] == pytest.approx(0.2) and mean[10, 0, 0] == pytest.approx(0.4)
-    assert mean[18, 0, 0] == pytest.approx(0.6) and mean[0, 20, 20] == 0
+def test_half_precision_stays_close_to_single(model, monkeypatch):
+    found = model.segment(prepared(), None)
+    monkeypatch.setattr("models.precision.has_bfloat16", lambda device: False)
+    np.testing.assert_allclose(found, model.segment(prepared(), None), atol=0.02)
 
 
 def test_volume_smaller_than_the_window_is_segmented(model):
     assert model.segment(prepared((10, 24, 12)), None).shape == (2, 10, 24, 12)
-
-
-def test_subvolumes_cut_deep_regions_and_pieces_grow_back():
-    pieces = split_by_depth([Region(0, 40, 0, 0, 16, 16)], (40, 20, 20), 20, ROI)
-    assert pieces == [Region(0, 20, 0, 0, 16, 16), Region(20, 40, 0, 0, 16, 16)]
-    # A piece of 4 slices grows back to the RoI about its centre.
-    assert split_by_depth([Region(0, 24, 0, 0, 16, 16)], (40, 20, 20), 20, ROI)[1] == Region(14, 30, 0, 0, 16, 16)
-    assert split_by_depth([Region(3, 9, 0, 0, 16, 16)], (40, 20, 20), None, (1, 1, 1)) == [Region(3, 9, 0, 0, 16, 16)]
 
 
 # --- Grad-CAM ------------------------------------------------------------------------------------------
