@@ -10,9 +10,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 from monai.data.utils import compute_importance_map
-from scipy.ndimage import find_objects
 
-from utils.regions.region import Region, expand_region, region_of
+from utils.regions.region import Region, bounding_region, expand_region, region_of
 
 DEFAULT_OVERLAP = 0.25  # MONAI's own default
 
@@ -64,12 +63,10 @@ def lay_windows(
 
 def _box_of(mask: np.ndarray, region: Region) -> Region | None:
     """The smallest box around what a (D, H, W) mask holds in a region; None where that is nothing."""
-    found = find_objects(mask[region.slices].view(np.uint8))
-    if not found:
+    if (box := bounding_region(mask[region.slices])) is None:
         return None
-    return region_of(
-        tuple(slice(o.start + s.start, o.start + s.stop) for s, o in zip(found[0], region.slices, strict=True))
-    )
+    spans = zip(box.slices, region.slices, strict=True)
+    return region_of(tuple(slice(b.start + r.start, b.stop + r.start) for b, r in spans))
 
 
 def _starts_along(span: slice, roi: int, overlap: float) -> list[int]:

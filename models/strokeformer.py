@@ -7,8 +7,8 @@ import pytorch_lightning as pl
 import torch
 from torch import nn
 
+from data.context import join_channels, read_window, window_channels
 from data.prepared import PreparedScan
-from data.space import cut
 from models.defaults import LOSS_CONFIG
 from models.inference import DEFAULT_OVERLAP, average_windows, lay_windows, split_by_depth
 from models.losses import build_classification_loss, build_loss, mask_outside
@@ -16,7 +16,7 @@ from models.precision import autocast
 from models.schedule import optimise
 from models.segmenters import build_segmenter
 from utils.metrics import overlap_scores
-from utils.regions.region import Region, region_mask, whole_volume
+from utils.regions.region import Region, bounding_region, region_mask, whole_volume
 
 
 class StrokeFormer(pl.LightningModule):
@@ -24,12 +24,14 @@ class StrokeFormer(pl.LightningModule):
 
     Args:
         arch: key of `models.segmenters.STRIDES`.
+        in_channels: channels of a scan.
         roi_size: (D, H, W) of a window in voxels.
         opt_lr, warmup_lr, max_lr, warmup_steps: the rate rises linearly from `warmup_lr` to `max_lr` over
             `warmup_steps` steps and decays polynomially to `opt_lr` at the last.
         seg_loss, seg_loss_cfg: a MONAI loss by name and its arguments.
         cls_loss: a torch loss by name on "does this region hold a lesion", or None for none.
         cls_loss_weight, seg_loss_weight: weights of the two losses where both are used.
+        seg_context: further channels of a window, ``mirror`` and ``position`` (`data.context`).
     """
 
     def __init__(
@@ -50,17 +52,18 @@ class StrokeFormer(pl.LightningModule):
         cls_loss: str | None = None,
         cls_loss_weight: float = 0.5,
         seg_loss_weight: float = 0.5,
+        seg_context: Sequence[str] = (),
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
-        self.net = build_segmenter(arch, in_channels, num_classes, tuple(roi_size))
+        self.net = build_segmenter(arch, window_channels(in_channels, seg_context), num_classes, tuple(roi_size))
         self.seg_loss = build_loss(seg_loss, seg_loss_cfg or LOSS_CONFIG)
         self.cls_loss = build_classification_loss(cls_loss) if cls_loss else None
         self.classifier = nn.Linear(2 * num_classes, 1) if cls_loss else None
         self.val_counts = torch.zeros(4, dtype=torch.int64)
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
-        """Logits (B, num_classes, D, H, W) of windows (B, C, D, H, W) in [0, 1]."""
+        """Logits (B, num_classes, D, H, W) of windows (B, C, D, H, W), context included."""
         return self.net(image)
 
     # --- training ------------------------------------------------------------------------------------
@@ -161,14 +164,15 @@ class StrokeFormer(pl.LightningModule):
 
         The others are those of `segment`.
         """
-        roi_size = tuple(self.hparams.roi_size)
+        roi_size, context = tuple(self.hparams.roi_size), self.hparams.seg_context
+        brain = bounding_region(prepared.brain) if context else None
         regions = [whole_volume(prepared.brain.shape)] if regions is None else regions
         inside = region_mask(regions, prepared.brain.shape) & prepared.brain
         pieces = split_by_depth(regions, subvolume_depth)
         starts = lay_windows(pieces, inside, roi_size, DEFAULT_OVERLAP if overlap is None else overlap)
         return average_windows(
             lambda windows: predict(windows.to(self.device)),
-            lambda start: cut(prepared.scan, start, roi_size).astype(np.float32),
+            lambda start: join_channels(read_window(prepared.scan, start, roi_size, context, brain)),
             starts,
             inside,
             roi_size,

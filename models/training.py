@@ -119,7 +119,17 @@ def train_strokeformer(
     grid, roi_size = grid_of(args), tuple(args.roi_size)
     model = build_strokeformer(args)
     data = SegmentationDataModule(
-        train, val, regions, grid, roi_size, cache_dir, args.batch_size, args.num_workers, args.transforms, args.seed
+        train,
+        val,
+        regions,
+        grid,
+        roi_size,
+        cache_dir,
+        args.batch_size,
+        args.num_workers,
+        args.transforms,
+        args.seed,
+        args.seg_context,
     )
     shown = val[: args.num_samples]
     monitor = ("val_loss" if len(data.val) else "train_loss", "min")

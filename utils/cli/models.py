@@ -12,6 +12,7 @@ from utils.cli.types import (
 
 ARCHITECTURES = ("trans_unet", "unetr", "swin_unetr")
 CONTEXT = ("neighbours", "mirror")
+SEG_CONTEXT = ("mirror", "position")
 SLICE_SAMPLING = ("balanced", "natural")
 MATCHING = ("small", "torchvision")
 CONSISTENCY_RULES = ("linked", "grouped")
@@ -40,6 +41,13 @@ def add_segmenter(parser, loss_config: dict) -> None:
     add_num_classes(group)
     group.add_argument("--in_channels", type=positive_int, default=1, help="input channels")
     add_roi_size(group)
+    group.add_argument(
+        "--seg_context",
+        nargs="*",
+        choices=SEG_CONTEXT,
+        default=[],
+        help="further channels of a window: the other side of the head, and where in the head it is",
+    )
     group.add_argument("--opt_lr", type=positive_float, default=3e-5, help="learning rate at the end")
     group.add_argument("--warmup_lr", type=positive_float, default=4e-6, help="learning rate at the first step")
     group.add_argument("--max_lr", type=positive_float, default=4e-4, help="learning rate after the warm-up")
