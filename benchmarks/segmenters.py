@@ -2,6 +2,7 @@
 
     python -m data.phantom --out_dir data/bench --n_subjects 48 --spacing 3 --seed 7
     python benchmarks/segmenters.py --cohort data/bench --seconds 80
+    python benchmarks/segmenters.py --cost    # of an untrained window alone, every network in every size
 
 Every network trains on windows around the lesions (and two elsewhere) of 40 % of the subjects for the same processor
 time and is scored on the half that is held out. The data are synthetic.
@@ -10,6 +11,7 @@ time and is scored on the half that is held out. The data are synthetic.
 import argparse
 import sys
 import time
+import timeit
 from functools import partial
 from pathlib import Path
 
@@ -27,6 +29,7 @@ from data.prepared import PreparedScan, cached_scan
 from data.volumes import volume_shape
 from models.losses import mask_outside
 from models.schedule import learning_rate
+from models.segmenters import SEGMENTERS, build_segmenter
 from models.strokeformer import StrokeFormer
 from utils.metrics import scan_scores
 from utils.regions.region import Region, expand_region, region_of
@@ -59,11 +62,30 @@ def train(model: StrokeFormer, data: SegmentationDataModule, seconds: float, max
     return steps
 
 
+@torch.inference_mode()
+def print_costs(side: int = 64) -> None:
+    """Parameters of every network, and the least processor time of three windows in 32 bit and in bfloat16."""
+    window = torch.rand(1, 1, side, side, side)
+    for arch, segmenter in SEGMENTERS.items():
+        for size in segmenter.sizes:
+            net, seconds = build_segmenter(arch, 1, 2, (side,) * 3, size).eval(), []
+            for half in (False, True):
+                with torch.autocast("cpu", torch.bfloat16, enabled=half):
+                    timer = timeit.Timer(lambda net=net: net(window), timer=time.process_time)
+                    seconds.append(min(timer.repeat(3, number=1)))
+            millions = sum(p.numel() for p in net.parameters()) / 1e6
+            print(f"{arch:>16} {size:5} {millions:6.1f} M  {seconds[0]:.3f} s, bfloat16 {seconds[1]:.3f} s")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cohort", type=Path, required=True)
+    task = parser.add_mutually_exclusive_group(required=True)
+    task.add_argument("--cohort", type=Path)
+    task.add_argument("--cost", action="store_true")
     parser.add_argument("--seconds", type=float, default=80)
     args = parser.parse_args()
+    if args.cost:
+        return print_costs()
     cases = pair_cases([args.cohort / "Scans"], [args.cohort / "Masks"])
     grid = Grid((1, *volume_shape(cases[0].scan)))
     read = partial(cached_scan, grid=grid, cache_dir=args.cohort / "cache")

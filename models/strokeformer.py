@@ -23,7 +23,7 @@ class StrokeFormer(pl.LightningModule):
     """Segmentation of windows of `roi_size` and, through `segment`, of volumes.
 
     Args:
-        arch: key of `models.segmenters.STRIDES`.
+        arch, arch_size: keys of `models.segmenters.SEGMENTERS` and of its sizes.
         in_channels: channels of a scan.
         roi_size: (D, H, W) of a window in voxels.
         opt_lr, warmup_lr, max_lr, warmup_steps: the rate rises linearly from `warmup_lr` to `max_lr` over
@@ -53,10 +53,12 @@ class StrokeFormer(pl.LightningModule):
         cls_loss_weight: float = 0.5,
         seg_loss_weight: float = 0.5,
         seg_context: Sequence[str] = (),
+        arch_size: str = "small",
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
-        self.net = build_segmenter(arch, window_channels(in_channels, seg_context), num_classes, tuple(roi_size))
+        channels = window_channels(in_channels, seg_context)
+        self.net = build_segmenter(arch, channels, num_classes, tuple(roi_size), arch_size)
         self.seg_loss = build_loss(seg_loss, seg_loss_cfg or LOSS_CONFIG)
         self.cls_loss = build_classification_loss(cls_loss) if cls_loss else None
         self.classifier = nn.Linear(2 * num_classes, 1) if cls_loss else None

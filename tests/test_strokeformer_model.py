@@ -4,13 +4,16 @@ import numpy as np
 import pytest
 import torch
 
+from models.checkpoints import load_model
 from models.defaults import LOSS_CONFIG
 from models.gradcam import find_layers, gradcam
 from models.losses import build_classification_loss, build_loss, mask_outside
 from models.schedule import learning_rate
-from models.segmenters import STRIDES, build_segmenter
+from models.segformer3d import EfficientAttention
+from models.segmenters import SEGMENTERS, build_segmenter
 from models.strokeformer import StrokeFormer
 from tests import drawn
+from utils.cli.models import ARCH_SIZES, ARCHITECTURES
 from utils.errors import UserError
 from utils.regions.region import Region, region_mask
 
@@ -32,17 +35,25 @@ def prepared(shape=(20, 24, 28)):
 
 
 @pytest.mark.parametrize(
-    ("arch", "roi_size"),
+    ("arch", "roi_size", "size"),
     [
-        ("trans_unet", (16, 24, 32)),
-        ("trans_unet", (8, 8, 16)),
-        ("unetr", (16, 32, 48)),
-        ("swin_unetr", (32, 64, 32)),
+        ("trans_unet", (16, 24, 32), "small"),
+        ("trans_unet", (8, 8, 16), "tiny"),
+        ("trans_unet", (8, 16, 8), "base"),
+        ("unetr", (16, 32, 48), "small"),
+        ("unetr", (16, 16, 32), "tiny"),
+        ("swin_unetr", (32, 64, 32), "small"),
+        ("swin_unetr", (32, 32, 64), "tiny"),
+        ("segformer3d", (16, 32, 48), "tiny"),
+        ("segformer3d", (32, 32, 32), "base"),
+        ("segformer3d_full", (48, 16, 16), "tiny"),
+        ("segformer3d_full", (16, 32, 32), "small"),
     ],
 )
 @pytest.mark.parametrize(("channels", "classes"), [(1, 2), (2, 3)])
-def test_every_network_keeps_the_window_and_learns_everywhere(arch, roi_size, channels, classes):
-    net = build_segmenter(arch, channels, classes, roi_size)
+def test_every_network_keeps_the_window_and_learns_everywhere(arch, roi_size, size, channels, classes):
+    torch.manual_seed(0)
+    net = build_segmenter(arch, channels, classes, roi_size, size)
     logits = net(torch.rand(2, channels, *roi_size))
     assert logits.shape == (2, classes, *roi_size)
     logits.square().mean().backward()
@@ -51,11 +62,67 @@ def test_every_network_keeps_the_window_and_learns_everywhere(arch, roi_size, ch
     assert not idle
 
 
-@pytest.mark.parametrize("arch", STRIDES)
+@pytest.mark.parametrize("arch", SEGMENTERS)
 def test_roi_that_does_not_fit_a_network_is_refused(arch):
-    for roi_size in ((STRIDES[arch],) * 3, (STRIDES[arch] + 4, 64, 64)):
-        with pytest.raises(UserError, match=f"--roi_size .* --arch {arch}"):
+    stride = SEGMENTERS[arch].stride
+    for roi_size in ((stride,) * 3, (stride + 4, 64, 64)):
+        with pytest.raises(UserError, match=f"--roi_size .* --arch {arch};"):
             build_segmenter(arch, 1, 2, roi_size)
+
+
+def test_command_line_offers_every_network_in_every_size():
+    assert list(SEGMENTERS) == list(ARCHITECTURES)
+    assert all(tuple(segmenter.sizes) == ARCH_SIZES for segmenter in SEGMENTERS.values())
+
+
+def test_published_segformer3d_has_its_published_number_of_parameters():
+    net = build_segmenter("segformer3d", 4, 3, (128, 128, 128), "base")
+    assert sum(p.numel() for p in net.parameters()) == pytest.approx(4.51e6, abs=1e4)
+
+
+def test_reduced_attention_is_attention_where_it_reduces_nothing():
+    """Against torch's attention with the same weights, on tokens in space."""
+    torch.manual_seed(0)
+    ours, tokens = EfficientAttention(8, 2, 1), torch.rand(2, 2, 3, 4, 8)
+    reference = torch.nn.MultiheadAttention(8, 2, batch_first=True)
+    with torch.no_grad():
+        reference.in_proj_weight.copy_(torch.cat([ours.query.weight, ours.key_value.weight]))
+        reference.in_proj_bias.copy_(torch.cat([ours.query.bias, ours.key_value.bias]))
+    reference.out_proj = ours.out
+    flat = tokens.flatten(1, 3)
+    torch.testing.assert_close(ours(tokens).flatten(1, 3), reference(flat, flat, flat)[0])
+
+
+def test_full_resolution_sees_a_single_voxel():
+    """Quarter-resolution logits tell neighbours apart by interpolation alone: they are smooth whatever is there."""
+
+    def sharpest(arch):
+        torch.manual_seed(0)
+        image = torch.zeros(1, 1, 32, 32, 32)
+        image[..., 16, 16, 16] = 1
+        with torch.no_grad():
+            line = build_segmenter(arch, 1, 2, (32, 32, 32), "tiny").eval()(image)[0, 1, 16, 16]
+        return (line[:-2] - 2 * line[1:-1] + line[2:]).abs().max() / (line.max() - line.min())
+
+    assert sharpest("segformer3d") < 0.2 < sharpest("segformer3d_full")
+
+
+@pytest.mark.parametrize("arch", ["trans_unet", "segformer3d", "segformer3d_full"])
+def test_transformers_can_be_replaced_by_the_identity(arch):
+    """What an ablation does (no argument of any script)."""
+    net = build_segmenter(arch, 1, 2, (32, 32, 32), "tiny")
+    with_transformer = [module for module in net.modules() if hasattr(module, "transformer")]
+    for module in with_transformer:
+        module.transformer = torch.nn.Identity()
+    assert with_transformer and net(torch.rand(1, 1, 32, 32, 32)).shape == (1, 2, 32, 32, 32)
+
+
+def test_checkpoint_from_before_there_were_sizes_and_context_loads(model, tmp_path):
+    held = {"arch": "trans_unet", "in_channels": 1, "num_classes": 2, "roi_size": ROI}
+    old = {"model": "StrokeFormer", "hyper_parameters": held, "state_dict": model.state_dict()}
+    torch.save(old, tmp_path / "best.ckpt")
+    loaded = load_model(StrokeFormer, tmp_path / "best.ckpt")
+    np.testing.assert_array_equal(loaded.segment(prepared(), None), model.segment(prepared(), None))
 
 
 # --- losses --------------------------------------------------------------------------------------------
@@ -204,6 +271,21 @@ def test_gradcam_points_at_what_drives_the_lesion_logit():
     heat = gradcam(model, scan, None, find_layers(model, ["0"]), 0.25)
     assert np.unravel_index(heat.argmax(), heat.shape) in [tuple(v) for v in np.argwhere(scan.scan[0] == 1)]
     assert heat[scan.scan[0] == 1].mean() > 0.9 and heat[scan.scan[0] == 0].mean() < 0.1
+
+
+@pytest.mark.parametrize(
+    ("arch", "layers"),
+    [
+        ("trans_unet", ["encoders.3", "decoders.1"]),
+        ("segformer3d", ["stages.2", "decoder"]),
+        ("segformer3d_full", ["head.decoders.1"]),
+        ("unetr", ["decoder3"]),
+    ],
+)
+def test_gradcam_takes_the_layers_that_the_docs_name(arch, layers):
+    model = StrokeFormer(arch, roi_size=(16, 16, 32), arch_size="tiny")
+    heat = gradcam(model, prepared((16, 16, 32)), None, find_layers(model, layers))
+    assert heat.shape == (16, 16, 32) and heat.min() >= 0 and heat.max() <= 1
 
 
 def test_layer_that_the_network_does_not_have_is_refused(model):

@@ -10,7 +10,8 @@ from utils.cli.types import (
     positive_int,
 )
 
-ARCHITECTURES = ("trans_unet", "unetr", "swin_unetr")
+ARCHITECTURES = ("trans_unet", "unetr", "swin_unetr", "segformer3d", "segformer3d_full")
+ARCH_SIZES = ("tiny", "small", "base")
 CONTEXT = ("neighbours", "mirror")
 SEG_CONTEXT = ("mirror", "position")
 SLICE_SAMPLING = ("balanced", "natural")
@@ -38,6 +39,9 @@ def add_segmenter(parser, loss_config: dict) -> None:
     """Stage 2; `loss_config` is the default of ``--seg_loss_cfg`` (`models.defaults`)."""
     group = parser.add_argument_group("segmentation model")
     group.add_argument("--arch", choices=ARCHITECTURES, default="trans_unet", help="3D transformer of stage 2")
+    group.add_argument(
+        "--arch_size", choices=ARCH_SIZES, default="small", help="its size; base is as published where it is published"
+    )
     add_num_classes(group)
     group.add_argument("--in_channels", type=positive_int, default=1, help="input channels")
     add_roi_size(group)
