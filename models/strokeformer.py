@@ -28,7 +28,8 @@ class StrokeFormer(pl.LightningModule):
         roi_size: (D, H, W) of a window in voxels.
         opt_lr, warmup_lr, max_lr, warmup_steps: the rate rises linearly from `warmup_lr` to `max_lr` over
             `warmup_steps` steps and decays polynomially to `opt_lr` at the last.
-        seg_loss, seg_loss_cfg: a MONAI loss by name and its arguments.
+        gradient_clip: largest norm of a step's gradient; 0 for any.
+        seg_loss, seg_loss_cfg: a loss by name (`models.losses.build_loss`) and its arguments.
         cls_loss: a torch loss by name on "does this region hold a lesion", or None for none.
         cls_loss_weight, seg_loss_weight: weights of the two losses where both are used.
         seg_context: further channels of a window, ``mirror`` and ``position`` (`data.context`).
@@ -54,6 +55,7 @@ class StrokeFormer(pl.LightningModule):
         seg_loss_weight: float = 0.5,
         seg_context: Sequence[str] = (),
         arch_size: str = "small",
+        gradient_clip: float = 1.0,
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
@@ -117,6 +119,10 @@ class StrokeFormer(pl.LightningModule):
         )
         total = int(self.trainer.estimated_stepping_batches)
         return optimise(optimizer, total, hp.warmup_steps, hp.warmup_lr, hp.max_lr, hp.opt_lr)
+
+    def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None) -> None:
+        """Called by Lightning; the limit is the model's own, so that stage 1's trainer has none."""
+        self.clip_gradients(optimizer, self.hparams.gradient_clip, "norm")
 
     # --- inference -----------------------------------------------------------------------------------
 

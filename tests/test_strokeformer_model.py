@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import pytorch_lightning as pl
 import torch
 
 from models.checkpoints import load_model
@@ -189,6 +190,28 @@ def test_rate_rises_linearly_then_decays_to_its_end():
     assert rates[5] == pytest.approx((1e-6 + 1e-3) / 2)
     assert (np.diff(rates[10:]) < 0).all()
     assert rates[60] == pytest.approx(1e-5 + (1e-3 - 1e-5) * 0.5**0.9)
+
+
+@pytest.mark.parametrize(("limit", "expected"), [(1e-3, 1e-3), (0, None)])
+def test_gradient_is_clipped_to_its_limit_or_not_at_all(limit, expected, tmp_path):
+    norms = []
+
+    class Norm(pl.Callback):
+        def on_train_batch_end(self, trainer, module, *_):
+            norms.append(torch.nn.utils.get_total_norm([p.grad for p in module.parameters() if p.grad is not None]))
+
+    torch.manual_seed(0)
+    batch = {"image": torch.rand(2, 1, *ROI), "mask": torch.ones(2, 1, *ROI), "region": torch.ones(2, 1, *ROI)}
+    trainer = pl.Trainer(
+        default_root_dir=tmp_path,
+        accelerator="cpu",
+        fast_dev_run=True,
+        callbacks=[Norm()],
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(StrokeFormer(roi_size=ROI, gradient_clip=limit), torch.utils.data.DataLoader([batch], batch_size=None))
+    assert norms[0] > 0.01 if expected is None else norms[0].item() == pytest.approx(expected, rel=1e-3)
 
 
 # --- segmentation --------------------------------------------------------------------------------------
