@@ -30,7 +30,7 @@ from data.phantom.fields import Grid
 from data.phantom.place import affine_of
 from data.space import Space, resample
 from data.volumes import read_volume
-from utils.metrics import TWENTY_SIX_CONNECTED
+from utils.lesions import TWENTY_SIX_CONNECTED
 from utils.plots import save_figure
 
 QUANTILES = (1, 5, 25, 50, 75, 95, 99)

@@ -13,7 +13,7 @@ from models.defaults import LOSS_CONFIG
 from models.losses import build_classification_loss, build_loss, mask_outside
 from models.schedule import optimise
 from models.segmenters import build_segmenter
-from utils.metrics import overlap_scores
+from utils.overlap import overlap_scores
 from utils.regions.region import Region, expand_region, region_mask, region_of, whole_volume
 
 DEFAULT_OVERLAP = 0.25  # MONAI's own default

@@ -9,7 +9,9 @@ import numpy as np
 import pandas as pd
 from scipy import ndimage
 
-from utils.metrics import MM3_PER_CM3, SIZE_BINS, TWENTY_SIX_CONNECTED, as_masks, bounding_box, size_bin
+from utils.lesions import TWENTY_SIX_CONNECTED, voxel_cm3
+from utils.metrics import SIZE_BINS, size_bin
+from utils.overlap import as_masks, bounding_box
 from utils.regions.boxes import enclosing_box, pairwise_iou
 
 # Lesions by volume: the upper bound, excluded, in cm3. "Small" is where stage 1 misses them.
@@ -164,8 +166,8 @@ def lesions_covered(regions_mask: np.ndarray, target: np.ndarray, spacing_mm: tu
     labels, n = ndimage.label(target, TWENTY_SIX_CONNECTED)
     voxels = np.bincount(labels.ravel(), minlength=n + 1)[1:]
     inside = np.bincount(labels[regions_mask], minlength=n + 1)[1:]
-    voxel_cm3 = np.nan if spacing_mm is None else np.prod(spacing_mm) / MM3_PER_CM3
-    return pd.DataFrame({"voxels": voxels, "volume_cm3": voxels * voxel_cm3, "covered": inside / np.maximum(voxels, 1)})
+    volumes = voxels * voxel_cm3(spacing_mm)
+    return pd.DataFrame({"voxels": voxels, "volume_cm3": volumes, "covered": inside / np.maximum(voxels, 1)})
 
 
 def recall_by_volume(lesions: pd.DataFrame) -> dict[str, float]:
