@@ -90,9 +90,11 @@ def evaluate_strokeformer(
 
 def _volumes(prediction: np.ndarray, target: np.ndarray | None, spacing_mm: tuple | None) -> dict:
     """A case's row of `VOLUMES_FILE`: number and cm3 of the predicted lesions and, with a mask, of the true ones."""
-    predicted, true = (None if mask is None else lesion_load(mask, spacing_mm) for mask in (prediction, target))
-    columns = ("predicted_lesions", "predicted_cm3", "true_lesions", "true_cm3")
-    return dict(zip(columns, (*predicted, *(true or (pd.NA, np.nan))), strict=True))
+    row = {}
+    for whose, mask in (("predicted", prediction), ("true", target)):
+        load = (pd.NA, np.nan) if mask is None else lesion_load(mask, spacing_mm)
+        row[f"{whose}_lesions"], row[f"{whose}_cm3"] = load
+    return row
 
 
 def _score_case(scan: PreparedScan, prediction: np.ndarray, target: np.ndarray) -> CaseScores:

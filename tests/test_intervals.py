@@ -89,7 +89,7 @@ def test_rows_of_intervals_are_long():
     assert rows.columns.tolist() == ["size", "score", "mean", "low", "high", "scans"]
     assert rows.score.tolist() == ["dice", "map"] and rows["size"].tolist() == ["Small"] * 2
     assert rows.low.isna().tolist() == [False, True] and rows.scans.tolist() == [2, 2]
-    assert intervals_file("my.scores.csv") == "my.scores_intervals.csv"
+    assert intervals_file("sub/my.scores.csv") == "sub/my.scores_intervals.csv"
 
 
 def test_scores_are_printed_with_their_interval(capsys):

@@ -1,4 +1,4 @@
-"""Score tables as people read them on a terminal, and the names of files of intervals."""
+"""Score tables as people read them on a terminal, and where the intervals of a table are."""
 
 from pathlib import Path
 
@@ -9,8 +9,9 @@ from utils.intervals import Estimate, pooled
 
 
 def intervals_file(scores_file: str) -> str:
-    """Name of the file with the intervals of the means in a file of scores."""
-    return f"{Path(scores_file).stem}_intervals.csv"
+    """The file with the intervals of the means in a file of scores, beside it."""
+    path = Path(scores_file)
+    return str(path.with_name(f"{path.stem}_intervals.csv"))
 
 
 def print_scores(scores: dict[str, Estimate] | None, place) -> None:

@@ -170,10 +170,10 @@ def counts_by_scan(scans: list[str], counts: list[ProposalCounts], slices: list[
         (`enclosing_iou`, the mean over these).
     """
     table = pd.DataFrame(map(asdict, counts), index=scans, columns=COUNTS[:-1])
-    ious = pd.Series([enclosing_iou(s.kept, s.target) for s in slices], [s.scan for s in slices], float)
-    ious = ious.groupby(level=0)
+    by_slice = pd.Series([enclosing_iou(s.kept, s.target) for s in slices], [s.scan for s in slices], float)
+    ious = by_slice.groupby(level=0)
     table = table.groupby(level=0, sort=False).sum().assign(lesion_slices=ious.count(), iou=ious.mean())
-    return table.fillna({"lesion_slices": 0}).astype({"lesion_slices": int})
+    return table.fillna({"lesion_slices": 0}).astype({"lesion_slices": int})  # a scan may have no slice with brain
 
 
 def with_shares(counts: pd.DataFrame) -> pd.DataFrame:
