@@ -96,7 +96,7 @@ def report(n_looks: int, folder: Path) -> None:
     """What was found of the real case's lesions, the largest first."""
     covered = pd.read_csv(folder / "real_rpn/rpn_per_lesion_scores.csv").sort_values("voxels", ascending=False)
     lesions = pd.read_csv(folder / "real/per_lesion_scores.csv").sort_values("voxels", ascending=False)
-    true, false = (lesions[lesions.kind == kind] for kind in ("true", "false"))
+    true, false = (lesions[lesions.kind == kind] for kind in ("lesion", "false_lesion"))
     table = true[["slice", "volume_cm3", "found", "dice"]].reset_index(drop=True)
     table["covered"] = covered.covered.to_numpy()
     scores = pd.read_csv(folder / "real/scores.csv").iloc[0]

@@ -170,7 +170,7 @@ def test_every_lesion_and_every_false_component_has_a_row():
     # Voxel (H, W, D) lies at 10 - 10 h, 10 w, 5 d + 1 mm: H runs from right to left, as in radiology.
     affine = np.array([[-10.0, 0, 0, 10], [0, 10.0, 0, 0], [0, 0, 5.0, 1], [0, 0, 0, 1]])
     rows = lesion_rows(prediction, target, HALF_CM3, affine)
-    assert rows.kind.tolist() == ["true", "true", "false"]
+    assert rows.kind.tolist() == ["lesion", "lesion", "false_lesion"]
     assert rows[["x_mm", "y_mm", "z_mm"]].to_numpy().tolist() == [[10, 5, 1], [-20, 40, 11], [0, 20, 11]]
     assert rows.slice.tolist() == [0, 2, 2] and rows.voxels.tolist() == [2, 1, 1]
     assert rows.volume_cm3.tolist() == [1, 0.5, 0.5]
@@ -200,8 +200,8 @@ def test_two_empty_masks_have_no_row_but_all_columns():
 @given(masks, masks)
 def test_rows_agree_with_the_scores(prediction, target):
     rows, scores = lesion_rows(prediction, target, HALF_CM3, np.eye(4)), lesion_scores(prediction, target)
-    assert (rows.kind == "false").sum() == scores["false_lesions_isles"]
-    assert rows.voxels[rows.kind == "true"].sum() == target.sum()
+    assert (rows.kind == "false_lesion").sum() == scores["false_lesions_isles"]
+    assert rows.voxels[rows.kind == "lesion"].sum() == target.sum()
     if target.any():
         assert rows.found.mean() == pytest.approx(scores["lesion_recall_isles"])
     assert ((rows.dice > 0) == rows.found).dropna().all()

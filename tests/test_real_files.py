@@ -83,7 +83,7 @@ def test_mask_of_0_and_255_with_a_slope_is_scored_as_one_of_0_and_1(segmented):
 
 def test_lesions_are_placed_where_their_voxels_lie_in_the_scanner(segmented):
     lesions = pd.read_csv(segmented.root / "scores/per_lesion_scores.csv", dtype=str)
-    lesions = lesions[lesions.scan.str.contains("plain") & (lesions.kind == "true")]
+    lesions = lesions[lesions.scan.str.contains("plain") & (lesions.kind == "lesion")]
     image = nib.load(segmented.root / "Masks/sub-plain_mask.nii.gz")  # its H runs from right to left
     centre = nib.affines.apply_affine(image.affine, np.argwhere(np.asarray(image.dataobj) > 0.5)).mean(0)
     places, voxels = lesions[["x_mm", "y_mm", "z_mm"]].astype(float), lesions.voxels.astype(int)

@@ -227,7 +227,7 @@ def test_scans_with_masks_are_segmented_and_scored(workspace):
     assert f"  dice  {dice['mean']:.3f} [{dice.low:.3f}, {dice.high:.3f}]" in done.out and dice.scans == 6
     lesions = pd.read_csv(scores / "per_lesion_scores.csv")
     assert list(lesions.columns) == LESION_COLUMNS
-    true, false = (lesions[lesions.kind == kind].set_index("scan") for kind in (True, False))
+    true, false = (lesions[lesions.kind == kind].set_index("scan") for kind in ("lesion", "false_lesion"))
     assert (
         true.groupby(level=0).found.mean() == per_scan.set_index("scan").lesion_recall_isles[true.index.unique()]
     ).all()

@@ -152,17 +152,17 @@ def lesion_rows(
         affine: (4, 4) from voxel (H, W, D) to mm in RAS; means nothing where the voxel size is unknown.
 
     Returns:
-        ``kind``, ``true`` or ``false`` (a predicted component without any voxel of a lesion); ``x_mm``, ``y_mm``,
-        ``z_mm``, the centre of mass; ``slice``, its index along D; ``voxels`` and ``volume_cm3``. Of a lesion also
-        ``found`` and ``dice`` with the union of the components that touch it, in [0, 1]. NaN where unknown.
+        ``kind``, ``lesion`` or ``false_lesion`` (a predicted component without any voxel of a lesion); ``x_mm``,
+        ``y_mm``, ``z_mm``, the centre of mass; ``slice``, its index along D; ``voxels`` and ``volume_cm3``. Of a lesion
+        also ``found`` and ``dice`` with the union of the components that touch it, in [0, 1]. NaN where unknown.
     """
     components = find_components(prediction, target)
     touching = (components.common > 0) @ components.predicted_voxels
     dice = 2 * components.common.sum(1) / (components.true_voxels + touching)
     true = _places(components.true, components.corner, components.true_voxels, spacing_mm, affine)
     predicted = _places(components.predicted, components.corner, components.predicted_voxels, spacing_mm, affine)
-    true = true.assign(kind="true", found=components.found, dice=dice)
-    false = predicted[components.false].assign(kind="false", found=pd.NA, dice=np.nan)
+    true = true.assign(kind="lesion", found=components.found, dice=dice)
+    false = predicted[components.false].assign(kind="false_lesion", found=pd.NA, dice=np.nan)
     rows = pd.concat([frame.astype({"found": "boolean"}) for frame in (true, false)], ignore_index=True)
     return rows[["kind", "x_mm", "y_mm", "z_mm", "slice", "voxels", "volume_cm3", "found", "dice"]]
 
