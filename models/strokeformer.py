@@ -15,7 +15,7 @@ from models.losses import build_classification_loss, build_loss, mask_outside
 from models.precision import autocast
 from models.schedule import optimise
 from models.segmenters import build_segmenter
-from utils.metrics import overlap_scores
+from utils.overlap import overlap_scores
 from utils.regions.region import Region, bounding_region, region_mask, whole_volume
 
 
