@@ -70,6 +70,11 @@ class StrokeFormer(pl.LightningModule):
         """Logits (B, num_classes, D, H, W) of windows (B, C, D, H, W), context included."""
         return self.net(image)
 
+    def half_precision(self, image: torch.Tensor) -> torch.Tensor:
+        """The logits as float32, computed in bfloat16 where the hardware has it: twice as many steps a minute."""
+        with autocast(self.device):
+            return self(image).float()
+
     # --- training ------------------------------------------------------------------------------------
 
     def training_step(self, batch, batch_index):
@@ -80,7 +85,7 @@ class StrokeFormer(pl.LightningModule):
         self._count(logits, batch)
 
     def _losses(self, stage: str, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-        logits = self(batch["image"])
+        logits = self.half_precision(batch["image"])
         seg_loss = self.seg_loss(*mask_outside(logits, batch["mask"].long(), batch["region"]))
         losses = {"loss": seg_loss}
         if self.cls_loss is not None:
@@ -152,8 +157,7 @@ class StrokeFormer(pl.LightningModule):
 
     def probabilities(self, windows: torch.Tensor) -> torch.Tensor:
         """Class probabilities (B, num_classes, D, H, W) of windows, float32."""
-        with autocast(self.device):
-            return self(windows).float().softmax(1)
+        return self.half_precision(windows).softmax(1)
 
     def slide(
         self,
