@@ -19,6 +19,7 @@ from scipy.ndimage import find_objects, label
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+from data.checks import read_mask
 from data.cohort import pair_cases
 from data.datamodules import SegmentationDataModule
 from data.folds import cases_of, lesion_loads, make_folds
@@ -67,7 +68,7 @@ def main() -> None:
     cases = pair_cases([args.cohort / "Scans"], [args.cohort / "Masks"])
     grid = Grid((1, *volume_shape(cases[0].scan)))
     read = partial(cached_scan, grid=grid, cache_dir=args.cohort / "cache")
-    fold = make_folds(lesion_loads(cases), 2, (40, 10, 50), 42)[0]
+    fold = make_folds(lesion_loads({case: read_mask(case).mean() for case in cases}), 2, (40, 10, 50), 42)[0]
     for arch, side in CANDIDATES:
         torch.manual_seed(0)
         roi_size, rng = (side,) * 3, np.random.default_rng(0)
