@@ -58,7 +58,7 @@ def main(args) -> None:
             f"{len(fold.test)} test subjects"
         )
         rows += validation.run_fold(number, fold, slices)
-    print_summary(summarise_folds(rows), Path(args.scores_dir) / f"{args.model_prefix}_summary.csv")
+    print_summary(summarise_folds(rows, args.seed), Path(args.scores_dir) / f"{args.model_prefix}_summary.csv")
 
 
 def find_cases(args, folder: Path) -> tuple[list, dict]:

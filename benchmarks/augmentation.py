@@ -33,7 +33,7 @@ from data.cohort import pair_cases
 from data.grid import Grid
 from data.space import cut
 from data.volumes import read_volume, write_volume
-from utils.metrics import TWENTY_SIX_CONNECTED
+from utils.lesions import TWENTY_SIX_CONNECTED
 
 GRIDS = {1: Grid((1, 189, 192, 192)), 2: Grid((1, 94, 98, 116))}  # by spacing in mm
 RIMS = (3.0, 1.0, 0.0)

@@ -177,7 +177,7 @@ def test(checkpoint: Path, cohort: Path, name: str) -> dict[str, float]:
     scores = evaluate_rpn(model, scans, len(scans), args, name)
     curve = coverage_curve(model, scans, ROI_SIZE)
     within = {f"recall_at_{b}": curve.lesion_recall[curve.proposed_fraction <= b].max() for b in BUDGETS}
-    return {**scores, **within}
+    return {**{score: found.mean for score, found in scores.items()}, **within}
 
 
 def remember_detections(model: RPN) -> None:

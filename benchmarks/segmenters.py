@@ -2,20 +2,26 @@
 
     python -m data.phantom --out_dir data/bench --n_subjects 48 --spacing 3 --seed 7
     python benchmarks/segmenters.py --cohort data/bench --seconds 80
+    python benchmarks/segmenters.py --cost    # of an untrained window alone, every network in every size
 
 Every network trains on windows around the lesions (and two elsewhere) of 40 % of the subjects for the same processor
-time and is scored on the half that is held out. The data are synthetic.
+time and is scored on the half that is held out. Two candidates tell what attention brings to TransUNet: one without it,
+and one with convolutions of about its cost instead. The data are synthetic.
 """
 
 import argparse
 import sys
 import time
+import timeit
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from scipy.ndimage import find_objects, label
+from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
@@ -26,13 +32,63 @@ from data.folds import cases_of, lesion_loads, make_folds
 from data.grid import Grid
 from data.prepared import PreparedScan, cached_scan
 from data.volumes import volume_shape
+from models.blocks import convolutions
 from models.losses import mask_outside
 from models.schedule import learning_rate
+from models.segmenters import SEGMENTERS, build_segmenter
 from models.strokeformer import StrokeFormer
 from utils.metrics import scan_scores
 from utils.regions.region import Region, expand_region, region_of
 
-CANDIDATES = [("trans_unet", 24), ("trans_unet", 32), ("unetr", 32)]
+
+@dataclass(frozen=True)
+class Candidate:
+    """A network, the side of its windows, and what is changed in it."""
+
+    arch: str
+    side: int
+    change: Callable[[StrokeFormer], None] = lambda model: None
+
+    def build(self) -> StrokeFormer:
+        model = StrokeFormer(arch=self.arch, roi_size=(self.side,) * 3)
+        self.change(model)
+        return model
+
+
+def without_attention(model: StrokeFormer) -> None:
+    """Put the identity in place of every transformer."""
+    for module in [m for m in model.net.modules() if hasattr(m, "transformer")]:
+        module.transformer = nn.Identity()
+
+
+def with_convolutions(model: StrokeFormer) -> None:
+    """Put convolutions of about the cost of its transformer into a TransUNet."""
+    model.net.transformer = TokenConvolutions(
+        model.net.position.shape[2], [side // 8 for side in model.hparams.roi_size]
+    )
+
+
+class TokenConvolutions(nn.Module):
+    """Two convolutions of 27 C^2 weights each: four transformer blocks have 48 C^2."""
+
+    def __init__(self, features: int, grid: list[int]) -> None:
+        super().__init__()
+        self.grid, self.block = grid, convolutions(features, features)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        """(B, N, C) to the same."""
+        return self.block(tokens.transpose(1, 2).unflatten(2, self.grid)).flatten(2).transpose(1, 2)
+
+
+CANDIDATES = {
+    "trans_unet 24": Candidate("trans_unet", 24),
+    "trans_unet 32": Candidate("trans_unet", 32),
+    "without attention": Candidate("trans_unet", 32, without_attention),
+    "convolutions instead": Candidate("trans_unet", 32, with_convolutions),
+    "unetr 32": Candidate("unetr", 32),
+    "segformer3d 32": Candidate("segformer3d", 32),
+    "segformer3d_full 32": Candidate("segformer3d_full", 32),
+}
 
 
 def regions_of(scan: PreparedScan, roi_size: tuple[int, int, int], rng: np.random.Generator) -> list[Region]:
@@ -60,22 +116,43 @@ def train(model: StrokeFormer, data: SegmentationDataModule, seconds: float, max
     return steps
 
 
+@torch.inference_mode()
+def print_costs(side: int = 64) -> None:
+    """Parameters of every network, and the least processor time of three windows in 32 bit and in bfloat16."""
+    window = torch.rand(1, 1, side, side, side)
+    for arch, segmenter in SEGMENTERS.items():
+        for size in segmenter.sizes:
+            net, seconds = build_segmenter(arch, 1, 2, (side,) * 3, size).eval(), []
+            for half in (False, True):
+                with torch.autocast("cpu", torch.bfloat16, enabled=half):
+                    timer = timeit.Timer(lambda net=net: net(window), timer=time.process_time)
+                    seconds.append(min(timer.repeat(3, number=1)))
+            millions = sum(p.numel() for p in net.parameters()) / 1e6
+            print(f"{arch:>16} {size:5} {millions:6.1f} M  {seconds[0]:.3f} s, bfloat16 {seconds[1]:.3f} s")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cohort", type=Path, required=True)
+    task = parser.add_mutually_exclusive_group(required=True)
+    task.add_argument("--cohort", type=Path)
+    task.add_argument("--cost", action="store_true")
     parser.add_argument("--seconds", type=float, default=80)
+    parser.add_argument("--only", nargs="+", choices=CANDIDATES, default=list(CANDIDATES), metavar="NAME")
     args = parser.parse_args()
+    if args.cost:
+        return print_costs()
     cases = pair_cases([args.cohort / "Scans"], [args.cohort / "Masks"])
     grid = Grid((1, *volume_shape(cases[0].scan)))
     read = partial(cached_scan, grid=grid, cache_dir=args.cohort / "cache")
     fold = make_folds(lesion_loads({case: read_mask(case).mean() for case in cases}), 2, (40, 10, 50), 42)[0]
-    for arch, side in CANDIDATES:
+    for name in args.only:
         torch.manual_seed(0)
-        roi_size, rng = (side,) * 3, np.random.default_rng(0)
+        candidate, rng = CANDIDATES[name], np.random.default_rng(0)
+        roi_size = (candidate.side,) * 3
         regions = {case.name: regions_of(read(case), roi_size, rng) for case in cases}
         parts = (cases_of(cases, subjects) for subjects in (fold.train, fold.val))
         data = SegmentationDataModule(*parts, regions, grid, roi_size, args.cohort / "cache", 4, 0, ["flip"])
-        model = StrokeFormer(arch=arch, roi_size=roi_size)
+        model = candidate.build()
         steps = train(model, data, args.seconds, max_lr=2e-3)
         held_out = [(read(case), regions[case.name]) for case in cases_of(cases, fold.test)]
         scores = [
@@ -83,7 +160,7 @@ def main() -> None:
             for scan, listed in held_out
             if scan.mask.any()
         ]
-        print(f"{arch:>12}  window {side}^3  {steps:5d} steps  Dice {np.mean(scores):.3f} on {len(scores)} scans")
+        print(f"{name:>20}  {steps:5d} steps  Dice {np.mean(scores):.3f} on {len(scores)} scans")
 
 
 if __name__ == "__main__":

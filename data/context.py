@@ -1,8 +1,17 @@
-"""Further channels of a slice for stage 1: its neighbours in the volume (2.5D) and its mirror image (``--context``)."""
+"""Further channels that tell a network of the rest of the head.
+
+Stage 1 (``--context``): a slice's neighbours in the volume (2.5D) and its mirror image.
+Stage 2 (``--seg_context``): the other side of the head at a window's place, and where in the head that is.
+"""
 
 from collections.abc import Sequence
 
 import numpy as np
+
+from data.space import cut
+from utils.regions.region import Region
+
+# --- slices --------------------------------------------------------------------------------------------
 
 CHANNELS = {"neighbours": 2, "mirror": 1}  # how many each adds for one channel of the scan
 
@@ -38,3 +47,66 @@ def mirrored(image: np.ndarray) -> np.ndarray:
     if not len(inside):
         return image
     return np.roll(image[:, ::-1], int(inside[0] + inside[-1]) - image.shape[1] + 1, axis=1)
+
+
+# --- windows -------------------------------------------------------------------------------------------
+
+POSITION_CHANNELS = 3  # along D, away from the midline, along W
+
+
+def window_channels(in_channels: int, context: Sequence[str]) -> int:
+    """Channels of a window with its context (``mirror``, ``position``), of scans with `in_channels`."""
+    return in_channels * (1 + ("mirror" in context)) + POSITION_CHANNELS * ("position" in context)
+
+
+def read_window(
+    scan: np.ndarray, start: tuple[int, ...], shape: tuple[int, ...], context: Sequence[str], brain: Region | None
+) -> dict[str, np.ndarray]:
+    """A window of a scan and what `context` asks for beside it; no more of the scan is read than that.
+
+    Args:
+        scan: (C, D, H, W) in [0, 1].
+        start, shape: first voxel and size (D, H, W) of the window, zero-padded where it leaves the scan.
+        brain: the brain's bounding box; None will do without context.
+
+    Returns:
+        ``image`` (C, *shape) float32, its ``mirror`` image behind it as C further channels, and ``position``
+        (3, *shape) float32 by itself, since no change of contrast may touch it.
+    """
+    images = [cut(scan, start, shape)]
+    if "mirror" in context:
+        images.append(cut_mirrored(scan, start, shape, brain))
+    window = {"image": np.concatenate(images).astype(np.float32)}
+    if "position" in context:
+        window["position"] = position_in(brain, start, shape)
+    return window
+
+
+def join_channels(window: dict[str, np.ndarray]) -> np.ndarray:
+    """All channels of a window that `read_window` gave, (`window_channels`, *shape)."""
+    return np.concatenate([window[key] for key in ("image", "position") if key in window])
+
+
+def cut_mirrored(array: np.ndarray, start: tuple[int, ...], shape: tuple[int, ...], brain: Region) -> np.ndarray:
+    """What lies opposite a window (..., D, H, W) in the head, left and right exchanged about the brain's middle.
+
+    So each voxel has its counterpart of the other half in the same place: a stroke makes the halves differ. The middle
+    of the brain's extent stands for the mid-sagittal plane.
+    """
+    side = brain.slices[1]
+    opposite = side.start + side.stop - start[1] - shape[1]
+    return cut(array, (start[0], opposite, start[2]), shape)[..., ::-1, :]
+
+
+def position_in(brain: Region, start: tuple[int, ...], shape: tuple[int, ...]) -> np.ndarray:
+    """Where each voxel of a window lies in the brain's bounding box, (3, *shape) float32.
+
+    Along D and W from -1 at the first voxel of the brain to 1 at the last, along H from 0 in the middle to 1 on either
+    side: left and right are alike. Beyond the brain as at its border.
+    """
+    lines = []
+    for span, first, size in zip(brain.slices, start, shape, strict=True):
+        middle, half = (span.start + span.stop - 1) / 2, max((span.stop - span.start - 1) / 2, 1)
+        lines.append(((np.arange(first, first + size) - middle) / half).clip(-1, 1).astype(np.float32))
+    d, h, w = lines
+    return np.stack(np.meshgrid(d, np.abs(h), w, indexing="ij"))

@@ -202,11 +202,12 @@ class SegmentationDataModule(pl.LightningDataModule):
         num_workers: int = 0,
         transforms: list[str] | None = None,
         seed: int = 42,
+        context: Sequence[str] = (),
     ) -> None:
         super().__init__()
         self.seed = seed
-        self.train = RegionDataset(train, regions, grid, roi_size, cache_dir, transforms, True, seed)
-        self.val = RegionDataset(val, regions, grid, roi_size, cache_dir, seed=seed)
+        self.train = RegionDataset(train, regions, grid, roi_size, cache_dir, transforms, True, seed, context)
+        self.val = RegionDataset(val, regions, grid, roi_size, cache_dir, seed=seed, context=context)
         if not len(self.train):
             raise UserError(
                 "no region was proposed on any training scan; train the RPN longer or lower --score_threshold"

@@ -1,6 +1,7 @@
 """Random augmentations of training data by name (``--transforms``), for slices and regions alike.
 
-Each acts on a dict of (C, ...) arrays: ``image`` in [0, 1] and the label maps beside it.
+Each acts on a dict of (C, ...) arrays: ``image`` in [0, 1], and beside it label maps and the ``position`` in the head.
+What moves voxels moves all of them, and what changes contrast changes the image alone, its mirror image included.
 """
 
 import numpy as np
@@ -8,7 +9,8 @@ from monai import transforms
 
 from data.tissue import surrounding_tissue
 
-LABELS = ("mask", "region")
+LABELS = ("mask", "mirror_mask", "region")
+EVERYTHING = ("image", "position", *LABELS)
 PROBABILITY = 0.5
 
 
@@ -28,7 +30,8 @@ def build_transforms(names: list[str] | None, spatial_dims: int) -> transforms.C
 class RandLesionContrastd(transforms.RandomizableTransform, transforms.MapTransform):
     """Fades or deepens the lesions of an item: scales what they differ by from the tissue around them.
 
-    That tissue is what `data.tissue` interpolates over the lesion.
+    That tissue is what `data.tissue` interpolates over the lesion. Where there is a ``mirror_mask``, the second half of
+    the channels is the mirror image and its lesions are those of that mask.
 
     Args:
         factor: range of the scale, 0 for lesions that vanish and 1 for lesions as they are.
@@ -41,30 +44,38 @@ class RandLesionContrastd(transforms.RandomizableTransform, transforms.MapTransf
 
     def __call__(self, item: dict) -> dict:
         self.randomize(None)
-        lesion = np.asarray(item["mask"][0]) > 0.5
-        if not self._do_transform or not lesion.any() or lesion.all():
+        if not self._do_transform:
             return item
-        image, factor = np.asarray(item["image"]), self.R.uniform(*self.factor)
-        tissue = np.stack([surrounding_tissue(channel, lesion, ~lesion & (channel > 0)) for channel in image])
-        return {**item, "image": np.where(lesion, tissue + factor * (image - tissue), image).clip(0, 1)}
+        lesions = [np.asarray(item[key][0]) > 0.5 for key in ("mask", "mirror_mask") if key in item]
+        parts, factor = np.split(np.asarray(item["image"]), len(lesions)), self.R.uniform(*self.factor)
+        scaled = [_scale_lesion(part, lesion, factor) for part, lesion in zip(parts, lesions, strict=True)]
+        return {**item, "image": np.concatenate(scaled)}
+
+
+def _scale_lesion(image: np.ndarray, lesion: np.ndarray, factor: float) -> np.ndarray:
+    """Channels (C, ...) in [0, 1] whose difference from the tissue around a lesion (...) is scaled in it."""
+    if not lesion.any() or lesion.all():
+        return image
+    tissue = np.stack([surrounding_tissue(channel, lesion, ~lesion & (channel > 0)) for channel in image])
+    return np.where(lesion, tissue + factor * (image - tissue), image).clip(0, 1)
 
 
 def _flip(spatial_dims: int):
     # Left and right are alike enough to swap; front and back or top and bottom are not.
     left_right = spatial_dims - 2
-    return transforms.RandFlipd(("image", *LABELS), PROBABILITY, left_right, allow_missing_keys=True)
+    return transforms.RandFlipd(EVERYTHING, PROBABILITY, left_right, allow_missing_keys=True)
 
 
 def _affine(spatial_dims: int):
     # Rotation within the axial plane alone: in 3D that is about the depth axis.
     angle = np.deg2rad(10)
     return transforms.RandAffined(
-        ("image", *LABELS),
+        EVERYTHING,
         prob=PROBABILITY,
         rotate_range=(angle, 0, 0) if spatial_dims == 3 else angle,
         scale_range=(0.1,) * spatial_dims,
-        mode=("bilinear", "nearest", "nearest"),
-        padding_mode="zeros",
+        mode=("bilinear", "bilinear", *["nearest"] * len(LABELS)),
+        padding_mode=("zeros", "border", *["zeros"] * len(LABELS)),  # position 0 is the middle of the head
         allow_missing_keys=True,
     )
 

@@ -170,7 +170,7 @@ class CrossValidation:
     # --- a fold ------------------------------------------------------------------------------------------
 
     def run_fold(self, number: int, fold: Fold, slices: pd.DataFrame) -> list[dict]:
-        """The four steps of one fold; returns a row (fold, stage, score, value) for every score.
+        """The four steps of one fold; returns a row (fold, stage, score, estimate) for every score.
 
         Args:
             slices: what `cut_slices` returns.
@@ -200,9 +200,9 @@ class CrossValidation:
             model, test, self.scans_of(test), lambda scan: regions[scan.name], self.args, name
         )
         return [
-            {"fold": number, "stage": stage, "score": score, "value": value}
+            {"fold": number, "stage": stage, "score": score, "estimate": estimate}
             for stage, found in (("rpn", rpn_scores), ("strokeformer", scores))
-            for score, value in found.items()
+            for score, estimate in found.items()
         ]
 
 

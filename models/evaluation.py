@@ -2,6 +2,7 @@
 
 from argparse import Namespace
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -14,13 +15,33 @@ from data.prepared import PreparedScan
 from data.space import resample
 from data.volumes import write_like
 from models.gradcam import find_layers, gradcam
-from models.strokeformer import DEFAULT_OVERLAP, StrokeFormer
+from models.strokeformer import StrokeFormer
 from utils.files import update_table, write_json
-from utils.metrics import scan_scores, scores_by_size, slice_scores
+from utils.intervals import Estimate, interval_rows, means, ratios
+from utils.lesions import lesion_load, lesion_rows
+from utils.metrics import SIZE_BINS, scan_scores, scores_by_size, slice_scores
+from utils.overlap import OVERLAP_SCORES
 from utils.plots import pictures_per_scan, plot_gradcam, plot_volume_prediction, save_figure
 from utils.progress import progress
 from utils.provenance import describe_run
 from utils.regions.region import Region, write_regions
+from utils.tables import intervals_file
+
+PER_SCAN_FILE, PER_LESION_FILE, VOLUMES_FILE = "per_scan_scores.csv", "per_lesion_scores.csv", "volumes.csv"
+
+
+@dataclass(frozen=True)
+class CaseScores:
+    """What is measured of a case, on the scan's own grid.
+
+    scores: all scores of `scan_scores`.
+    lesions: rows of `lesion_rows`.
+    slices: rows of `slice_scores`.
+    """
+
+    scores: dict[str, float]
+    lesions: pd.DataFrame
+    slices: pd.DataFrame
 
 
 def evaluate_strokeformer(
@@ -30,12 +51,12 @@ def evaluate_strokeformer(
     regions_of: Callable[[PreparedScan], list[Region]] | None,
     args: Namespace,
     name: str,
-) -> dict[str, float] | None:
+) -> dict[str, Estimate] | None:
     """Segment scans and, where they have masks, score them; `args` carries the arguments of ``test_strokeformer.py``.
 
     Writes into ``<name>/`` below ``scores_dir``: predictions in the grid of each scan, pictures, regions, settings
-    and, with ``target_layers``, Grad-CAM. Scores go into ``scores_file``, ``per_scan_scores.csv`` and
-    ``per_size_scores_file``.
+    and, with ``target_layers``, Grad-CAM. Volumes go into `VOLUMES_FILE`; scores go into ``scores_file`` and the file
+    of its intervals, ``per_size_scores_file``, `PER_SCAN_FILE` and `PER_LESION_FILE`.
 
     Args:
         scans: the prepared scans of `cases`, in their order.
@@ -47,29 +68,47 @@ def evaluate_strokeformer(
     folder = Path(args.scores_dir) / name
     draw = _picture_maker(model, args, folder)
     drawn = pictures_per_scan(min(args.n_predictions, len(cases)), len(cases), args.seed)
-    scored, all_regions = [], {}
+    volumes, scored, all_regions = {}, {}, {}
     for case, scan, pictures in zip(progress(cases, f"Testing {name}"), scans, drawn, strict=True):
         regions = None if regions_of is None else regions_of(scan)
         probabilities = model.segment(scan, regions, args.overlap, args.subvolume_depth, args.batch_size)
         prediction = scan.to_own_grid(probabilities).argmax(0).astype(np.uint8)
         write_like(folder / "predictions" / prediction_name(case), prediction, case.scan)
-        if case.mask is not None:
-            scored.append(_score_case(case, scan, prediction > 0))
+        target = None if case.mask is None else read_mask(case)
+        volumes[case.name] = _volumes(prediction > 0, target, scan.own_spacing_mm)
+        if target is not None:
+            scored[case.name] = _score_case(scan, prediction > 0, target)
         if pictures:
             draw(scan, probabilities.argmax(0) > 0, regions)
         all_regions[case.name] = regions
     if regions_of is not None:
         write_regions(folder / "regions.json", all_regions)
     write_json(folder / "run.json", describe_run(vars(args)))
-    return _save_scores(args, name, *zip(*scored, strict=True)) if scored else None
+    update_table(Path(args.scores_dir) / VOLUMES_FILE, name, _by_scan(volumes))
+    return _save_scores(args, name, scored) if scored else None
 
 
-def _score_case(case: Case, scan: PreparedScan, prediction: np.ndarray) -> tuple[dict, pd.DataFrame]:
-    """A case's row of ``per_scan_scores.csv`` and the scores of its slices, on the scan's own grid."""
-    target = read_mask(case)
+def _volumes(prediction: np.ndarray, target: np.ndarray | None, spacing_mm: tuple | None) -> dict:
+    """A case's row of `VOLUMES_FILE`: number and cm3 of the predicted lesions and, with a mask, of the true ones."""
+    row = {}
+    for whose, mask in (("predicted", prediction), ("true", target)):
+        load = (pd.NA, np.nan) if mask is None else lesion_load(mask, spacing_mm)
+        row[f"{whose}_lesions"], row[f"{whose}_cm3"] = load
+    return row
+
+
+def _score_case(scan: PreparedScan, prediction: np.ndarray, target: np.ndarray) -> CaseScores:
     brain = resample(scan.brain[None], scan.space, scan.own)[0]
-    row = {"scan": case.name, **scan_scores(prediction, target, scan.own_spacing_mm)}
-    return row, slice_scores(prediction, target, brain)
+    return CaseScores(
+        scan_scores(prediction, target, scan.own_spacing_mm),
+        lesion_rows(prediction, target, scan.own_spacing_mm, scan.own.affine),
+        slice_scores(prediction, target, brain),
+    )
+
+
+def _by_scan(rows: dict[str, dict]) -> pd.DataFrame:
+    """A table of the rows of each scan by its name, which is the column ``scan``."""
+    return pd.DataFrame([{"scan": scan, **row} for scan, row in rows.items()])
 
 
 def prediction_name(case: Case) -> str:
@@ -79,32 +118,42 @@ def prediction_name(case: Case) -> str:
 def _picture_maker(model: StrokeFormer, args: Namespace, folder: Path):
     """A function (scan, prediction, regions) that draws the prediction and, where wanted, its Grad-CAM."""
     layers = find_layers(model, args.target_layers) if args.target_layers else None
-    overlap = DEFAULT_OVERLAP if args.overlap is None else args.overlap
 
     def draw(scan: PreparedScan, prediction: np.ndarray, regions: list[Region] | None) -> None:
         image, file = scan.scan[0].astype(np.float32), f"{stem_of(scan.name)}.png"
         figure = plot_volume_prediction(image, scan.mask, prediction, regions or [], scan.name)
         save_figure(figure, folder / "predictions" / file)
         if layers:
-            heat = gradcam(model, scan, regions, layers, overlap)
+            heat = gradcam(model, scan, regions, layers, args.overlap)
             save_figure(plot_gradcam(image, heat, scan.mask, prediction, scan.name), folder / "gradcam" / file)
 
     return draw
 
 
-def _save_scores(
-    args: Namespace, name: str, per_scan: tuple[dict, ...], per_slice: tuple[pd.DataFrame, ...]
-) -> dict[str, float]:
-    table = pd.DataFrame(list(per_scan))
-    means = table.drop(columns="scan").mean().to_dict()
-    _save_row(args, name, args.scores_file, means)
-    table.insert(0, "model_name", name)
-    update_table(Path(args.scores_dir) / "per_scan_scores.csv", table)
-    by_size = scores_by_size(pd.concat(per_slice, ignore_index=True))
-    by_size.insert(0, "model_name", name)
-    update_table(Path(args.scores_dir) / args.per_size_scores_file, by_size)
-    return means
+def _save_scores(args: Namespace, name: str, scored: dict[str, CaseScores]) -> dict[str, Estimate]:
+    per_scan = _by_scan({scan: case.scores for scan, case in scored.items()})
+    per_lesion, per_slice = (
+        pd.concat([getattr(case, part).assign(scan=scan) for scan, case in scored.items()], ignore_index=True)
+        for part in ("lesions", "slices")
+    )
+    per_lesion.insert(0, "scan", per_lesion.pop("scan"))
+    estimates = means(per_scan.drop(columns="scan"), args.seed)
+    tables = {
+        args.scores_file: pd.DataFrame([{score: found.mean for score, found in estimates.items()}]),
+        intervals_file(args.scores_file): pd.concat([interval_rows(estimates), _size_intervals(per_slice, args.seed)]),
+        PER_SCAN_FILE: per_scan,
+        PER_LESION_FILE: per_lesion,
+        args.per_size_scores_file: scores_by_size(per_slice),
+    }
+    for file, table in tables.items():
+        update_table(Path(args.scores_dir) / file, name, table)
+    return estimates
 
 
-def _save_row(args: Namespace, name: str, file: str, scores: dict[str, float]) -> None:
-    update_table(Path(args.scores_dir) / file, pd.DataFrame([{"model_name": name, **scores}]))
+def _size_intervals(per_slice: pd.DataFrame, seed: int) -> pd.DataFrame:
+    """Intervals of the means over the slices of each size; the slices of a scan are drawn together."""
+    rows = []
+    for size in SIZE_BINS:
+        those = per_slice[per_slice["size"] == size].groupby("scan")[list(OVERLAP_SCORES)]
+        rows.append(interval_rows(ratios(those.sum(), those.count(), seed), size))
+    return pd.concat(rows)

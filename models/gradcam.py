@@ -6,9 +6,9 @@ from pytorch_grad_cam import GradCAM
 from torch import nn
 
 from data.prepared import PreparedScan
-from models.strokeformer import StrokeFormer, average_over_regions
+from models.strokeformer import StrokeFormer
 from utils.errors import UserError
-from utils.regions.region import Region, whole_volume
+from utils.regions.region import Region
 
 
 class LesionTarget:
@@ -40,19 +40,23 @@ def find_layers(model: StrokeFormer, names: list[str]) -> list[nn.Module]:
 
 
 def gradcam(
-    model: StrokeFormer, prepared: PreparedScan, regions: list[Region] | None, layers: list[nn.Module], overlap: float
+    model: StrokeFormer,
+    prepared: PreparedScan,
+    regions: list[Region] | None,
+    layers: list[nn.Module],
+    overlap: float | None = None,
 ) -> np.ndarray:
     """Where the given layers find evidence of a lesion.
 
     Args:
         regions: regions of the scan's grid; None for the whole volume.
         layers: modules whose output is (B, K, d, h, w).
+        overlap: of neighbouring windows; None for the default.
 
     Returns:
-        (D, H, W) float32 in [0, 1], 0 outside the regions. Each window's heat, which Grad-CAM scales to [0, 1], is
-        weighed with its largest lesion probability: a window without lesion would otherwise glow like any other.
+        (D, H, W) float32 in [0, 1], 0 outside the brain of the regions. Each window's heat, which Grad-CAM scales to
+        [0, 1], is weighed with its largest lesion probability: one without lesion would otherwise glow like any other.
     """
-    regions = [whole_volume(prepared.brain.shape)] if regions is None else regions
     with GradCAM(model, layers) as cam:
 
         def heat(windows: torch.Tensor) -> torch.Tensor:
@@ -62,5 +66,4 @@ def gradcam(
             maps = torch.from_numpy(np.ascontiguousarray(maps)).to(windows.device)
             return (maps * probability.amax((1, 2, 3), keepdim=True))[:, None]
 
-        roi_size = model.hparams.roi_size
-        return average_over_regions(heat, prepared.scan, regions, roi_size, 1, overlap, 1, model.device)[0]
+        return model.slide(heat, prepared, regions, [0.0], overlap, batch_size=1)[0]

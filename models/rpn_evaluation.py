@@ -14,24 +14,28 @@ from data.prepared import PreparedScan
 from data.slices import lesion_boxes
 from models.rpn import RPN
 from utils.files import update_table, write_json
+from utils.intervals import Estimate, interval_rows
 from utils.plots import pictures_per_scan, plot_slice_boxes, save_figure
 from utils.progress import progress
 from utils.provenance import describe_run
 from utils.regions.measures import (
     ProposalCounts,
     SliceProposals,
-    box_scores,
     count_proposals,
     count_slice,
+    counts_by_scan,
     lesions_covered,
-    proposal_scores,
+    proposal_estimates,
     proposals_by_size,
     recall_by_volume,
+    with_shares,
 )
 from utils.regions.region import Region, region_mask, write_regions
 from utils.regions.rules import Kept, regions_of
+from utils.tables import intervals_file
 
-PER_SIZE_FILE, PER_LESION_FILE = "rpn_per_size_scores.csv", "rpn_per_lesion_scores.csv"
+PER_SCAN_FILE, PER_LESION_FILE = "rpn_per_scan_scores.csv", "rpn_per_lesion_scores.csv"
+PER_SIZE_FILE = "rpn_per_size_scores.csv"
 WORST_MISSES = 10  # pictures of the largest lesions, by voxels left out, that the regions do not cover
 
 
@@ -54,24 +58,27 @@ class SlicePicture:
         save_figure(figure, folder / f"{stem_of(self.scan)}_slice-{self.z:03d}.png")
 
 
-def evaluate_rpn(model: RPN, scans: Iterable[PreparedScan], total: int, args: Namespace, name: str) -> dict[str, float]:
+def evaluate_rpn(
+    model: RPN, scans: Iterable[PreparedScan], total: int, args: Namespace, name: str
+) -> dict[str, Estimate]:
     """Score the proposals of volumes with masks; `args` carries the arguments of ``test_rpn.py``.
 
-    Writes a row of ``scores_file``, rows of `PER_SIZE_FILE` (slices by lesion size) and `PER_LESION_FILE` and, in
-    ``<name>/`` below ``scores_dir``, regions, settings, pictures of predictions and of the worst misses.
+    Writes a row of ``scores_file``, rows of the file of its intervals, of `PER_SCAN_FILE`, `PER_SIZE_FILE` (slices by
+    lesion size) and `PER_LESION_FILE` and, in ``<name>/`` below ``scores_dir``, regions, settings, pictures of
+    predictions and of the worst misses.
 
     Returns:
         The scores by column name of ``rpn_scores.csv``, and the lesion recall by volume.
     """
     folder, drawn = Path(args.scores_dir) / name, pictures_per_scan(args.n_predictions, total, args.seed)
-    counts, slices, lesions, misses, all_regions = ProposalCounts(), [], [], [], {}
+    counts, slices, lesions, misses, all_regions = {}, [], [], [], {}
     roi_size = tuple(args.roi_size)
     for scan, pictures in zip(progress(scans, f"Testing {name}", total), drawn, strict=True):
         found = model.detect_volume(scan, args.batch_size)
         kept = model.keep(scan, found, roi_size)
         regions = all_regions[scan.name] = regions_of(kept, scan.brain, roi_size, model.hparams.consistency)
         proposed = region_mask(regions, scan.brain.shape)
-        counts += count_proposals(proposed, scan.mask, scan.brain)
+        counts[scan.name] = count_proposals(proposed, scan.mask, scan.brain)
         slices += _slices_of(scan, found, kept, proposed)
         lesions.append(lesions_covered(proposed, scan.mask, scan.spacing_mm).assign(scan=scan.name))
         misses = _worst([*misses, *_missed(scan, found, regions, proposed)])
@@ -87,6 +94,7 @@ def evaluate_rpn(model: RPN, scans: Iterable[PreparedScan], total: int, args: Na
 def _slices_of(scan: PreparedScan, found: dict, kept: Kept, proposed: np.ndarray) -> list[SliceProposals]:
     return [
         SliceProposals(
+            scan=scan.name,
             prediction=detections,
             target=_box_target(scan.mask[z]),
             kept=kept.in_slice(z),
@@ -102,19 +110,27 @@ def _box_target(mask: np.ndarray) -> dict[str, torch.Tensor]:
 
 
 def _save_scores(
-    args: Namespace, name: str, counts: ProposalCounts, slices: list[SliceProposals], lesions: pd.DataFrame
-) -> dict[str, float]:
-    boxes = box_scores([s.prediction for s in slices], [s.target for s in slices], [s.kept for s in slices])
-    scores = {**boxes, **proposal_scores(counts)}
+    args: Namespace, name: str, counts: dict[str, ProposalCounts], slices: list[SliceProposals], lesions: pd.DataFrame
+) -> dict[str, Estimate]:
+    per_scan = counts_by_scan(list(counts), list(counts.values()), slices)
+    scores, by_size = proposal_estimates(per_scan, slices, args.seed), proposals_by_size(slices, args.seed)
+    estimates = {**scores, **recall_by_volume(lesions, args.seed)}
+    size_rows = [{"size": size, "n": n, **_values(found)} for size, (n, found) in by_size.items()]
+    size_intervals = [interval_rows(found, size) for size, (_, found) in by_size.items()]
     tables = {
-        args.scores_file: pd.DataFrame([scores]),
-        PER_SIZE_FILE: proposals_by_size(slices),
+        args.scores_file: pd.DataFrame([_values(scores)]),
+        intervals_file(args.scores_file): pd.concat([interval_rows(estimates), *size_intervals]),
+        PER_SCAN_FILE: with_shares(per_scan).rename_axis("scan").reset_index(),
+        PER_SIZE_FILE: pd.DataFrame(size_rows),
         PER_LESION_FILE: lesions[["scan", "voxels", "volume_cm3", "covered"]],
     }
     for file, table in tables.items():
-        table.insert(0, "model_name", name)
-        update_table(Path(args.scores_dir) / file, table)
-    return {**scores, **recall_by_volume(lesions)}
+        update_table(Path(args.scores_dir) / file, name, table)
+    return estimates
+
+
+def _values(estimates: dict[str, Estimate]) -> dict[str, float]:
+    return {score: found.mean for score, found in estimates.items()}
 
 
 # --- pictures ------------------------------------------------------------------------------------------

@@ -1,35 +1,38 @@
 """Stage 2: a MONAI 3D transformer that segments the proposed regions and nothing else."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytorch_lightning as pl
 import torch
-from monai.inferers import sliding_window_inference
 from torch import nn
 
+from data.context import join_channels, read_window, window_channels
 from data.prepared import PreparedScan
 from models.defaults import LOSS_CONFIG
+from models.inference import DEFAULT_OVERLAP, average_windows, lay_windows, split_by_depth
 from models.losses import build_classification_loss, build_loss, mask_outside
+from models.precision import autocast
 from models.schedule import optimise
 from models.segmenters import build_segmenter
-from utils.metrics import overlap_scores
-from utils.regions.region import Region, expand_region, region_mask, region_of, whole_volume
-
-DEFAULT_OVERLAP = 0.25  # MONAI's own default
+from utils.overlap import overlap_scores
+from utils.regions.region import Region, bounding_region, region_mask, whole_volume
 
 
 class StrokeFormer(pl.LightningModule):
     """Segmentation of windows of `roi_size` and, through `segment`, of volumes.
 
     Args:
-        arch: key of `models.segmenters.STRIDES`.
+        arch, arch_size: keys of `models.segmenters.SEGMENTERS` and of its sizes.
+        in_channels: channels of a scan.
         roi_size: (D, H, W) of a window in voxels.
         opt_lr, warmup_lr, max_lr, warmup_steps: the rate rises linearly from `warmup_lr` to `max_lr` over
             `warmup_steps` steps and decays polynomially to `opt_lr` at the last.
-        seg_loss, seg_loss_cfg: a MONAI loss by name and its arguments.
+        gradient_clip: largest norm of a step's gradient; 0 for any.
+        seg_loss, seg_loss_cfg: a loss by name (`models.losses.build_loss`) and its arguments.
         cls_loss: a torch loss by name on "does this region hold a lesion", or None for none.
         cls_loss_weight, seg_loss_weight: weights of the two losses where both are used.
+        seg_context: further channels of a window, ``mirror`` and ``position`` (`data.context`).
     """
 
     def __init__(
@@ -50,17 +53,21 @@ class StrokeFormer(pl.LightningModule):
         cls_loss: str | None = None,
         cls_loss_weight: float = 0.5,
         seg_loss_weight: float = 0.5,
+        seg_context: Sequence[str] = (),
+        arch_size: str = "small",
+        gradient_clip: float = 1.0,
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
-        self.net = build_segmenter(arch, in_channels, num_classes, tuple(roi_size))
+        channels = window_channels(in_channels, seg_context)
+        self.net = build_segmenter(arch, channels, num_classes, tuple(roi_size), arch_size)
         self.seg_loss = build_loss(seg_loss, seg_loss_cfg or LOSS_CONFIG)
         self.cls_loss = build_classification_loss(cls_loss) if cls_loss else None
         self.classifier = nn.Linear(2 * num_classes, 1) if cls_loss else None
         self.val_counts = torch.zeros(4, dtype=torch.int64)
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
-        """Logits (B, num_classes, D, H, W) of windows (B, C, D, H, W) in [0, 1]."""
+        """Logits (B, num_classes, D, H, W) of windows (B, C, D, H, W), context included."""
         return self.net(image)
 
     # --- training ------------------------------------------------------------------------------------
@@ -113,6 +120,10 @@ class StrokeFormer(pl.LightningModule):
         total = int(self.trainer.estimated_stepping_batches)
         return optimise(optimizer, total, hp.warmup_steps, hp.warmup_lr, hp.max_lr, hp.opt_lr)
 
+    def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None) -> None:
+        """Called by Lightning; the limit is the model's own, so that stage 1's trainer has none."""
+        self.clip_gradients(optimizer, self.hparams.gradient_clip, "norm")
+
     # --- inference -----------------------------------------------------------------------------------
 
     @torch.inference_mode()
@@ -133,70 +144,46 @@ class StrokeFormer(pl.LightningModule):
             batch_size: windows at a time.
 
         Returns:
-            (num_classes, D, H, W) float32; windows and regions that overlap are averaged.
+            (num_classes, D, H, W) float32; windows that overlap are averaged.
         """
         self.eval()
-        shape, roi_size = prepared.brain.shape, self.hparams.roi_size
-        regions = [whole_volume(shape)] if regions is None else regions
-        regions = split_by_depth(regions, shape, subvolume_depth, roi_size)
-        probabilities = average_over_regions(
-            lambda windows: self(windows).softmax(1),
-            prepared.scan,
-            regions,
+        background = [1.0] + [0.0] * (self.hparams.num_classes - 1)
+        return self.slide(self.probabilities, prepared, regions, background, overlap, subvolume_depth, batch_size)
+
+    def probabilities(self, windows: torch.Tensor) -> torch.Tensor:
+        """Class probabilities (B, num_classes, D, H, W) of windows, float32."""
+        with autocast(self.device):
+            return self(windows).float().softmax(1)
+
+    def slide(
+        self,
+        predict: Callable[[torch.Tensor], torch.Tensor],
+        prepared: PreparedScan,
+        regions: list[Region] | None,
+        outside: Sequence[float],
+        overlap: float | None = None,
+        subvolume_depth: int | None = None,
+        batch_size: int = 4,
+    ) -> np.ndarray:
+        """Maps (K, D, H, W) of what `predict` says of windows (B, C, *roi_size), inside the brain of the regions.
+
+        Args:
+            outside: (K,) what each map holds elsewhere.
+
+        The others are those of `segment`.
+        """
+        roi_size, context = tuple(self.hparams.roi_size), self.hparams.seg_context
+        brain = bounding_region(prepared.brain) if context else None
+        regions = [whole_volume(prepared.brain.shape)] if regions is None else regions
+        inside = region_mask(regions, prepared.brain.shape) & prepared.brain
+        pieces = split_by_depth(regions, subvolume_depth)
+        starts = lay_windows(pieces, inside, roi_size, DEFAULT_OVERLAP if overlap is None else overlap)
+        return average_windows(
+            lambda windows: predict(windows.to(self.device)),
+            lambda start: join_channels(read_window(prepared.scan, start, roi_size, context, brain)),
+            starts,
+            inside,
             roi_size,
-            self.hparams.num_classes,
-            DEFAULT_OVERLAP if overlap is None else overlap,
+            outside,
             batch_size,
-            self.device,
         )
-        outside = ~(region_mask(regions, shape) & prepared.brain)
-        probabilities[:, outside] = 0
-        probabilities[0][outside] = 1
-        return probabilities
-
-
-def split_by_depth(
-    regions: list[Region],
-    shape: tuple[int, int, int],
-    subvolume_depth: int | None,
-    roi_size: tuple[int, int, int],
-) -> list[Region]:
-    """Cut the regions at the borders of sub-volumes of `subvolume_depth` slices; pieces grow back to the RoI."""
-    depth = min(subvolume_depth or shape[0], shape[0])
-    pieces = []
-    for start in range(0, shape[0], depth):
-        for region in regions:
-            d, y, x = region.slices
-            piece = slice(max(d.start, start), min(d.stop, start + depth))
-            if piece.start < piece.stop:
-                pieces.append(expand_region(region_of((piece, y, x)), roi_size, shape))
-    return list(dict.fromkeys(pieces))
-
-
-def average_over_regions(
-    predict: Callable[[torch.Tensor], torch.Tensor],
-    scan: np.ndarray,
-    regions: list[Region],
-    roi_size: tuple[int, int, int],
-    channels: int,
-    overlap: float,
-    batch_size: int,
-    device: torch.device,
-) -> np.ndarray:
-    """Run `predict` by sliding window in each region and average where windows or regions overlap.
-
-    Args:
-        predict: from windows (B, C, *roi_size) to maps (B, channels, *roi_size).
-        scan: (C, D, H, W) in [0, 1].
-
-    Returns:
-        (channels, D, H, W) float32, 0 outside the regions.
-    """
-    summed = np.zeros((channels, *scan.shape[1:]), np.float32)
-    times = np.zeros(scan.shape[1:], np.float32)
-    for region in regions:
-        image = torch.from_numpy(scan[(slice(None), *region.slices)].astype(np.float32))[None].to(device)
-        maps = sliding_window_inference(image, tuple(roi_size), batch_size, predict, overlap, mode="gaussian")
-        summed[(slice(None), *region.slices)] += maps[0].float().cpu().numpy()
-        times[region.slices] += 1
-    return np.divide(summed, times, out=summed, where=times > 0)

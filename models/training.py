@@ -96,7 +96,7 @@ def train_rpn(args: Namespace, train: pd.DataFrame, val: pd.DataFrame, name: str
     draw, calibrate = partial(_draw_slices, slices=data.val, shown=shown), partial(_calibrate, args, val)
     # Few lesions make noisy steps. On synthetic scans at 3 mm, after 294 steps, the averaged weights covered 0.92 of
     # the lesions with 0.29 of the brain, the last ones 0.86 with 0.25 or 0.93 with 0.45 (one seed).
-    callbacks = [EMAWeightAveraging(decay=args.ema_decay)] if args.ema_decay else []
+    callbacks = _averaging(args)
     callbacks += [HardNegatives(args.hard_negatives)] if args.hard_negatives else []
     return _fit(model, data, args, name, inputs, monitor, draw, grid, callbacks, calibrate)
 
@@ -119,12 +119,27 @@ def train_strokeformer(
     grid, roi_size = grid_of(args), tuple(args.roi_size)
     model = build_strokeformer(args)
     data = SegmentationDataModule(
-        train, val, regions, grid, roi_size, cache_dir, args.batch_size, args.num_workers, args.transforms, args.seed
+        train,
+        val,
+        regions,
+        grid,
+        roi_size,
+        cache_dir,
+        args.batch_size,
+        args.num_workers,
+        args.transforms,
+        args.seed,
+        args.seg_context,
     )
     shown = val[: args.num_samples]
     monitor = ("val_loss" if len(data.val) else "train_loss", "min")
     draw = partial(_draw_volumes, shown=shown, regions=regions, grid=grid, cache_dir=cache_dir, args=args)
-    return _fit(model, data, args, name, inputs, monitor, draw, grid, [])
+    return _fit(model, data, args, name, inputs, monitor, draw, grid, _averaging(args))
+
+
+def _averaging(args: Namespace) -> list[pl.Callback]:
+    """The moving average of the weights that ``--ema_decay`` asks for; it is what is validated and kept."""
+    return [EMAWeightAveraging(decay=args.ema_decay)] if args.ema_decay else []
 
 
 def _calibrate(args: Namespace, val: pd.DataFrame, folder: Path, checkpoint: Path) -> None:

@@ -22,6 +22,7 @@ import models.cross_validation
 import models.training
 from data.volumes import write_volume
 from utils.errors import UserError
+from utils.intervals import Estimate, without_interval
 from utils.regions.region import whole_volume
 
 SHAPE = (6, 10, 12)
@@ -90,13 +91,13 @@ class Recorder:
         (folder / "checkpoints/best.ckpt").write_text(json.dumps({"seen": seen, "epochs": args.max_epochs}))
         return args.max_epochs
 
-    def check(self, network: SimpleNamespace, scans) -> dict[str, float]:
+    def check(self, network: SimpleNamespace, scans) -> dict[str, Estimate]:
         for name, version in network.seen.items():
             assert self.cohort.version.get(name) == version, f"{name} is no longer what the network learned from"
         for scan in scans:
             assert scan.name not in network.seen, f"{scan.name} is scored by a network that saw it"
             self.tested.add((network.run, scan.name))
-        return {"score": 1.0}
+        return {"score": without_interval(1.0, len(self.tested))}
 
     def load(self, path: Path) -> SimpleNamespace:
         return SimpleNamespace(seen=json.loads(path.read_text())["seen"], run=path.parent.parent.name)

@@ -16,10 +16,13 @@ from utils.regions.measures import (
     box_scores,
     count_proposals,
     count_slice,
+    counts_by_scan,
     lesions_covered,
+    proposal_estimates,
     proposal_scores,
     proposals_by_size,
     recall_by_volume,
+    with_shares,
 )
 from utils.regions.region import Region, region_mask
 
@@ -144,30 +147,71 @@ def test_lesions_are_listed_with_their_volume_and_how_much_is_covered():
 
 
 def test_recall_is_told_for_small_and_large_lesions_apart():
-    lesions = pd.DataFrame({"volume_cm3": [0.5, 0.9, 1.0, 10.0], "covered": [0.5, 0.49, 0.2, 1.0]})
-    assert recall_by_volume(lesions) == {
-        "lesion_recall, under 1 cm3": 0.5,
-        "lesion_recall, 1 to 10 cm3": 0.0,
-        "lesion_recall, over 10 cm3": 1.0,
+    lesions = pd.DataFrame(
+        {"scan": ["a", "a", "b", "c"], "volume_cm3": [0.5, 0.9, 1.0, 10.0], "covered": [0.5, 0.49, 0.2, 1.0]}
+    )
+    recalls = recall_by_volume(lesions, seed=0)
+    assert {name: (recall.mean, recall.scans) for name, recall in recalls.items()} == {
+        "lesion_recall, under 1 cm3": (0.5, 1),
+        "lesion_recall, 1 to 10 cm3": (0.0, 1),
+        "lesion_recall, over 10 cm3": (1.0, 1),
     }
 
 
 def test_lesions_of_unknown_volume_are_in_no_bin():
-    lesions = pd.DataFrame({"volume_cm3": [np.nan], "covered": [1.0]})
-    assert all(math.isnan(recall) for recall in recall_by_volume(lesions).values())
+    lesions = pd.DataFrame({"scan": ["a"], "volume_cm3": [np.nan], "covered": [1.0]})
+    assert all(math.isnan(recall.mean) for recall in recall_by_volume(lesions, seed=0).values())
 
 
-def test_slices_are_scored_by_the_size_of_their_lesion():
+# --- over scans ----------------------------------------------------------------------------------------
+
+
+def two_scans():
+    """Slices of two scans of 10 x 10 voxels of brain: one lesion voxel, in the first slice of the first scan."""
     head, target = np.ones((2, 10, 10), bool), np.zeros((2, 10, 10), bool)
     target[0, 2, 2] = True  # 1 % of the slice: Small
     regions = region_mask([Region(0, 1, 0, 0, 5, 4)], head.shape)
     slices = []
-    for z in range(2):
-        size, counts = count_slice(regions, target, head, z)
-        boxes = np.array([[2.0, 2, 3, 3]]) if z == 0 else np.zeros((0, 4))
-        truth = target_of((2, 2, 3, 3)) if z == 0 else target_of()
-        slices.append(SliceProposals(size, detected(*boxes, scores=[0.9] * len(boxes)), truth, boxes, counts))
-    table = proposals_by_size(slices).set_index("size")
-    assert list(table.index) == list(SIZE_BINS) and table.n.tolist() == [1, 1, 0, 0]
-    assert table.loc["Small", ["map_50", "iou", "lesion_coverage", "lesion_recall"]].tolist() == [1, 1, 1, 1]
-    assert table.loc["Small", "proposed_fraction"] == 0.2 and table.loc["No Lesion", "proposed_fraction"] == 0
+    for scan, mask in (("a", target), ("b", np.zeros_like(target))):
+        for z in range(2):
+            size, counts = count_slice(regions, mask, head, z)
+            boxes = np.array([[2.0, 2, 3, 3]]) if mask[z].any() else np.zeros((0, 4))
+            found = detected(*boxes, scores=[0.9] * len(boxes))
+            slices.append(SliceProposals(scan, size, found, target_of(*boxes), boxes, counts))
+    return slices
+
+
+def test_slices_are_scored_by_the_size_of_their_lesion():
+    bins = proposals_by_size(two_scans(), seed=0)
+    assert list(bins) == list(SIZE_BINS) and [n for n, _ in bins.values()] == [3, 1, 0, 0]
+    small, healthy = (bins[size][1] for size in ("Small", "No Lesion"))
+    assert [small[s].mean for s in ("map_50", "iou", "lesion_coverage", "lesion_recall")] == [1, 1, 1, 1]
+    # 20 voxels are proposed in the first slice of each scan, of which one has the lesion.
+    assert small["proposed_fraction"].mean == 0.2 and healthy["proposed_fraction"].mean == pytest.approx(20 / 300)
+    assert all(math.isnan(found.mean) for found in bins["Large"][1].values())
+
+
+def test_scans_and_not_slices_are_drawn_for_an_interval():
+    healthy = proposals_by_size(two_scans(), seed=0)["No Lesion"][1]["proposed_fraction"]
+    # Two scans: one of 100 voxels without a proposal, one of 200 with 20.
+    assert healthy.scans == 2 and (healthy.low, healthy.high) == (0, 0.1)
+
+
+def test_rows_of_scans_hold_what_their_scores_are_shares_of():
+    slices = two_scans()
+    counts = [ProposalCounts(1, 1, 1, 1, 20, 200), ProposalCounts(0, 0, 0, 0, 20, 200)]
+    table = counts_by_scan(["b", "a"], counts, slices)
+    assert table.index.tolist() == ["b", "a"] and table.lesion_slices.tolist() == [0, 1]
+    rows = with_shares(table)
+    assert rows.loc["b", ["iou", "lesion_coverage", "lesion_recall"]].tolist() == pytest.approx(
+        [np.nan, 1, 1], nan_ok=True
+    )
+    assert rows.iou["a"] == 1 and math.isnan(rows.lesion_coverage["a"]) and rows.proposed_fraction.tolist() == [0.1] * 2
+
+
+def test_average_precision_has_no_interval():
+    slices = two_scans()
+    found = proposal_estimates(counts_by_scan([s.scan for s in slices], [s.counts for s in slices], slices), slices, 0)
+    assert list(found) == ["map", "map_50", "iou", "lesion_coverage", "lesion_recall", "proposed_fraction"]
+    assert found["map"].mean == 1 and math.isnan(found["map"].low) and found["map"].scans == 2
+    assert found["iou"].scans == 1 and found["proposed_fraction"].scans == 2

@@ -29,6 +29,7 @@ SMALL = {
     ],
     "test_rpn.py": [*ROI, "--n_predictions", "1"],
     "test_strokeformer.py": [*GRID, "--n_predictions", "1"],
+    "-m utils.compare": [],
 }
 
 
@@ -85,6 +86,7 @@ def test_every_training_and_evaluation_command_works_as_written_without_an_accou
     assert "No W&B account on this machine" in output
     assert any(project.glob("RPN/RPNATLAS/wandb/offline-run-*"))
     assert (project / "scores/mine/predictions/scan_prediction.nii.gz").exists()
+    assert "A: StrokeFormerATLAS, 6 scans" in output and "B: StrokeFormerAugmented, 6 scans" in output
     scores = pd.read_csv(project / "scores/scores.csv").model_name.tolist()
     assert scores == [f"StrokeFormer{name}_fold-{i}" for name in ("ATLAS", "Augmented") for i in (0, 1)]
     assert json.loads((project / "StrokeFormer/StrokeFormerATLAS/folds.json").read_text())["k"] == 2

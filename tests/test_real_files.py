@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import nibabel as nib
 import numpy as np
+import pandas as pd
 import pytest
 
 from data.head import head_mask
@@ -78,6 +79,15 @@ def test_mask_of_0_and_255_with_a_slope_is_scored_as_one_of_0_and_1(segmented):
     prediction = read_volume(segmented.predictions["plain"]).array[0] > 0
     header, row = (line.split(",") for line in table.splitlines()[:1] + [x for x in table.splitlines() if "plain" in x])
     assert float(row[header.index("dice")]) == pytest.approx(dice(prediction, target), abs=1e-4)
+
+
+def test_lesions_are_placed_where_their_voxels_lie_in_the_scanner(segmented):
+    lesions = pd.read_csv(segmented.root / "scores/per_lesion_scores.csv", dtype=str)
+    lesions = lesions[lesions.scan.str.contains("plain") & (lesions.kind == "lesion")]
+    image = nib.load(segmented.root / "Masks/sub-plain_mask.nii.gz")  # its H runs from right to left
+    centre = nib.affines.apply_affine(image.affine, np.argwhere(np.asarray(image.dataobj) > 0.5)).mean(0)
+    places, voxels = lesions[["x_mm", "y_mm", "z_mm"]].astype(float), lesions.voxels.astype(int)
+    np.testing.assert_allclose(np.average(places, axis=0, weights=voxels), centre, atol=1e-4)
 
 
 def slices_of(files: Files) -> list:

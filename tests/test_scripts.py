@@ -11,14 +11,42 @@ import pytest
 import torch
 
 from tests.running import GRID, QUICK, ROI, is_png, run_script
+from utils.intervals import estimate
 from utils.regions.region import read_regions, region_mask
 
 SCRIPTS = ["cross_validation.py", "train_rpn.py", "train_strokeformer.py", "test_rpn.py", "test_strokeformer.py"]
 RPN_COLUMNS = ["model_name", "map", "map_50", "iou", "lesion_coverage", "lesion_recall", "proposed_fraction"]
+RPN_SCAN_COLUMNS = [
+    *["model_name", "scan", "lesion_voxels", "covered_voxels", "lesions", "covered_lesions", "region_voxels"],
+    *["brain_voxels", "lesion_slices", "iou", "lesion_coverage", "lesion_recall", "proposed_fraction"],
+]
 SCORE_COLUMNS = [
     *["model_name", "dice", "iou", "precision", "recall", "f1", "mcc", "hd95", "assd"],
     *["lesion_f1", "lesion_count_difference", "volume_difference"],
+    *["lesion_f1_atlas", "lesion_precision_atlas", "lesion_recall_atlas", "false_lesions_atlas"],
+    *["lesion_f1_isles", "lesion_precision_isles", "lesion_recall_isles", "false_lesions_isles"],
+    *["lesion_f1_strict", "lesion_precision_strict", "lesion_recall_strict", "false_lesions_strict"],
 ]
+LESION_COLUMNS = [
+    *["model_name", "scan", "kind", "x_mm", "y_mm", "z_mm", "slice", "voxels", "volume_cm3", "found", "dice"]
+]
+VOLUME_COLUMNS = ["model_name", "scan", "predicted_lesions", "predicted_cm3", "true_lesions", "true_cm3"]
+INTERVAL_COLUMNS = ["model_name", "size", "score", "mean", "low", "high", "scans"]
+RECALLS = [f"lesion_recall, {volume} cm3" for volume in ("under 1", "1 to 10", "over 10")]
+
+
+def read_intervals(path, sizes):
+    """A file of intervals, once it has a row for each mean of the tables `sizes` (size: score: mean)."""
+    table = pd.read_csv(path, keep_default_na=False, na_values={c: [""] for c in ("mean", "low", "high")})
+    assert table.columns.tolist() == INTERVAL_COLUMNS
+    table = table.set_index(["size", "score"])
+    expected = {(size, score): mean for size, scores in sizes.items() for score, mean in scores.items()}
+    assert table.index.tolist() == list(expected)
+    assert table["mean"].tolist() == pytest.approx(list(expected.values()), nan_ok=True)
+    known = table.dropna(subset="low")
+    assert len(known) and (known.scans > 1).all() and (known.low <= known["mean"]).all()
+    assert (known["mean"] <= known.high).all()
+    return table
 
 
 # --- the contract of the command line ------------------------------------------------------------------
@@ -139,7 +167,7 @@ def test_run_with_other_settings_does_not_mix_into_a_folder(workspace):
 
 
 def test_rpn_is_tested_on_slices(workspace):
-    run_script(
+    done = run_script(
         *["test_rpn.py", "--scans", workspace.slices, "--masks", workspace.slice_masks, "--ckpt_path", workspace.rpn],
         *["--model_name", "tested", "--n_predictions", 4, *ROI],
         cwd=workspace.cwd,
@@ -157,6 +185,19 @@ def test_rpn_is_tested_on_slices(workspace):
     assert (lesions.volume_cm3 - 0.512 * lesions.voxels).abs().max() < 1e-6
     assert table.lesion_recall[0] == pytest.approx((lesions.covered >= 0.5).mean())
     missed = {row.scan for row in lesions.itertuples() if row.covered < 1}
+    per_scan = pd.read_csv(workspace.cwd / "rpn_scores/rpn_per_scan_scores.csv")
+    assert list(per_scan.columns) == RPN_SCAN_COLUMNS and len(per_scan) == 6
+    assert table.lesion_coverage[0] == pytest.approx(per_scan.covered_voxels.sum() / per_scan.lesion_voxels.sum())
+    assert table.iou[0] == pytest.approx(np.average(per_scan.iou.fillna(0), weights=per_scan.lesion_slices))
+    recalls = pd.cut(lesions.volume_cm3, [0, 1, 10, np.inf], right=False, labels=RECALLS)
+    by_volume = (lesions.covered >= 0.5).groupby(recalls, observed=False).mean()
+    means = {"": {**table.loc[0, RPN_COLUMNS[1:]], **by_volume}}
+    means |= {row["size"]: row[RPN_COLUMNS[1:]] for _, row in by_size.iterrows()}
+    intervals = read_intervals(workspace.cwd / "rpn_scores/rpn_scores_intervals.csv", means)
+    assert intervals.low.loc[("", ["map", "map_50"])].isna().all()
+    coverage = intervals.loc[("", "lesion_coverage")]
+    shown = f"{coverage['mean']:.3f} [{coverage.low:.3f}, {coverage.high:.3f}]"
+    assert f"lesion_coverage  {shown}" in done.out
     misses = {p.name.split("_slice-")[0] + ".npy" for p in (workspace.cwd / "rpn_scores/tested/misses").glob("*.png")}
     assert misses == missed and len(misses) <= 10
     regions = read_regions(workspace.cwd / "rpn_scores/tested/regions.json")
@@ -167,7 +208,7 @@ def test_rpn_is_tested_on_slices(workspace):
 
 
 def test_scans_with_masks_are_segmented_and_scored(workspace):
-    run_script(
+    done = run_script(
         *["test_strokeformer.py", "--scans", workspace.scans, "--masks", workspace.masks, "--ckpt_path", workspace.seg],
         *["--rpn_ckpt_path", workspace.rpn, "--n_predictions", 2, "--target_layers", "decoders.1", "decoders.2", *GRID],
         cwd=workspace.cwd,
@@ -180,6 +221,22 @@ def test_scans_with_masks_are_segmented_and_scored(workspace):
     assert table.dice[0] == pytest.approx(per_scan.dice.mean())
     by_size = pd.read_csv(scores / "per_size_scores.csv")
     assert by_size["size"].tolist() == ["No Lesion", "Small", "Medium", "Large"]
+    means = {"": table.loc[0, SCORE_COLUMNS[1:]]}
+    means |= {row["size"]: row.drop(["model_name", "size", "n"]) for _, row in by_size.iterrows()}
+    dice = read_intervals(scores / "scores_intervals.csv", means).loc[("", "dice")]
+    assert f"  dice  {dice['mean']:.3f} [{dice.low:.3f}, {dice.high:.3f}]" in done.out and dice.scans == 6
+    lesions = pd.read_csv(scores / "per_lesion_scores.csv")
+    assert list(lesions.columns) == LESION_COLUMNS
+    true, false = (lesions[lesions.kind == kind].set_index("scan") for kind in ("lesion", "false_lesion"))
+    assert (
+        true.groupby(level=0).found.mean() == per_scan.set_index("scan").lesion_recall_isles[true.index.unique()]
+    ).all()
+    assert len(false) == per_scan.false_lesions_isles.sum() and false.found.isna().all() and false.dice.isna().all()
+    volumes = pd.read_csv(scores / "volumes.csv").query("model_name == 'seg'").set_index("scan")
+    assert volumes.true_lesions.sum() == len(true)
+    assert volumes.true_cm3.sum() == pytest.approx(true.volume_cm3.sum())
+    for scan, place in true[["x_mm", "y_mm", "z_mm"]].iterrows():  # of a .npy from its first voxel, in mm
+        assert (place >= 0).all() and (place < 8 * np.array(np.load(workspace.scans / scan).shape[1:])).all()
     for folder in ("predictions", "gradcam"):
         pictures = list((scores / "seg" / folder).glob("*.png"))
         assert len(pictures) == 2 and all(map(is_png, pictures))
@@ -201,7 +258,12 @@ def test_one_nifti_scan_without_mask_gives_a_nifti_on_its_grid(workspace, tmp_pa
     assert written.shape == (29, 25, 24) and written.get_data_dtype() == np.uint8
     np.testing.assert_array_equal(written.affine, affine)
     assert is_png(tmp_path / "scores/one/predictions/one scan.png")
-    assert not (tmp_path / "scores/scores.csv").exists()
+    assert [path.name for path in (tmp_path / "scores").glob("*.csv")] == ["volumes.csv"]
+    volumes = pd.read_csv(tmp_path / "scores/volumes.csv")
+    assert volumes.columns.tolist() == VOLUME_COLUMNS and volumes.scan.tolist() == ["one scan.nii.gz"]
+    predicted = np.asarray(written.dataobj) > 0
+    assert volumes.predicted_cm3.tolist() == pytest.approx([0.512 * predicted.sum()])
+    assert volumes[["true_lesions", "true_cm3"]].isna().all(axis=None)
 
 
 def test_predictions_do_not_depend_on_the_intensity_scale(workspace, tmp_path):
@@ -281,6 +343,13 @@ def test_cross_validation_ends_with_mean_and_deviation_over_folds(cross_validate
     dice = pd.read_csv(cwd / "scores/scores.csv").dice
     assert summary.loc[("strokeformer", "dice"), "mean"] == pytest.approx(dice.mean())
     assert summary.loc[("strokeformer", "dice"), "std"] == pytest.approx(dice.std())
+    per_scan = pd.read_csv(cwd / "scores/per_scan_scores.csv")
+    over_all = estimate(per_scan.dice, np.ones(6), seed=42)
+    assert summary.loc[("strokeformer", "dice"), ["low", "high"]].tolist() == [over_all.low, over_all.high]
+    rpn_scans = pd.read_csv(cwd / "rpn_scores/rpn_per_scan_scores.csv")
+    over_all = estimate(rpn_scans.covered_voxels, rpn_scans.lesion_voxels, seed=42)
+    assert summary.loc[("rpn", "lesion_coverage"), ["low", "high"]].tolist() == [over_all.low, over_all.high]
+    assert summary.loc[("rpn", "map"), ["low", "high"]].isna().all()
     assert "lesion_coverage" in done.out and f"{dice.mean():.3f}" in done.out
 
 

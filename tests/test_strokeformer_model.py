@@ -2,15 +2,19 @@
 
 import numpy as np
 import pytest
+import pytorch_lightning as pl
 import torch
 
+from models.checkpoints import load_model
 from models.defaults import LOSS_CONFIG
 from models.gradcam import find_layers, gradcam
 from models.losses import build_classification_loss, build_loss, mask_outside
 from models.schedule import learning_rate
-from models.segmenters import STRIDES, build_segmenter
-from models.strokeformer import StrokeFormer, average_over_regions, split_by_depth
+from models.segformer3d import EfficientAttention
+from models.segmenters import SEGMENTERS, build_segmenter
+from models.strokeformer import StrokeFormer
 from tests import drawn
+from utils.cli.models import ARCH_SIZES, ARCHITECTURES
 from utils.errors import UserError
 from utils.regions.region import Region, region_mask
 
@@ -32,17 +36,25 @@ def prepared(shape=(20, 24, 28)):
 
 
 @pytest.mark.parametrize(
-    ("arch", "roi_size"),
+    ("arch", "roi_size", "size"),
     [
-        ("trans_unet", (16, 24, 32)),
-        ("trans_unet", (8, 8, 16)),
-        ("unetr", (16, 32, 48)),
-        ("swin_unetr", (32, 64, 32)),
+        ("trans_unet", (16, 24, 32), "small"),
+        ("trans_unet", (8, 8, 16), "tiny"),
+        ("trans_unet", (8, 16, 8), "base"),
+        ("unetr", (16, 32, 48), "small"),
+        ("unetr", (16, 16, 32), "tiny"),
+        ("swin_unetr", (32, 64, 32), "small"),
+        ("swin_unetr", (32, 32, 64), "tiny"),
+        ("segformer3d", (16, 32, 48), "tiny"),
+        ("segformer3d", (32, 32, 32), "base"),
+        ("segformer3d_full", (48, 16, 16), "tiny"),
+        ("segformer3d_full", (16, 32, 32), "small"),
     ],
 )
 @pytest.mark.parametrize(("channels", "classes"), [(1, 2), (2, 3)])
-def test_every_network_keeps_the_window_and_learns_everywhere(arch, roi_size, channels, classes):
-    net = build_segmenter(arch, channels, classes, roi_size)
+def test_every_network_keeps_the_window_and_learns_everywhere(arch, roi_size, size, channels, classes):
+    torch.manual_seed(0)
+    net = build_segmenter(arch, channels, classes, roi_size, size)
     logits = net(torch.rand(2, channels, *roi_size))
     assert logits.shape == (2, classes, *roi_size)
     logits.square().mean().backward()
@@ -51,11 +63,67 @@ def test_every_network_keeps_the_window_and_learns_everywhere(arch, roi_size, ch
     assert not idle
 
 
-@pytest.mark.parametrize("arch", STRIDES)
+@pytest.mark.parametrize("arch", SEGMENTERS)
 def test_roi_that_does_not_fit_a_network_is_refused(arch):
-    for roi_size in ((STRIDES[arch],) * 3, (STRIDES[arch] + 4, 64, 64)):
-        with pytest.raises(UserError, match=f"--roi_size .* --arch {arch}"):
+    stride = SEGMENTERS[arch].stride
+    for roi_size in ((stride,) * 3, (stride + 4, 64, 64)):
+        with pytest.raises(UserError, match=f"--roi_size .* --arch {arch};"):
             build_segmenter(arch, 1, 2, roi_size)
+
+
+def test_command_line_offers_every_network_in_every_size():
+    assert list(SEGMENTERS) == list(ARCHITECTURES)
+    assert all(tuple(segmenter.sizes) == ARCH_SIZES for segmenter in SEGMENTERS.values())
+
+
+def test_published_segformer3d_has_its_published_number_of_parameters():
+    net = build_segmenter("segformer3d", 4, 3, (128, 128, 128), "base")
+    assert sum(p.numel() for p in net.parameters()) == pytest.approx(4.51e6, abs=1e4)
+
+
+def test_reduced_attention_is_attention_where_it_reduces_nothing():
+    """Against torch's attention with the same weights, on tokens in space."""
+    torch.manual_seed(0)
+    ours, tokens = EfficientAttention(8, 2, 1), torch.rand(2, 2, 3, 4, 8)
+    reference = torch.nn.MultiheadAttention(8, 2, batch_first=True)
+    with torch.no_grad():
+        reference.in_proj_weight.copy_(torch.cat([ours.query.weight, ours.key_value.weight]))
+        reference.in_proj_bias.copy_(torch.cat([ours.query.bias, ours.key_value.bias]))
+    reference.out_proj = ours.out
+    flat = tokens.flatten(1, 3)
+    torch.testing.assert_close(ours(tokens).flatten(1, 3), reference(flat, flat, flat)[0])
+
+
+def test_full_resolution_sees_a_single_voxel():
+    """Quarter-resolution logits tell neighbours apart by interpolation alone: they are smooth whatever is there."""
+
+    def sharpest(arch):
+        torch.manual_seed(0)
+        image = torch.zeros(1, 1, 32, 32, 32)
+        image[..., 16, 16, 16] = 1
+        with torch.no_grad():
+            line = build_segmenter(arch, 1, 2, (32, 32, 32), "tiny").eval()(image)[0, 1, 16, 16]
+        return (line[:-2] - 2 * line[1:-1] + line[2:]).abs().max() / (line.max() - line.min())
+
+    assert sharpest("segformer3d") < 0.2 < sharpest("segformer3d_full")
+
+
+@pytest.mark.parametrize("arch", ["trans_unet", "segformer3d", "segformer3d_full"])
+def test_transformers_can_be_replaced_by_the_identity(arch):
+    """What an ablation does (no argument of any script)."""
+    net = build_segmenter(arch, 1, 2, (32, 32, 32), "tiny")
+    with_transformer = [module for module in net.modules() if hasattr(module, "transformer")]
+    for module in with_transformer:
+        module.transformer = torch.nn.Identity()
+    assert with_transformer and net(torch.rand(1, 1, 32, 32, 32)).shape == (1, 2, 32, 32, 32)
+
+
+def test_checkpoint_from_before_there_were_sizes_and_context_loads(model, tmp_path):
+    held = {"arch": "trans_unet", "in_channels": 1, "num_classes": 2, "roi_size": ROI}
+    old = {"model": "StrokeFormer", "hyper_parameters": held, "state_dict": model.state_dict()}
+    torch.save(old, tmp_path / "best.ckpt")
+    loaded = load_model(StrokeFormer, tmp_path / "best.ckpt")
+    np.testing.assert_array_equal(loaded.segment(prepared(), None), model.segment(prepared(), None))
 
 
 # --- losses --------------------------------------------------------------------------------------------
@@ -124,6 +192,28 @@ def test_rate_rises_linearly_then_decays_to_its_end():
     assert rates[60] == pytest.approx(1e-5 + (1e-3 - 1e-5) * 0.5**0.9)
 
 
+@pytest.mark.parametrize(("limit", "expected"), [(1e-3, 1e-3), (0, None)])
+def test_gradient_is_clipped_to_its_limit_or_not_at_all(limit, expected, tmp_path):
+    norms = []
+
+    class Norm(pl.Callback):
+        def on_train_batch_end(self, trainer, module, *_):
+            norms.append(torch.nn.utils.get_total_norm([p.grad for p in module.parameters() if p.grad is not None]))
+
+    torch.manual_seed(0)
+    batch = {"image": torch.rand(2, 1, *ROI), "mask": torch.ones(2, 1, *ROI), "region": torch.ones(2, 1, *ROI)}
+    trainer = pl.Trainer(
+        default_root_dir=tmp_path,
+        accelerator="cpu",
+        fast_dev_run=True,
+        callbacks=[Norm()],
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(StrokeFormer(roi_size=ROI, gradient_clip=limit), torch.utils.data.DataLoader([batch], batch_size=None))
+    assert norms[0] > 0.01 if expected is None else norms[0].item() == pytest.approx(expected, rel=1e-3)
+
+
 # --- segmentation --------------------------------------------------------------------------------------
 
 
@@ -156,33 +246,27 @@ def test_region_of_one_window_gets_the_networks_own_answer(model):
     scan, region = prepared(), Region(2, 18, 3, 4, 19, 20)
     window = torch.from_numpy(scan.scan[(slice(None), *region.slices)].astype(np.float32))[None]
     with torch.inference_mode():
-        expected = model(window).softmax(1)[0].numpy()
+        expected = model.probabilities(window)[0].numpy()
     found = model.segment(scan, [region])[(slice(None), *region.slices)]
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
-def test_overlapping_regions_are_averaged():
-    calls = iter([0.2, 0.6])
+def test_batches_and_subvolumes_of_any_size_give_one_answer(model):
+    scan, regions = prepared((32, 24, 28)), [Region(0, 32, 0, 0, 28, 16), Region(8, 24, 4, 2, 24, 20)]
+    reference = model.segment(scan, regions, batch_size=1)
+    np.testing.assert_allclose(model.segment(scan, regions, batch_size=5), reference, atol=0.01)  # bfloat16
+    halves = model.segment(scan, regions, subvolume_depth=16)
+    assert np.array_equal(halves[0] == 1, reference[0] == 1)
 
-    def constant(windows):
-        return torch.full((len(windows), 1, *ROI), next(calls))
 
-    regions = [Region(0, 16, 0, 0, 16, 16), Region(4, 20, 0, 0, 16, 16)]
-    mean = average_over_regions(constant, prepared().scan, regions, ROI, 1, 0.0, 1, torch.device("cpu"))[0]
-    assert mean[0, 0, 0] == pytest.approx(0.2) and mean[10, 0, 0] == pytest.approx(0.4)
-    assert mean[18, 0, 0] == pytest.approx(0.6) and mean[0, 20, 20] == 0
+def test_half_precision_stays_close_to_single(model, monkeypatch):
+    found = model.segment(prepared(), None)
+    monkeypatch.setattr("models.precision.has_bfloat16", lambda device: False)
+    np.testing.assert_allclose(found, model.segment(prepared(), None), atol=0.02)
 
 
 def test_volume_smaller_than_the_window_is_segmented(model):
     assert model.segment(prepared((10, 24, 12)), None).shape == (2, 10, 24, 12)
-
-
-def test_subvolumes_cut_deep_regions_and_pieces_grow_back():
-    pieces = split_by_depth([Region(0, 40, 0, 0, 16, 16)], (40, 20, 20), 20, ROI)
-    assert pieces == [Region(0, 20, 0, 0, 16, 16), Region(20, 40, 0, 0, 16, 16)]
-    # A piece of 4 slices grows back to the RoI about its centre.
-    assert split_by_depth([Region(0, 24, 0, 0, 16, 16)], (40, 20, 20), 20, ROI)[1] == Region(14, 30, 0, 0, 16, 16)
-    assert split_by_depth([Region(3, 9, 0, 0, 16, 16)], (40, 20, 20), None, (1, 1, 1)) == [Region(3, 9, 0, 0, 16, 16)]
 
 
 # --- Grad-CAM ------------------------------------------------------------------------------------------
@@ -210,6 +294,21 @@ def test_gradcam_points_at_what_drives_the_lesion_logit():
     heat = gradcam(model, scan, None, find_layers(model, ["0"]), 0.25)
     assert np.unravel_index(heat.argmax(), heat.shape) in [tuple(v) for v in np.argwhere(scan.scan[0] == 1)]
     assert heat[scan.scan[0] == 1].mean() > 0.9 and heat[scan.scan[0] == 0].mean() < 0.1
+
+
+@pytest.mark.parametrize(
+    ("arch", "layers"),
+    [
+        ("trans_unet", ["encoders.3", "decoders.1"]),
+        ("segformer3d", ["stages.2", "decoder"]),
+        ("segformer3d_full", ["head.decoders.1"]),
+        ("unetr", ["decoder3"]),
+    ],
+)
+def test_gradcam_takes_the_layers_that_the_docs_name(arch, layers):
+    model = StrokeFormer(arch, roi_size=(16, 16, 32), arch_size="tiny")
+    heat = gradcam(model, prepared((16, 16, 32)), None, find_layers(model, layers))
+    assert heat.shape == (16, 16, 32) and heat.min() >= 0 and heat.max() <= 1
 
 
 def test_layer_that_the_network_does_not_have_is_refused(model):

@@ -65,13 +65,16 @@ def read_json(path: Path | str):
 
 
 def read_scores(path: Path | str):
-    """The table of scores of earlier runs as a DataFrame, None where there is none yet; refuses another file."""
+    """The table of scores of earlier runs as a DataFrame, None where there is none yet; refuses another file.
+
+    All cells are text, so that rows that are written back stay as they were.
+    """
     import pandas as pd
 
     if not Path(path).exists():
         return None
     try:
-        table = pd.read_csv(path, dtype={"model_name": str})
+        table = pd.read_csv(path, dtype=str, keep_default_na=False)
     except (ValueError, OSError):
         table = pd.DataFrame()
     if "model_name" not in table:
@@ -79,15 +82,18 @@ def read_scores(path: Path | str):
     return table
 
 
-def update_table(path: Path | str, rows) -> None:
-    """Write the rows of a DataFrame into a CSV, in place of earlier rows with the same ``model_name``.
+def update_table(path: Path | str, name: str, rows) -> None:
+    """Write a model's rows, a DataFrame, into a CSV, in place of its earlier ones.
 
-    Rows of other models stay, so that one table compares many runs.
+    They get its name as their first column, ``model_name``. Rows of other models stay, so that one table compares
+    many runs.
     """
     import pandas as pd
 
+    rows = rows.copy()
+    rows.insert(0, "model_name", name)
     earlier = read_scores(path)
     if earlier is not None:
-        rows = pd.concat([earlier[~earlier.model_name.isin(rows.model_name)], rows], ignore_index=True)
+        rows = pd.concat([earlier[earlier.model_name != name], rows], ignore_index=True)
     with atomic_path(path) as temporary:
         rows.to_csv(temporary, index=False)

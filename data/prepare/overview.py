@@ -12,7 +12,8 @@ from data.head import normalise
 from data.prepare.records import read_record, record_path
 from data.space import Space
 from data.volumes import read_volume
-from utils.metrics import MM3_PER_CM3, TWENTY_SIX_CONNECTED, size_bin
+from utils.lesions import TWENTY_SIX_CONNECTED, voxel_cm3
+from utils.metrics import size_bin
 from utils.plots import save_figure
 from utils.plots_cohort import plot_cohort
 from utils.progress import progress
@@ -47,7 +48,7 @@ def describe_scan(mask: np.ndarray, brain: np.ndarray, spacing_mm: tuple[float, 
 
 
 def lesion_cm3(voxels: int, spacing_mm: tuple[float, float, float]) -> float:
-    return round(float(voxels * math.prod(spacing_mm)) / MM3_PER_CM3, 4)
+    return round(voxels * voxel_cm3(spacing_mm), 4)
 
 
 def laterality(mask: np.ndarray, brain: np.ndarray) -> str:

@@ -10,8 +10,10 @@ from utils.cli.types import (
     positive_int,
 )
 
-ARCHITECTURES = ("trans_unet", "unetr", "swin_unetr")
+ARCHITECTURES = ("trans_unet", "unetr", "swin_unetr", "segformer3d", "segformer3d_full")
+ARCH_SIZES = ("tiny", "small", "base")
 CONTEXT = ("neighbours", "mirror")
+SEG_CONTEXT = ("mirror", "position")
 SLICE_SAMPLING = ("balanced", "natural")
 MATCHING = ("small", "torchvision")
 CONSISTENCY_RULES = ("linked", "grouped")
@@ -37,15 +39,33 @@ def add_segmenter(parser, loss_config: dict) -> None:
     """Stage 2; `loss_config` is the default of ``--seg_loss_cfg`` (`models.defaults`)."""
     group = parser.add_argument_group("segmentation model")
     group.add_argument("--arch", choices=ARCHITECTURES, default="trans_unet", help="3D transformer of stage 2")
+    group.add_argument(
+        "--arch_size", choices=ARCH_SIZES, default="small", help="its size; base is as published where it is published"
+    )
     add_num_classes(group)
     group.add_argument("--in_channels", type=positive_int, default=1, help="input channels")
     add_roi_size(group)
+    group.add_argument(
+        "--seg_context",
+        nargs="*",
+        choices=SEG_CONTEXT,
+        default=[],
+        help="further channels of a window: the other side of the head, and where in the head it is",
+    )
     group.add_argument("--opt_lr", type=positive_float, default=3e-5, help="learning rate at the end")
     group.add_argument("--warmup_lr", type=positive_float, default=4e-6, help="learning rate at the first step")
     group.add_argument("--max_lr", type=positive_float, default=4e-4, help="learning rate after the warm-up")
     group.add_argument("--warmup_steps", type=non_negative_int, default=10, help="steps of linear warm-up")
     add_adamw(group, weight_decay=1e-3)
-    group.add_argument("--seg_loss", default="DiceCELoss", help="name of a MONAI segmentation loss")
+    group.add_argument(
+        "--gradient_clip", type=non_negative_float, default=1.0, help="largest norm of a step's gradient; 0 for any"
+    )
+    add_ema_decay(group, default=0.0)
+    group.add_argument(
+        "--seg_loss",
+        default="DiceCELoss",
+        help="a MONAI segmentation loss by name, or CCDiceCELoss or BlobLoss: small lesions count like large ones",
+    )
     group.add_argument(
         "--seg_loss_cfg",
         type=json_object,
@@ -74,6 +94,15 @@ def add_adamw(group, weight_decay: float, prefix: str = "") -> None:
     )
 
 
+def add_ema_decay(group, default: float, prefix: str = "") -> None:
+    group.add_argument(
+        f"--{prefix}ema_decay",
+        type=overlap_ratio,
+        default=default,
+        help="decay per step of the weights' moving average that is validated and kept; 0 for none",
+    )
+
+
 def add_rpn_model(parser, prefix: str = "") -> None:
     group = parser.add_argument_group("region proposal model")
     group.add_argument(f"--{prefix}lr", type=positive_float, default=1e-4, help="learning rate")
@@ -95,12 +124,7 @@ def add_rpn_model(parser, prefix: str = "") -> None:
         default=192,
         help="pixels of a slice's shorter side inside the network; anchors scale with it",
     )
-    group.add_argument(
-        f"--{prefix}ema_decay",
-        type=overlap_ratio,
-        default=0.99,
-        help="decay per step of the weights' moving average that is validated and kept; 0 for none",
-    )
+    add_ema_decay(group, default=0.99, prefix=prefix)
     group.add_argument(
         "--context",
         nargs="*",

@@ -3,14 +3,24 @@
 Masks are (D, H, W). A score that the data leave undefined is NaN, never 0.
 """
 
-from dataclasses import astuple, dataclass
+from dataclasses import asdict, astuple, dataclass, fields
 
 import numpy as np
 import pandas as pd
 from scipy import ndimage
 
-from utils.metrics import MM3_PER_CM3, SIZE_BINS, TWENTY_SIX_CONNECTED, as_masks, bounding_box, size_bin
+from utils.intervals import Estimate, estimate, without_interval
+from utils.lesions import TWENTY_SIX_CONNECTED, voxel_cm3
+from utils.metrics import SIZE_BINS, size_bin
+from utils.overlap import as_masks, bounding_box
 from utils.regions.boxes import enclosing_box, pairwise_iou
+
+# What is divided by what, of the fields of `ProposalCounts`.
+SHARES = {
+    "lesion_coverage": ("covered_voxels", "lesion_voxels"),
+    "lesion_recall": ("covered_lesions", "lesions"),
+    "proposed_fraction": ("region_voxels", "brain_voxels"),
+}
 
 # Lesions by volume: the upper bound, excluded, in cm3. "Small" is where stage 1 misses them.
 VOLUME_BINS_CM3 = {"under 1 cm3": 1.0, "1 to 10 cm3": 10.0, "over 10 cm3": np.inf}
@@ -69,15 +79,8 @@ def proposal_scores(counts: ProposalCounts) -> dict[str, float]:
         [0, 1], and ``proposed_fraction`` (region voxels over brain voxels, above 1 where regions reach into air);
         NaN with nothing to divide by.
     """
-    return {
-        "lesion_coverage": _share(counts.covered_voxels, counts.lesion_voxels),
-        "lesion_recall": _share(counts.covered_lesions, counts.lesions),
-        "proposed_fraction": _share(counts.region_voxels, counts.brain_voxels),
-    }
-
-
-def _share(part: int, whole: int) -> float:
-    return part / whole if whole else np.nan
+    values = asdict(counts)
+    return {score: values[part] / values[whole] if values[whole] else np.nan for score, (part, whole) in SHARES.items()}
 
 
 # --- boxes ---------------------------------------------------------------------------------------------
@@ -97,10 +100,13 @@ def box_scores(predictions: list[dict], targets: list[dict], kept: list[np.ndarr
         predictions; ``iou``, the mean over slices with lesion of the IoU of the box enclosing the kept boxes with
         the box enclosing the lesions, 0 without a kept box. All are NaN without any lesion.
     """
-    return {**_average_precision(predictions, targets), "iou": _enclosing_iou(kept, targets)}
+    ious = np.array([enclosing_iou(*pair) for pair in zip(kept, targets, strict=True)])
+    with_lesion = ious[~np.isnan(ious)]
+    return {**average_precision(predictions, targets), "iou": float(with_lesion.mean()) if len(with_lesion) else np.nan}
 
 
-def _average_precision(predictions: list[dict], targets: list[dict]) -> dict[str, float]:
+def average_precision(predictions: list[dict], targets: list[dict]) -> dict[str, float]:
+    """``map`` and ``map_50`` as in `box_scores`."""
     from torchmetrics.detection import MeanAveragePrecision
 
     if not any(len(target["boxes"]) for target in targets):
@@ -111,28 +117,29 @@ def _average_precision(predictions: list[dict], targets: list[dict]) -> dict[str
     return {name: float(result[name]) for name in ("map", "map_50")}
 
 
-def _enclosing_iou(kept: list[np.ndarray], targets: list[dict]) -> float:
-    ious = []
-    for boxes, target in zip(kept, targets, strict=True):
-        if len(target["boxes"]):
-            pair = np.stack([enclosing_box(boxes), enclosing_box(target["boxes"].numpy())])
-            ious.append(np.nan_to_num(pairwise_iou(pair)[0, 1]))  # the box around no boxes is NaN: no overlap
-    return float(np.mean(ious)) if ious else np.nan
+def enclosing_iou(kept: np.ndarray, target: dict) -> float:
+    """``iou`` of `box_scores` in one slice; NaN without lesion."""
+    if not len(target["boxes"]):
+        return np.nan
+    pair = np.stack([enclosing_box(kept), enclosing_box(target["boxes"].numpy())])
+    return float(np.nan_to_num(pairwise_iou(pair)[0, 1]))  # the box around no boxes is NaN: no overlap
 
 
-# --- by lesion size ------------------------------------------------------------------------------------
+# --- over scans ----------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class SliceProposals:
     """Stage 1 in one slice.
 
+    scan: name of the scan that it belongs to.
     size: bin of its lesion's share of the brain, as in `size_bin`.
     prediction, target: detections and lesion boxes, as in `box_scores`.
     kept: (N, 4) boxes that propose.
     counts: what the regions cover of the slice; lesions are 8-connected here.
     """
 
+    scan: str
     size: str
     prediction: dict
     target: dict
@@ -147,15 +154,59 @@ def count_slice(regions_mask: np.ndarray, target: np.ndarray, brain: np.ndarray,
     return str(size_bin(counts.lesion_voxels, counts.brain_voxels)), counts
 
 
-def proposals_by_size(slices: list[SliceProposals]) -> pd.DataFrame:
-    """A row for each bin of `SIZE_BINS`: ``size``, ``n`` slices, and the scores of stage 1 over them."""
-    rows = []
+# Columns of a scan that are no scores: what these are shares of, and the slices with lesion of which `iou` is the mean.
+COUNTS = [*(field.name for field in fields(ProposalCounts)), "lesion_slices"]
+
+
+def counts_by_scan(scans: list[str], counts: list[ProposalCounts], slices: list[SliceProposals]) -> pd.DataFrame:
+    """What the scores of stage 1 are shares of, a row for each scan.
+
+    Args:
+        scans, counts: scan by scan or slice by slice; the counts of one scan are added.
+        slices: slices of these scans.
+
+    Returns:
+        By the name of the scan the fields of `ProposalCounts`, ``lesion_slices`` (slices with lesion) and ``iou``
+        (`enclosing_iou`, the mean over these).
+    """
+    table = pd.DataFrame(map(asdict, counts), index=scans, columns=COUNTS[:-1])
+    by_slice = pd.Series([enclosing_iou(s.kept, s.target) for s in slices], [s.scan for s in slices], float)
+    ious = by_slice.groupby(level=0)
+    table = table.groupby(level=0, sort=False).sum().assign(lesion_slices=ious.count(), iou=ious.mean())
+    return table.fillna({"lesion_slices": 0}).astype({"lesion_slices": int})  # a scan may have no slice with brain
+
+
+def with_shares(counts: pd.DataFrame) -> pd.DataFrame:
+    """Rows of `counts_by_scan` with the scores of `proposal_scores` of each scan behind; NaN where undefined."""
+    return counts.assign(**{score: counts[part] / counts[whole] for score, (part, whole) in SHARES.items()})
+
+
+def proposal_estimates(counts: pd.DataFrame, slices: list[SliceProposals], seed: int) -> dict[str, Estimate]:
+    """The scores of `box_scores` and `proposal_scores` over scans, with intervals but for the average precision.
+
+    Args:
+        counts: rows of `counts_by_scan`.
+        slices: slices of these scans.
+    """
+    precision = average_precision([s.prediction for s in slices], [s.target for s in slices])
+    return {
+        **{score: without_interval(value, len(counts)) for score, value in precision.items()},
+        "iou": estimate(counts.iou * counts.lesion_slices, counts.lesion_slices, seed),
+        **{score: estimate(counts[part], counts[whole], seed) for score, (part, whole) in SHARES.items()},
+    }
+
+
+# --- by lesion size ------------------------------------------------------------------------------------
+
+
+def proposals_by_size(slices: list[SliceProposals], seed: int) -> dict[str, tuple[int, dict[str, Estimate]]]:
+    """For each bin of `SIZE_BINS` the number of its slices, and `proposal_estimates` over them."""
+    bins = {}
     for size in SIZE_BINS:
         those = [s for s in slices if s.size == size]
-        counts = sum((s.counts for s in those), ProposalCounts())
-        boxes = box_scores([s.prediction for s in those], [s.target for s in those], [s.kept for s in those])
-        rows.append({"size": size, "n": len(those), **boxes, **proposal_scores(counts)})
-    return pd.DataFrame(rows)
+        counts = counts_by_scan([s.scan for s in those], [s.counts for s in those], those)
+        bins[size] = len(those), proposal_estimates(counts, those, seed)
+    return bins
 
 
 def lesions_covered(regions_mask: np.ndarray, target: np.ndarray, spacing_mm: tuple | None) -> pd.DataFrame:
@@ -164,15 +215,21 @@ def lesions_covered(regions_mask: np.ndarray, target: np.ndarray, spacing_mm: tu
     labels, n = ndimage.label(target, TWENTY_SIX_CONNECTED)
     voxels = np.bincount(labels.ravel(), minlength=n + 1)[1:]
     inside = np.bincount(labels[regions_mask], minlength=n + 1)[1:]
-    voxel_cm3 = np.nan if spacing_mm is None else np.prod(spacing_mm) / MM3_PER_CM3
-    return pd.DataFrame({"voxels": voxels, "volume_cm3": voxels * voxel_cm3, "covered": inside / np.maximum(voxels, 1)})
+    volumes = voxels * voxel_cm3(spacing_mm)
+    return pd.DataFrame({"voxels": voxels, "volume_cm3": volumes, "covered": inside / np.maximum(voxels, 1)})
 
 
-def recall_by_volume(lesions: pd.DataFrame) -> dict[str, float]:
-    """Share of the lesions of each of `VOLUME_BINS_CM3` that are at least half covered; NaN for an empty bin."""
+def recall_by_volume(lesions: pd.DataFrame, seed: int) -> dict[str, Estimate]:
+    """Share of the lesions of each of `VOLUME_BINS_CM3` that are at least half covered; NaN for an empty bin.
+
+    Args:
+        lesions: columns ``scan``, ``volume_cm3`` and ``covered``, a row a lesion.
+    """
     bins = np.searchsorted(list(VOLUME_BINS_CM3.values()), lesions.volume_cm3, side="right")
-    found = lesions.covered >= 0.5
     known = lesions.volume_cm3.notna()
-    return {
-        f"lesion_recall, {name}": float(found[known & (bins == i)].mean()) for i, name in enumerate(VOLUME_BINS_CM3)
-    }
+    recalls = {}
+    for i, name in enumerate(VOLUME_BINS_CM3):
+        those = lesions[known & (bins == i)]
+        found = (those.covered >= 0.5).groupby(those.scan)
+        recalls[f"lesion_recall, {name}"] = estimate(found.sum(), found.count(), seed)
+    return recalls

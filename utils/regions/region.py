@@ -45,6 +45,12 @@ def whole_volume(shape: tuple[int, int, int]) -> Region:
     return region_of(tuple(slice(0, n) for n in shape))
 
 
+def bounding_region(mask: np.ndarray) -> Region | None:
+    """The smallest region around what a (D, H, W) bool mask holds; None where that is nothing."""
+    lines = [np.flatnonzero(mask.any(tuple({0, 1, 2} - {axis}))) for axis in range(3)]
+    return region_of(tuple(slice(int(i[0]), int(i[-1]) + 1) for i in lines)) if len(lines[0]) else None
+
+
 def voxel_region(start: int, end: int, box: np.ndarray, shape: tuple[int, int, int]) -> Region:
     """The voxels of slices [start, end) that a box (xmin, ymin, xmax, ymax) touches, inside a volume of `shape`."""
     _, height, width = shape

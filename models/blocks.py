@@ -1,0 +1,14 @@
+"""The convolutions that the 3D networks share: MONAI's residual blocks with instance norm."""
+
+from monai.networks.blocks import UnetrBasicBlock, UnetrUpBlock
+from torch import nn
+
+
+def convolutions(in_channels: int, out_channels: int, stride: int = 1) -> nn.Module:
+    """From (B, in_channels, D, H, W) to (B, out_channels, D/stride, H/stride, W/stride)."""
+    return UnetrBasicBlock(3, in_channels, out_channels, 3, stride, norm_name="instance", res_block=True)
+
+
+def up(in_channels: int, out_channels: int) -> nn.Module:
+    """From a map (B, in_channels, d, h, w) and a skip (B, out_channels, 2d, 2h, 2w) to another of the skip's shape."""
+    return UnetrUpBlock(3, in_channels, out_channels, 3, 2, norm_name="instance", res_block=True)

@@ -1,0 +1,131 @@
+"""Inference of stage 2: windows laid over the regions of a scan, and what they say averaged.
+
+Windows of all regions form one stream of batches. What regions share is looked at once, and where there is no brain
+nothing is looked at.
+"""
+
+import itertools
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from monai.data.utils import compute_importance_map
+
+from utils.regions.region import Region, bounding_region, expand_region, region_of
+
+DEFAULT_OVERLAP = 0.25  # MONAI's own default
+
+Start = tuple[int, int, int]  # first voxel (D, H, W) of a window
+
+# --- where windows lie ---------------------------------------------------------------------------------
+
+
+def split_by_depth(regions: list[Region], depth: int | None) -> list[Region]:
+    """Cut the regions at the borders of sub-volumes of `depth` slices; None leaves them as they are."""
+    if depth is None:
+        return regions
+    pieces = []
+    for region in regions:
+        d, y, x = region.slices
+        borders = [d.start, *range((d.start // depth + 1) * depth, d.stop, depth), d.stop]
+        pieces += [region_of((slice(*ends), y, x)) for ends in itertools.pairwise(borders)]
+    return pieces
+
+
+def lay_windows(
+    regions: list[Region], inside: np.ndarray, roi_size: tuple[int, int, int], overlap: float
+) -> list[Start]:
+    """Windows that see every voxel of interest in the regions.
+
+    The largest region comes first. Of each further one only what no window has seen yet needs windows, and without such
+    a voxel a window is left out. In a region that is alone and full of brain they lie as in MONAI's sliding window.
+
+    Args:
+        inside: (D, H, W) bool, the voxels of interest.
+        roi_size: (D, H, W) of a window.
+        overlap: of neighbouring windows, a share of their size in [0, 1).
+
+    Returns:
+        First voxels of the windows, inside the volume; behind its end where it is smaller than a window.
+    """
+    unseen, starts = inside.copy(), []
+    for region in sorted(regions, key=lambda region: -np.prod(region.shape)):
+        if (rest := _box_of(unseen, region)) is None:
+            continue
+        grown = expand_region(rest, roi_size, inside.shape)
+        lines = [_starts_along(s, roi, overlap) for s, roi in zip(grown.slices, roi_size, strict=True)]
+        needed = [start for start in itertools.product(*lines) if _see(unseen, rest, start, roi_size)]
+        for start in needed:  # all at once: windows of one region overlap as asked for
+            unseen[_span(start, roi_size)] = False
+        starts += needed
+    return starts
+
+
+def _box_of(mask: np.ndarray, region: Region) -> Region | None:
+    """The smallest box around what a (D, H, W) mask holds in a region; None where that is nothing."""
+    if (box := bounding_region(mask[region.slices])) is None:
+        return None
+    spans = zip(box.slices, region.slices, strict=True)
+    return region_of(tuple(slice(b.start + r.start, b.stop + r.start) for b, r in spans))
+
+
+def _starts_along(span: slice, roi: int, overlap: float) -> list[int]:
+    """Where windows begin along an axis: `overlap` apart from the span's start on, the last one moved back into it."""
+    last = max(span.stop - roi, span.start)
+    step = max(int(roi * (1 - overlap)), 1)
+    return [*range(span.start, last, step), last]
+
+
+def _see(unseen: np.ndarray, rest: Region, start: Start, roi_size: tuple[int, int, int]) -> bool:
+    """Whether a window sees an unseen voxel in the box `rest`."""
+    spans = zip(rest.slices, start, roi_size, strict=True)
+    return bool(unseen[tuple(slice(max(r.start, s), min(r.stop, s + roi)) for r, s, roi in spans)].any())
+
+
+def _span(start: Start, roi_size: tuple[int, int, int]) -> tuple[slice, ...]:
+    return tuple(slice(s, s + roi) for s, roi in zip(start, roi_size, strict=True))
+
+
+# --- what they say -------------------------------------------------------------------------------------
+
+
+def average_windows(
+    predict: Callable[[torch.Tensor], torch.Tensor],
+    image_at: Callable[[Start], np.ndarray],
+    starts: list[Start],
+    inside: np.ndarray,
+    roi_size: tuple[int, int, int],
+    outside: Sequence[float],
+    batch_size: int,
+) -> np.ndarray:
+    """Run `predict` on windows and average where they overlap, each weighed with a Gaussian about its middle.
+
+    Args:
+        predict: from windows (B, C, *roi_size) to maps (B, K, *roi_size).
+        image_at: from the first voxel of a window to its image, (C, *roi_size) float32.
+        starts: of windows that see all of `inside`, as `lay_windows` gives them.
+        inside: (D, H, W) bool, where the maps count.
+        outside: (K,) what each map holds elsewhere.
+
+    Returns:
+        (K, D, H, W) float32.
+    """
+    volume = np.empty((len(outside), *inside.shape), np.float32)
+    volume[:] = np.reshape(outside, (-1, 1, 1, 1))
+    if not starts:
+        return volume
+    # Nothing is summed beyond the box that holds the windows: regions are a small part of a volume.
+    low, high = np.min(starts, 0), np.minimum(np.max(starts, 0) + roi_size, inside.shape)
+    box = tuple(map(slice, low, high))
+    weights = compute_importance_map(roi_size, "gaussian").numpy()
+    summed, total = np.zeros((len(outside), *(high - low)), np.float32), np.zeros(high - low, np.float32)
+    for first in range(0, len(starts), batch_size):
+        batch = starts[first : first + batch_size]
+        maps = predict(torch.from_numpy(np.stack([image_at(start) for start in batch]))).float().cpu().numpy()
+        for start, window in zip(batch, maps, strict=True):
+            place = _span(start - low, roi_size)
+            within = tuple(map(slice, total[place].shape))  # a window may leave the volume behind its end
+            summed[(slice(None), *place)] += window[(slice(None), *within)] * weights[within]
+            total[place] += weights[within]
+    np.divide(summed, total, out=volume[(slice(None), *box)], where=inside[box])
+    return volume

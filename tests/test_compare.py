@@ -1,0 +1,135 @@
+"""``python -m utils.compare``: two models on the same scans, and the tables that it refuses."""
+
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy.stats import wilcoxon
+
+from tests.running import run_script
+from utils import compare
+from utils.errors import UserError
+
+RNG = np.random.default_rng(0)
+SCANS = [f"sub-{i:02d}_T1w.npy" for i in range(12)]
+DICE = RNG.uniform(0.2, 0.8, 12)
+
+
+def table_of(path, model, scans=SCANS, **scores):
+    pd.DataFrame({"model_name": model, "scan": scans, **scores}).to_csv(path, index=False)
+    return path
+
+
+@pytest.fixture
+def tables(tmp_path):
+    """B finds more than A in each scan but one; its distances do not differ."""
+    better = DICE + np.r_[RNG.uniform(0.01, 0.1, 11), -0.005]
+    distance = np.r_[np.nan, np.arange(11.0)]
+    a = table_of(tmp_path / "a.csv", "old", dice=DICE, hd95=distance)
+    b = table_of(tmp_path / "b.csv", "new", SCANS[::-1], dice=better[::-1], hd95=distance[::-1])
+    return a, b, better
+
+
+def run_compare(*words):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["compare", *map(str, words)])
+        compare.main(compare.parse_args())
+
+
+def refusal(*words) -> str:
+    with pytest.raises(UserError) as refused:
+        run_compare(*words)
+    line = str(refused.value)
+    assert "\n" not in line
+    return line
+
+
+def test_difference_interval_and_p_of_each_score_are_told_and_saved(tables, tmp_path, capsys):
+    a, b, better = tables
+    run_compare(a, b, "--out_file", tmp_path / "out/difference.csv")
+    table = pd.read_csv(tmp_path / "out/difference.csv").set_index("score")
+    assert list(table) == ["mean_a", "mean_b", "difference", "low", "high", "p", "scans"]
+    dice = table.loc["dice"]
+    assert (dice.mean_a, dice.mean_b) == pytest.approx((DICE.mean(), better.mean()))
+    assert dice.difference == pytest.approx((better - DICE).mean()) and 0 < dice.low < dice.difference < dice.high
+    assert dice.p == pytest.approx(wilcoxon(better - DICE).pvalue) and dice.scans == 12
+    # Scans are matched by name, whatever their order; one has no distance, and of no change there is no p.
+    assert table.loc["hd95", ["difference", "low", "high", "scans"]].tolist() == [0, 0, 0, 11]
+    assert np.isnan(table.p["hd95"])
+    out = capsys.readouterr().out
+    assert f"A: old, 12 scans of {a}" in out and f"B: new, 12 scans of {b}" in out
+    assert f"Beyond chance B differs from A in dice ({dice.difference:+.3f}): " in out and "hd95 (" not in out
+
+
+def test_the_seed_decides_the_interval_alone(tables, tmp_path):
+    results = []
+    for seed in (1, 1, 2):
+        run_compare(*tables[:2], "--seed", seed, "--out_file", tmp_path / "out.csv")
+        results.append(pd.read_csv(tmp_path / "out.csv"))
+    assert results[0].equals(results[1]) and not results[0].low.equals(results[2].low)
+    assert results[0].drop(columns=["low", "high"]).equals(results[2].drop(columns=["low", "high"]))
+
+
+def test_the_same_table_twice_shows_no_difference(tables, capsys):
+    run_compare(tables[0], tables[0])
+    assert "No score differs beyond chance" in capsys.readouterr().out
+
+
+def test_scans_and_scores_of_one_side_are_told_and_left_out(tables, tmp_path, capsys):
+    fewer = table_of(tmp_path / "c.csv", "new", [*SCANS[:5], "other.npy"], dice=np.r_[DICE[:5], 0], iou=0.5)
+    run_compare(tables[0], fewer, "--out_file", tmp_path / "out.csv")
+    out = capsys.readouterr().out
+    assert "7 scans are only in A and 1 only in B" in out and "Only one of the tables has hd95, iou" in out
+    table = pd.read_csv(tmp_path / "out.csv")
+    assert table.score.tolist() == ["dice"] and table.scans.tolist() == [5] and table.difference.tolist() == [0]
+
+
+def test_one_common_scan_has_a_difference_and_no_interval(tables, tmp_path, capsys):
+    run_compare(tables[0], table_of(tmp_path / "c.csv", "new", SCANS[:1], dice=DICE[:1] + 0.1))
+    out = capsys.readouterr().out
+    assert "0.100" in out and "takes two scans or more" in out
+
+
+def test_a_model_or_all_folds_of_a_cross_validation_are_chosen_by_name(tables, tmp_path, capsys):
+    folds = [f"seg_fold-{i % 2}" for i in range(12)]
+    several = table_of(tmp_path / "several.csv", [*folds, *["other"] * 12], SCANS * 2, dice=[*DICE, *DICE])
+    line = refusal(several, tables[1])
+    assert line == f"{several} holds several models (seg, other); choose with --models"
+    run_compare(several, several, "--models", "seg", "other")
+    assert "A: seg, 12 scans" in capsys.readouterr().out
+    run_compare(several, tables[1], "--models", "seg_fold-1", "new")
+    out = capsys.readouterr().out
+    assert "A: seg_fold-1, 6 scans" in out and "0 scans are only in A and 6 only in B" in out
+    assert f"{several} holds no model nobody, but seg, other" in refusal(several, several, "--models", "seg", "nobody")
+    alone = table_of(tmp_path / "alone.csv", folds, dice=DICE)  # folds of one cross-validation need no name
+    run_compare(alone, tables[1])
+
+
+def test_counts_of_stage_1_are_no_scores(tmp_path, capsys):
+    path = table_of(tmp_path / "a.csv", "rpn", lesion_voxels=5, lesion_slices=2, iou=DICE, lesion_coverage=1.0)
+    run_compare(path, path)
+    out = capsys.readouterr().out
+    assert "lesion_coverage" in out and "lesion_voxels" not in out and "lesion_slices" not in out
+
+
+def test_tables_that_cannot_be_compared_are_refused_in_a_line(tables, tmp_path):
+    a = tables[0]
+    (tmp_path / "picture.csv").write_bytes(b"\x89PNG\r\n")
+    (tmp_path / "empty.csv").write_text("model_name,scan,dice\n")
+    assert "picture.csv is no readable table" in refusal(a, tmp_path / "picture.csv")
+    assert "none.csv is no readable table (No such file or directory)" in refusal(a, tmp_path / "none.csv")
+    assert "empty.csv holds no scan" in refusal(a, tmp_path / "empty.csv")
+    for column in ("model_name", "scan"):
+        pd.read_csv(a).drop(columns=column).to_csv(tmp_path / "c.csv", index=False)
+        assert f"c.csv has no column {column}" in refusal(a, tmp_path / "c.csv")
+    other = table_of(tmp_path / "c.csv", "new", [f"other-{scan}" for scan in SCANS], dice=DICE)
+    assert refusal(a, other) == "A.csv and B.csv have no scan in common; give tables of the same scans"
+    assert "no score in common" in refusal(a, table_of(tmp_path / "c.csv", "new", mcc=DICE))
+    twice = table_of(tmp_path / "c.csv", ["m_fold-0"] * 11 + ["m_fold-1"], [*SCANS[:11], SCANS[0]], dice=DICE)
+    assert f"holds {SCANS[0]} more than once (m_fold-0, m_fold-1)" in refusal(a, twice)
+
+
+def test_a_mistake_ends_the_command_with_one_line_and_code_2(tmp_path):
+    done = run_script("-m", "utils.compare", "a.csv", "b.csv", cwd=tmp_path, code=2)
+    assert done.err.startswith("python -m utils.compare: error: a.csv is no readable table") and done.out == ""
