@@ -41,24 +41,16 @@ def main(args) -> None:
     folder = Path(args.default_root_dir) / args.model_prefix
     cases, augmented = find_cases(args, folder)  # first: a wrong path is refused before the heavy libraries load
 
-    from data.brain import find_brains
-    from data.checks import check_voxels
-    from data.grid import grid_of
-    from data.prepared import brains_in, check_brains
-    from data.slices import cut_cohort
     from models.cross_validation import CrossValidation
     from utils.tables import print_summary, summarise_folds
 
-    everything = cases + list(augmented)
     check_models(args)
-    check_voxels(everything)
-    brains = brains_in(folder / "cache")
-    find_brains(everything, brains, args.num_workers)
-    check_brains(everything, grid_of(args), brains)
     validation = CrossValidation(args, cli.without_prefix(args, "rpn_"), cases, augmented)
+    validation.check_settings()
+    validation.admit()
     folds = validation.choose_folds()
     validation.begin(folds)
-    slices = cut_cohort(everything, validation.prepare, folder / "slices")
+    slices = validation.cut_slices()
     rows = []
     for number, fold in enumerate(folds):
         print(
@@ -75,6 +67,7 @@ def find_cases(args, folder: Path) -> tuple[list, dict]:
     from data.checks import check_headers
     from data.cohort import augmented_cases, pair_cases, refuse_augmented
     from data.grid import choose_spacing, grid_of
+    from data.prepared import bytes_to_prepare
 
     cases = pair_cases([args.scans_dir], [args.masks_dir], args.ext, ("--scans_dir", "--masks_dir"))
     refuse_augmented(cases, "--scans_dir")
@@ -84,7 +77,7 @@ def find_cases(args, folder: Path) -> tuple[list, dict]:
     check_headers(everything, args.scan_dim, args.resize_to)
     args.spacing = choose_spacing(cases, args.spacing, args.resize_to)
     # Each scan is kept twice: whole for stage 2 and as slices for stage 1.
-    require_writable(folder, "--default_root_dir", 2 * len(everything) * grid_of(args).bytes_per_scan)
+    require_writable(folder, "--default_root_dir", 2 * bytes_to_prepare(everything, grid_of(args), folder / "cache"))
     for argument in ("rpn_default_root_dir", "scores_dir", "rpn_scores_dir"):
         require_writable(getattr(args, argument), f"--{argument}")
     for path in (Path(args.scores_dir) / args.scores_file, Path(args.rpn_scores_dir) / args.rpn_scores_file):

@@ -50,7 +50,7 @@ def find_slices(args):
     table = read_slice_table(args.scans, args.masks)
     require_writable(args.scores_dir, "--scores_dir")
     read_scores(Path(args.scores_dir) / args.scores_file)
-    check_slices(table, args.resize_to)
+    check_slices(table, args.resize_to, args.num_workers)
     return table
 
 

@@ -30,11 +30,10 @@ def parse_args():
 def main(args) -> None:
     cases = find_cases(args)  # first: a wrong path is refused before the heavy libraries load
 
-    from data.brain import find_brains
-    from data.checks import check_voxels
+    from data.admission import admit
     from data.datamodules import ScanDataset, scan_loader
     from data.grid import say_untold_network
-    from data.prepared import check_brains, prepare_scan
+    from data.prepared import prepare_scan
     from models.checkpoints import grid_at_test, load_model, require_channels, require_classes, run_name
     from models.evaluation import evaluate_strokeformer
     from models.proposals import region_source
@@ -46,12 +45,10 @@ def main(args) -> None:
     require_channels(args.scan_dim[0], model, args.ckpt_path)
     grid = grid_at_test(model, cli.wanted_scan_dim(args), args.resize_to, args.ckpt_path)
     regions_of = region_source(args, [case.name for case in cases], model.hparams.roi_size, grid.spacing_mm)
-    check_voxels(cases)
     name = args.model_name or run_name(args.ckpt_path)
     brains = Path(args.scores_dir) / name / "brains"
-    find_brains(cases, brains, args.num_workers)
     say_untold_network(cases, grid)
-    check_brains(cases, grid, brains)
+    admit(cases, grid, brains, args.num_workers)
     scans = scan_loader(ScanDataset(cases, partial(prepare_scan, grid=grid, brains=brains)), args.num_workers)
     print_scores(evaluate_strokeformer(model, cases, scans, regions_of, args, name), Path(args.scores_dir) / name)
 

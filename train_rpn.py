@@ -20,25 +20,22 @@ def parse_args():
 def main(args) -> None:
     train, val = find_slices(args)  # first: a wrong path is refused before the heavy libraries load
 
-    from data.slices import fingerprint_slices
+    from data.slices import admit_slices
     from models.runs import run_folder
     from models.training import train_rpn
 
     store = run_folder(args, args.model_prefix) / "fingerprints.json"
-    inputs = fingerprint_slices({"train": train, "val": val}, store)
+    inputs = admit_slices({"train": train, "val": val}, store, args.num_workers)
     print(f"Best checkpoint: {train_rpn(args, train, val, args.model_prefix, inputs)}")
 
 
 def find_slices(args) -> tuple:
-    import pandas as pd
-
     from data.cohort import say_shared
-    from data.slices import check_slices, read_slice_table, require_one_size
+    from data.slices import read_slice_table, require_one_size
 
     train = read_slice_table(args.train_scans, args.train_masks, ("--train_scans", "--train_masks"))
     val = read_slice_table(args.val_scans, args.val_masks, ("--val_scans", "--val_masks"))
     require_writable(args.default_root_dir, "--default_root_dir")
-    check_slices(pd.concat([train, val]))
     require_one_size(train, val)
     say_shared(train.subject, val.subject)
     return train, val

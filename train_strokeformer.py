@@ -30,41 +30,37 @@ def main(args) -> None:
     cache_dir = Path(args.default_root_dir) / "cache"
     train, val = find_cases(args, cache_dir)  # first: a wrong path is refused before the heavy libraries load
 
-    from data.brain import find_brains
-    from data.checks import check_voxels
+    from data.admission import admit
     from data.datamodules import ScanDataset, scan_loader
     from data.grid import choose_spacing, grid_of
-    from data.prepared import brains_in, cached_scan, check_brains
+    from data.prepared import brains_in, bytes_to_prepare, cached_scan
     from models.proposals import collect_regions, region_source, spacing_of_proposer
     from models.training import build_strokeformer, train_strokeformer
 
     cases = train + val
     build_strokeformer(args)  # an argument that does not fit is refused now
     args.spacing = choose_spacing(cases, args.spacing or spacing_of_proposer(args), args.resize_to)
+    require_writable(cache_dir, "--default_root_dir", bytes_to_prepare(cases, grid_of(args), cache_dir))
     regions_of = region_source(args, [case.name for case in cases], tuple(args.roi_size), args.spacing)
-    check_voxels(cases)
-    find_brains(cases, brains_in(cache_dir), args.num_workers)
-    check_brains(cases, grid_of(args), brains_in(cache_dir))
+    facts = admit(cases, grid_of(args), brains_in(cache_dir), args.num_workers, cache_dir)
     prepare = partial(cached_scan, grid=grid_of(args), cache_dir=cache_dir)
-    inputs = find_inputs(args, train, val)
+    inputs = find_inputs(args, train, val, facts)
     scans = scan_loader(ScanDataset(cases, prepare), args.num_workers)
     regions = None if regions_of is None else collect_regions(regions_of, scans)
     best = train_strokeformer(args, train, val, regions, cache_dir, args.model_prefix, inputs)
     print(f"Best checkpoint: {best}")
 
 
-def find_inputs(args, train: list, val: list) -> dict[str, str]:
+def find_inputs(args, train: list, val: list, facts: dict) -> dict[str, str]:
     """Digests of scans, masks and what proposes the regions; refuses a training begun with others before the work."""
-    from data.fingerprints import case_files, fingerprint
+    from data.fingerprints import fingerprint
     from models.runs import inputs_of, is_trained, run_folder
     from utils.provenance import require_inputs
 
     folder = run_folder(args, args.model_prefix)
-    groups, source = case_files(train + val), args.regions or args.rpn_ckpt_path
-    if source:
-        groups["proposer"] = [Path(source)]
-    digests = fingerprint(groups, folder / "fingerprints.json")
-    inputs = inputs_of(train, val, digests, digests.get("proposer"))
+    digests, source = {case.name: facts[case].digest for case in facts}, args.regions or args.rpn_ckpt_path
+    proposer = fingerprint({"proposer": [Path(source)]}, folder / "fingerprints.json")["proposer"] if source else None
+    inputs = inputs_of(train, val, digests, proposer)
     if is_trained(folder):
         require_inputs(folder, inputs)
     return inputs
@@ -74,7 +70,6 @@ def find_cases(args, cache_dir: Path) -> tuple[list, list]:
     from data.brain import with_brains
     from data.checks import check_headers
     from data.cohort import pair_cases, refuse_twins, say_shared
-    from data.grid import grid_of
 
     train = pair_cases([args.train_scans], [args.train_masks], args.ext, ("--train_scans", "--train_masks"))
     val = pair_cases([args.val_scans], [args.val_masks], args.ext, ("--val_scans", "--val_masks"))
@@ -82,7 +77,6 @@ def find_cases(args, cache_dir: Path) -> tuple[list, list]:
     refuse_twins(train, val)
     say_shared((case.subject for case in train), (case.subject for case in val))
     check_headers(train + val, args.scan_dim, args.resize_to)
-    require_writable(cache_dir, "--default_root_dir", len(train + val) * grid_of(args).bytes_per_scan)
     return train, val
 
 

@@ -15,12 +15,13 @@ from augmentation.contact_sheet import draw_contact_sheet
 from augmentation.output import write_all
 from augmentation.pairs import Criteria
 from augmentation.transfer import PLACES, Settings
-from data.brain import find_brains, with_brains
-from data.checks import check_headers, check_voxels, require_one_grid
+from data.admission import admit
+from data.brain import with_brains
+from data.checks import check_headers, require_one_grid
 from data.cohort import pair_cases, refuse_augmented
 from data.fingerprints import fingerprint_cases
 from data.grid import Grid
-from data.prepared import brains_in, check_brains
+from data.prepared import brains_in
 from data.volumes import read_header
 from utils import cli
 from utils.errors import UserError
@@ -118,12 +119,11 @@ def main(args: argparse.Namespace) -> None:
     require_one_grid(cases)
     n_bytes = len(cases) * (grid.bytes_per_scan + args.copies * BYTES_PER_VOXEL * int(np.prod(grid.shape)))
     require_writable(out_dir, "--out_dir", n_bytes)
-    check_voxels(cases)
+    cache_dir = out_dir / "cache"
+    admit(cases, grid, brains_in(cache_dir), args.num_workers, cache_dir)
     open_run(out_dir, vars(args))
-    find_brains(cases, brains_in(out_dir / "cache"), args.num_workers)
-    check_brains(cases, grid, brains_in(out_dir / "cache"))
-    digests = fingerprint_cases(cases, out_dir / "sources.json")
-    cohort = index_cohort(cases, grid, out_dir / "cache", args.num_workers)
+    digests = fingerprint_cases(cases, out_dir / "sources.json", args.num_workers)
+    cohort = index_cohort(cases, grid, cache_dir, args.num_workers)
     write_all(cohort, digests, settings_of(args), args.copies, out_dir, args.num_workers)
     draw_contact_sheet(cohort, out_dir)
 

@@ -25,6 +25,7 @@ from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+from data.checks import read_mask
 from data.cohort import pair_cases
 from data.datamodules import SegmentationDataModule
 from data.folds import cases_of, lesion_loads, make_folds
@@ -143,7 +144,7 @@ def main() -> None:
     cases = pair_cases([args.cohort / "Scans"], [args.cohort / "Masks"])
     grid = Grid((1, *volume_shape(cases[0].scan)))
     read = partial(cached_scan, grid=grid, cache_dir=args.cohort / "cache")
-    fold = make_folds(lesion_loads(cases), 2, (40, 10, 50), 42)[0]
+    fold = make_folds(lesion_loads({case: read_mask(case).mean() for case in cases}), 2, (40, 10, 50), 42)[0]
     for name in args.only:
         torch.manual_seed(0)
         candidate, rng = CANDIDATES[name], np.random.default_rng(0)

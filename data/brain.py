@@ -9,7 +9,7 @@ import re
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import lru_cache, partial
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -23,8 +23,6 @@ from data.space import Space
 from data.symmetry import add_what_the_mirror_has
 from data.volumes import write_like
 from utils.errors import UserError
-from utils.parallel import map_in_order
-from utils.progress import progress
 
 T1W = re.compile(r"t1(w|c|ce|gd)?|mprage|mp2rage|unit1", re.IGNORECASE)  # what deepbet has learned
 # Of the head: where deepbet's first network sees that much brain, the head is the brain. It was 0.95 to 0.99 in
@@ -146,7 +144,7 @@ def read_brain(case: Case, folder: Path) -> np.ndarray:
     Args:
         folder: where brains that were found are kept; one that is not there yet is found now.
     """
-    brain = read_binary(case.brain or _kept(case, folder) or _keep(case, folder))
+    brain = read_binary(case.brain or _kept(case, folder) or _find(case, folder))
     if not brain.any():
         raise UserError(f"{case.brain} is empty; mend it or take it out")
     return brain
@@ -157,13 +155,21 @@ def brain_is(case: Case, folder: Path) -> str:
     return "given" if case.brain else "head" if _path(case, folder, HEAD).exists() else "found"
 
 
-def find_brains(cases: Sequence[Case], folder: Path, num_workers: int = 0) -> None:
-    """Find the brains that nobody gave and that `folder` does not hold, and say whose head stands for it."""
-    missing = [case for case in cases if not (case.brain or _kept(case, folder))]
-    if missing:
-        found = map_in_order(partial(_keep, folder=folder), missing, num_workers)
-        list(progress(found, "Finding brains", len(missing)))
-    heads = [case for case in cases if brain_is(case, folder) == "head"]
+def has_brain(case: Case, folder: Path) -> bool:
+    """Whether the brain was given or `folder` holds it, so that `read_brain` need not find it."""
+    return bool(case.brain or _kept(case, folder))
+
+
+def keep_brain(case: Case, folder: Path, scan: np.ndarray, head: np.ndarray) -> Path:
+    """Find the brain of a case, scan (C, D, H, W) and head (D, H, W), and return where it is kept now."""
+    brain = find_brain(scan[0], head, contrast_of(case.scan), space_of(case) or Space(head.shape, np.eye(4)))
+    path = _path(case, folder, HEAD if brain is None else FOUND)
+    write_like(path, (head if brain is None else brain).astype(np.uint8), case.scan)
+    return path
+
+
+def say_heads(heads: Sequence[Case]) -> None:
+    """One line on the cases whose head stands for the brain, if there are any."""
     if heads:
         print(
             f"No brain found in {counted(len(heads), SCAN)} with a skull (e.g. {heads[0].name}): the whole head stands "
@@ -175,14 +181,9 @@ def _kept(case: Case, folder: Path) -> Path | None:
     return next((path for ending in (FOUND, HEAD) if (path := _path(case, folder, ending)).exists()), None)
 
 
-def _keep(case: Case, folder: Path) -> Path:
-    """Find the brain of a case and return where it is kept now."""
+def _find(case: Case, folder: Path) -> Path:
     scan = read_scan(case)
-    head = find_head(scan, case)
-    brain = find_brain(scan[0], head, contrast_of(case.scan), space_of(case) or Space(head.shape, np.eye(4)))
-    path = _path(case, folder, HEAD if brain is None else FOUND)
-    write_like(path, (head if brain is None else brain).astype(np.uint8), case.scan)
-    return path
+    return keep_brain(case, folder, scan, find_head(scan, case))
 
 
 def _path(case: Case, folder: Path, ending: str) -> Path:

@@ -209,14 +209,6 @@ def check_alignment(scan_path: Path, mask_path: Path) -> None:
         raise UserError(f"{mask_path} lies elsewhere than its scan (the affines differ); resample one onto the other")
 
 
-def check_voxels(cases: list[Case]) -> None:
-    """Refuse scans and masks with impossible voxels, and masks outside the head, before any long work."""
-    for case in progress(cases, "Checking voxels"):
-        head = find_head(read_scan(case), case)
-        if case.mask is not None:
-            require_mask_in_head(read_mask(case), head, case)
-
-
 def find_head(scan: np.ndarray, case: Case) -> np.ndarray:
     """`head_mask` of a case's scan (C, D, H, W); refuses a scan of a slice or two, or without a head."""
     _require_3d(scan.shape[1:], case)

@@ -11,12 +11,13 @@ from torch.utils.data import DataLoader, Dataset
 
 from data.cohort import Case
 from data.context import with_context
+from data.cutting import brain_path, lesion_boxes
 from data.grid import UNKNOWN_MM, Grid
 from data.head import head_mask
 from data.nifti import affine_of
 from data.prepared import PreparedScan
 from data.sampling import SAMPLING, EpochSampler, balanced_indices, item_rng
-from data.slices import brain_path, lesion_boxes, read_slice
+from data.slices import read_slice
 from data.space import Space, resample, resized_space
 from data.subvolumes import RegionDataset
 from data.transforms import apply_transforms, build_transforms
@@ -31,7 +32,7 @@ class SliceDataset(Dataset):
     xyxy half-open, ``labels`` (N,) int64 of ones, ``mask`` (H, W) bool.
 
     Args:
-        table: rows of `data.slices.COLUMNS` with full paths.
+        table: rows of `data.cutting.COLUMNS` with full paths.
         context: further channels of an image (`data.context`).
     """
 

@@ -5,23 +5,32 @@ stamp, without reading it.
 """
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from data.cohort import Case
 from data.volumes import refusing
 from utils.errors import UserError
 from utils.files import read_json, write_json
+from utils.parallel import map_in_order
 from utils.progress import progress
 
 ROOT = Path(__file__).parent.parent
 DIGEST_BYTES = 16
 
 
-def fingerprint(groups: Mapping[str, Sequence[Path]], store: Path) -> dict[str, str]:
+def fingerprint(
+    groups: Mapping[str, Sequence[Path]],
+    store: Path,
+    num_workers: int = 0,
+    look: Callable[[Sequence[Path]], str] | None = None,
+    what: str = "Fingerprints",
+) -> dict[str, str]:
     """The digest of each group of files by the group's name.
 
     Args:
+        look: reads the files of a group for their digest, and may refuse them; None for `content_digest`.
+        what: to call it by.
         store: JSON file that remembers the digests, ``{name: {"files", "stamp", "digest"}}``: files whose size and
             times are as they were are not read again. Afterwards it holds these groups and no others.
 
@@ -29,21 +38,28 @@ def fingerprint(groups: Mapping[str, Sequence[Path]], store: Path) -> dict[str, 
         UserError: a file that cannot be read.
     """
     earlier = _read_store(store)
-    named = progress(groups.items(), "Fingerprints")
-    entries = {name: _entry(files, earlier.get(name)) for name, files in named}
+    stamps = {name: _stamp(files) for name, files in groups.items()}
+    changed = [name for name in groups if name not in earlier or earlier[name]["stamp"] != stamps[name]]
+    taken = map_in_order(look or content_digest, [groups[name] for name in changed], num_workers)
+    digests = {name: entry["digest"] for name, entry in earlier.items()}
+    digests.update(zip(changed, progress(taken, what, len(changed)), strict=True))
+    entries = {
+        name: {"files": [str(file.absolute()) for file in files], "stamp": stamps[name], "digest": digests[name]}
+        for name, files in groups.items()
+    }
     if entries != earlier:
         write_json(store, entries)
-    return {name: entry["digest"] for name, entry in entries.items()}
+    return {name: digests[name] for name in groups}
 
 
-def fingerprint_cases(cases: Iterable[Case], store: Path) -> dict[str, str]:
+def fingerprint_cases(cases: Iterable[Case], store: Path, num_workers: int = 0) -> dict[str, str]:
     """The digest of scan and mask of each case by the scan's file name."""
-    return fingerprint(case_files(cases), store)
+    return fingerprint({case.name: case_files(case) for case in cases}, store, num_workers)
 
 
-def case_files(cases: Iterable[Case]) -> dict[str, list[Path]]:
-    """Scan and, where there are, lesion and brain mask of each case by the scan's file name."""
-    return {case.name: [path for path in (case.scan, case.mask, case.brain) if path] for case in cases}
+def case_files(case: Case) -> list[Path]:
+    """Scan and, where there are, lesion and brain mask."""
+    return [path for path in (case.scan, case.mask, case.brain) if path]
 
 
 def changed_since(store: Path) -> list[str]:
@@ -51,7 +67,9 @@ def changed_since(store: Path) -> list[str]:
     changed = []
     for name, earlier in _read_store(store).items():
         files = [Path(file) for file in earlier["files"]]
-        if all(file.is_file() for file in files) and _entry(files, earlier)["digest"] != earlier["digest"]:
+        if not all(file.is_file() for file in files) or _stamp(files) == earlier["stamp"]:
+            continue
+        if content_digest(files) != earlier["digest"]:
             changed.append(name)
     return changed
 
@@ -66,6 +84,11 @@ def check_sources(augmented_dir: Path, digests: Mapping[str, str]) -> None:
         for scan, digest in origin.get("sources", {}).items():
             if digests.get(scan, digest) != digest:
                 raise UserError(f"{augmented_dir / 'Scans' / name} was made before {scan} changed; augment anew")
+
+
+def content_digest(files: Sequence[Path]) -> str:
+    """Of the content of files, in their order."""
+    return _hash(b"".join(_file_digest(file) for file in files))
 
 
 def combined(parts: Mapping[str, str]) -> str:
@@ -90,15 +113,6 @@ def _read_store(store: Path) -> dict[str, dict]:
         return {name: {key: entry[key] for key in ("files", "stamp", "digest")} for name, entry in entries.items()}
     except (UserError, AttributeError, KeyError, TypeError):
         return {}  # it only saves time: without it the files are read again
-
-
-def _entry(files: Sequence[Path], earlier: dict | None) -> dict:
-    stamp = _stamp(files)
-    if earlier is None or earlier["stamp"] != stamp:
-        digest = _hash(b"".join(_file_digest(file) for file in files))
-    else:
-        digest = earlier["digest"]
-    return {"files": [str(file.absolute()) for file in files], "stamp": stamp, "digest": digest}
 
 
 def _stamp(files: Sequence[Path]) -> str:

@@ -1,16 +1,15 @@
 """Folds: subjects split into training, validation and test sets, stratified by lesion load."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 
-from data.checks import read_mask
 from data.cohort import Case
 from utils.errors import UserError
 from utils.files import read_json, write_json
-from utils.progress import progress
 
 GOLDEN_RATIO = (5**0.5 - 1) / 2
 
@@ -40,10 +39,8 @@ def make_folds(loads: dict[str, float], k: int, splits: tuple[int, int, int], se
         UserError: fewer subjects than the folds need.
     """
     n = len(loads)
+    n_val, n_test = held_out(n, k, splits)
     circle = _stratified_circle(loads, seed)
-    n_val, n_test = max(round(n * splits[1] / 100), 1), max(round(n * splits[2] / 100), 1)
-    if n < k or n_val + n_test >= n:
-        raise UserError(f"--k {k} with --splits {splits} needs more than the {n} subjects of this cohort")
     starts = [i * n // k for i in range(k + 1)]
     folds = []
     for start, following in pairwise(starts):
@@ -52,6 +49,14 @@ def make_folds(loads: dict[str, float], k: int, splits: tuple[int, int, int], se
         test, val, train = turned[:size], turned[size : size + n_val], turned[size + n_val :]
         folds.append(Fold(sorted(train), sorted(val), sorted(test)))
     return folds
+
+
+def held_out(n: int, k: int, splits: tuple[int, int, int]) -> tuple[int, int]:
+    """How many of n subjects validate and test in each of k folds; refuses too few subjects."""
+    n_val, n_test = max(round(n * splits[1] / 100), 1), max(round(n * splits[2] / 100), 1)
+    if n < k or n_val + n_test >= n:
+        raise UserError(f"--k {k} with --splits {splits} needs more than the {n} subjects of this cohort")
+    return n_val, n_test
 
 
 def _stratified_circle(loads: dict[str, float], seed: int) -> list[str]:
@@ -103,11 +108,15 @@ def cases_of(cases: list[Case], subjects: list[str]) -> list[Case]:
     return [case for case in cases if case.subject in wanted]
 
 
-def lesion_loads(cases: list[Case]) -> dict[str, float]:
-    """Mean lesion voxels of each subject's scans, as a share of the volume."""
+def lesion_loads(shares: Mapping[Case, float]) -> dict[str, float]:
+    """The lesion load of each subject, the mean over its scans.
+
+    Args:
+        shares: of each scan's voxels, those that are lesion.
+    """
     loads: dict[str, list[float]] = {}
-    for case in progress(cases, "Measuring lesion loads", unit="mask"):
-        loads.setdefault(case.subject, []).append(float(read_mask(case).mean()))
+    for case, share in shares.items():
+        loads.setdefault(case.subject, []).append(share)
     return {subject: float(np.mean(values)) for subject, values in loads.items()}
 
 

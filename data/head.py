@@ -18,6 +18,8 @@ BLEND = 2  # voxels next to padding that interpolation may have mixed with it
 RIM_PERCENTILES, UNIFORM = (1, 75), 0.2  # above the 75th there may be the neck
 BRIGHT = 90  # intensities above this percentile may be a lesion's, and are not asked what tissue is
 MOST = 0.95  # of the tissue is brighter than a dark background; published stripped scans have 0.1 % below theirs
+IN_SLICE = np.zeros((3, 3, 3), bool)  # neighbours along H and W, none in other slices
+IN_SLICE[1] = ndimage.generate_binary_structure(2, 1)
 PERCENTILES = (1, 99)  # intensities outside are clipped: vessels, fat and spikes say nothing of lesions
 
 
@@ -87,11 +89,11 @@ def _corner_value(field: np.ndarray) -> float:
     return values[counts.argmax()] if counts.max() >= PADDED_CORNERS else np.nan
 
 
-def _at_border(mask: np.ndarray) -> np.ndarray:
-    """The components of a mask that touch the border of the volume."""
-    labels, n = ndimage.label(mask)
+def _at_border(mask: np.ndarray, structure: np.ndarray | None = None, axes: tuple[int, ...] = (0, 1, 2)) -> np.ndarray:
+    """The components of a (D, H, W) mask that touch the border of the volume along any of the axes."""
+    labels, n = ndimage.label(mask, structure)
     touching = np.zeros(n + 1, bool)
-    for axis in range(mask.ndim):
+    for axis in axes:
         touching[labels.take((0, -1), axis)] = True
     touching[0] = False
     return touching[labels]
@@ -132,14 +134,11 @@ def _largest_component(mask: np.ndarray) -> np.ndarray:
     labels, n = ndimage.label(mask)
     if n <= 1:
         return mask
-    return labels == 1 + np.argmax(np.bincount(labels.ravel())[1:])
+    return labels == np.argmax(np.bincount(labels[mask]))
 
 
 def _fill_slices(mask: np.ndarray) -> np.ndarray:
-    filled = mask.copy()
-    for z in np.flatnonzero(mask.any((1, 2))):
-        filled[z] = ndimage.binary_fill_holes(mask[z])
-    return filled
+    return ~_at_border(~mask, IN_SLICE, (1, 2))
 
 
 def normalise(scan: np.ndarray, brain: np.ndarray) -> np.ndarray:

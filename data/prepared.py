@@ -12,14 +12,11 @@ from data.brain import read_brain
 from data.checks import read_mask, read_scan, space_of, spacing_table
 from data.cohort import Case
 from data.fingerprints import PREPARATION, cache_key, stamp_of
-from data.grid import CUT_OFF, Grid, centre_of, own_space, say_cut, say_untold, say_worst, shape_that_holds, too_large
+from data.grid import Grid, own_space
 from data.head import normalise
-from data.space import Space, resample, share_outside
-from utils.errors import UserError
+from data.space import Space, resample
 from utils.files import atomic_path, read_json, write_json
-from utils.progress import progress
 
-OUTSIDE = 0.05  # of the lesion voxels of a scan, from which on it is told
 PARTS = ("scan", "brain", "mask")
 
 
@@ -65,41 +62,19 @@ def prepare_scan(case: Case, grid: Grid, brains: Path) -> PreparedScan:
     Args:
         brains: folder of the brains that were found (`data.brain.read_brain`).
     """
-    raw, brain, own = read_scan(case), read_brain(case, brains), own_space(case, grid)
-    space = grid.space_about(brain, own)
-    scan = resample(normalise(raw, brain), own, space, outside=[0.0] * len(raw))
     mask = None if case.mask is None else read_mask(case)
+    brain, own = read_brain(case, brains), own_space(case, grid)
+    return place(case, read_scan(case), brain, mask, own, grid.space_about(brain, own))
+
+
+def place(
+    case: Case, raw: np.ndarray, brain: np.ndarray, mask: np.ndarray | None, own: Space, space: Space
+) -> PreparedScan:
+    """`prepare_scan` of what was read: a scan (C, D, H, W), its brain and its lesions (D, H, W) bool, on `own`."""
+    scan = resample(normalise(raw, brain), own, space, outside=[0.0] * len(raw))
     brain, mask = (m if m is None else resample(m[None], own, space)[0] for m in (brain, mask))
     scan, known = (scan * brain).astype(np.float16), space_of(case) is not None
     return PreparedScan(case.name, case.subject, scan, brain, mask, space, own, known)
-
-
-# --- checks --------------------------------------------------------------------------------------------
-
-
-def check_brains(cases: list[Case], grid: Grid, brains: Path) -> None:
-    """Refuse brains that the grid would cut, and tell of small losses and of lesions outside, before any long work."""
-    say_untold(cases, grid)
-    lost, lesions_lost, outside = {}, {}, {}
-    for case in progress(cases, "Checking brains"):
-        brain, own = read_brain(case, brains), own_space(case, grid)
-        space = grid.space_about(brain, own)
-        lost[case.name] = share_outside(brain, own, space)
-        if lost[case.name] > CUT_OFF:
-            needed = shape_that_holds(brain, own, own, centre_of(brain), grid.spacing_mm)
-            raise UserError(too_large(case, lost[case.name], grid.scan_dim, needed))
-        if case.mask is not None:
-            mask = read_mask(case)
-            lesions_lost[case.mask.name] = share_outside(mask, own, space)
-            outside[case.mask.name] = np.count_nonzero(mask & ~brain) / max(np.count_nonzero(mask), 1)
-    say_cut(lost)
-    say_worst(lesions_lost, 0, "--scan_dim cuts {share:.0%} of the lesions off in {name}{more}; give a larger one")
-    say_worst(
-        outside,
-        OUTSIDE,
-        "{share:.0%} of the lesion voxels of {name} lie outside the brain{more} and are not looked at; check the mask, "
-        "or give a brain mask with --brains_dir",
-    )
 
 
 # --- kept ----------------------------------------------------------------------------------------------
@@ -109,7 +84,7 @@ def cached_scan(case: Case, grid: Grid, cache_dir: Path) -> PreparedScan:
     """`prepare_scan` once, memory-mapped from `cache_dir` ever after; a changed file is prepared anew."""
     folder = cache_folder(case, grid, cache_dir)
     if not (folder / "meta.json").exists():
-        _store(prepare_scan(case, grid, brains_in(cache_dir)), folder)
+        store(prepare_scan(case, grid, brains_in(cache_dir)), folder)
     meta = read_json(folder / "meta.json")
     arrays = {
         part: np.load(folder / f"{part}.npy", mmap_mode="r", allow_pickle=False) if part in meta["parts"] else None
@@ -119,7 +94,14 @@ def cached_scan(case: Case, grid: Grid, cache_dir: Path) -> PreparedScan:
     return PreparedScan(case.name, case.subject, **arrays, space=space, own=own, spacing_known=meta["spacing_known"])
 
 
-def _store(prepared: PreparedScan, folder: Path) -> None:
+def bytes_to_prepare(cases: list[Case], grid: Grid, cache_dir: Path) -> int:
+    """What the cases take that are not kept yet."""
+    missing = [case for case in cases if not cache_folder(case, grid, cache_dir).exists()]
+    return len(missing) * grid.bytes_per_scan
+
+
+def store(prepared: PreparedScan, folder: Path) -> None:
+    """Keep a prepared scan where `cached_scan` finds it."""
     parts = [part for part in PARTS if getattr(prepared, part) is not None]
     for part in parts:
         with atomic_path(folder / f"{part}.npy") as temporary:
@@ -136,6 +118,11 @@ def brains_in(cache_dir: Path) -> Path:
 
 
 def cache_folder(case: Case, grid: Grid, cache_dir: Path) -> Path:
-    """Where a case is cached; another place for other files, a file that has changed, another grid or other code."""
+    """Where a case is cached."""
+    return cache_dir / prepared_key(case, grid)
+
+
+def prepared_key(case: Case, grid: Grid) -> str:
+    """What a prepared case is kept under: another key for a file that has changed, another grid or other code."""
     stamps = [stamp_of(path) for path in (case.scan, case.mask, case.brain, spacing_table(case)) if path]
-    return cache_dir / f"{case.stem}_{cache_key(stamps, grid, PREPARATION)}"
+    return f"{case.stem}_{cache_key(stamps, grid, PREPARATION)}"

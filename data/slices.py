@@ -1,80 +1,40 @@
 """Axial slices for stage 1: ``python -m data.slices`` cuts 3D folders into the 2D folders that the RPN reads.
 
-A slice file is ``<scan>_slice-<index>.npy``, (C, H, W) float16 in [0, 1]; its mask (1, H, W) uint8. The index is the
-slice's true place in the volume. ``slices.csv`` beside the two folders lists them with their brain and lesion area
-and the voxel size in mm of their grid (D H W, where it is known); ``Brains/`` holds the brain mask of each volume,
-(D, H, W) bool.
+`data.cutting` tells what these folders hold.
 """
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from scipy import ndimage
 
-from data.brain import find_brains, with_brains
-from data.checks import check_headers, check_voxels, require_binary
-from data.cohort import BRAINS, Case, by_identity, identity, pair_cases
-from data.fingerprints import PREPARATION, changed_since, fingerprint, fingerprint_cases
+from data.admission import admit
+from data.brain import with_brains
+from data.checks import check_headers, require_binary
+from data.cohort import by_identity, identity, pair_cases
+from data.cutting import COLUMNS, boxes_text, brain_path, cut_cohort, lesion_boxes
+from data.fingerprints import PREPARATION, changed_since, content_digest, fingerprint, fingerprint_cases
 from data.grid import Grid, choose_spacing, grid_of, size_text
 from data.head import head_mask
 from data.listing import choose_files, counted
 from data.names import bids_entity, stem_of
 from data.nifti import SAME_SIZE
-from data.prepared import PreparedScan, check_brains, prepare_scan
+from data.prepared import prepare_scan
 from data.volumes import map_npy, refusing
 from utils.cli import add_brains, add_cohort, add_grid, add_num_workers, add_spacing, make_parser, run
 from utils.errors import UserError
-from utils.files import atomic_path, require_writable, write_json
+from utils.files import require_writable, write_json
+from utils.parallel import map_in_order
 from utils.progress import progress
 from utils.provenance import describe_run, read_run
 
 SOURCES_FILE = "sources.json"  # what the slices were cut of, with digests
-EIGHT_CONNECTED = np.ones((3, 3), bool)
-COLUMNS = ["scan", "mask", "volume", "subject", "slice", "depth", "spacing_mm", "brain_voxels", "lesion_voxels"]
 
 
-# --- cutting -------------------------------------------------------------------------------------------
-
-
-def write_slices(prepared: PreparedScan, case: Case, out_dir: Path) -> pd.DataFrame:
-    """Write every slice with brain of one scan and return their rows of ``slices.csv``."""
-    rows = []
-    spacing = " ".join(map(str, prepared.spacing_mm or []))
-    _save(brain_path(out_dir / "Scans" / case.name, case.name), prepared.brain)
-    for z in np.flatnonzero(prepared.brain.any((1, 2))):
-        scan_file = f"{case.stem}_slice-{z:03d}.npy"
-        mask_file = f"{stem_of(case.mask)}_slice-{z:03d}.npy"
-        _save(out_dir / "Scans" / scan_file, prepared.scan[:, z])
-        _save(out_dir / "Masks" / mask_file, prepared.mask[None, z].astype(np.uint8))
-        areas = int(prepared.brain[z].sum()), int(prepared.mask[z].sum())
-        rows.append([scan_file, mask_file, case.name, case.subject, z, len(prepared.brain), spacing, *areas])
-    return pd.DataFrame(rows, columns=COLUMNS)
-
-
-def _save(path: Path, array: np.ndarray) -> None:
-    with atomic_path(path) as temporary:
-        np.save(temporary, array)
-
-
-def cut_cohort(cases: list[Case], prepare: Callable[[Case], PreparedScan], out_dir: Path) -> pd.DataFrame:
-    """Write the slices of all cases and ``slices.csv`` in place of earlier ones; its rows with full paths."""
-    _remove_slices(out_dir)
-    rows = [write_slices(prepare(case), case, out_dir) for case in progress(cases, "Cutting slices")]
-    # Written last: its presence says that all slices are there.
-    with atomic_path(out_dir / "slices.csv") as temporary:
-        pd.concat(rows, ignore_index=True).to_csv(temporary, index=False)
-    return read_slice_table(out_dir / "Scans", out_dir / "Masks")
-
-
-def _remove_slices(out_dir: Path) -> None:
-    """Nothing of an earlier cut stays: a subject that has left the cohort would come back through its slices."""
-    old = [*out_dir.glob("Scans/*_slice-*.npy"), *out_dir.glob("Masks/*_slice-*.npy"), *out_dir.glob(f"{BRAINS}/*.npy")]
-    for path in (out_dir / "slices.csv", *old):
-        path.unlink(missing_ok=True)
+# --- of which scans ------------------------------------------------------------------------------------
 
 
 def require_own_folder(out_dir: Path) -> None:
@@ -126,11 +86,11 @@ def _listed_slices(path: Path, scans: set[str], masks: set[str]) -> pd.DataFrame
     if not path.is_file():
         return None
     try:
-        table = pd.read_csv(path, dtype={"subject": str, "spacing_mm": str}).fillna({"spacing_mm": ""})
+        table = pd.read_csv(path, dtype={"subject": str, "spacing_mm": str, "boxes": str})
     except ValueError:  # pandas' errors of a broken table: the slices are measured anew
         return None
     listed = list(table.columns) == COLUMNS and set(table.scan) == scans and set(table["mask"]) <= masks
-    return table if listed else None
+    return table.fillna({"spacing_mm": "", "boxes": ""}) if listed else None
 
 
 def _measure_slices(pairs: list[tuple[Path, Path]]) -> pd.DataFrame:
@@ -138,19 +98,15 @@ def _measure_slices(pairs: list[tuple[Path, Path]]) -> pd.DataFrame:
     for scan, mask in progress(pairs, "Measuring slices", unit="slice"):
         brain = int(np.count_nonzero(head_mask(read_slice(scan)[:1])))
         volume = stem_of(scan).split("_slice-")[0] + ".npy"
-        subject, lesion = bids_entity(scan, "sub") or volume, int(np.count_nonzero(read_slice(mask)))
-        rows.append([scan.name, mask.name, volume, subject, slice_index(scan), 0, "", brain, lesion])
+        subject, lesion = bids_entity(scan, "sub") or volume, read_slice(mask)[0] > 0
+        measures = brain, int(np.count_nonzero(lesion)), boxes_text(lesion_boxes(lesion))
+        rows.append([scan.name, mask.name, volume, subject, slice_index(scan), 0, "", *measures])
     table = pd.DataFrame(rows, columns=COLUMNS)
     scans = [scan for scan, _ in pairs]
     brains = {volume: brain_path(scan, volume) for volume, scan in zip(table.volume, scans, strict=True)}
     depths = {volume: len(read_slice(path)) for volume, path in brains.items() if path.is_file()}
     table["depth"] = table.volume.map(depths).fillna(table.groupby("volume").slice.transform("max") + 1).astype(int)
     return table
-
-
-def brain_path(scan: Path | str, volume: str) -> Path:
-    """Where `write_slices` leaves the brain mask of the volume that a scan slice is of."""
-    return Path(scan).parent.parent / BRAINS / f"{stem_of(volume)}.npy"
 
 
 def slice_index(path: Path) -> int:
@@ -174,40 +130,68 @@ def read_slice(path: Path | str) -> np.ndarray:
         return np.array(array, np.float32)
 
 
-def check_slices(table: pd.DataFrame, resize_to: tuple[int, int] | None = None) -> None:
+def check_slices(table: pd.DataFrame, resize_to: tuple[int, int] | None = None, num_workers: int = 0) -> None:
     """Refuse broken slices before any long work.
 
     Args:
         table: rows of `COLUMNS` with full paths.
-        resize_to: of ``--resize_to``; without it all slices must have one shape.
+        resize_to: as for `require_one_shape`.
+    """
+    require_one_shape(table, resize_to)
+    volumes = [_files(rows) for _, rows in table.groupby("volume")]
+    list(progress(map_in_order(look_at_slices, volumes, num_workers), "Checking slices", len(volumes), "volume"))
+
+
+def require_one_shape(table: pd.DataFrame, resize_to: tuple[int, int] | None = None) -> None:
+    """Refuse volumes of several shapes or numbers of channels, as their first slices tell.
+
+    Args:
+        table: rows of `COLUMNS` with full paths.
+        resize_to: of ``--resize_to``, with which volumes may differ in shape.
     """
     first = read_slice(table.scan.iloc[0]).shape
-    for row in progress(table.itertuples(), "Checking slices", len(table), unit="slice"):
-        scan, mask = read_slice(row.scan), read_slice(row.mask)
-        if len(scan) != first[0]:
-            raise UserError(f"{row.scan} has {len(scan)} channels, others {first[0]}; cut the slices anew")
-        if resize_to is None and scan.shape != first:
-            raise UserError(f"{row.scan} has shape {scan.shape}, others {first}; cut all on one grid")
+    for path in table.groupby("volume").scan.first():
+        _require_shape(path, read_slice(path).shape, first, resize_to)
+
+
+def _require_shape(path, shape: tuple[int, ...], first: tuple[int, ...], resize_to=None) -> None:
+    if shape[0] != first[0]:
+        raise UserError(f"{path} has {shape[0]} channels, others {first[0]}; cut the slices anew")
+    if resize_to is None and shape != first:
+        raise UserError(f"{path} has shape {shape}, others {first}; cut all on one grid")
+
+
+def look_at_slices(files: Sequence[Path]) -> str:
+    """The digest of a volume's slices, scans and then their masks; refuses broken ones."""
+    scans, masks = files[: len(files) // 2], files[len(files) // 2 :]
+    first = read_slice(scans[0]).shape
+    for scan_path, mask_path in zip(scans, masks, strict=True):
+        scan, mask = read_slice(scan_path), read_slice(mask_path)
+        _require_shape(scan_path, scan.shape, first)
         if mask.shape != (1, *scan.shape[1:]):
-            raise UserError(f"{row.mask} has shape {mask.shape} but its scan {scan.shape}; cut both anew")
+            raise UserError(f"{mask_path} has shape {mask.shape} but its scan {scan.shape}; cut both anew")
         if not np.isfinite(scan).all():
-            raise UserError(f"{row.scan} holds NaN or infinite pixels; cut the slices anew")
-        require_binary(mask, row.mask)
+            raise UserError(f"{scan_path} holds NaN or infinite pixels; cut the slices anew")
+        require_binary(mask, mask_path)
+    return content_digest(files)
 
 
-def fingerprint_slices(sides: dict[str, pd.DataFrame], store: Path) -> dict[str, str]:
-    """The digest of all slices of each volume, scan and mask, by side and volume, as in `models.runs.inputs_of`.
+def _files(rows: pd.DataFrame) -> list[Path]:
+    return [Path(path) for path in (*rows.scan, *rows["mask"])]
+
+
+def admit_slices(sides: dict[str, pd.DataFrame], store: Path, num_workers: int = 0) -> dict[str, str]:
+    """Refuse broken slices, and return the digest of those of each volume, as in `models.runs.inputs_of`.
 
     Args:
         sides: for ``train`` and ``val`` the rows of `COLUMNS` with full paths.
-        store: as for `data.fingerprints.fingerprint`.
+        store: as for `data.fingerprints.fingerprint`: slices that it knows are not read again.
     """
+    require_one_shape(pd.concat(sides.values()))
     groups = {
-        f"{side} {volume}": [Path(path) for path in (*rows.scan, *rows["mask"])]
-        for side, table in sides.items()
-        for volume, rows in table.groupby("volume")
+        f"{side} {volume}": _files(rows) for side, table in sides.items() for volume, rows in table.groupby("volume")
     }
-    return fingerprint(groups, store)
+    return fingerprint(groups, store, num_workers, look_at_slices, "Checking slices")
 
 
 def grid_of_slices(table: pd.DataFrame) -> Grid:
@@ -234,20 +218,6 @@ def channels_of(table: pd.DataFrame) -> int:
     return len(read_slice(table.scan.iloc[0]))
 
 
-def lesion_boxes(mask: np.ndarray) -> np.ndarray:
-    """Boxes around the 8-connected lesions of a slice.
-
-    Args:
-        mask: (H, W) bool.
-
-    Returns:
-        (N, 4) float32, (xmin, ymin, xmax, ymax) in voxels, half-open, x along W and y along H.
-    """
-    labels, _ = ndimage.label(mask, EIGHT_CONNECTED)
-    found = [(x.start, y.start, x.stop, y.stop) for y, x in ndimage.find_objects(labels)]
-    return np.array(found, np.float32).reshape(-1, 4)
-
-
 # --- command -------------------------------------------------------------------------------------------
 
 
@@ -270,14 +240,12 @@ def main(args: argparse.Namespace) -> None:
     require_writable(args.out_dir, "--out_dir")
     out_dir = Path(args.out_dir)
     require_own_folder(out_dir)
-    check_voxels(cases)
     brains, grid = out_dir / "cache", grid_of(args)
-    find_brains(cases, brains, args.num_workers)
-    check_brains(cases, grid, brains)
+    admit(cases, grid, brains, args.num_workers)
     (out_dir / "slices.csv").unlink(missing_ok=True)  # first: an earlier cut must not pass for one of these scans
-    fingerprint_cases(cases, out_dir / SOURCES_FILE)
+    fingerprint_cases(cases, out_dir / SOURCES_FILE, args.num_workers)
     write_json(out_dir / "run.json", {**describe_run(vars(args)), "inputs": {"code": PREPARATION}})
-    table = cut_cohort(cases, partial(prepare_scan, grid=grid, brains=brains), out_dir)
+    table = cut_cohort(cases, grid, partial(prepare_scan, grid=grid, brains=brains), out_dir, args.num_workers)
     print(f"Cut into {args.out_dir}: {counted(len(table), 'slice')} of {counted(len(cases), 'scan')}")
 
 

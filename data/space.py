@@ -126,10 +126,14 @@ def places_in(target: Space, voxels: np.ndarray, own: Space) -> np.ndarray:
 
 def share_outside(mask: np.ndarray, own: Space, target: Space) -> float:
     """The share of a (D, H, W) mask's voxels whose centre lies beyond the grid `target`."""
-    voxels = np.argwhere(mask)
-    places = places_in(target, voxels, own)
-    inside = ((places > -0.5) & (places < np.array(target.shape) - 0.5)).all(1)
-    return np.count_nonzero(~inside) / max(len(voxels), 1)
+    shift = _whole_steps(_steps(own, target), target.shape)
+    if shift is not None:
+        n, n_inside = np.count_nonzero(mask), np.count_nonzero(cut(mask, shift, target.shape))
+    else:
+        places = places_in(target, np.argwhere(mask), own)
+        inside = ((places > -0.5) & (places < np.array(target.shape) - 0.5)).all(1)
+        n, n_inside = len(inside), np.count_nonzero(inside)
+    return (n - n_inside) / max(n, 1)
 
 
 def resample(array: np.ndarray, source: Space, target: Space, outside: Sequence[float] | None = None) -> np.ndarray:

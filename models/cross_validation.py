@@ -1,18 +1,21 @@
 """Both stages over the folds of a cohort: what the networks of a fold learn from, and the steps of a fold."""
 
 from argparse import Namespace
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
 
 import pandas as pd
 
+from data.admission import Facts, admit
 from data.cohort import Case
+from data.cutting import cut_cohort
 from data.datamodules import ScanDataset, scan_loader
-from data.fingerprints import check_sources, combined, fingerprint, fingerprint_cases
+from data.fingerprints import check_sources, combined, fingerprint
 from data.folds import (
     Fold,
     cases_of,
+    held_out,
     lesion_loads,
     make_folds,
     read_begun_folds,
@@ -20,8 +23,8 @@ from data.folds import (
     usable_augmented,
     write_folds,
 )
-from data.grid import grid_of
-from data.prepared import cached_scan
+from data.grid import Grid, grid_of
+from data.prepared import brains_in, cached_scan
 from models.checkpoints import load_model, load_rpn
 from models.evaluation import evaluate_strokeformer
 from models.proposals import collect_regions, rpn_source
@@ -30,32 +33,47 @@ from models.runs import best_checkpoint, inputs_of, is_finished, is_trained, run
 from models.strokeformer import StrokeFormer
 from models.training import train_rpn, train_strokeformer
 from utils.errors import UserError
-from utils.provenance import open_run, require_inputs
+from utils.provenance import open_run, require_inputs, require_settings
 from utils.regions.region import write_regions
 
 
-@dataclass(frozen=True)
+@dataclass
 class CrossValidation:
     """A cross-validation of the whole method.
 
     args, rpn_args: arguments of ``cross_validation.py``, as those of stage 2 and of stage 1.
     cases: the cohort.
     augmented: augmented scans and the subjects that each is made of.
+    facts: what `admit` has seen of all scans.
     """
 
     args: Namespace
     rpn_args: Namespace
     cases: list[Case]
     augmented: dict[Case, set[str]]
+    facts: dict[Case, Facts] = field(default_factory=dict)
 
     @property
     def folder(self) -> Path:
         return run_folder(self.args, self.args.model_prefix)
 
+    @property
+    def cache_dir(self) -> Path:
+        return self.folder / "cache"
+
+    @property
+    def grid(self) -> Grid:
+        return grid_of(self.args)
+
+    @property
+    def everything(self) -> list[Case]:
+        """All scans, augmented ones too."""
+        return [*self.cases, *self.augmented]
+
     @cached_property
     def digests(self) -> dict[str, str]:
-        """Of the files of all scans, augmented ones too, by the scan's name."""
-        return fingerprint_cases([*self.cases, *self.augmented], self.folder / "fingerprints.json")
+        """Of the files of all scans by the scan's name."""
+        return {case.name: seen.digest for case, seen in self.facts.items()}
 
     def names(self, number: int) -> tuple[str, str]:
         """Names of the runs of a fold, of stage 1 and of stage 2."""
@@ -70,16 +88,51 @@ class CrossValidation:
         train, val, test = (cases_of(self.cases, subjects) for subjects in (fold.train, fold.val, fold.test))
         return train + usable_augmented(self.augmented, fold), val, test
 
+    # --- the scans ---------------------------------------------------------------------------------------
+
+    def admit(self) -> None:
+        """Check and prepare all scans that have not been, and refuse bad ones."""
+        where = brains_in(self.cache_dir), self.args.num_workers, self.cache_dir
+        self.facts = admit(self.everything, self.grid, *where)
+
+    def cut_slices(self) -> pd.DataFrame:
+        """The slices of all scans, rows of `data.cutting.COLUMNS` with full paths."""
+        return cut_cohort(self.everything, self.grid, self.prepare, self.folder / "slices", self.args.num_workers)
+
+    @property
+    def prepare(self):
+        """From a case to its prepared scan, kept in the run's folder."""
+        return partial(cached_scan, grid=self.grid, cache_dir=self.cache_dir)
+
+    def scans_of(self, cases: list[Case]):
+        return scan_loader(ScanDataset(cases, self.prepare), self.args.num_workers)
+
     # --- a begun run -------------------------------------------------------------------------------------
 
-    def choose_folds(self) -> list[Fold]:
-        """The folds of ``--folds``, of the run as it was begun or, where nothing has been trained yet, new ones."""
-        args, subjects = self.args, {case.subject for case in self.cases}
-        if args.folds:
-            return read_folds(args.folds, subjects)
-        if self.is_begun(args.k):
+    def check_settings(self) -> None:
+        """Refuse, before any scan is read, folds that cannot be, and other settings than a begun run has."""
+        if is_trained(self.folder):
+            raise UserError(f"{self.folder} holds a training; choose another --model_prefix for the cross-validation")
+        if self.is_begun(self.args.k):
+            require_settings(self.folder, vars(self.args))
+        if self.known_folds() is None:
+            held_out(len({case.subject for case in self.cases}), self.args.k, self.args.splits)
+
+    def known_folds(self) -> list[Fold] | None:
+        """The folds of ``--folds`` or of the run as it was begun; None where nothing has been trained yet."""
+        subjects = {case.subject for case in self.cases}
+        if self.args.folds:
+            return read_folds(self.args.folds, subjects)
+        if self.is_begun(self.args.k):
             return read_begun_folds(self.folder / "folds.json", subjects)
-        return make_folds(lesion_loads(self.cases), args.k, args.splits, args.seed)
+        return None
+
+    def choose_folds(self) -> list[Fold]:
+        """The folds that are known or, without them, new ones."""
+        if (folds := self.known_folds()) is not None:
+            return folds
+        loads = lesion_loads({case: self.facts[case].lesion for case in self.cases})
+        return make_folds(loads, self.args.k, self.args.splits, self.args.seed)
 
     def is_begun(self, k: int) -> bool:
         """Whether a network of the first `k` folds has learned anything."""
@@ -92,8 +145,6 @@ class CrossValidation:
         A begun network belongs to what it learns from. A scan that it never saw may change or be new: proposals and
         scores are made anew each time.
         """
-        if is_trained(self.folder):
-            raise UserError(f"{self.folder} holds a training; choose another --model_prefix for the cross-validation")
         open_run(self.folder, vars(self.args), {"folds.json": digest_of(folds)}, self.is_begun(len(folds)))
         if self.augmented:
             check_sources(Path(self.args.augmented_dir), self.digests)
@@ -122,7 +173,7 @@ class CrossValidation:
         """The four steps of one fold; returns a row (fold, stage, score, estimate) for every score.
 
         Args:
-            slices: the slices of all scans, rows of `data.slices.COLUMNS` with full paths.
+            slices: what `cut_slices` returns.
         """
         train, val, test = self.sides(fold)
         rpn_name, name = self.names(number)
@@ -140,7 +191,7 @@ class CrossValidation:
 
         # 3. Train StrokeFormer on the regions.
         inputs = self.inputs(fold, self.rpn_digest(number))
-        best = train_strokeformer(self.args, train, val, regions, self.folder / "cache", name, inputs)
+        best = train_strokeformer(self.args, train, val, regions, self.cache_dir, name, inputs)
         model = load_model(StrokeFormer, best)
 
         # 4. Test both stages.
@@ -153,14 +204,6 @@ class CrossValidation:
             for stage, found in (("rpn", rpn_scores), ("strokeformer", scores))
             for score, estimate in found.items()
         ]
-
-    def scans_of(self, cases: list[Case]):
-        return scan_loader(ScanDataset(cases, self.prepare), self.args.num_workers)
-
-    @property
-    def prepare(self):
-        """From a case to its prepared scan, kept in the run's folder."""
-        return partial(cached_scan, grid=grid_of(self.args), cache_dir=self.folder / "cache")
 
 
 def digest_of(folds: list[Fold]) -> str:

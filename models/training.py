@@ -15,11 +15,12 @@ from pytorch_lightning.callbacks import EMAWeightAveraging
 from pytorch_lightning.loggers import WandbLogger
 
 from data.cohort import Case
+from data.cutting import boxes_of
 from data.datamodules import RPNDataModule, SegmentationDataModule, SliceDataset, StackedScans, scan_loader
 from data.grid import Grid, grid_of
 from data.names import stem_of
 from data.prepared import cached_scan
-from data.slices import channels_of, grid_of_slices, lesion_boxes, read_slice
+from data.slices import channels_of, grid_of_slices
 from models.anchors import ANCHOR_SIZES, fit_anchors
 from models.calibration import calibration_summary, choose_threshold, coverage_curve
 from models.checkpoints import MarkCheckpoint, load_rpn, store_hyperparameters
@@ -56,13 +57,11 @@ def build_rpn(args: Namespace, in_channels: int, anchor_sizes: tuple[float, ...]
     )
 
 
-def choose_anchors(args: Namespace, train: pd.DataFrame) -> tuple[float, ...]:
+def choose_anchors(args: Namespace, train: pd.DataFrame, slice_side: int) -> tuple[float, ...]:
     """The anchor sizes that ``--dataset_anchors`` names, or that fit the lesions of the training slices."""
     if args.dataset_anchors != "auto":
         return ANCHOR_SIZES[args.dataset_anchors]
-    masks = [read_slice(path)[0] > 0 for path in train.loc[train.lesion_voxels > 0, "mask"]]
-    boxes = np.concatenate([lesion_boxes(mask) for mask in masks])
-    return fit_anchors(boxes, min(masks[0].shape), args.image_size)
+    return fit_anchors(boxes_of(train), slice_side, args.image_size)
 
 
 def build_strokeformer(args: Namespace) -> StrokeFormer:
@@ -79,6 +78,7 @@ def train_rpn(args: Namespace, train: pd.DataFrame, val: pd.DataFrame, name: str
     """
     pl.seed_everything(args.seed, verbose=False)
     grid = grid_of_slices(train)
+    slice_side = min(grid.shape[1:])
     data = RPNDataModule(
         train,
         val,
@@ -89,7 +89,7 @@ def train_rpn(args: Namespace, train: pd.DataFrame, val: pd.DataFrame, name: str
         tuple(args.context),
         args.slice_sampling,
     )
-    model = build_rpn(args, channels_of(train), choose_anchors(args, train), min(grid.shape[1:]))
+    model = build_rpn(args, channels_of(train), choose_anchors(args, train, slice_side), slice_side)
     sick = np.flatnonzero(data.val_sick)
     shown = sick[np.linspace(0, len(sick) - 1, min(args.num_samples, len(sick))).astype(int)]
     monitor = MONITOR if len(sick) else ("train_loss", "min")

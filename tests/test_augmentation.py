@@ -25,10 +25,10 @@ from augmentation.lesions import (
 from augmentation.pairs import Criteria, count_cells, find_pairs, index_slices, iou, iou_bound, join
 from data.brain import with_brains
 from data.cohort import augmented_cases, pair_cases
+from data.cutting import cut_cohort
 from data.folds import Fold, usable_augmented
 from data.grid import Grid
 from data.prepared import prepare_scan
-from data.slices import cut_cohort
 from tests.running import is_png, run_script
 
 # --- pairs ---------------------------------------------------------------------------------------------
@@ -323,8 +323,8 @@ def test_slices_of_augmented_scans_meet_the_masks_of_their_own_copy(augmented, c
         for path in [*(cohort / part).iterdir(), *(out_dir / part).iterdir()]:
             (tmp_path / part / path.name).symlink_to(path)
     cases = with_brains(pair_cases([tmp_path / "Scans"], [tmp_path / "Masks"]), [tmp_path / "Brains"])
-    prepare = partial(prepare_scan, grid=Grid((1, 24, 25, 29)), brains=tmp_path / "none are found")
-    table = cut_cohort(cases, prepare, tmp_path / "slices")
+    grid = Grid((1, 24, 25, 29))
+    table = cut_cohort(cases, grid, partial(prepare_scan, grid=grid, brains=tmp_path / "none"), tmp_path / "slices")
     assert table.volume.nunique() == len(cases) > len(list((cohort / "Scans").iterdir()))
     voxels = table.groupby("volume").lesion_voxels.sum()
     assert all(voxels[case.name] == np.count_nonzero(np.load(case.mask)) for case in cases)

@@ -251,6 +251,14 @@ def test_no_subject_is_scored_by_a_network_that_saw_it_whatever_happens_between_
             assert {name for run, name in bench.recorder.tested if run.startswith("seg")} == set(bench.cohort.version)
 
 
+def test_resumed_run_reads_no_voxel_of_the_cohort(tmp_path, monkeypatch):
+    bench = Bench(tmp_path)
+    assert bench.run(stop_after=ONE_FOLD) == "stopped"
+    monkeypatch.setattr("data.checks.read_volume", lambda *_: pytest.fail("a voxel was read"))
+    monkeypatch.setattr("data.cutting.write_slices", lambda *_: pytest.fail("slices were cut"))
+    assert bench.run() == "done" and bench.recorder.trainings == 2
+
+
 def test_training_and_cross_validation_of_one_name_do_not_mix(tmp_path):
     bench = Bench(tmp_path)
     assert bench.run() == "done"

@@ -4,13 +4,13 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from data.brain import find_brain, find_brains, is_stripped, read_brain, with_brains
+from data.admission import admit
+from data.brain import find_brain, is_stripped, read_brain, with_brains
 from data.checks import check_headers
 from data.cohort import pair_cases
 from data.grid import Grid
 from data.head import head_mask
 from data.phantom.subject import Settings, make_subject
-from data.prepared import check_brains
 from data.space import Space, centred_space, resample
 from data.volumes import read_volume, write_volume
 from tests.drawn import ball, dice
@@ -20,7 +20,7 @@ from utils.errors import UserError
 REAL = ROOT.parent / "shared/real"  # not part of the project; see its README.md
 real = pytest.mark.skipif(not any(REAL.rglob("*.nii.gz")), reason="no real scans beside the project")
 
-
+GRID = Grid((1, 24, 30, 26))  # that of `ball`
 FOUR_MM = np.diag([4.0, 4, 4, 1])
 
 
@@ -124,7 +124,7 @@ def test_given_mask_goes_before_what_would_be_found_and_folders_that_were_named_
         put(tmp_path, f"{name}/sub-01_desc-brain_mask.npy", mask)
     for folders, name in ((None, "Brains"), ([tmp_path / "by hand"], "by hand")):
         cases = with_brains(cases_in(tmp_path), folders)
-        find_brains(cases, tmp_path / "found")
+        admit(cases, GRID, tmp_path / "found")
         np.testing.assert_array_equal(read_brain(cases[0], tmp_path / "found"), masks[name])
     assert networks.runs == 0 and not (tmp_path / "found").exists()
 
@@ -166,7 +166,7 @@ def test_given_mask_that_holds_no_brain_or_more_than_one_is_refused(tmp_path, va
     put(tmp_path, "Scans/sub-01_T1w.npy", ball()[0])
     put(tmp_path, "Brains/sub-01_desc-brain_mask.npy", np.full((24, 30, 26), values))
     with pytest.raises(UserError, match=rf"sub-01_desc-brain_mask\.npy {complaint}"):
-        check_brains(with_brains(cases_in(tmp_path), None), Grid((1, 24, 30, 26)), tmp_path / "found")
+        admit(with_brains(cases_in(tmp_path), None), GRID, tmp_path / "found")
 
 
 # --- found ---------------------------------------------------------------------------------------------
@@ -206,7 +206,7 @@ def test_brain_is_found_once_and_kept_on_the_grid_of_its_scan(tmp_path, networks
     put(tmp_path, f"Scans/sub-01_T1w{ext}", scan, affine)
     (case,) = cases_in(tmp_path)
     for _ in range(2):
-        find_brains([case], tmp_path / "found")
+        admit([case], GRID, tmp_path / "found")
         found = read_brain(case, tmp_path / "found")
         assert found.dtype == bool and dice(found, read_volume(case.scan).array[0] > 80) == 1
     assert networks.runs == 1 and found.sum() == brain.sum()
@@ -220,14 +220,14 @@ def test_brain_is_found_once_and_kept_on_the_grid_of_its_scan(tmp_path, networks
 def test_brain_of_a_changed_scan_or_of_other_code_is_found_anew(tmp_path, networks, monkeypatch):
     put(tmp_path, "Scans/sub-01_T1w.npy", skull()[0])
     (case,) = cases_in(tmp_path)
-    find_brains([case], tmp_path / "found")
+    admit([case], GRID, tmp_path / "found")
     scan, brain = skull(radius=6)
     put(tmp_path, "Scans/sub-01_T1w.npy", scan)
-    find_brains([case], tmp_path / "found")
+    admit([case], GRID, tmp_path / "found")
     np.testing.assert_array_equal(read_brain(case, tmp_path / "found"), brain)
     assert networks.runs == 2
     monkeypatch.setattr("data.brain.PREPARATION", "of another checkout")
-    find_brains([case], tmp_path / "found")
+    admit([case], GRID, tmp_path / "found")
     assert networks.runs == 3
 
 
@@ -238,7 +238,7 @@ def test_head_stands_for_the_brain_of_other_contrasts_with_a_skull_and_one_line_
     cases = cases_in(tmp_path)
     capsys.readouterr()
     for _ in range(2):  # said again of what was kept
-        find_brains(cases, tmp_path / "found")
+        admit(cases, GRID, tmp_path / "found")
         assert capsys.readouterr().out == (
             "No brain found in 2 scans with a skull (e.g. sub-01_dwi.npy): the whole head stands for it; give brain "
             "masks with --brains_dir, or a stripped scan\n"
@@ -250,7 +250,7 @@ def test_head_stands_for_the_brain_of_other_contrasts_with_a_skull_and_one_line_
 def test_head_stands_for_a_brain_that_deepbet_does_not_find(tmp_path, networks, capsys):
     scan, _ = skull(bright=70)
     put(tmp_path, "Scans/sub-01_T1w.npy", scan)
-    find_brains(cases_in(tmp_path), tmp_path / "found")
+    admit(cases_in(tmp_path), GRID, tmp_path / "found")
     assert "No brain found in 1 scan with a skull (e.g. sub-01_T1w.npy)" in capsys.readouterr().out
     np.testing.assert_array_equal(read_brain(cases_in(tmp_path)[0], tmp_path / "found"), head_mask(scan))
 
@@ -286,7 +286,7 @@ def test_deepbet_that_sees_nothing_at_all_is_no_error(tmp_path, capsys):
     scan = np.zeros((20, 24, 22))
     scan[:3, :3, :3] = 60  # its own code fails on this one: it takes the largest of no components
     put(tmp_path, "Scans/sub-01_T1w.npy", scan)
-    find_brains(cases_in(tmp_path), tmp_path / "found")
+    admit(cases_in(tmp_path), GRID, tmp_path / "found")
     assert "the whole head stands for it" in capsys.readouterr().out
 
 

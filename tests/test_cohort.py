@@ -7,9 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.checks import check_headers, check_voxels, space_of
+from data.admission import admit
+from data.checks import check_headers, read_mask, space_of
 from data.cohort import augmented_cases, pair_cases, refuse_twins, say_shared
 from data.folds import cases_of, lesion_loads, make_folds, read_folds, usable_augmented, write_folds
+from data.grid import Grid
 from data.names import bids_entity
 from data.volumes import write_volume
 from utils.errors import UserError
@@ -172,14 +174,14 @@ def test_bad_voxels_are_refused_by_file(tmp_path, part, value, complaint):
     array.flat[7] = value
     np.save(path, array)
     with pytest.raises(UserError, match=rf"{path.name} .*{complaint}"):
-        check_voxels(paired(tmp_path))
+        admit(paired(tmp_path), Grid((1, 4, 6, 8)), tmp_path / "found")
 
 
 def test_constant_scan_is_refused(tmp_path):
     write_case(tmp_path, "sub-01")
     write_volume(tmp_path / "Scans/sub-01_T1w.npy", np.ones((1, 4, 6, 8), np.float32))
     with pytest.raises(UserError, match="constant"):
-        check_voxels(paired(tmp_path))
+        admit(paired(tmp_path), Grid((1, 4, 6, 8)), tmp_path / "found")
 
 
 def test_subjects_that_train_and_validate_are_told(capsys):
@@ -209,7 +211,7 @@ def test_spacing_of_npy_scans_comes_from_the_cohort_table(tmp_path):
 def test_lesion_load_of_a_subject_is_the_mean_of_its_sessions(tmp_path):
     write_case(tmp_path, "sub-01_ses-1", lesion=0)
     write_case(tmp_path, "sub-01_ses-2", lesion=96)
-    assert lesion_loads(paired(tmp_path)) == {"01": 0.25}
+    assert lesion_loads({case: read_mask(case).mean() for case in paired(tmp_path)}) == {"01": 0.25}
 
 
 # --- folds ---------------------------------------------------------------------------------------------
@@ -265,7 +267,7 @@ def test_sessions_of_a_subject_stay_on_one_side(tmp_path):
         for session in (1, 2):
             write_case(tmp_path, f"sub-{subject}_ses-{session}")
     cases = paired(tmp_path)
-    for fold in make_folds(lesion_loads(cases), 2, (30, 20, 50), 0):
+    for fold in make_folds(lesion_loads({case: read_mask(case).mean() for case in cases}), 2, (30, 20, 50), 0):
         sides = [{c.subject for c in cases_of(cases, s)} for s in (fold.train, fold.val, fold.test)]
         assert sum(map(len, sides)) == len(set.union(*sides)) == 6
         assert sum(len(cases_of(cases, s)) for s in (fold.train, fold.val, fold.test)) == 12

@@ -9,12 +9,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from data.admission import admit
 from data.brain import with_brains
 from data.cohort import Case, pair_cases
 from data.grid import Grid, choose_spacing, say_untold_network
 from data.names import PREDICTION_SUFFIX
 from data.phantom.subject import Settings, make_subject
-from data.prepared import PreparedScan, cached_scan, check_brains, prepare_scan
+from data.prepared import PreparedScan, cached_scan, prepare_scan
 from data.space import Space, resample, share_outside
 from data.volumes import read_volume, write_like, write_volume
 from models.checkpoints import grid_at_test, load_model, require_spacing
@@ -186,21 +187,21 @@ def test_brain_larger_than_the_grid_is_refused_with_the_grid_that_it_needs(tmp_p
     case = case_of(tmp_path, scan, brain, affine=AFFINES[axes])
     message = r"sub-01_T1w.+ has a brain larger than the grid, which cuts \d+% .+ give at least --scan_dim (.+), "
     with pytest.raises(UserError, match=message) as refusal:
-        check_brains([case], Grid((1, 8, 20, 10), spacing_mm=spacing_mm), tmp_path / "none are found")
+        admit([case], Grid((1, 8, 20, 10), spacing_mm=spacing_mm), tmp_path / "none are found")
     needed = tuple(map(int, re.search(message, str(refusal.value))[1].split()))
-    check_brains([case], Grid(needed, spacing_mm=spacing_mm), tmp_path / "none are found")
+    admit([case], Grid(needed, spacing_mm=spacing_mm), tmp_path / "none are found")
 
 
 def test_brain_away_from_the_middle_of_the_scan_is_not_cut(tmp_path, capsys):
     scan, brain = ball((16, 16, 40), 6, middle=(0, 0, 10))
-    check_brains([case_of(tmp_path, scan, brain)], Grid((1, 16, 16, 14)), tmp_path / "none are found")
+    admit([case_of(tmp_path, scan, brain)], Grid((1, 16, 16, 14)), tmp_path / "none are found")
     assert capsys.readouterr().out == ""
 
 
 def test_small_loss_to_the_grid_is_told_and_the_worst_one_named(tmp_path, capsys):
     balls = {"16": ball((24, 24, 24), 8), "18": ball((24, 24, 24), 9)}  # by their width in voxels
     cases = [case_of(tmp_path, *drawing, name=f"sub-{width}") for width, drawing in balls.items()]
-    check_brains(cases, Grid((1, 24, 24, 16)), tmp_path / "none are found")
+    admit(cases, Grid((1, 24, 24, 16)), tmp_path / "none are found")
     (line,) = capsys.readouterr().out.splitlines()
     assert re.fullmatch(r"--scan_dim cuts [12]\.\d% of the brain off in sub-18_T1w\.npy; give a larger one", line)
 
@@ -210,19 +211,19 @@ def test_lesion_that_the_grid_cuts_is_told(tmp_path, capsys):
     lesion = np.zeros_like(brain)
     lesion[12, [6, 23], 13] = True  # the ends of the ball along H, of which a grid of 17 voxels has one
     case = case_of(tmp_path, scan, brain, lesion)
-    check_brains([case], Grid((1, 24, 30, 26)), tmp_path / "none are found")
+    admit([case], Grid((1, 24, 30, 26)), tmp_path / "none are found")
     assert "of the lesions off" not in capsys.readouterr().out
-    check_brains([case], Grid((1, 24, 17, 26)), tmp_path / "none are found")
+    admit([case], Grid((1, 24, 17, 26)), tmp_path / "none are found")
     assert "--scan_dim cuts 50% of the lesions off in sub-01_label-L_mask.npy; give a" in capsys.readouterr().out
 
 
 def test_lesion_outside_the_brain_is_told(tmp_path, capsys):
     scan, brain = ball()
     lesion = np.zeros_like(brain)
-    lesion[12, 13:17, 0:7] = True  # some of it is beyond the ball
+    lesion[12, 13:17, 0:9] = True  # some of it is beyond the ball
     case = case_of(tmp_path, scan, brain, lesion)
     share = np.mean(~brain[lesion])
-    check_brains([case], Grid((1, 24, 30, 26)), tmp_path / "none are found")
+    admit([case], Grid((1, 24, 30, 26)), tmp_path / "none are found")
     line = f"{share:.0%} of the lesion voxels of sub-01_label-L_mask.npy lie outside the brain and are not looked at"
     assert 0.05 < share < 0.7 and capsys.readouterr().out.startswith(line)
 
@@ -277,7 +278,7 @@ def test_spacing_and_resize_to_are_refused_together_and_resize_to_alone_knows_no
 def test_scans_of_untold_voxel_size_are_taken_for_the_networks_and_said_once(tmp_path, capsys):
     cases = cases_of_sizes(tmp_path, None, 2, None)
     grid = Grid((1, 24, 30, 26), spacing_mm=(2.0, 2.0, 2.0))
-    check_brains(cases, grid, tmp_path / "none are found")
+    admit(cases, grid, tmp_path / "none are found")
     assert capsys.readouterr().out == (
         "2 scans (e.g. sub-0_T1w.npy) tell no voxel size: 2 x 2 x 2 mm is taken for it; a cohort.csv beside their "
         "folder tells it\n"
@@ -293,7 +294,7 @@ def test_scans_of_untold_voxel_size_are_taken_for_the_networks_and_said_once(tmp
 def test_network_of_untold_voxel_size_takes_every_scan_as_it_is_and_says_so(tmp_path, capsys):
     cases = cases_of_sizes(tmp_path, 2, None)
     say_untold_network(cases, Grid((1, 24, 30, 26)))
-    check_brains(cases, Grid((1, 24, 30, 26)), tmp_path / "none are found")
+    admit(cases, Grid((1, 24, 30, 26)), tmp_path / "none are found")
     assert capsys.readouterr().out == (
         "The network was trained on scans of untold voxel size: these are taken as they are\n"
     )

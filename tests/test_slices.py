@@ -11,13 +11,16 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from data.cohort import pair_cases
+from data.cutting import boxes_of, cut_cohort, lesion_boxes
 from data.datamodules import RPNDataModule, StackedScans
 from data.grid import Grid
 from data.prepared import prepare_scan
 from data.sampling import EpochSampler, balanced_indices
-from data.slices import cut_cohort, lesion_boxes, read_slice_table
+from data.slices import read_slice_table
 from data.volumes import write_volume
 from utils.errors import UserError
+
+GRID = Grid((1, 12, 20, 24))
 
 
 @pytest.fixture
@@ -35,7 +38,7 @@ def cohort(tmp_path, no_skulls):
 
 
 def cut(cohort, out_dir):
-    return cut_cohort(cohort, partial(prepare_scan, grid=Grid((1, 12, 20, 24)), brains=out_dir / "found"), out_dir)
+    return cut_cohort(cohort, GRID, partial(prepare_scan, grid=GRID, brains=out_dir / "found"), out_dir)
 
 
 def test_slices_with_brain_keep_their_true_index_and_air_is_skipped(cohort, tmp_path):
@@ -50,7 +53,7 @@ def test_slices_with_brain_keep_their_true_index_and_air_is_skipped(cohort, tmp_
 def test_slices_stack_back_into_the_volume_they_came_from(cohort, tmp_path):
     stacked = StackedScans(cut(cohort, tmp_path / "2d"))
     for case, again in zip(cohort, stacked, strict=True):
-        prepared = prepare_scan(case, Grid((1, 12, 20, 24)), tmp_path / "2d/found")
+        prepared = prepare_scan(case, GRID, tmp_path / "2d/found")
         assert again.name == case.name
         for part in ("brain", "mask"):
             np.testing.assert_array_equal(getattr(again, part), getattr(prepared, part))
@@ -69,6 +72,44 @@ def test_folder_without_table_is_measured_to_the_same_rows(cohort, tmp_path):
     measured = read_slice_table(tmp_path / "2d/Scans", tmp_path / "2d/Masks")
     assert set(measured.depth) == {10}  # without them, too, the volume ends at its last slice
     assert [scan.brain.shape for scan in StackedScans(measured)] == [(10, 20, 24)] * 2
+
+
+def files_of(out_dir) -> dict[str, int]:
+    """Time of writing of each slice, brain and record."""
+    files = [path for folder in ("Scans", "Masks", "Brains", "cache") for path in (out_dir / folder).iterdir()]
+    return {path.name: path.stat().st_mtime_ns for path in files}
+
+
+def test_slices_of_scans_that_did_not_change_stay_and_no_others(cohort, tmp_path):
+    out_dir = tmp_path / "2d"
+    first, before = cut(cohort, out_dir), files_of(out_dir)
+    pd.testing.assert_frame_equal(cut(cohort, out_dir), first)
+    assert files_of(out_dir) == before
+    mask = np.load(cohort[1].mask)
+    np.save(cohort[1].mask, np.roll(mask, 1, axis=3))  # the lesion a slice higher
+    again, after = cut(cohort, out_dir), files_of(out_dir)
+    assert again[again.lesion_voxels > 0].slice.tolist() == [5, 6]
+    assert all(after[name] == before[name] for name in before if name.startswith("sub-01"))
+    assert not any(after.get(name) == before[name] for name in before if name.startswith("sub-02"))
+    next((out_dir / "Masks").glob("sub-01_*slice-005.npy")).unlink()
+    pd.testing.assert_frame_equal(cut(cohort, out_dir), again)
+    assert set(cut(cohort[1:], out_dir).subject) == {"02"}
+    assert all(name.startswith("sub-02") for name in files_of(out_dir))
+
+
+def test_table_tells_the_boxes_of_all_lesions(cohort, tmp_path):
+    mask = np.load(cohort[1].mask)
+    mask[0, 4:6, 15:18, 4] = 1
+    np.save(cohort[1].mask, mask)
+    table = cut(cohort, tmp_path / "2d")
+    boxes = [lesion_boxes(np.load(path)[0] > 0) for path in table["mask"]]
+    np.testing.assert_array_equal(boxes_of(table), np.concatenate(boxes))
+    assert boxes_of(table).dtype == np.float32 and len(boxes_of(table)) == 3
+    read = read_slice_table(tmp_path / "2d/Scans", tmp_path / "2d/Masks")
+    pd.testing.assert_frame_equal(read, table)
+    (tmp_path / "2d/slices.csv").unlink()
+    measured = read_slice_table(tmp_path / "2d/Scans", tmp_path / "2d/Masks")
+    assert measured.boxes.tolist() == table.boxes.tolist()
 
 
 def test_slice_without_mask_is_refused(cohort, tmp_path):

@@ -1,4 +1,4 @@
-"""Progress of long work: one bar on a terminal that vanishes when it is done, one line in a log file."""
+"""Progress of long work: one bar on a terminal that vanishes when it is done, a line now and then in a log file."""
 
 import sys
 import time
@@ -9,19 +9,35 @@ from tqdm import tqdm
 
 Item = TypeVar("Item")
 WORTH_A_LINE_S = 10  # a log file is told of what took longer
+EVERY_S = 60  # between the lines on what goes on
 
 
 def progress(items: Iterable[Item], what: str, total: int | None = None, unit: str = "scan") -> Iterator[Item]:
-    """The items one by one, with a bar, or a line at the end, that says `what` is done.
+    """The items one by one, with a bar, or lines in a log file, that say how far `what` is done.
+
+    Both tell the rate and the time left.
 
     Args:
         total: how many there are, where `items` do not tell; a bar of one item is none.
     """
     total = len(items) if total is None else total
-    started = time.monotonic()
-    yield from tqdm(items, what, total, unit=unit, leave=False, disable=total < 2 or not on_terminal())
+    if on_terminal():
+        yield from tqdm(items, what, total, unit=unit, leave=False, disable=total < 2)
+    else:
+        yield from _with_lines(items, what, total, unit)
+
+
+def _with_lines(items: Iterable[Item], what: str, total: int, unit: str) -> Iterator[Item]:
+    started = said = time.monotonic()
+    for done, item in enumerate(items, 1):
+        yield item
+        now = time.monotonic()
+        if now - said > EVERY_S and done < total:
+            rate, said = done / (now - started), now
+            left = duration((total - done) / rate)
+            print(f"{what}: {done} of {total} {unit}s, {rate:.2g} a second, {left} left", flush=True)
     took_s = time.monotonic() - started
-    if not on_terminal() and took_s > WORTH_A_LINE_S:
+    if took_s > WORTH_A_LINE_S:
         print(f"{what}: {total} {unit}{'' if total == 1 else 's'} in {took_s:.0f} s", flush=True)
 
 

@@ -58,7 +58,7 @@ def open_run(folder: Path, settings: dict, inputs: dict[str, str] | None = None,
         UserError: the folder holds a run with other settings, or results of other inputs.
     """
     if begun:
-        _require_settings(folder, read_run(folder).get("settings", {}), _plain(settings))
+        require_settings(folder, settings)
         require_inputs(folder, inputs)
     if not (begun and (folder / "run.json").exists()):
         write_json(folder / "run.json", {**describe_run(_plain(settings)), "inputs": inputs})
@@ -73,7 +73,9 @@ def read_run(folder: Path) -> dict:
     return content
 
 
-def _require_settings(folder: Path, earlier: dict, now: dict) -> None:
+def require_settings(folder: Path, settings: dict) -> None:
+    """Refuse a run in `folder` that was begun with other settings."""
+    earlier, now = read_run(folder).get("settings", {}), _plain(settings)
     for name in now:
         if name not in FREE_SETTINGS and name in earlier and earlier[name] != now[name]:
             raise UserError(

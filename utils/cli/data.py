@@ -119,7 +119,12 @@ def add_rpn_batch_size(group) -> None:
 
 
 def add_num_workers(group) -> None:
-    group.add_argument("--num_workers", type=non_negative_int, default=0, help="processes of a data loader")
+    group.add_argument(
+        "--num_workers",
+        type=non_negative_int,
+        default=0,
+        help="processes that check, prepare and load data; 0 for this one",
+    )
 
 
 def add_transforms(parser) -> None:
