@@ -48,7 +48,7 @@ def segment_lesions(args: argparse.Namespace) -> None:
     print(pd.read_csv(folder / "scores/synthetic_summary.csv").round(3).to_string(index=False))
     prepared = folder / "isles22"
     isles = ["--dataset", f"isles-{args.contrast}", "--root", args.real / "isles22"]
-    run("-m", "data.prepare", *isles, "--out_dir", prepared)
+    run("-m", "data.prepare", *isles, "--ext", ".nii.gz", "--out_dir", prepared)
     report(look(folder, prepared), folder)
 
 

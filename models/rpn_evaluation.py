@@ -9,9 +9,9 @@ import numpy as np
 import pandas as pd
 import torch
 
+from data.cutting import lesion_boxes
 from data.names import stem_of
 from data.prepared import PreparedScan
-from data.slices import lesion_boxes
 from models.rpn import RPN
 from utils.files import update_table, write_json
 from utils.intervals import Estimate, interval_rows
