@@ -28,10 +28,12 @@ from data.volumes import read_volume
 N_TRAIN, N_VAL, N_TEST = 50, 10, 24
 SEED = 61
 GRID = ["--scan_dim", "1", "73", "112", "112"]  # that of recipes/isles_*.args
+SPACING = ["--spacing", "2", "2", "2"]  # of the networks, as data.prepare leaves ISLES 2022
 MINUTES = ["--rpn_max_epochs", "4", "--max_epochs", "60", "--max_lr", "2e-3"]  # in place of a GPU's hours
-COHORTS = {  # arguments of data.phantom
-    "dwi": ["--modality", "dwi", "--stripped", "--oblique", "--spacing", "2", "--ext", ".nii.gz"],
-    "flair": ["--modality", "flair", "--stripped", "--oblique", "--spacing", "2", "--ext", ".nii.gz"],
+ISLES = ["--stripped", "--oblique", "--ext", ".nii.gz"]
+COHORTS = {  # arguments of data.phantom; FLAIR has thick slices
+    "dwi": ["--modality", "dwi", "--spacing", "2", *ISLES],
+    "flair": ["--modality", "flair", "--spacing", "5", "1", "1", *ISLES],
 }
 
 
@@ -66,7 +68,7 @@ def train(folder: Path, contrast: str, num_workers: int) -> None:
     names = ["--model_prefix", "synthetic", "--rpn_model_prefix", "synthetic", "--offline"]
     places = ["--default_root_dir", folder / "StrokeFormer", "--rpn_default_root_dir", folder / "RPN"]
     scores = ["--scores_dir", folder / "scores", "--rpn_scores_dir", folder / "rpn_scores"]
-    recipe = [f"@recipes/isles_{contrast}.args", *MINUTES, "--num_workers", num_workers]
+    recipe = [f"@recipes/isles_{contrast}.args", *SPACING, *MINUTES, "--num_workers", num_workers]
     run("cross_validation.py", *recipe, *cohort, *names, *places, *scores)
 
 
@@ -75,7 +77,7 @@ def look(folder: Path, prepared: Path) -> int:
     cohort = ["--scans_dir", prepared / "Scans", "--masks_dir", prepared / "Masks", "--ext", ".nii.gz"]
     networks = [folder / f"{stage}/synthetic_fold-0/checkpoints/best.ckpt" for stage in ("StrokeFormer", "RPN")]
     slices, results = folder / "slices", ["--model_name", "real", "--n_predictions"]
-    run("-m", "data.slices", *cohort, *GRID, "--out_dir", slices)
+    run("-m", "data.slices", *cohort, *GRID, *SPACING, "--out_dir", slices)
     run(
         *["test_rpn.py", "--scans", slices / "Scans", "--masks", slices / "Masks", "--ckpt_path", networks[1]],
         *["--scores_dir", folder / "real_rpn", *results, 10],
