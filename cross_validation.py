@@ -9,7 +9,7 @@ from pathlib import Path
 
 from models.defaults import LOSS_CONFIG
 from utils import cli
-from utils.files import read_scores, require_writable
+from utils.files import STAGE_1_TABLES, STAGE_2_TABLES, require_tables, require_writable
 
 
 def parse_args():
@@ -80,8 +80,8 @@ def find_cases(args, folder: Path) -> tuple[list, dict]:
     require_writable(folder, "--default_root_dir", 2 * bytes_to_prepare(everything, grid_of(args), folder / "cache"))
     for argument in ("rpn_default_root_dir", "scores_dir", "rpn_scores_dir"):
         require_writable(getattr(args, argument), f"--{argument}")
-    for path in (Path(args.scores_dir) / args.scores_file, Path(args.rpn_scores_dir) / args.rpn_scores_file):
-        read_scores(path)
+    require_tables(args.scores_dir, args.scores_file, args.per_size_scores_file, *STAGE_2_TABLES)
+    require_tables(args.rpn_scores_dir, args.rpn_scores_file, *STAGE_1_TABLES)
     return cases, augmented
 
 

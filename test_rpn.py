@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from utils import cli
-from utils.files import read_scores, require_writable
+from utils.files import STAGE_1_TABLES, require_tables, require_writable
 
 
 def parse_args():
@@ -49,7 +49,7 @@ def find_slices(args):
 
     table = read_slice_table(args.scans, args.masks)
     require_writable(args.scores_dir, "--scores_dir")
-    read_scores(Path(args.scores_dir) / args.scores_file)
+    require_tables(args.scores_dir, args.scores_file, *STAGE_1_TABLES)
     check_slices(table, args.resize_to, args.num_workers)
     return table
 

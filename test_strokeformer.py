@@ -4,7 +4,7 @@ from functools import partial
 from pathlib import Path
 
 from utils import cli
-from utils.files import read_scores, require_writable
+from utils.files import STAGE_2_TABLES, require_tables, require_writable
 
 
 def parse_args():
@@ -61,8 +61,7 @@ def find_cases(args) -> list:
     cases = with_brains(pair_cases(args.scans, args.masks), args.brains_dir)
     check_headers(cases, args.scan_dim, args.resize_to)
     require_writable(args.scores_dir, "--scores_dir")
-    for file in (args.scores_file, args.per_size_scores_file):
-        read_scores(Path(args.scores_dir) / file)
+    require_tables(args.scores_dir, args.scores_file, args.per_size_scores_file, *STAGE_2_TABLES)
     return cases
 
 

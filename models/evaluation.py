@@ -16,7 +16,7 @@ from data.space import resample
 from data.volumes import write_like
 from models.gradcam import find_layers, gradcam
 from models.strokeformer import StrokeFormer
-from utils.files import update_table, write_json
+from utils.files import STAGE_2_TABLES, intervals_file, update_table, write_json
 from utils.intervals import Estimate, interval_rows, means, ratios
 from utils.lesions import lesion_load, lesion_rows
 from utils.metrics import SIZE_BINS, scan_scores, scores_by_size, slice_scores
@@ -25,9 +25,8 @@ from utils.plots import pictures_per_scan, plot_gradcam, plot_volume_prediction,
 from utils.progress import progress
 from utils.provenance import describe_run
 from utils.regions.region import Region, write_regions
-from utils.tables import intervals_file
 
-PER_SCAN_FILE, PER_LESION_FILE, VOLUMES_FILE = "per_scan_scores.csv", "per_lesion_scores.csv", "volumes.csv"
+PER_SCAN_FILE, PER_LESION_FILE, VOLUMES_FILE = STAGE_2_TABLES
 
 
 @dataclass(frozen=True)

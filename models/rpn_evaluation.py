@@ -13,7 +13,7 @@ from data.cutting import lesion_boxes
 from data.names import stem_of
 from data.prepared import PreparedScan
 from models.rpn import RPN
-from utils.files import update_table, write_json
+from utils.files import STAGE_1_TABLES, intervals_file, update_table, write_json
 from utils.intervals import Estimate, interval_rows
 from utils.plots import pictures_per_scan, plot_slice_boxes, save_figure
 from utils.progress import progress
@@ -32,10 +32,8 @@ from utils.regions.measures import (
 )
 from utils.regions.region import Region, region_mask, write_regions
 from utils.regions.rules import Kept, regions_of
-from utils.tables import intervals_file
 
-PER_SCAN_FILE, PER_LESION_FILE = "rpn_per_scan_scores.csv", "rpn_per_lesion_scores.csv"
-PER_SIZE_FILE = "rpn_per_size_scores.csv"
+PER_SCAN_FILE, PER_LESION_FILE, PER_SIZE_FILE = STAGE_1_TABLES
 WORST_MISSES = 10  # pictures of the largest lesions, by voxels left out, that the regions do not cover
 
 

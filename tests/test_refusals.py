@@ -348,10 +348,10 @@ def test_full_disk_after_training_leaves_the_checkpoint_as_it_was(workspace, tmp
 
 def test_table_that_is_none_of_scores_is_not_overwritten(workspace, tmp_path):
     (tmp_path / "scores").mkdir()
-    (tmp_path / "scores/scores.csv").write_text("my notes\n")
+    (tmp_path / "scores/volumes.csv").write_text("my notes\n")
     command = ["test_strokeformer.py", "--scans", workspace.scans, "--ckpt_path", workspace.seg, *GRID]
-    assert "scores/scores.csv is no table of scores" in refused(*command, cwd=tmp_path)
-    assert (tmp_path / "scores/scores.csv").read_text() == "my notes\n"
+    assert "scores/volumes.csv is no table of scores" in refused(*command, cwd=tmp_path)
+    assert (tmp_path / "scores/volumes.csv").read_text() == "my notes\n"
 
 
 # --- preparing and restoring ---------------------------------------------------------------------------

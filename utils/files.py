@@ -9,6 +9,10 @@ from pathlib import Path
 
 from utils.errors import UserError
 
+# What an evaluation leaves beside the files that arguments name.
+STAGE_1_TABLES = ("rpn_per_scan_scores.csv", "rpn_per_lesion_scores.csv", "rpn_per_size_scores.csv")
+STAGE_2_TABLES = ("per_scan_scores.csv", "per_lesion_scores.csv", "volumes.csv")
+
 
 @contextmanager
 def atomic_path(path: Path | str):
@@ -62,6 +66,18 @@ def read_json(path: Path | str):
         return json.loads(Path(path).read_text())
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise UserError(f"{path} is no readable JSON ({error})") from None
+
+
+def intervals_file(scores_file: str) -> str:
+    """The file with the intervals of the means in a file of scores, beside it."""
+    path = Path(scores_file)
+    return str(path.with_name(f"{path.stem}_intervals.csv"))
+
+
+def require_tables(folder: Path | str, scores_file: str, *others: str) -> None:
+    """Refuse, before long work, a folder in which a table that will get new rows is no table of scores."""
+    for file in (scores_file, intervals_file(scores_file), *others):
+        read_scores(Path(folder) / file)
 
 
 def read_scores(path: Path | str):

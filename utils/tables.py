@@ -1,17 +1,9 @@
-"""Score tables as people read them on a terminal, and where the intervals of a table are."""
-
-from pathlib import Path
+"""Score tables as people read them on a terminal."""
 
 import pandas as pd
 
 from utils.files import atomic_path
 from utils.intervals import Estimate, pooled
-
-
-def intervals_file(scores_file: str) -> str:
-    """The file with the intervals of the means in a file of scores, beside it."""
-    path = Path(scores_file)
-    return str(path.with_name(f"{path.stem}_intervals.csv"))
 
 
 def print_scores(scores: dict[str, Estimate] | None, place) -> None:
