@@ -28,8 +28,9 @@ from data.volumes import read_volume
 N_TRAIN, N_VAL, N_TEST = 50, 10, 24
 SEED = 61
 GRID = ["--scan_dim", "1", "73", "112", "112"]  # that of recipes/isles_*.args
+ROI = ["--roi_size", "32", "32", "32"]  # theirs, too
 SPACING = ["--spacing", "2", "2", "2"]  # of the networks, as data.prepare leaves ISLES 2022
-MINUTES = ["--rpn_max_epochs", "4", "--max_epochs", "60", "--max_lr", "2e-3"]  # in place of a GPU's hours
+MINUTES = ["--rpn_max_epochs", "4", "--max_epochs", "60"]  # in place of a GPU's hours
 ISLES = ["--stripped", "--oblique", "--ext", ".nii.gz"]
 COHORTS = {  # arguments of data.phantom; FLAIR has thick slices
     "dwi": ["--modality", "dwi", "--spacing", "2", *ISLES],
@@ -80,7 +81,7 @@ def look(folder: Path, prepared: Path) -> int:
     run("-m", "data.slices", *cohort, *GRID, *SPACING, "--out_dir", slices)
     run(
         *["test_rpn.py", "--scans", slices / "Scans", "--masks", slices / "Masks", "--ckpt_path", networks[1]],
-        *["--scores_dir", folder / "real_rpn", *results, 10],
+        *[*ROI, "--scores_dir", folder / "real_rpn", *results, 10],
     )
     run(
         *["test_strokeformer.py", "--scans", prepared / "Scans", "--masks", prepared / "Masks"],
@@ -101,9 +102,11 @@ def report(n_looks: int, folder: Path) -> None:
     true, false = (lesions[lesions.kind == kind] for kind in ("lesion", "false_lesion"))
     table = true[["slice", "volume_cm3", "found", "dice"]].reset_index(drop=True)
     table["covered"] = covered.covered.to_numpy()
-    scores = pd.read_csv(folder / "real/scores.csv").iloc[0]
+    scores, proposed = (pd.read_csv(folder / name).iloc[0] for name in ("real/scores.csv", "real_rpn/rpn_scores.csv"))
     print(table.round(3).to_string(index=False))
     found = f"{true.found.astype(bool).sum()} of {len(true)} lesions found"
+    share = proposed.proposed_fraction
+    print(f"Stage 1 covers {proposed.lesion_coverage:.2f} of the lesion voxels and proposes {share:.2f} of the brain")
     print(f"Dice {scores.dice:.3f}; {found}, {len(false)} false ones of {false.volume_cm3.sum():.2f} cm3")
     print(f"The real case has been looked at {n_looks} times; pictures are in {folder / 'real/real/predictions'}")
 
