@@ -25,6 +25,7 @@ from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+from benchmarks.ablated import without_attention
 from data.checks import read_mask
 from data.cohort import pair_cases
 from data.datamodules import SegmentationDataModule
@@ -47,18 +48,12 @@ class Candidate:
 
     arch: str
     side: int
-    change: Callable[[StrokeFormer], None] = lambda model: None
+    change: Callable[[StrokeFormer], object] = lambda model: None
 
     def build(self) -> StrokeFormer:
         model = StrokeFormer(arch=self.arch, roi_size=(self.side,) * 3)
         self.change(model)
         return model
-
-
-def without_attention(model: StrokeFormer) -> None:
-    """Put the identity in place of every transformer."""
-    for module in [m for m in model.net.modules() if hasattr(m, "transformer")]:
-        module.transformer = nn.Identity()
 
 
 def with_convolutions(model: StrokeFormer) -> None:
@@ -83,7 +78,7 @@ class TokenConvolutions(nn.Module):
 CANDIDATES = {
     "trans_unet 24": Candidate("trans_unet", 24),
     "trans_unet 32": Candidate("trans_unet", 32),
-    "without attention": Candidate("trans_unet", 32, without_attention),
+    "without attention": Candidate("trans_unet", 32, lambda model: without_attention(model.net)),
     "convolutions instead": Candidate("trans_unet", 32, with_convolutions),
     "unetr 32": Candidate("unetr", 32),
     "segformer3d 32": Candidate("segformer3d", 32),
@@ -108,7 +103,9 @@ def train(model: StrokeFormer, data: SegmentationDataModule, seconds: float, max
         epoch += 1
         for batch in loader:
             optimizer.param_groups[0]["lr"] = learning_rate(int(1000 * spent / budget), 1000, 10, 1e-5, max_lr, 1e-6)
-            loss = model.seg_loss(*mask_outside(model(batch["image"]), batch["mask"].long(), batch["region"]))
+            loss = model.seg_loss(
+                *mask_outside(model.half_precision(batch["image"]), batch["mask"].long(), batch["region"])
+            )
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

@@ -1,0 +1,291 @@
+"""StrokeFormer beside what users would take in its place, at equal cost, on the same synthetic heads.
+
+    python benchmarks/peers.py --out_dir runs/peers                                # all contestants, then the table
+    python benchmarks/peers.py --out_dir runs/peers --contestants ours segresnet   # some of them
+    python benchmarks/peers.py --out_dir runs/peers --budget quarter               # with less training
+    python benchmarks/peers.py --out_dir runs/peers --table                        # print what is there
+
+Heads with skull at 2 mm: 40 for training, 10 for validation, 60 to test on, and 60 shifted ones with stronger warps and
+fainter lesions. ``ours`` trains first, both stages from the 3D scans on; every other contestant then gets the processor
+time that it took. What is there already is not repeated.
+
+Contestants: ``ours``; ``true_boxes``, ours with boxes around the true lesions in place of proposals, what is left when
+stage 1 errs no more; ``whole``, our network of stage 2 over the whole volume; ``regions_segresnet``, a convolutional
+network inside our regions; ``identity``, ours without its transformer's blocks; and `whole_volume.PEERS`.
+"""
+
+import argparse
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.ablated import NETWORKS
+from benchmarks.proposals import GRID, ROI, ROI_SIZE, SHIFT, draw, link_cases
+from benchmarks.whole_volume import PEERS, segment, train
+from data.checks import read_mask
+from data.cohort import pair_cases
+from data.grid import Grid
+from data.prepared import PreparedScan, cached_scan
+from models.checkpoints import load_model, load_rpn
+from models.strokeformer import StrokeFormer
+from utils import intervals
+from utils.compare import compare
+from utils.files import atomic_path, read_json, write_json
+from utils.metrics import scan_scores
+from utils.progress import progress
+from utils.regions.region import Region, expand_region, region_of, write_regions
+
+N_TRAIN, N_VAL, N_TEST = 40, 10, 60
+SEEDS = {"development": 121, "alike": 122, "shifted": 123}
+EPOCHS = {"full": (8, 240), "half": (4, 120), "quarter": (2, 60)}  # of stage 1 and of stage 2
+OURS = {"ours": None, "true_boxes": None, "whole": None, "regions_segresnet": "segresnet", "identity": "identity"}
+STAGE_1 = ["--dataset_anchors", "auto", "--lr", "1e-3", "--batch_size", "16"]
+STAGE_2 = ["--max_lr", "2e-3", "--batch_size", "8"]
+TRANSFORMS = ["--transforms", "flip", "affine", "contrast", "lesion_contrast"]
+SCORES = ["dice", "lesion_f1_isles", "lesion_f1_atlas", "lesion_recall_isles", "false_lesions_isles", "hd95"]
+TIMED = 5  # scans of which the seconds a volume are the mean
+
+
+# --- cohorts -------------------------------------------------------------------------------------------
+
+
+def draw_cohorts(out_dir: Path) -> None:
+    draw(out_dir / "development", SEEDS["development"], N_TRAIN + N_VAL)
+    cases = cases_of(out_dir / "development")
+    link_cases(cases[:N_TRAIN], out_dir / "train")
+    link_cases(cases[N_TRAIN:], out_dir / "val")
+    draw(out_dir / "alike", SEEDS["alike"], N_TEST)
+    draw(out_dir / "shifted", SEEDS["shifted"], N_TEST, *SHIFT)
+
+
+def cases_of(folder: Path) -> list:
+    return pair_cases([folder / "Scans"], [folder / "Masks"])
+
+
+def prepared(folder: Path) -> list[PreparedScan]:
+    grid = Grid(tuple(map(int, GRID[1:])), spacing_mm=(2.0,) * 3)
+    return [cached_scan(case, grid, folder / "cache") for case in progress(cases_of(folder), "Preparing")]
+
+
+# --- ours ----------------------------------------------------------------------------------------------
+
+
+def run(*command) -> None:
+    subprocess.run([sys.executable, *map(str, command)], cwd=ROOT, check=True)
+
+
+def folders(out_dir: Path, kind: str) -> list:
+    """Arguments of a training's scans and masks: of slices, or of volumes where `kind` is empty."""
+    return [
+        word
+        for part in ("train", "val")
+        for name in ("Scans", "Masks")
+        for word in (f"--{part}_{name.lower()}", out_dir / part / kind / name)
+    ]
+
+
+def train_stage_1(out_dir: Path, run_dir: Path, epochs: int, seed: int) -> Path:
+    for part in ("train", "val"):
+        cohort = ["--scans_dir", out_dir / part / "Scans", "--masks_dir", out_dir / part / "Masks"]
+        run("-m", "data.slices", *cohort, *GRID, "--out_dir", out_dir / part / "slices")
+    run(
+        *["train_rpn.py", *folders(out_dir, "slices"), *ROI, *STAGE_1, *TRANSFORMS, "--offline", "--num_samples", 0],
+        *["--seed", seed, "--max_epochs", epochs, "--patience", epochs],
+        *["--model_prefix", "rpn", "--default_root_dir", run_dir],
+    )
+    return run_dir / "rpn/checkpoints/best.ckpt"
+
+
+def train_stage_2(out_dir: Path, run_dir: Path, name: str, regions: list, epochs: int, seed: int) -> Path:
+    replaced = [ROOT / "benchmarks/ablated.py", OURS[name]] if OURS[name] else []
+    run(
+        *[*replaced, "train_strokeformer.py", *folders(out_dir, ""), *GRID, *ROI, *STAGE_2, *TRANSFORMS, *regions],
+        *["--offline", "--num_samples", 0, "--seed", seed, "--max_epochs", epochs, "--patience", epochs],
+        *["--model_prefix", name, "--default_root_dir", run_dir],
+    )
+    return run_dir / name / "checkpoints/best.ckpt"
+
+
+def train_ours(out_dir: Path, run_dir: Path, name: str, budget: str, seed: int) -> None:
+    rpn_epochs, epochs = EPOCHS[budget]
+    if name == "whole":
+        regions = []
+    elif name == "true_boxes":
+        boxes = {scan.name: true_regions(scan) for part in ("train", "val") for scan in prepared(out_dir / part)}
+        write_regions(run_dir / "true.json", boxes)
+        regions = ["--regions", run_dir / "true.json"]
+    else:
+        regions = ["--rpn_ckpt_path", train_stage_1(out_dir, run_dir, rpn_epochs, seed)]
+    train_stage_2(out_dir, run_dir, name, regions, epochs, seed)
+
+
+def true_regions(scan: PreparedScan) -> list[Region]:
+    """Regions of the RoI's size about each lesion."""
+    from scipy.ndimage import find_objects, label
+
+    places = find_objects(label(scan.mask & scan.brain, np.ones((3, 3, 3)))[0])
+    return [expand_region(region_of(place), ROI_SIZE, scan.brain.shape) for place in places]
+
+
+def load_ours(run_dir: Path, name: str) -> tuple[Callable[[PreparedScan], np.ndarray], int]:
+    """From a prepared scan to probabilities, and the parameters that takes."""
+    from models import strokeformer
+
+    if OURS[name]:
+        strokeformer.build_segmenter = NETWORKS[OURS[name]]
+    model = load_model(StrokeFormer, run_dir / name / "checkpoints/best.ckpt")
+    if name == "whole":
+        return lambda scan: model.segment(scan, None), size_of(model)
+    if name == "true_boxes":
+        return lambda scan: model.segment(scan, true_regions(scan)), size_of(model)
+    rpn = load_rpn(run_dir / "rpn/checkpoints/best.ckpt")
+    segment = lambda scan: model.segment(scan, rpn.propose(scan, rpn.detect_volume(scan), ROI_SIZE))  # noqa: E731
+    return segment, size_of(model) + size_of(rpn)
+
+
+def size_of(model: torch.nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+# --- peers ---------------------------------------------------------------------------------------------
+
+
+def train_peer(out_dir: Path, run_dir: Path, name: str, seconds: float, seed: int) -> None:
+    network, steps = train(PEERS[name], prepared(out_dir / "train"), seconds, seed)
+    run_dir.mkdir(parents=True, exist_ok=True)
+    with atomic_path(run_dir / f"{name}.pt") as temporary:
+        torch.save(network.state_dict(), temporary)
+    print(f"{name}: {steps} steps in {seconds:.0f} s of processor time")
+
+
+def load_peer(run_dir: Path, name: str) -> tuple[Callable[[PreparedScan], np.ndarray], int]:
+    network = PEERS[name].build(1)
+    network.load_state_dict(torch.load(run_dir / f"{name}.pt", weights_only=True))
+    return partial(segment, network.eval(), PEERS[name].patch), size_of(network)
+
+
+# --- both ----------------------------------------------------------------------------------------------
+
+
+def train_contestant(out_dir: Path, run_dir: Path, name: str, budget: str, seed: int) -> None:
+    """Train and note the processor time that it took; of stage 1 as well, where it is not trained already."""
+    before = processor_seconds()
+    if name in OURS:
+        train_ours(out_dir, run_dir, name, budget, seed)
+    else:
+        train_peer(out_dir, run_dir, name, read_json(run_dir / "ours.json")["seconds"], seed)
+    write_json(run_dir / f"{name}.json", {"seconds": processor_seconds() - before})
+
+
+def processor_seconds() -> float:
+    usages = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
+
+
+def test_contestant(out_dir: Path, run_dir: Path, name: str) -> None:
+    """Scores per scan of both test cohorts; seconds and memory of the first scans."""
+    predict, parameters = (load_ours if name in OURS else load_peer)(run_dir, name)
+    for cohort in ("alike", "shifted"):
+        rows, seconds, scans = [], [], prepared(out_dir / cohort)
+        for case, scan in zip(cases_of(out_dir / cohort), progress(scans, f"Testing {name}"), strict=True):
+            started = time.perf_counter()
+            probabilities = predict(scan)
+            seconds.append(time.perf_counter() - started)
+            found = scan.to_own_grid(probabilities).argmax(0) > 0
+            rows.append({"model_name": name, "scan": case.name, **scan_scores(found, read_mask(case), (2.0,) * 3)})
+        with atomic_path(run_dir / f"{name}_{cohort}.csv") as temporary:
+            pd.DataFrame(rows).to_csv(temporary, index=False)
+    with FlopCounterMode(display=False) as counter:
+        predict(scans[0])
+    cost = {
+        "parameters": parameters,
+        "gflop": counter.get_total_flops() / 1e9,
+        "seconds_a_volume": float(np.mean(seconds[1 : 1 + TIMED])),
+        "peak_memory_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
+    }
+    write_json(run_dir / f"{name}.json", {**read_json(run_dir / f"{name}.json"), **cost})
+
+
+def print_tables(run_dir: Path) -> None:
+    for cohort in ("alike", "shifted"):
+        tables = {
+            p.name.removesuffix(f"_{cohort}.csv"): pd.read_csv(p) for p in sorted(run_dir.glob(f"*_{cohort}.csv"))
+        }
+        rows = [row_of(name, table, tables.get("ours"), run_dir) for name, table in tables.items()]
+        print(f"\n{cohort}, {N_TEST} scans; [95 % bootstrap interval]; ours minus the other [paired], p by Wilcoxon")
+        print(pd.DataFrame(rows).to_markdown(index=False))
+
+
+def print_markdown(rows: list[dict]) -> None:
+    columns = list({column: None for row in rows for column in row})
+    for cells in (columns, ["---"] * len(columns), *([row.get(column, "") for column in columns] for row in rows)):
+        print(f"| {' | '.join(cells)} |")
+
+
+def row_of(name: str, table: pd.DataFrame, ours: pd.DataFrame | None, run_dir: Path) -> dict:
+    cost, means = read_json(run_dir / f"{name}.json"), intervals.means(table[SCORES], seed=0)
+    row = {"contestant": name, **{s: f"{e.mean:.3f} [{e.low:.3f}, {e.high:.3f}]" for s, e in means.items()}}
+    if ours is not None and name != "ours":
+        pair = (t.set_index("scan").loc[table.scan, SCORES[:2]] for t in (table, ours))
+        for change in compare(*pair, seed=0).itertuples():
+            row[f"{change.score}, ours better by"] = (
+                f"{change.difference:+.3f} [{change.low:+.3f}, {change.high:+.3f}], p {change.p:.2g}"
+            )
+    return {
+        **row,
+        "s a volume": f"{cost['seconds_a_volume']:.2f}",
+        "GiB": f"{cost['peak_memory_gib']:.2f}",
+        "GFLOP a volume": f"{cost['gflop']:.0f}",
+        "M parameters": f"{cost['parameters'] / 1e6:.2f}",
+        "CPU min of training": f"{cost['seconds'] / 60:.0f}",
+    }
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    names = [*OURS, *PEERS]
+    parser.add_argument("--out_dir", type=Path, required=True)
+    parser.add_argument("--contestants", nargs="+", choices=names, default=names)
+    parser.add_argument("--budget", choices=EPOCHS, default="full")
+    parser.add_argument("--seed", type=int, default=42)
+    parser.add_argument("--table", action="store_true", help="only print what is there")
+    parser.add_argument("--part", choices=["train", "test"], default=None, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    args.out_dir = args.out_dir.absolute()
+    return args
+
+
+def main() -> None:
+    args = parse_args()
+    run_dir = args.out_dir / f"{args.budget}_seed-{args.seed}"
+    if args.part:  # a process of its own, whose time and memory are the contestant's
+        (name,) = args.contestants
+        if args.part == "train":
+            train_contestant(args.out_dir, run_dir, name, args.budget, args.seed)
+        else:
+            test_contestant(args.out_dir, run_dir, name)
+        return
+    if not args.table:
+        draw_cohorts(args.out_dir)
+        for name in args.contestants:
+            same = ["--out_dir", args.out_dir, "--contestants", name, "--budget", args.budget, "--seed", args.seed]
+            for part, result in (("train", f"{name}.json"), ("test", f"{name}_shifted.csv")):
+                if not (run_dir / result).exists():
+                    run(ROOT / "benchmarks/peers.py", *same, "--part", part)
+    print_tables(run_dir)
+
+
+if __name__ == "__main__":
+    main()
