@@ -6,6 +6,16 @@ from data.nifti import affine_of
 from data.prepared import PreparedScan
 from data.space import Space
 
+SHAPE = (3, 4, 5)  # of masks that one can check by eye
+
+
+def mask_of(*voxels, shape=SHAPE):
+    """A mask (D, H, W) with these voxels alone."""
+    mask = np.zeros(shape, bool)
+    for voxel in voxels:
+        mask[voxel] = True
+    return mask
+
 
 def prepared(name: str, scan: np.ndarray, brain: np.ndarray, mask: np.ndarray | None = None) -> PreparedScan:
     """A scan (C, D, H, W) on the networks' grid, which is its own and of untold voxel size."""

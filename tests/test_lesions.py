@@ -10,18 +10,11 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy import ndimage
 
+from tests.drawn import SHAPE, mask_of
 from utils.lesions import CONVENTIONS, SIX_CONNECTED, find_components, lesion_load, lesion_rows, lesion_scores
 
-SHAPE = (3, 4, 5)
 HALF_CM3 = (5.0, 10.0, 10.0)
 masks = arrays(bool, SHAPE)
-
-
-def mask_of(*voxels, shape=SHAPE):
-    mask = np.zeros(shape, bool)
-    for voxel in voxels:
-        mask[voxel] = True
-    return mask
 
 
 def scores_of(prediction, target, convention):

@@ -15,20 +15,13 @@ from monai.metrics import compute_average_surface_distance, compute_hausdorff_di
 from scipy import ndimage
 from sklearn import metrics as sk
 
+from tests.drawn import SHAPE, mask_of
 from utils.metrics import SIZE_BINS, scan_scores, scores_by_size, size_bin, slice_scores
 from utils.overlap import OVERLAP_SCORES, overlap_scores
 
-SHAPE = (3, 4, 5)
 MM = (1.0, 1.0, 1.0)
 masks = arrays(bool, SHAPE)
 counts = st.integers(0, 10**10)
-
-
-def mask_of(*voxels, shape=SHAPE):
-    mask = np.zeros(shape, bool)
-    for voxel in voxels:
-        mask[voxel] = True
-    return mask
 
 
 def blobs(seed, shape=(24, 30, 36), sigma=2.5, level=1.0):

@@ -9,6 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis.extra.numpy import arrays
 
+from tests.drawn import SHAPE, mask_of
 from utils.metrics import SIZE_BINS
 from utils.regions.measures import (
     ProposalCounts,
@@ -26,15 +27,7 @@ from utils.regions.measures import (
 )
 from utils.regions.region import Region, region_mask
 
-SHAPE = (3, 4, 5)
 masks = arrays(bool, SHAPE)
-
-
-def mask_of(*voxels, shape=SHAPE):
-    mask = np.zeros(shape, bool)
-    for voxel in voxels:
-        mask[voxel] = True
-    return mask
 
 
 # --- regions -------------------------------------------------------------------------------------------
