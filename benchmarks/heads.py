@@ -152,7 +152,7 @@ def cross_validate(folder: Path, seed: int, more: list[str]) -> None:
 
 def scores_of(folder: Path, kind: str, seed: int) -> pd.DataFrame:
     table = pd.read_csv(folder / "sc/demo_summary.csv")
-    return table.rename(columns={"mean over folds": "value"}).assign(kind=kind, seed=seed)
+    return table.rename(columns={"mean": "value"}).assign(kind=kind, seed=seed)
 
 
 # --- other grids ---------------------------------------------------------------------------------------
