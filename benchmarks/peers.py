@@ -16,7 +16,6 @@ network inside our regions; ``identity``, ours without its transformer's blocks;
 
 import argparse
 import resource
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -32,7 +31,7 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.ablated import NETWORKS
-from benchmarks.proposals import GRID, ROI, ROI_SIZE, SHIFT, draw, link_cases
+from benchmarks.proposals import GRID, ROI, ROI_SIZE, SHIFT, draw, link_cases, run
 from benchmarks.whole_volume import PEERS, segment, train
 from data.checks import read_mask
 from data.cohort import pair_cases
@@ -80,10 +79,6 @@ def prepared(folder: Path) -> list[PreparedScan]:
 
 
 # --- ours ----------------------------------------------------------------------------------------------
-
-
-def run(*command) -> None:
-    subprocess.run([sys.executable, *map(str, command)], cwd=ROOT, check=True)
 
 
 def folders(out_dir: Path, kind: str) -> list:

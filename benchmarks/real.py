@@ -24,6 +24,7 @@ sys.path.insert(0, str(ROOT))
 from data.cohort import pair_cases
 from data.folds import Fold, write_folds
 from data.volumes import read_volume
+from utils.lesions import voxel_cm3
 
 N_TRAIN, N_VAL, N_TEST = 50, 10, 24
 SEED = 61
@@ -121,10 +122,10 @@ def segment_head(args: argparse.Namespace) -> None:
     run("test_strokeformer.py", "--scans", path, *networks, "--scores_dir", scores, "--model_name", "real")
     prediction = read_volume(scores / "real/predictions/sub-head_T1w_prediction.nii.gz")
     brain = read_volume(next((scores / "real/brains").glob("sub-head_T1w_*"))).array[0] > 0
-    found, voxel_cm3 = prediction.array[0] > 0, np.prod(prediction.spacing_mm) / 1000
+    found, one_cm3 = prediction.array[0] > 0, voxel_cm3(prediction.spacing_mm)
     print(
-        f"healthy head: {found.sum() * voxel_cm3:.2f} cm3 predicted, {(found & ~brain).sum() * voxel_cm3:.2f} cm3 "
-        f"outside its brain of {brain.sum() * voxel_cm3:.0f} cm3"
+        f"healthy head: {found.sum() * one_cm3:.2f} cm3 predicted, {(found & ~brain).sum() * one_cm3:.2f} cm3 "
+        f"outside its brain of {brain.sum() * one_cm3:.0f} cm3"
     )
 
 
