@@ -25,6 +25,7 @@ def parse_args():
     cli.add_rpn_batch_size(parser)
     cli.add_sliding_window(parser)
     cli.add_segmenter(parser, LOSS_CONFIG)
+    cli.add_decision(parser, "what suits the validation scans best")
     cli.add_training(parser, "StrokeFormer")
     cli.add_rpn_model(parser, prefix="rpn_")
     cli.add_training(parser, "RPN", prefix="rpn_")

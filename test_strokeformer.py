@@ -20,6 +20,7 @@ def parse_args():
     cli.add_loader(parser, batch_size=8)
     cli.add_sliding_window(parser)
     cli.add_num_classes(parser)
+    cli.add_decision(parser, "that of the checkpoint")
     cli.add_gradcam(parser)
     cli.add_n_predictions(parser)
     cli.add_scores(parser, "./scores", "scores.csv")
@@ -34,13 +35,12 @@ def main(args) -> None:
     from data.datamodules import ScanDataset, scan_loader
     from data.grid import say_untold_network
     from data.prepared import prepare_scan
-    from models.checkpoints import grid_at_test, load_model, require_channels, require_classes, run_name
+    from models.checkpoints import grid_at_test, load_strokeformer, require_channels, require_classes, run_name
     from models.evaluation import evaluate_strokeformer
     from models.proposals import region_source
-    from models.strokeformer import StrokeFormer
     from utils.tables import print_scores
 
-    model = load_model(StrokeFormer, args.ckpt_path)
+    model = load_strokeformer(args.ckpt_path, args.lesion_threshold, args.smallest_lesion_cm3)
     require_classes(args.num_classes, model.hparams.num_classes, args.ckpt_path)
     require_channels(args.scan_dim[0], model, args.ckpt_path)
     grid = grid_at_test(model, cli.wanted_scan_dim(args), args.resize_to, args.ckpt_path)

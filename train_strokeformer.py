@@ -21,6 +21,7 @@ def parse_args():
     cli.add_transforms(parser)
     cli.add_sliding_window(parser)
     cli.add_segmenter(parser, LOSS_CONFIG)
+    cli.add_decision(parser, "what suits the validation scans best")
     cli.add_training(parser, "StrokeFormer")
     cli.add_logging(parser)
     return parser.parse_args()

@@ -20,7 +20,7 @@ from torch import nn
 
 from data.prepared import PreparedScan
 from data.space import cut
-from models.precision import autocast
+from models.precision import NARROWEST_MAP, autocast
 
 LESION_SHARE = 1 / 3  # of the patches; nnU-Net's share of foreground
 OVERLAP = 0.5
@@ -34,12 +34,14 @@ class Peer:
 
     build: from the number of input channels to a network with two classes.
     patch: (D, H, W) in voxels. batch: patches a step.
+    narrowest_map: as for `models.precision.autocast`.
     optimiser: from parameters to an optimiser; its rate decays with the power 0.9 of the time that is left.
     """
 
     build: Callable[[int], nn.Module]
     patch: Patch = (64, 64, 64)
     batch: int = 2
+    narrowest_map: int = NARROWEST_MAP
     optimiser: Callable = lambda parameters: torch.optim.AdamW(parameters, 1e-3, weight_decay=1e-4)
 
 
@@ -84,7 +86,7 @@ def nnunet_sgd(parameters) -> torch.optim.Optimizer:
 PEERS = {
     "segresnet": Peer(segresnet),
     "dynunet": Peer(dynunet, optimiser=nnunet_sgd),
-    "swin_unetr": Peer(swin_unetr),
+    "swin_unetr": Peer(swin_unetr, narrowest_map=2),
     "meshnet": Peer(meshnet),
 }
 
@@ -128,7 +130,7 @@ def train(peer: Peer, scans: list[PreparedScan], seconds: float, seed: int) -> t
         chosen = rng.integers(len(scans), size=peer.batch)
         items = [augment(draw_patch(scans[i], lesions[i], peer.patch, rng)) for i in chosen]
         images, masks = (torch.stack([torch.as_tensor(item[key]) for item in items]) for key in ("image", "mask"))
-        loss = loss_of(half_precision(network, images), masks)
+        loss = loss_of(half_precision(network, images, peer.narrowest_map), masks)
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(network.parameters(), 12)  # nnU-Net's
@@ -137,8 +139,8 @@ def train(peer: Peer, scans: list[PreparedScan], seconds: float, seed: int) -> t
     return network.eval(), steps
 
 
-def half_precision(network: nn.Module, images: torch.Tensor) -> torch.Tensor:
-    with autocast(images.device):
+def half_precision(network: nn.Module, images: torch.Tensor, narrowest_map: int) -> torch.Tensor:
+    with autocast(images.device, narrowest_map):
         return network(images).float()
 
 
@@ -170,11 +172,11 @@ def loss_of(outputs: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
 
 
 @torch.inference_mode()
-def segment(network: nn.Module, patch: Patch, scan: PreparedScan) -> np.ndarray:
+def segment(network: nn.Module, peer: Peer, scan: PreparedScan) -> np.ndarray:
     """Class probabilities (2, D, H, W) float32 of a prepared scan; background outside the brain."""
     image = torch.from_numpy(scan.scan.astype(np.float32))[None]
-    predict = partial(half_precision, network)
-    logits = sliding_window_inference(image, patch, 2, predict, OVERLAP, mode="gaussian")
+    predict = partial(half_precision, network, narrowest_map=peer.narrowest_map)
+    logits = sliding_window_inference(image, peer.patch, 2, predict, OVERLAP, mode="gaussian")
     probabilities = logits[0].softmax(0).numpy()
     probabilities[1] *= scan.brain
     probabilities[0] = 1 - probabilities[1]

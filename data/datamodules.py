@@ -19,10 +19,10 @@ from data.prepared import PreparedScan
 from data.sampling import SAMPLING, EpochSampler, balanced_indices, item_rng
 from data.slices import read_slice
 from data.space import Space, resample, resized_space
-from data.subvolumes import RegionDataset
+from data.subvolumes import RegionWindows, TrainingWindows, WindowCutter
 from data.transforms import apply_transforms, build_transforms
 from utils.errors import UserError
-from utils.regions.region import Region
+from utils.regions.region import Region, whole_volume
 
 
 class SliceDataset(Dataset):
@@ -188,7 +188,12 @@ class RPNDataModule(pl.LightningDataModule):
 
 
 class SegmentationDataModule(pl.LightningDataModule):
-    """Windows of the proposed regions for stage 2."""
+    """Windows for stage 2: drawn over training scans, as many as it takes to see their regions once, and laid over the
+    regions of validation scans.
+
+    Args:
+        regions: proposed regions by scan file name; None for whole volumes.
+    """
 
     def __init__(
         self,
@@ -205,9 +210,10 @@ class SegmentationDataModule(pl.LightningDataModule):
         context: Sequence[str] = (),
     ) -> None:
         super().__init__()
-        self.seed = seed
-        self.train = RegionDataset(train, regions, grid, roi_size, cache_dir, transforms, True, seed, context)
-        self.val = RegionDataset(val, regions, grid, roi_size, cache_dir, seed=seed, context=context)
+        self.seed, cutter = seed, WindowCutter(grid, roi_size, cache_dir, context)
+        laid = regions or {case.name: [whole_volume(grid.shape)] for case in [*train, *val]}
+        self.train = TrainingWindows(train, regions, cutter, len(RegionWindows(train, laid, cutter)), transforms, seed)
+        self.val = RegionWindows(val, laid, cutter)
         if not len(self.train):
             raise UserError(
                 "no region was proposed on any training scan; train the RPN longer or lower --score_threshold"
@@ -215,8 +221,9 @@ class SegmentationDataModule(pl.LightningDataModule):
         self.loading = {"batch_size": batch_size, "num_workers": num_workers}
 
     def train_dataloader(self) -> DataLoader:
-        sampler = EpochSampler(lambda rng: rng.permutation(len(self.train)), self.seed)
+        # In order: what a window lies about goes by its number, so that each batch holds as much of everything.
+        sampler = EpochSampler(lambda rng: np.arange(len(self.train)), self.seed)
         return DataLoader(self.train, sampler=sampler, **self.loading)
 
     def val_dataloader(self) -> DataLoader:
-        return DataLoader(self.val, sampler=[(0, index) for index in range(len(self.val))], **self.loading)
+        return DataLoader(self.val, **self.loading)

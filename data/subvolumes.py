@@ -1,7 +1,13 @@
-"""3D sub-volumes for stage 2: windows of the RoI size inside the proposed regions."""
+"""3D sub-volumes for stage 2: windows of the RoI size, drawn over training scans and laid over validation regions.
 
+An item of either data set is a dict of arrays of the RoI size: ``image`` (C, D, H, W) float32, context included,
+``mask`` (1, D, H, W) uint8, ``region`` (1, D, H, W) uint8 telling which voxels count, and ``has_lesion`` float32.
+"""
+
+import itertools
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -14,67 +20,54 @@ from data.prepared import PreparedScan, cached_scan
 from data.sampling import item_rng
 from data.space import cut
 from data.transforms import apply_transforms, build_transforms
-from utils.regions.region import Region, bounding_region, whole_volume
+from utils.regions.region import Region, bounding_region, region_mask
 
-# A training window may leave its region by this share of the RoI: the network shall not learn that a lesion
-# always sits where the RPN centred it.
-JITTER = 0.125
-# In a region larger than the RoI, this share of the windows is centred on a lesion voxel where there is one.
-LESION_SHARE = 0.5
+# What training windows lie about, in turn, so that every batch holds as much of each.
+ABOUT = ("lesion", "brain", "lesion", "region")
+# A training window may leave what it lies about by this share of the RoI: the network shall not learn that a lesion
+# always sits in the middle.
+JITTER = 0.3
+
+Start = tuple[int, int, int]  # first voxel (D, H, W) of a window
 
 
-class RegionDataset(Dataset):
-    """Windows of the proposed regions of a cohort.
+@dataclass
+class WindowCutter:
+    """Cuts windows out of the scans of a cohort.
 
-    An item is a dict of arrays of the RoI size: ``image`` (C, D, H, W) float32, context included, ``mask`` (1, D, H, W)
-    uint8, ``region`` (1, D, H, W) uint8 telling which voxels of the brain were proposed, and ``has_lesion`` float32.
-
-    Args:
-        regions: proposed regions by scan file name; None for whole volumes.
-        train: random windows and augmentation, against one fixed window in the middle of each region.
-        context: further channels of a window, ``mirror`` and ``position`` (`data.context`).
+    grid, cache_dir: of the prepared scans.
+    context: further channels of a window, ``mirror`` and ``position`` (`data.context`).
     """
 
-    def __init__(
-        self,
-        cases: list[Case],
-        regions: dict[str, list[Region]] | None,
-        grid: Grid,
-        roi_size: tuple[int, int, int],
-        cache_dir: Path,
-        transforms: list[str] | None = None,
-        train: bool = False,
-        seed: int = 0,
-        context: Sequence[str] = (),
-    ) -> None:
-        self.grid, self.roi_size, self.cache_dir = grid, roi_size, cache_dir
-        self.train, self.seed, self.context = train, seed, context
-        self.brains: dict[Case, Region] = {}
-        self.regions = regions or {case.name: [whole_volume(grid.shape)] for case in cases}
-        self.windows = [
-            (case, region)
-            for case in cases
-            for region in self.regions.get(case.name, [])
-            for _ in range(windows_of(region, roi_size))
-        ]
-        self.transforms = build_transforms(transforms if train else None, spatial_dims=3)
+    grid: Grid
+    roi_size: tuple[int, int, int]
+    cache_dir: Path
+    context: Sequence[str] = ()
+    brains: dict[Case, Region] = field(default_factory=dict)
 
-    def __len__(self) -> int:
-        return len(self.windows)
+    def prepared(self, case: Case) -> PreparedScan:
+        return cached_scan(case, self.grid, self.cache_dir)
 
-    def __getitem__(self, key: tuple[int, int]) -> dict[str, np.ndarray]:
-        epoch, index = key
-        case, region = self.windows[index]
-        rng = item_rng(self.seed, epoch if self.train else 0, index)
-        prepared = cached_scan(case, self.grid, self.cache_dir)
-        starts = window_start(prepared, region, self.roi_size, self.train, rng)
+    def cut(self, case: Case, start: Start, regions: list[Region] | None) -> dict[str, np.ndarray]:
+        """A window, zero-padded behind where the volume ends.
+
+        Args:
+            regions: whose brain counts; None for all brain.
+
+        Returns:
+            The parts that `data.context.read_window` gives, ``mask`` and ``region``; with a mirror image there is also
+            the ``mirror_mask`` of its lesions.
+        """
+        prepared = self.prepared(case)
         brain = self._brain_box(case, prepared) if self.context else None
-        item = cut_window(prepared, self.regions[case.name], starts, self.roi_size, self.context, brain)
-        if self.train:
-            item = apply_transforms(self.transforms, item, rng)
-        mask, region = item["mask"], item["region"]
-        has_lesion = np.float32((mask * region).any())
-        return {"image": join_channels(item), "mask": mask, "region": region, "has_lesion": has_lesion}
+        item = read_window(prepared.scan, start, self.roi_size, self.context, brain)
+        masks = {"mask": cut(prepared.mask, start, self.roi_size)}
+        if "mirror" in self.context:
+            masks["mirror_mask"] = cut_mirrored(prepared.mask, start, self.roi_size, brain)
+        masks["region"] = cut(prepared.brain, start, self.roi_size)
+        if regions is not None:
+            masks["region"] &= _seen_from(regions, start, self.roi_size)
+        return {**item, **{name: mask[None].astype(np.uint8) for name, mask in masks.items()}}
 
     def _brain_box(self, case: Case, prepared: PreparedScan) -> Region:
         """The bounding box of a brain, looked for once: that reads the whole mask."""
@@ -83,72 +76,121 @@ class RegionDataset(Dataset):
         return self.brains[case]
 
 
-def windows_of(region: Region, roi_size: tuple[int, int, int]) -> int:
-    """How many windows of the RoI size it takes to see a region once."""
-    return math.prod(math.ceil(size / roi) for size, roi in zip(region.shape, roi_size, strict=True))
+def _seen_from(regions: list[Region], start: Start, roi_size: tuple[int, int, int]) -> np.ndarray:
+    """Which voxels of the window that begins at `start` are in a region, (D, H, W) bool."""
+    inside = np.zeros(roi_size, bool)
+    for region in regions:
+        spans = zip(region.slices, start, strict=True)
+        inside[tuple(slice(max(span.start - first, 0), max(span.stop - first, 0)) for span, first in spans)] = True
+    return inside
 
 
-def window_start(
-    prepared: PreparedScan,
-    region: Region,
-    roi_size: tuple[int, int, int],
-    train: bool,
-    rng: np.random.Generator,
-) -> tuple[int, ...]:
-    """First voxel (D, H, W) of a window on a region, inside the volume where the volume is large enough."""
-    focus = _lesion_voxel(prepared, region, rng) if train and windows_of(region, roi_size) > 1 else None
+def _item(window: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    has_lesion = np.float32((window["mask"] * window["region"]).any())
+    parts = {name: window[name] for name in ("mask", "region")}
+    return {"image": join_channels(window), **parts, "has_lesion": has_lesion}
+
+
+# --- training ------------------------------------------------------------------------------------------
+
+
+class TrainingWindows(Dataset):
+    """Windows drawn anew each epoch about lesions, about proposed regions and anywhere in the brain, and augmented.
+
+    Not in the proposed regions alone: those of training scans are better than any to come, since stage 1 has learned
+    from these scans, and few. All brain of a window counts.
+
+    Args:
+        regions: proposed regions by scan file name; None for none.
+        length: windows an epoch.
+    """
+
+    def __init__(
+        self,
+        cases: list[Case],
+        regions: dict[str, list[Region]] | None,
+        cutter: WindowCutter,
+        length: int,
+        transforms: list[str] | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.cutter, self.length, self.seed = cutter, length, seed
+        self.regions = regions or {}
+        self.transforms = build_transforms(transforms, spatial_dims=3)
+        proposed = [case for case in cases if self.regions.get(case.name)]
+        sick = [case for case in cases if cutter.prepared(case).mask.any()]
+        self.cases = {"lesion": sick or cases, "region": proposed or cases, "brain": cases}
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, key: tuple[int, int]) -> dict[str, np.ndarray]:
+        epoch, index = key
+        rng = item_rng(self.seed, epoch, index)
+        about = ABOUT[index % len(ABOUT)]
+        case = self.cases[about][rng.integers(len(self.cases[about]))]
+        prepared = self.cutter.prepared(case)
+        middle = self._middle(about, case, prepared, rng)
+        window = self.cutter.cut(case, _start_about(middle, self.cutter.roi_size, prepared.brain.shape, rng), None)
+        return _item(apply_transforms(self.transforms, window, rng))
+
+    def _middle(self, about: str, case: Case, prepared: PreparedScan, rng: np.random.Generator) -> np.ndarray:
+        """The voxel (3,) that a window lies about; one of the brain where the scan has nothing of what is asked for."""
+        if about == "region" and (regions := self.regions.get(case.name)):
+            within = region_mask([regions[rng.integers(len(regions))]], prepared.brain.shape)
+            return _draw_voxel(prepared.brain & within, prepared.brain, rng)
+        return _draw_voxel(prepared.mask & prepared.brain if about == "lesion" else prepared.brain, prepared.brain, rng)
+
+
+def _draw_voxel(mask: np.ndarray, otherwise: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """One of the voxels of a (D, H, W) mask, of another mask where it is empty."""
+    voxels = np.flatnonzero(mask)
+    voxels = voxels if len(voxels) else np.flatnonzero(otherwise)
+    return np.array(np.unravel_index(voxels[rng.integers(len(voxels))], mask.shape))
+
+
+def _start_about(middle: np.ndarray, roi_size: tuple, shape: tuple, rng: np.random.Generator) -> Start:
+    """Where a window begins that lies about a voxel, not quite in its middle; inside the volume where it fits in."""
     starts = []
-    for axis, (span, roi, size) in enumerate(zip(region.slices, roi_size, prepared.brain.shape, strict=True)):
+    for voxel, roi, size in zip(middle, roi_size, shape, strict=True):
         slack = round(JITTER * roi)
-        low, high = sorted((span.start, span.stop - roi))
-        if not train:
-            start = (low + high) // 2
-        elif focus is not None:
-            start = focus[axis] - roi // 2 + rng.integers(-slack, slack + 1)
-        else:
-            start = rng.integers(low - slack, high + slack + 1)
+        start = voxel - roi // 2 + rng.integers(-slack, slack + 1)
         starts.append(int(min(max(start, 0), max(size - roi, 0))))
     return tuple(starts)
 
 
-def _lesion_voxel(prepared: PreparedScan, region: Region, rng: np.random.Generator) -> np.ndarray | None:
-    if rng.random() > LESION_SHARE:
-        return None
-    voxels = np.argwhere(prepared.mask[region.slices])
-    if len(voxels) == 0:
-        return None
-    return voxels[rng.integers(len(voxels))] + [s.start for s in region.slices]
+# --- validation ----------------------------------------------------------------------------------------
 
 
-def cut_window(
-    prepared: PreparedScan,
-    regions: list[Region],
-    starts: tuple[int, ...],
-    roi_size: tuple[int, int, int],
-    context: Sequence[str] = (),
-    brain: Region | None = None,
-) -> dict[str, np.ndarray]:
-    """Cut a window out of a scan, zero-padded behind where the volume ends; only brain is inside a region.
+class RegionWindows(Dataset):
+    """Windows laid over the proposed regions, the same each epoch; only the brain of regions counts.
 
     Args:
-        context, brain: as for `data.context.read_window`, whose keys come with ``mask`` and ``region``; with a mirror
-            image there is also the ``mirror_mask`` of its lesions.
+        regions: proposed regions by scan file name.
     """
-    inside = np.zeros(roi_size, np.uint8)
-    for region in regions:
-        inside[_within(region, starts)] = 1
-    inside &= cut(prepared.brain, starts, roi_size)
-    item = {
-        **read_window(prepared.scan, starts, roi_size, context, brain),
-        "mask": cut(prepared.mask, starts, roi_size)[None].astype(np.uint8),
-        "region": inside[None],
-    }
-    if "mirror" in context:
-        item["mirror_mask"] = cut_mirrored(prepared.mask, starts, roi_size, brain)[None].astype(np.uint8)
-    return item
+
+    def __init__(self, cases: list[Case], regions: dict[str, list[Region]], cutter: WindowCutter) -> None:
+        self.cutter, self.regions = cutter, regions
+        self.windows = [
+            (case, start)
+            for case in cases
+            for region in regions.get(case.name, [])
+            for start in starts_over(region, cutter.roi_size, cutter.grid.shape)
+        ]
+
+    def __len__(self) -> int:
+        return len(self.windows)
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        case, start = self.windows[index]
+        return _item(self.cutter.cut(case, start, self.regions[case.name]))
 
 
-def _within(region: Region, starts: tuple[int, ...]) -> tuple[slice, ...]:
-    """Index of a region in a window that begins at `starts`."""
-    spans = zip(region.slices, starts, strict=True)
-    return tuple(slice(max(span.start - start, 0), max(span.stop - start, 0)) for span, start in spans)
+def starts_over(region: Region, roi_size: tuple[int, int, int], shape: tuple[int, int, int]) -> list[Start]:
+    """Windows that see a region once, spread evenly over it; a region smaller than the RoI is in the middle of one."""
+    lines = []
+    for span, roi, size in zip(region.slices, roi_size, shape, strict=True):
+        count, spare = math.ceil((span.stop - span.start) / roi), span.stop - span.start - roi
+        first = [span.start + spare // 2] if count == 1 else np.linspace(0, spare, count).astype(int) + span.start
+        lines.append([int(min(max(start, 0), max(size - roi, 0))) for start in first])
+    return list(itertools.product(*lines))

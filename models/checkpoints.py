@@ -11,6 +11,7 @@ import torch
 from data.grid import ORIENTATION, Grid, size_text
 from data.nifti import SAME_SIZE
 from models.rpn import RPN
+from models.strokeformer import StrokeFormer
 from utils.defaults import SCAN_DIM
 from utils.errors import UserError
 from utils.files import atomic_path
@@ -80,6 +81,16 @@ def load_rpn(path: Path | str, score_threshold: float | None = None) -> RPN:
     model = load_model(RPN, path).to(memory_format=torch.channels_last)  # 1.7 times as fast on a CPU
     if score_threshold is not None:
         model.hparams.score_threshold = score_threshold
+    return model
+
+
+def load_strokeformer(
+    path: Path | str, lesion_threshold: float | None = None, smallest_lesion_cm3: float | None = None
+) -> StrokeFormer:
+    """The StrokeFormer of a checkpoint; what is lesion, where given, takes the place of its own."""
+    model = load_model(StrokeFormer, path)
+    asked = {"lesion_threshold": lesion_threshold, "smallest_lesion_cm3": smallest_lesion_cm3}
+    model.hparams.update({name: value for name, value in asked.items() if value is not None})
     return model
 
 

@@ -25,12 +25,11 @@ from data.folds import (
 )
 from data.grid import Grid, grid_of
 from data.prepared import brains_in, cached_scan
-from models.checkpoints import load_model, load_rpn
+from models.checkpoints import load_rpn, load_strokeformer
 from models.evaluation import evaluate_strokeformer
 from models.proposals import collect_regions, rpn_source
 from models.rpn_evaluation import evaluate_rpn
 from models.runs import best_checkpoint, inputs_of, is_finished, is_trained, run_folder
-from models.strokeformer import StrokeFormer
 from models.training import train_rpn, train_strokeformer
 from utils.errors import UserError
 from utils.provenance import open_run, require_inputs, require_settings
@@ -192,7 +191,7 @@ class CrossValidation:
         # 3. Train StrokeFormer on the regions.
         inputs = self.inputs(fold, self.rpn_digest(number))
         best = train_strokeformer(self.args, train, val, regions, self.cache_dir, name, inputs)
-        model = load_model(StrokeFormer, best)
+        model = load_strokeformer(best)
 
         # 4. Test both stages.
         rpn_scores = evaluate_rpn(rpn, self.scans_of(test), len(test), self.rpn_args, rpn_name)

@@ -70,15 +70,17 @@ def evaluate_strokeformer(
     volumes, scored, all_regions = {}, {}, {}
     for case, scan, pictures in zip(progress(cases, f"Testing {name}"), scans, drawn, strict=True):
         regions = None if regions_of is None else regions_of(scan)
-        probabilities = model.segment(scan, regions, args.overlap, args.subvolume_depth, args.batch_size)
-        prediction = scan.to_own_grid(probabilities).argmax(0).astype(np.uint8)
+        probabilities = model.segment(
+            scan, regions, args.overlap, args.subvolume_depth, args.batch_size, args.flip_average
+        )
+        prediction = model.decision.classes(scan.to_own_grid(probabilities), scan.own.spacing_mm)
         write_like(folder / "predictions" / prediction_name(case), prediction, case.scan)
         target = None if case.mask is None else read_mask(case)
         volumes[case.name] = _volumes(prediction > 0, target, scan.own_spacing_mm)
         if target is not None:
             scored[case.name] = _score_case(scan, prediction > 0, target)
         if pictures:
-            draw(scan, probabilities.argmax(0) > 0, regions)
+            draw(scan, model.decision.classes(probabilities, scan.space.spacing_mm) > 0, regions)
         all_regions[case.name] = regions
     if regions_of is not None:
         write_regions(folder / "regions.json", all_regions)

@@ -9,14 +9,17 @@ from torch import nn
 
 from data.context import join_channels, read_window, window_channels
 from data.prepared import PreparedScan
+from models.decisions import Decision
 from models.defaults import LOSS_CONFIG
 from models.inference import DEFAULT_OVERLAP, average_windows, lay_windows, split_by_depth
 from models.losses import build_classification_loss, build_loss, mask_outside
 from models.precision import autocast
 from models.schedule import optimise
-from models.segmenters import build_segmenter
+from models.segmenters import SEGMENTERS, build_segmenter
 from utils.overlap import overlap_scores
 from utils.regions.region import Region, bounding_region, region_mask, whole_volume
+
+LEFT_RIGHT = 3  # axis of windows (B, C, D, H, W)
 
 
 class StrokeFormer(pl.LightningModule):
@@ -33,6 +36,7 @@ class StrokeFormer(pl.LightningModule):
         cls_loss: a torch loss by name on "does this region hold a lesion", or None for none.
         cls_loss_weight, seg_loss_weight: weights of the two losses where both are used.
         seg_context: further channels of a window, ``mirror`` and ``position`` (`data.context`).
+        lesion_threshold, smallest_lesion_cm3: what is lesion, given its probability (`models.decisions.Decision`).
     """
 
     def __init__(
@@ -56,11 +60,14 @@ class StrokeFormer(pl.LightningModule):
         seg_context: Sequence[str] = (),
         arch_size: str = "small",
         gradient_clip: float = 1.0,
+        lesion_threshold: float = 0.5,
+        smallest_lesion_cm3: float = 0.0,
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
         channels = window_channels(in_channels, seg_context)
         self.net = build_segmenter(arch, channels, num_classes, tuple(roi_size), arch_size)
+        self.narrowest_map = min(roi_size) // SEGMENTERS[arch].stride
         self.seg_loss = build_loss(seg_loss, seg_loss_cfg or LOSS_CONFIG)
         self.cls_loss = build_classification_loss(cls_loss) if cls_loss else None
         self.classifier = nn.Linear(2 * num_classes, 1) if cls_loss else None
@@ -72,7 +79,7 @@ class StrokeFormer(pl.LightningModule):
 
     def half_precision(self, image: torch.Tensor) -> torch.Tensor:
         """The logits as float32, computed in bfloat16 where the hardware has it: twice as many steps a minute."""
-        with autocast(self.device):
+        with autocast(self.device, self.narrowest_map):
             return self(image).float()
 
     # --- training ------------------------------------------------------------------------------------
@@ -131,6 +138,11 @@ class StrokeFormer(pl.LightningModule):
 
     # --- inference -----------------------------------------------------------------------------------
 
+    @property
+    def decision(self) -> Decision:
+        """What the model takes for lesion, given the probabilities of `segment`."""
+        return Decision(self.hparams.lesion_threshold, self.hparams.smallest_lesion_cm3)
+
     @torch.inference_mode()
     def segment(
         self,
@@ -139,6 +151,7 @@ class StrokeFormer(pl.LightningModule):
         overlap: float | None = None,
         subvolume_depth: int | None = None,
         batch_size: int = 4,
+        flip_average: bool = False,
     ) -> np.ndarray:
         """Class probabilities of a scan: background with certainty outside the brain and the regions.
 
@@ -147,13 +160,19 @@ class StrokeFormer(pl.LightningModule):
             overlap: of neighbouring windows; None for `DEFAULT_OVERLAP`.
             subvolume_depth: slices segmented at a time; None for all.
             batch_size: windows at a time.
+            flip_average: whether each window is looked at from both sides, left and right exchanged.
 
         Returns:
             (num_classes, D, H, W) float32; windows that overlap are averaged.
         """
         self.eval()
         background = [1.0] + [0.0] * (self.hparams.num_classes - 1)
-        return self.slide(self.probabilities, prepared, regions, background, overlap, subvolume_depth, batch_size)
+        predict = self.flip_averaged if flip_average else self.probabilities
+        return self.slide(predict, prepared, regions, background, overlap, subvolume_depth, batch_size)
+
+    def flip_averaged(self, windows: torch.Tensor) -> torch.Tensor:
+        """The mean of `probabilities` of windows as they are and of their mirror images, flipped back."""
+        return (self.probabilities(windows) + self.probabilities(windows.flip(LEFT_RIGHT)).flip(LEFT_RIGHT)) / 2
 
     def probabilities(self, windows: torch.Tensor) -> torch.Tensor:
         """Class probabilities (B, num_classes, D, H, W) of windows, float32."""

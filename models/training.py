@@ -19,11 +19,12 @@ from data.cutting import boxes_of
 from data.datamodules import RPNDataModule, SegmentationDataModule, SliceDataset, StackedScans, scan_loader
 from data.grid import Grid, grid_of
 from data.names import stem_of
-from data.prepared import cached_scan
+from data.prepared import PreparedScan, cached_scan
 from data.slices import channels_of, grid_of_slices
 from models.anchors import ANCHOR_SIZES, fit_anchors
 from models.calibration import calibration_summary, choose_threshold, coverage_curve
-from models.checkpoints import MarkCheckpoint, load_rpn, store_hyperparameters
+from models.checkpoints import MarkCheckpoint, load_rpn, load_strokeformer, store_hyperparameters
+from models.decisions import SMALLEST_CM3, THRESHOLDS, choose_decision, decision_summary, decision_table
 from models.hard_negatives import HardNegatives
 from models.rpn import DEFAULT_THRESHOLD, MONITOR, RPN
 from models.runs import best_checkpoint, finished_file, is_finished, is_trained, resume_point, run_folder
@@ -31,6 +32,7 @@ from models.strokeformer import StrokeFormer
 from utils.errors import UserError
 from utils.files import atomic_path, write_json
 from utils.plots import plot_coverage, plot_loss_curves, plot_slice_boxes, plot_volume_prediction, save_figure
+from utils.progress import progress
 from utils.provenance import open_run
 from utils.regions.region import Region
 from utils.tracking import PredictionPictures, build_trainer, logged_metrics
@@ -67,7 +69,7 @@ def choose_anchors(args: Namespace, train: pd.DataFrame, slice_side: int) -> tup
 def build_strokeformer(args: Namespace) -> StrokeFormer:
     """The untrained stage 2 that the arguments of ``train_strokeformer.py`` describe."""
     names = inspect.signature(StrokeFormer).parameters
-    return StrokeFormer(**{name: value for name, value in vars(args).items() if name in names})
+    return StrokeFormer(**{name: value for name, value in vars(args).items() if name in names and value is not None})
 
 
 def train_rpn(args: Namespace, train: pd.DataFrame, val: pd.DataFrame, name: str, inputs: dict[str, str]) -> Path:
@@ -134,7 +136,8 @@ def train_strokeformer(
     shown = val[: args.num_samples]
     monitor = ("val_loss" if len(data.val) else "train_loss", "min")
     draw = partial(_draw_volumes, shown=shown, regions=regions, grid=grid, cache_dir=cache_dir, args=args)
-    return _fit(model, data, args, name, inputs, monitor, draw, grid, _averaging(args))
+    decide = partial(_decide, args, val, regions, grid, cache_dir)
+    return _fit(model, data, args, name, inputs, monitor, draw, grid, _averaging(args), decide)
 
 
 def _averaging(args: Namespace) -> list[pl.Callback]:
@@ -154,6 +157,35 @@ def _calibrate(args: Namespace, val: pd.DataFrame, folder: Path, checkpoint: Pat
         save_figure(plot_coverage(curve, threshold, args.target_coverage), folder / "calibration.png")
         print(calibration_summary(curve, threshold, args.target_coverage))
     store_hyperparameters(checkpoint, score_threshold=threshold)
+
+
+def _decide(
+    args: Namespace,
+    val: list[Case],
+    regions: dict[str, list[Region]] | None,
+    grid: Grid,
+    cache_dir: Path,
+    folder: Path,
+    checkpoint: Path,
+) -> None:
+    """Store what is lesion, as asked for or as it suits the validation scans best, in the checkpoint."""
+    model, scans = load_strokeformer(checkpoint), (cached_scan(case, grid, cache_dir) for case in val)
+
+    def segment(scan: PreparedScan) -> np.ndarray:
+        proposed = None if regions is None else regions[scan.name]
+        return model.segment(scan, proposed, args.overlap, args.subvolume_depth, args.batch_size, args.flip_average)
+
+    table = decision_table(
+        segment,
+        progress(scans, "Choosing what is lesion", len(val)),
+        THRESHOLDS if args.lesion_threshold is None else [args.lesion_threshold],
+        SMALLEST_CM3 if args.smallest_lesion_cm3 is None else [args.smallest_lesion_cm3],
+    )
+    with atomic_path(folder / "decisions.csv") as temporary:
+        table.to_csv(temporary, index=False)
+    chosen = choose_decision(table)
+    print(decision_summary(table, chosen))
+    store_hyperparameters(checkpoint, lesion_threshold=chosen.threshold, smallest_lesion_cm3=chosen.smallest_cm3)
 
 
 def _fit(
@@ -236,7 +268,8 @@ def _draw_volumes(module: StrokeFormer, shown: list[Case], regions, grid: Grid, 
     for case in shown:
         prepared = cached_scan(case, grid, cache_dir)
         proposed = None if regions is None else regions.get(case.name, [])
-        predicted = module.segment(prepared, proposed, args.overlap, args.subvolume_depth).argmax(0) > 0
+        probabilities = module.segment(prepared, proposed, args.overlap, args.subvolume_depth)
+        predicted = module.decision.classes(probabilities, prepared.space.spacing_mm) > 0
         yield (
             case.stem,
             plot_volume_prediction(

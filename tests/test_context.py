@@ -10,7 +10,7 @@ from data.context import cut_mirrored, join_channels, position_in, read_window, 
 from data.grid import Grid
 from data.prepared import cached_scan
 from data.space import cut
-from data.subvolumes import RegionDataset
+from data.subvolumes import RegionWindows, TrainingWindows, WindowCutter
 from data.transforms import apply_transforms, build_transforms
 from data.volumes import write_volume
 from models.strokeformer import StrokeFormer
@@ -142,12 +142,12 @@ def case(tmp_path):
 
 def test_network_sees_the_same_window_in_training_and_in_inference(case, tmp_path):
     region = Region(2, 18, 6, 4, 22, 20)
-    windows = RegionDataset([case], {case.name: [region]}, Grid((1, 20, 24, 28)), (16,) * 3, tmp_path, context=BOTH)
-    learned = windows[0, 0]
+    grid = Grid((1, 20, 24, 28))
+    learned = RegionWindows([case], {case.name: [region]}, WindowCutter(grid, (16,) * 3, tmp_path, BOTH))[0]
     assert set(learned) == {"image", "mask", "region", "has_lesion"} and learned["image"].shape == (5, 16, 16, 16)
     model, seen = StrokeFormer(roi_size=(16,) * 3, seg_context=list(BOTH)), []
     model.net.register_forward_pre_hook(lambda net, inputs: seen.append(inputs[0]))
-    prepared = cached_scan(case, windows.grid, tmp_path)
+    prepared = cached_scan(case, grid, tmp_path)
     probabilities = model.segment(prepared, [region])  # it is all brain, so the window is the region
     np.testing.assert_array_equal(seen[0][0].numpy(), learned["image"])
     assert probabilities.shape == (2, 20, 24, 28) and (probabilities[1][region.slices] > 0).all()
@@ -156,7 +156,7 @@ def test_network_sees_the_same_window_in_training_and_in_inference(case, tmp_pat
 def test_same_windows_come_from_any_transform_and_without_context_nothing_changes(case, tmp_path):
     regions, names = {case.name: [Region(2, 18, 6, 4, 22, 20)]}, ["flip", "affine", "contrast", "noise"]
     plain, rich = (
-        RegionDataset([case], regions, Grid((1, 20, 24, 28)), (16,) * 3, tmp_path, names, True, 0, context)
+        TrainingWindows([case], regions, WindowCutter(Grid((1, 20, 24, 28)), (16,) * 3, tmp_path, context), 5, names)
         for context in ((), BOTH)
     )
     assert plain[0, 0]["image"].shape == (1, 16, 16, 16) and rich[0, 0]["image"].shape == (5, 16, 16, 16)

@@ -192,6 +192,27 @@ def test_rate_rises_linearly_then_decays_to_its_end():
     assert rates[60] == pytest.approx(1e-5 + (1e-3 - 1e-5) * 0.5**0.9)
 
 
+@pytest.mark.parametrize(
+    ("arch", "side"), [("trans_unet", 16), ("trans_unet", 24), ("segformer3d_full", 32), ("swin_unetr", 64)]
+)
+def test_gradients_are_those_of_single_precision_up_to_rounding(arch, side):
+    """Whatever the hardware: a map two voxels deep got gradients from memory that nobody had written to."""
+    batch = {"image": torch.rand(1, 1, *(side,) * 3), "mask": torch.ones(1, 1, *(side,) * 3)}
+    batch |= {"region": batch["mask"]}
+
+    def gradients(single):
+        torch.manual_seed(0)
+        model = StrokeFormer(arch=arch, arch_size="tiny", roi_size=(side,) * 3)
+        model.log_dict = lambda *args, **kwargs: None
+        if single:
+            model.half_precision = model.forward
+        model.training_step(batch, 0).backward()
+        return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+
+    found, expected = gradients(single=False), gradients(single=True)
+    assert torch.linalg.vector_norm(found - expected) < 0.1 * torch.linalg.vector_norm(expected)
+
+
 @pytest.mark.parametrize(("limit", "expected"), [(1e-3, 1e-3), (0, None)])
 def test_gradient_is_clipped_to_its_limit_or_not_at_all(limit, expected, tmp_path):
     norms = []

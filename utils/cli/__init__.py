@@ -23,6 +23,7 @@ from utils.cli.data import (
 from utils.cli.models import (
     add_adamw,
     add_calibration,
+    add_decision,
     add_logging,
     add_num_classes,
     add_roi_size,
@@ -59,6 +60,7 @@ __all__ = [
     "add_brains",
     "add_calibration",
     "add_cohort",
+    "add_decision",
     "add_extension",
     "add_folds",
     "add_gradcam",

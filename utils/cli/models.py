@@ -84,6 +84,23 @@ def add_segmenter(parser, loss_config: dict) -> None:
     )
 
 
+def add_decision(parser, otherwise: str) -> None:
+    """What is lesion, given its probability; `otherwise` says where it comes from without these arguments."""
+    group = parser.add_argument_group("what is lesion")
+    group.add_argument(
+        "--lesion_threshold",
+        type=fraction,
+        default=None,
+        help=f"probability above which a voxel is lesion; None for {otherwise}",
+    )
+    group.add_argument(
+        "--smallest_lesion_cm3",
+        type=non_negative_float,
+        default=None,
+        help=f"volume below which a predicted lesion is none; None for {otherwise}",
+    )
+
+
 def add_adamw(group, weight_decay: float, prefix: str = "") -> None:
     group.add_argument(
         f"--{prefix}weight_decay", type=non_negative_float, default=weight_decay, help="AdamW weight decay"

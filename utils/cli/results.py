@@ -14,6 +14,11 @@ def add_sliding_window(parser) -> None:
     group.add_argument(
         "--overlap", type=overlap_ratio, default=None, help="overlap of neighbouring windows; None means 0.25"
     )
+    group.add_argument(
+        "--flip_average",
+        action="store_true",
+        help="average what the network says of each window and of its mirror image, in twice the time",
+    )
 
 
 def add_regions_source(parser) -> None:

@@ -1,0 +1,91 @@
+"""What is lesion, given its probability: thresholds, small components, and the choice on validation scans."""
+
+import drawn
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from models.decisions import Decision, choose_decision, decision_summary, decision_table
+from utils.metrics import scan_scores
+
+SHAPE = (6, 8, 8)
+MM = (1.0, 2.0, 5.0)  # 0.01 cm3 a voxel
+
+
+def probabilities_of(lesion):
+    return np.stack([1 - lesion, lesion]).astype(np.float32)
+
+
+def two_lesions():
+    """Probability 0.4 in eight voxels and 0.9 in two, far from each other."""
+    lesion = np.zeros(SHAPE)
+    lesion[1:3, 1:3, 1:3] = 0.4
+    lesion[4, 6, 5:7] = 0.9
+    return lesion
+
+
+@given(arrays(np.float32, (3, *SHAPE), elements=st.floats(0, 1, width=32)))
+def test_default_is_the_likelier_of_two_classes(lesion):
+    two = probabilities_of(lesion[0])
+    clear = np.abs(two[0] - two[1]) > 1e-6
+    assert (Decision().classes(two, MM) == two.argmax(0))[clear].all()
+
+
+@pytest.mark.parametrize(
+    ("threshold", "smallest_cm3", "voxels"),
+    [(0.5, 0, 2), (0.3, 0, 10), (0.3, 0.02, 10), (0.3, 0.05, 8), (0.5, 0.05, 0), (0.95, 0, 0), (0.3, 0.09, 0)],
+)
+def test_threshold_and_smallest_component(threshold, smallest_cm3, voxels):
+    classes = Decision(threshold, smallest_cm3).classes(probabilities_of(two_lesions()), MM)
+    assert classes.dtype == np.uint8 and np.count_nonzero(classes) == voxels
+
+
+def test_of_several_kinds_of_lesion_the_likeliest_is_taken():
+    probabilities = np.zeros((3, 1, 1, 2))
+    probabilities[:, 0, 0, 0], probabilities[:, 0, 0, 1] = (0.4, 0.25, 0.35), (0.7, 0.2, 0.1)
+    assert Decision(0.5).classes(probabilities, MM).tolist() == [[[2, 0]]]
+    assert Decision(0.2).classes(probabilities, MM).tolist() == [[[2, 1]]]
+
+
+def test_table_holds_the_scores_of_what_each_decision_would_predict():
+    rng = np.random.default_rng(0)
+    lesions = [rng.random(SHAPE) ** 3, two_lesions()]
+    masks = [rng.random(SHAPE) > 0.95, two_lesions() == 0.9]
+    brain = np.ones(SHAPE, bool)
+    scans = [drawn.prepared(f"{n}.npy", brain[None] * 1.0, brain, mask) for n, mask in enumerate(masks)]
+    found = {scan.name: probabilities_of(lesion) for scan, lesion in zip(scans, lesions, strict=True)}
+    table = decision_table(lambda scan: found[scan.name], scans, (0.1, 0.3, 0.5), (0.0, 0.005))
+    assert len(table) == 6 and (table.lesions > 0).all()
+    for row in table.itertuples():
+        decision = Decision(row.threshold, row.smallest_cm3)
+        each = [
+            scan_scores(decision.classes(found[s.name], s.space.spacing_mm) > 0, s.mask, s.space.spacing_mm)
+            for s in scans
+        ]
+        for score in ("dice", "lesion_f1"):
+            assert getattr(row, score) == pytest.approx(np.mean([scores[score] for scores in each]))
+
+
+def test_best_decision_is_chosen_and_of_equal_ones_the_plainest():
+    table = pd.DataFrame(
+        {
+            "threshold": [0.3, 0.3, 0.5, 0.5, 0.7],
+            "smallest_cm3": [0.0, 0.1, 0.0, 0.1, 0.0],
+            "dice": [0.4, 0.6, 0.5, 0.5, 0.6],
+            "lesion_f1": [0.5, 0.5, 0.6, 0.6, 0.3],
+            "lesions": 1.5,
+        }
+    )
+    assert choose_decision(table) == Decision(0.5, 0.0)
+    assert "0.5 and fills 0 cm3: Dice 0.50 and lesion F1 0.60" in decision_summary(table, Decision(0.5, 0.0))
+    assert choose_decision(table.assign(dice=[0.4, 0.9, 0.5, 0.5, 0.6])) == Decision(0.3, 0.1)
+
+
+def test_scans_without_lesions_choose_nothing():
+    table = pd.DataFrame(
+        {"threshold": [0.5, 0.7], "smallest_cm3": 0.0, "dice": [0, 1], "lesion_f1": [0, 1], "lesions": 0}
+    )
+    assert choose_decision(table) == Decision()
