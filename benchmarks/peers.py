@@ -51,10 +51,10 @@ from utils.regions.region import Region, expand_region, region_of, write_regions
 N_TRAIN, N_VAL, N_TEST = 40, 10, 60
 SEEDS = {"development": 121, "alike": 122, "shifted": 123}
 SECONDS = {"full": 10800, "half": 5400, "quarter": 2700, "eighth": 1350}  # of processor time for a training
-EPOCHS = {"full": (8, 240), "half": (4, 120), "quarter": (2, 60), "eighth": (1, 30)}  # of stage 1 and of stage 2
+EPOCHS = {"full": (24, 800), "half": (14, 380), "quarter": (8, 170), "eighth": (4, 80)}  # of stage 1 and of stage 2
 OURS = {"ours": None, "true_boxes": None, "whole": None, "regions_segresnet": "segresnet", "identity": "identity"}
 STAGE_1 = ["--dataset_anchors", "auto", "--lr", "1e-3", "--batch_size", "16"]
-STAGE_2 = ["--max_lr", "2e-3", "--batch_size", "8"]
+STAGE_2 = ["--max_lr", "2e-3", "--batch_size", "4", "--ema_decay", "0.99"]
 TRANSFORMS = ["--transforms", "flip", "affine", "contrast", "lesion_contrast"]
 SCORES = ["dice", "lesion_f1_isles", "lesion_f1_atlas", "lesion_recall_isles", "false_lesions_isles", "hd95"]
 TIMED = 5  # scans of which the seconds a volume are the mean

@@ -5,7 +5,9 @@ scan that is stripped already is its own brain. In a T1w scan with a skull deepb
 10.1016/j.compbiomed.2024.108845), whose networks come with the package. In other contrasts the head stands for it.
 """
 
+import ctypes
 import re
+import sys
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
@@ -93,11 +95,24 @@ def _deepbet():
     import torch
     from deepbet import BrainExtraction
 
+    _keep_freed_memory()
     if parent_process():
         torch.set_num_threads(1)  # this is one of several processes that share the cores
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # torch's, of the format that the package ships
         return BrainExtraction(no_gpu=True)
+
+
+def _keep_freed_memory() -> None:
+    """Let the C library keep memory that is freed for what comes next.
+
+    By default it hands the large maps of the networks back one by one and fetches them anew, page by page: 1.4 of the
+    4 s that a brain of 3 mm takes.
+    """
+    trim_threshold, mmap_max = -1, -4  # of malloc.h
+    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):  # glibc has it, musl does not
+        libc.mallopt(trim_threshold, 2**31 - 1)
+        libc.mallopt(mmap_max, 0)
 
 
 # --- given ---------------------------------------------------------------------------------------------

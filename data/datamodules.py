@@ -193,6 +193,7 @@ class SegmentationDataModule(pl.LightningDataModule):
 
     Args:
         regions: proposed regions by scan file name; None for whole volumes.
+        window: size (D, H, W) of the windows in voxels.
     """
 
     def __init__(
@@ -201,7 +202,7 @@ class SegmentationDataModule(pl.LightningDataModule):
         val: list[Case],
         regions: dict[str, list[Region]] | None,
         grid: Grid,
-        roi_size: tuple[int, int, int],
+        window: tuple[int, int, int],
         cache_dir: Path,
         batch_size: int = 8,
         num_workers: int = 0,
@@ -210,7 +211,7 @@ class SegmentationDataModule(pl.LightningDataModule):
         context: Sequence[str] = (),
     ) -> None:
         super().__init__()
-        self.seed, cutter = seed, WindowCutter(grid, roi_size, cache_dir, context)
+        self.seed, cutter = seed, WindowCutter(grid, window, cache_dir, context)
         laid = regions or {case.name: [whole_volume(grid.shape)] for case in [*train, *val]}
         self.train = TrainingWindows(train, regions, cutter, len(RegionWindows(train, laid, cutter)), transforms, seed)
         self.val = RegionWindows(val, laid, cutter)

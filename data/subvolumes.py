@@ -1,6 +1,6 @@
-"""3D sub-volumes for stage 2: windows of the RoI size, drawn over training scans and laid over validation regions.
+"""3D sub-volumes for stage 2: windows drawn over training scans and laid over validation regions.
 
-An item of either data set is a dict of arrays of the RoI size: ``image`` (C, D, H, W) float32, context included,
+An item of either data set is a dict of arrays of the window's size: ``image`` (C, D, H, W) float32, context included,
 ``mask`` (1, D, H, W) uint8, ``region`` (1, D, H, W) uint8 telling which voxels count, and ``has_lesion`` float32.
 """
 
@@ -24,7 +24,7 @@ from utils.regions.region import Region, bounding_region, region_mask
 
 # What training windows lie about, in turn, so that every batch holds as much of each.
 ABOUT = ("lesion", "brain", "lesion", "region")
-# A training window may leave what it lies about by this share of the RoI: the network shall not learn that a lesion
+# A training window may leave what it lies about by this share of its size: the network shall not learn that a lesion
 # always sits in the middle.
 JITTER = 0.3
 
@@ -36,11 +36,12 @@ class WindowCutter:
     """Cuts windows out of the scans of a cohort.
 
     grid, cache_dir: of the prepared scans.
+    window: size (D, H, W) of a window in voxels.
     context: further channels of a window, ``mirror`` and ``position`` (`data.context`).
     """
 
     grid: Grid
-    roi_size: tuple[int, int, int]
+    window: tuple[int, int, int]
     cache_dir: Path
     context: Sequence[str] = ()
     brains: dict[Case, Region] = field(default_factory=dict)
@@ -60,13 +61,13 @@ class WindowCutter:
         """
         prepared = self.prepared(case)
         brain = self._brain_box(case, prepared) if self.context else None
-        item = read_window(prepared.scan, start, self.roi_size, self.context, brain)
-        masks = {"mask": cut(prepared.mask, start, self.roi_size)}
+        item = read_window(prepared.scan, start, self.window, self.context, brain)
+        masks = {"mask": cut(prepared.mask, start, self.window)}
         if "mirror" in self.context:
-            masks["mirror_mask"] = cut_mirrored(prepared.mask, start, self.roi_size, brain)
-        masks["region"] = cut(prepared.brain, start, self.roi_size)
+            masks["mirror_mask"] = cut_mirrored(prepared.mask, start, self.window, brain)
+        masks["region"] = cut(prepared.brain, start, self.window)
         if regions is not None:
-            masks["region"] &= _seen_from(regions, start, self.roi_size)
+            masks["region"] &= _seen_from(regions, start, self.window)
         return {**item, **{name: mask[None].astype(np.uint8) for name, mask in masks.items()}}
 
     def _brain_box(self, case: Case, prepared: PreparedScan) -> Region:
@@ -76,19 +77,23 @@ class WindowCutter:
         return self.brains[case]
 
 
-def _seen_from(regions: list[Region], start: Start, roi_size: tuple[int, int, int]) -> np.ndarray:
+def _seen_from(regions: list[Region], start: Start, window: tuple[int, int, int]) -> np.ndarray:
     """Which voxels of the window that begins at `start` are in a region, (D, H, W) bool."""
-    inside = np.zeros(roi_size, bool)
+    inside = np.zeros(window, bool)
     for region in regions:
         spans = zip(region.slices, start, strict=True)
         inside[tuple(slice(max(span.start - first, 0), max(span.stop - first, 0)) for span, first in spans)] = True
     return inside
 
 
-def _item(window: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    has_lesion = np.float32((window["mask"] * window["region"]).any())
-    parts = {name: window[name] for name in ("mask", "region")}
-    return {"image": join_channels(window), **parts, "has_lesion": has_lesion}
+def _item(parts: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    mask, region = parts["mask"], parts["region"]
+    return {
+        "image": join_channels(parts),
+        "mask": mask,
+        "region": region,
+        "has_lesion": np.float32((mask * region).any()),
+    }
 
 
 # --- training ------------------------------------------------------------------------------------------
@@ -131,8 +136,8 @@ class TrainingWindows(Dataset):
         case = self.cases[about][rng.integers(len(self.cases[about]))]
         prepared = self.cutter.prepared(case)
         middle = self._middle(about, case, prepared, rng)
-        window = self.cutter.cut(case, _start_about(middle, self.cutter.roi_size, prepared.brain.shape, rng), None)
-        return _item(apply_transforms(self.transforms, window, rng))
+        parts = self.cutter.cut(case, _start_about(middle, self.cutter.window, prepared.brain.shape, rng), None)
+        return _item(apply_transforms(self.transforms, parts, rng))
 
     def _middle(self, about: str, case: Case, prepared: PreparedScan, rng: np.random.Generator) -> np.ndarray:
         """The voxel (3,) that a window lies about; one of the brain where the scan has nothing of what is asked for."""
@@ -149,10 +154,10 @@ def _draw_voxel(mask: np.ndarray, otherwise: np.ndarray, rng: np.random.Generato
     return np.array(np.unravel_index(voxels[rng.integers(len(voxels))], mask.shape))
 
 
-def _start_about(middle: np.ndarray, roi_size: tuple, shape: tuple, rng: np.random.Generator) -> Start:
+def _start_about(middle: np.ndarray, window: tuple, shape: tuple, rng: np.random.Generator) -> Start:
     """Where a window begins that lies about a voxel, not quite in its middle; inside the volume where it fits in."""
     starts = []
-    for voxel, roi, size in zip(middle, roi_size, shape, strict=True):
+    for voxel, roi, size in zip(middle, window, shape, strict=True):
         slack = round(JITTER * roi)
         start = voxel - roi // 2 + rng.integers(-slack, slack + 1)
         starts.append(int(min(max(start, 0), max(size - roi, 0))))
@@ -175,7 +180,7 @@ class RegionWindows(Dataset):
             (case, start)
             for case in cases
             for region in regions.get(case.name, [])
-            for start in starts_over(region, cutter.roi_size, cutter.grid.shape)
+            for start in starts_over(region, cutter.window, cutter.grid.shape)
         ]
 
     def __len__(self) -> int:
@@ -186,10 +191,10 @@ class RegionWindows(Dataset):
         return _item(self.cutter.cut(case, start, self.regions[case.name]))
 
 
-def starts_over(region: Region, roi_size: tuple[int, int, int], shape: tuple[int, int, int]) -> list[Start]:
-    """Windows that see a region once, spread evenly over it; a region smaller than the RoI is in the middle of one."""
+def starts_over(region: Region, window: tuple[int, int, int], shape: tuple[int, int, int]) -> list[Start]:
+    """Windows that see a region once, spread evenly over it; a region smaller than a window is in the middle of one."""
     lines = []
-    for span, roi, size in zip(region.slices, roi_size, shape, strict=True):
+    for span, roi, size in zip(region.slices, window, shape, strict=True):
         count, spare = math.ceil((span.stop - span.start) / roi), span.stop - span.start - roi
         first = [span.start + spare // 2] if count == 1 else np.linspace(0, spare, count).astype(int) + span.start
         lines.append([int(min(max(start, 0), max(size - roi, 0))) for start in first])

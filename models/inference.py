@@ -32,9 +32,7 @@ def split_by_depth(regions: list[Region], depth: int | None) -> list[Region]:
     return pieces
 
 
-def lay_windows(
-    regions: list[Region], inside: np.ndarray, roi_size: tuple[int, int, int], overlap: float
-) -> list[Start]:
+def lay_windows(regions: list[Region], inside: np.ndarray, window: tuple[int, int, int], overlap: float) -> list[Start]:
     """Windows that see every voxel of interest in the regions.
 
     The largest region comes first. Of each further one only what no window has seen yet needs windows, and without such
@@ -42,7 +40,7 @@ def lay_windows(
 
     Args:
         inside: (D, H, W) bool, the voxels of interest.
-        roi_size: (D, H, W) of a window.
+        window: (D, H, W) of a window.
         overlap: of neighbouring windows, a share of their size in [0, 1).
 
     Returns:
@@ -52,11 +50,11 @@ def lay_windows(
     for region in sorted(regions, key=lambda region: -np.prod(region.shape)):
         if (rest := _box_of(unseen, region)) is None:
             continue
-        grown = expand_region(rest, roi_size, inside.shape)
-        lines = [_starts_along(s, roi, overlap) for s, roi in zip(grown.slices, roi_size, strict=True)]
-        needed = [start for start in itertools.product(*lines) if _see(unseen, rest, start, roi_size)]
+        grown = expand_region(rest, window, inside.shape)
+        lines = [_starts_along(s, roi, overlap) for s, roi in zip(grown.slices, window, strict=True)]
+        needed = [start for start in itertools.product(*lines) if _see(unseen, rest, start, window)]
         for start in needed:  # all at once: windows of one region overlap as asked for
-            unseen[_span(start, roi_size)] = False
+            unseen[_span(start, window)] = False
         starts += needed
     return starts
 
@@ -76,14 +74,14 @@ def _starts_along(span: slice, roi: int, overlap: float) -> list[int]:
     return [*range(span.start, last, step), last]
 
 
-def _see(unseen: np.ndarray, rest: Region, start: Start, roi_size: tuple[int, int, int]) -> bool:
+def _see(unseen: np.ndarray, rest: Region, start: Start, window: tuple[int, int, int]) -> bool:
     """Whether a window sees an unseen voxel in the box `rest`."""
-    spans = zip(rest.slices, start, roi_size, strict=True)
+    spans = zip(rest.slices, start, window, strict=True)
     return bool(unseen[tuple(slice(max(r.start, s), min(r.stop, s + roi)) for r, s, roi in spans)].any())
 
 
-def _span(start: Start, roi_size: tuple[int, int, int]) -> tuple[slice, ...]:
-    return tuple(slice(s, s + roi) for s, roi in zip(start, roi_size, strict=True))
+def _span(start: Start, window: tuple[int, int, int]) -> tuple[slice, ...]:
+    return tuple(slice(s, s + roi) for s, roi in zip(start, window, strict=True))
 
 
 # --- what they say -------------------------------------------------------------------------------------
@@ -94,15 +92,15 @@ def average_windows(
     image_at: Callable[[Start], np.ndarray],
     starts: list[Start],
     inside: np.ndarray,
-    roi_size: tuple[int, int, int],
+    window: tuple[int, int, int],
     outside: Sequence[float],
     batch_size: int,
 ) -> np.ndarray:
     """Run `predict` on windows and average where they overlap, each weighed with a Gaussian about its middle.
 
     Args:
-        predict: from windows (B, C, *roi_size) to maps (B, K, *roi_size).
-        image_at: from the first voxel of a window to its image, (C, *roi_size) float32.
+        predict: from windows (B, C, *window) to maps (B, K, *window).
+        image_at: from the first voxel of a window to its image, (C, *window) float32.
         starts: of windows that see all of `inside`, as `lay_windows` gives them.
         inside: (D, H, W) bool, where the maps count.
         outside: (K,) what each map holds elsewhere.
@@ -115,17 +113,17 @@ def average_windows(
     if not starts:
         return volume
     # Nothing is summed beyond the box that holds the windows: regions are a small part of a volume.
-    low, high = np.min(starts, 0), np.minimum(np.max(starts, 0) + roi_size, inside.shape)
+    low, high = np.min(starts, 0), np.minimum(np.max(starts, 0) + window, inside.shape)
     box = tuple(map(slice, low, high))
-    weights = compute_importance_map(roi_size, "gaussian").numpy()
+    weights = compute_importance_map(window, "gaussian").numpy()
     summed, total = np.zeros((len(outside), *(high - low)), np.float32), np.zeros(high - low, np.float32)
     for first in range(0, len(starts), batch_size):
         batch = starts[first : first + batch_size]
         maps = predict(torch.from_numpy(np.stack([image_at(start) for start in batch]))).float().cpu().numpy()
-        for start, window in zip(batch, maps, strict=True):
-            place = _span(start - low, roi_size)
+        for start, found in zip(batch, maps, strict=True):
+            place = _span(start - low, window)
             within = tuple(map(slice, total[place].shape))  # a window may leave the volume behind its end
-            summed[(slice(None), *place)] += window[(slice(None), *within)] * weights[within]
+            summed[(slice(None), *place)] += found[(slice(None), *within)] * weights[within]
             total[place] += weights[within]
     np.divide(summed, total, out=volume[(slice(None), *box)], where=inside[box])
     return volume

@@ -42,9 +42,9 @@ SEGMENTERS = {
         TransUNet,
         8,
         {
-            "tiny": {"features": (8, 16, 32, 64), "layers": 2, "heads": 4},
-            "small": {"features": (8, 24, 48, 96), "layers": 4, "heads": 6},
-            "base": {"features": (16, 48, 96, 192), "layers": 6, "heads": 6},
+            "tiny": {"patch": 2, "features": (16, 32, 64), "layers": 2, "heads": 4},
+            "small": {"patch": 2, "features": (16, 48, 96), "layers": 4, "heads": 6},
+            "base": {"patch": 1, "features": (16, 48, 96, 192), "layers": 6, "heads": 6},
         },
     ),
     "unetr": Segmenter(
@@ -71,18 +71,19 @@ SEGMENTERS = {
 
 
 def build_segmenter(
-    arch: str, in_channels: int, num_classes: int, roi_size: tuple[int, int, int], size: str = "small"
+    arch: str, in_channels: int, num_classes: int, window: tuple[int, int, int], size: str = "small"
 ) -> nn.Module:
-    """A network for windows of `roi_size` (D, H, W).
+    """A network for windows of that size (D, H, W).
 
     Raises:
-        UserError: a side of `roi_size` is no multiple of the network's stride.
+        UserError: a side of the window is no multiple of the network's stride.
     """
     segmenter = SEGMENTERS[arch]
     stride = segmenter.stride
-    deepest = math.prod(side // stride for side in roi_size)
-    if any(side % stride for side in roi_size) or deepest < 2:  # instance norm needs more than one voxel there
+    deepest = math.prod(side // stride for side in window)
+    if any(side % stride for side in window) or deepest < 2:  # instance norm needs more than one voxel there
         raise UserError(
-            f"--roi_size {tuple(roi_size)} does not fit --arch {arch}; use multiples of {stride}, not all {stride}"
+            f"windows of {tuple(window)} (--window_size, else --roi_size) do not fit --arch {arch}; use multiples of "
+            f"{stride}, not all {stride}"
         )
-    return segmenter.build(in_channels, num_classes, roi_size, **segmenter.sizes[size])
+    return segmenter.build(in_channels, num_classes, window, **segmenter.sizes[size])

@@ -23,12 +23,13 @@ LEFT_RIGHT = 3  # axis of windows (B, C, D, H, W)
 
 
 class StrokeFormer(pl.LightningModule):
-    """Segmentation of windows of `roi_size` and, through `segment`, of volumes.
+    """Segmentation of windows and, through `segment`, of volumes.
 
     Args:
         arch, arch_size: keys of `models.segmenters.SEGMENTERS` and of its sizes.
         in_channels: channels of a scan.
-        roi_size: (D, H, W) of a window in voxels.
+        roi_size: smallest (D, H, W) of a proposed region in voxels.
+        window_size: (D, H, W) of a window in voxels; None for `roi_size`. A larger one looks beyond small regions.
         opt_lr, warmup_lr, max_lr, warmup_steps: the rate rises linearly from `warmup_lr` to `max_lr` over
             `warmup_steps` steps and decays polynomially to `opt_lr` at the last.
         gradient_clip: largest norm of a step's gradient; 0 for any.
@@ -62,12 +63,14 @@ class StrokeFormer(pl.LightningModule):
         gradient_clip: float = 1.0,
         lesion_threshold: float = 0.5,
         smallest_lesion_cm3: float = 0.0,
+        window_size: tuple[int, int, int] | None = None,
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
         channels = window_channels(in_channels, seg_context)
-        self.net = build_segmenter(arch, channels, num_classes, tuple(roi_size), arch_size)
-        self.narrowest_map = min(roi_size) // SEGMENTERS[arch].stride
+        self.window = tuple(window_size or roi_size)
+        self.net = build_segmenter(arch, channels, num_classes, self.window, arch_size)
+        self.narrowest_map = min(self.window) // SEGMENTERS[arch].stride
         self.seg_loss = build_loss(seg_loss, seg_loss_cfg or LOSS_CONFIG)
         self.cls_loss = build_classification_loss(cls_loss) if cls_loss else None
         self.classifier = nn.Linear(2 * num_classes, 1) if cls_loss else None
@@ -188,25 +191,25 @@ class StrokeFormer(pl.LightningModule):
         subvolume_depth: int | None = None,
         batch_size: int = 4,
     ) -> np.ndarray:
-        """Maps (K, D, H, W) of what `predict` says of windows (B, C, *roi_size), inside the brain of the regions.
+        """Maps (K, D, H, W) of what `predict` says of windows (B, C, *window), inside the brain of the regions.
 
         Args:
             outside: (K,) what each map holds elsewhere.
 
         The others are those of `segment`.
         """
-        roi_size, context = tuple(self.hparams.roi_size), self.hparams.seg_context
+        context = self.hparams.seg_context
         brain = bounding_region(prepared.brain) if context else None
         regions = [whole_volume(prepared.brain.shape)] if regions is None else regions
         inside = region_mask(regions, prepared.brain.shape) & prepared.brain
         pieces = split_by_depth(regions, subvolume_depth)
-        starts = lay_windows(pieces, inside, roi_size, DEFAULT_OVERLAP if overlap is None else overlap)
+        starts = lay_windows(pieces, inside, self.window, DEFAULT_OVERLAP if overlap is None else overlap)
         return average_windows(
             lambda windows: predict(windows.to(self.device)),
-            lambda start: join_channels(read_window(prepared.scan, start, roi_size, context, brain)),
+            lambda start: join_channels(read_window(prepared.scan, start, self.window, context, brain)),
             starts,
             inside,
-            roi_size,
+            self.window,
             outside,
             batch_size,
         )

@@ -2,6 +2,7 @@
 
 import torch
 from monai.networks.blocks import TransformerBlock
+from monai.networks.utils import pixelshuffle, pixelunshuffle
 from torch import nn
 
 from models.blocks import convolutions, up
@@ -10,13 +11,15 @@ from models.blocks import convolutions, up
 class TransUNet(nn.Module):
     """A convolutional encoder and decoder around transformer blocks that see the whole window at an eighth of its size.
 
-    The layout of TransBTS (Wang et al., 2021, arXiv 2103.04430) from MONAI's blocks, narrow at full resolution where
-    the time goes. Convolutions learn the local contrast of a lesion within minutes on a CPU; attention weighs it
-    against the rest of the window.
+    The layout of TransBTS (Wang et al., 2021, arXiv 2103.04430) from MONAI's blocks. Convolutions learn the local
+    contrast of a lesion within minutes on a CPU; attention weighs it against the rest of the window. At full resolution
+    convolutions would take most of the time: where `patch` is 2, the eight voxels of a cube are channels of one place
+    instead, and so are their logits (the sub-pixel convolution of Shi et al., 2016, arXiv 1609.05158).
 
     Args:
         roi_size: (D, H, W) of every input, multiples of 8.
-        features: channels at full, half, quarter and eighth resolution.
+        patch: voxels along an edge of the cube that is one place of the first level.
+        features: channels of each level, each of half the resolution of the one before; the last has an eighth.
         layers: transformer blocks.
     """
 
@@ -25,13 +28,15 @@ class TransUNet(nn.Module):
         in_channels: int,
         num_classes: int,
         roi_size: tuple[int, int, int],
-        features: tuple[int, int, int, int] = (8, 24, 48, 96),
+        patch: int = 2,
+        features: tuple[int, ...] = (16, 48, 96),
         layers: int = 4,
         heads: int = 6,
     ) -> None:
         super().__init__()
         tokens = torch.Size([side // 8 for side in roi_size]).numel()
-        inputs = (in_channels, *features[:-1])
+        inputs = (in_channels * patch**3, *features[:-1])
+        self.patch = patch
         self.encoders = nn.ModuleList(
             convolutions(i, o, stride=1 if level == 0 else 2)
             for level, (i, o) in enumerate(zip(inputs, features, strict=True))
@@ -41,19 +46,21 @@ class TransUNet(nn.Module):
             *(TransformerBlock(features[-1], 4 * features[-1], heads) for _ in range(layers)),
             nn.LayerNorm(features[-1]),
         )
-        self.decoders = nn.ModuleList(up(features[level + 1], features[level]) for level in (2, 1, 0))
-        self.head = nn.Conv3d(features[0], num_classes, kernel_size=1)
+        self.decoders = nn.ModuleList(
+            up(features[level + 1], features[level]) for level in reversed(range(len(features) - 1))
+        )
+        self.head = nn.Conv3d(features[0], num_classes * patch**3, kernel_size=1)
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         """(B, in_channels, *roi_size) to logits (B, num_classes, *roi_size)."""
-        skips = []
+        image, skips = pixelunshuffle(image, 3, self.patch), []
         for encoder in self.encoders:
             image = encoder(image)
             skips.append(image)
         decoded = self.attend(skips.pop())
         for decoder in self.decoders:
             decoded = decoder(decoded, skips.pop())
-        return self.head(decoded)
+        return pixelshuffle(self.head(decoded), 3, self.patch)
 
     def attend(self, features: torch.Tensor) -> torch.Tensor:
         tokens = features.flatten(2).transpose(1, 2) + self.position

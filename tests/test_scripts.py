@@ -210,7 +210,7 @@ def test_rpn_is_tested_on_slices(workspace):
 def test_scans_with_masks_are_segmented_and_scored(workspace):
     done = run_script(
         *["test_strokeformer.py", "--scans", workspace.scans, "--masks", workspace.masks, "--ckpt_path", workspace.seg],
-        *["--rpn_ckpt_path", workspace.rpn, "--n_predictions", 2, "--target_layers", "decoders.1", "decoders.2", *GRID],
+        *["--rpn_ckpt_path", workspace.rpn, "--n_predictions", 2, "--target_layers", "decoders.0", "decoders.1", *GRID],
         cwd=workspace.cwd,
     )
     scores = workspace.cwd / "scores"

@@ -67,7 +67,7 @@ def test_every_network_keeps_the_window_and_learns_everywhere(arch, roi_size, si
 def test_roi_that_does_not_fit_a_network_is_refused(arch):
     stride = SEGMENTERS[arch].stride
     for roi_size in ((stride,) * 3, (stride + 4, 64, 64)):
-        with pytest.raises(UserError, match=f"--roi_size .* --arch {arch};"):
+        with pytest.raises(UserError, match=f"--window_size, else --roi_size.* --arch {arch};"):
             build_segmenter(arch, 1, 2, roi_size)
 
 
@@ -295,7 +295,7 @@ def test_volume_smaller_than_the_window_is_segmented(model):
 
 def test_gradcam_stays_inside_the_regions_and_the_unit_interval(model):
     regions = [Region(0, 16, 0, 0, 16, 16)]
-    heat = gradcam(model, prepared(), regions, find_layers(model, ["decoders.2"]), 0.25)
+    heat = gradcam(model, prepared(), regions, find_layers(model, ["decoders.1"]), 0.25)
     assert heat.shape == (20, 24, 28) and heat.min() >= 0 and heat.max() <= 1
     assert heat.any() and not heat[~region_mask(regions, heat.shape)].any()
 
@@ -320,7 +320,7 @@ def test_gradcam_points_at_what_drives_the_lesion_logit():
 @pytest.mark.parametrize(
     ("arch", "layers"),
     [
-        ("trans_unet", ["encoders.3", "decoders.1"]),
+        ("trans_unet", ["encoders.2", "decoders.1"]),
         ("segformer3d", ["stages.2", "decoder"]),
         ("segformer3d_full", ["head.decoders.1"]),
         ("unetr", ["decoder3"]),

@@ -31,7 +31,7 @@ def add_roi_size(group) -> None:
         nargs=3,
         default=[64, 64, 64],
         metavar=("D", "H", "W"),
-        help="smallest size of a proposed region and size of the network's window, in voxels",
+        help="smallest size of a proposed region, in voxels",
     )
 
 
@@ -45,6 +45,14 @@ def add_segmenter(parser, loss_config: dict) -> None:
     add_num_classes(group)
     group.add_argument("--in_channels", type=positive_int, default=1, help="input channels")
     add_roi_size(group)
+    group.add_argument(
+        "--window_size",
+        type=positive_int,
+        nargs=3,
+        default=None,
+        metavar=("D", "H", "W"),
+        help="size of the network's windows, in voxels; None for that of --roi_size",
+    )
     group.add_argument(
         "--seg_context",
         nargs="*",
