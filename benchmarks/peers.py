@@ -35,10 +35,13 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.ablated import NETWORKS
 from benchmarks.proposals import GRID, ROI, ROI_SIZE, SHIFT, draw, link_cases, run
 from benchmarks.whole_volume import PEERS, segment, train
+from data.brain import read_brain, with_brains
 from data.checks import read_mask
-from data.cohort import pair_cases
+from data.cohort import BRAINS, pair_cases
 from data.grid import Grid
+from data.names import brain_name
 from data.prepared import PreparedScan, cached_scan
+from data.volumes import write_like
 from models.checkpoints import load_rpn, load_strokeformer
 from models.proposals import rpn_source
 from utils import intervals
@@ -70,10 +73,20 @@ def draw_cohorts(out_dir: Path) -> None:
     link_cases(cases[N_TRAIN:], out_dir / "val")
     draw(out_dir / "alike", SEEDS["alike"], N_TEST)
     draw(out_dir / "shifted", SEEDS["shifted"], N_TEST, *SHIFT)
+    for part in ("train", "val", "alike", "shifted"):
+        keep_brains(out_dir / part)
+
+
+def keep_brains(folder: Path) -> None:
+    """Find the brains of a cohort once for all contestants, and leave them where every script looks for them."""
+    for case in progress(cases_of(folder), "Finding brains"):
+        path = folder / BRAINS / brain_name(case.scan)
+        if not path.exists():
+            write_like(path, read_brain(case, folder / "cache/brains").astype(np.uint8), case.scan)
 
 
 def cases_of(folder: Path) -> list:
-    return pair_cases([folder / "Scans"], [folder / "Masks"])
+    return with_brains(pair_cases([folder / "Scans"], [folder / "Masks"]), None)
 
 
 def prepared(folder: Path) -> list[PreparedScan]:
