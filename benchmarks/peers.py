@@ -243,7 +243,7 @@ def print_tables(run_dir: Path) -> None:
         }
         rows = [row_of(name, table, tables.get("ours"), run_dir) for name, table in tables.items()]
         print(f"\n{cohort}, {N_TEST} scans; [95 % bootstrap interval]; ours minus the other [paired], p by Wilcoxon")
-        print(pd.DataFrame(rows).to_markdown(index=False))
+        print_markdown(rows)
 
 
 def print_markdown(rows: list[dict]) -> None:
