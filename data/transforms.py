@@ -23,6 +23,7 @@ def build_transforms(names: list[str] | None, spatial_dims: int) -> transforms.C
         "noise": lambda _: transforms.RandGaussianNoised("image", prob=PROBABILITY, std=0.05),
         "lesion_contrast": lambda _: RandLesionContrastd(prob=PROBABILITY, factor=(0.3, 1.2)),
         "bias_field": lambda _: transforms.RandBiasFieldd("image", prob=PROBABILITY, coeff_range=(0.0, 0.2)),
+        "resolution": _resolution,
     }
     return transforms.Compose([makers[name](spatial_dims) for name in names or []])
 
@@ -64,6 +65,12 @@ def _flip(spatial_dims: int):
     # Left and right are alike enough to swap; front and back or top and bottom are not.
     left_right = spatial_dims - 2
     return transforms.RandFlipd(EVERYTHING, PROBABILITY, left_right, allow_missing_keys=True)
+
+
+def _resolution(spatial_dims: int):
+    return transforms.RandSimulateLowResolutiond(
+        "image", PROBABILITY, upsample_mode="trilinear" if spatial_dims == 3 else "bilinear", zoom_range=(0.5, 1)
+    )
 
 
 def _affine(spatial_dims: int):

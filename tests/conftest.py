@@ -51,8 +51,8 @@ def workspace(tmp_path_factory, cohort) -> SimpleNamespace:
         *["train_strokeformer.py", "--train_scans", scans, "--train_masks", masks, "--val_scans", scans],
         *["--val_masks", masks, "--model_prefix", "seg", "--rpn_ckpt_path", "RPN/rpn/checkpoints/best.ckpt"],
         *["--score_threshold", 0.01, "--max_epochs", 2, "--max_lr", 1e-3, "--cls_loss", "BCEWithLogitsLoss"],
-        *["--transforms", "flip", "affine", "contrast", "noise", "bias_field", "lesion_contrast", *GRID, *ROI, *QUICK],
-        *["--seg_context", "mirror", "position", "--ema_decay", 0.9, "--seg_loss", "CCDiceCELoss"],
+        *["--transforms", "flip", "affine", "contrast", "noise", "bias_field", "resolution", "lesion_contrast"],
+        *[*GRID, *ROI, *QUICK, "--seg_context", "mirror", "position", "--ema_decay", 0.9, "--seg_loss", "CCDiceCELoss"],
         cwd=cwd,
     )
     return SimpleNamespace(

@@ -112,10 +112,26 @@ def test_where_both_sides_are_alike_they_stay_so(name):
     np.testing.assert_allclose(image, mirror, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["contrast", "noise", "bias_field", "lesion_contrast"])
+@pytest.mark.parametrize("name", ["contrast", "noise", "bias_field", "resolution", "lesion_contrast"])
 def test_no_change_of_contrast_touches_the_position(name):
     item = head()
     np.testing.assert_array_equal(augmented(name, item)["position"], item["position"])
+
+
+@pytest.mark.parametrize("shape", [(24, 20), (12, 24, 20)])
+def test_lower_resolution_blurs_the_image_alone(shape):
+    rng = np.random.default_rng(0)
+    item = {"image": rng.random((2, *shape), np.float32), "mask": (rng.random((1, *shape)) > 0.5).astype(np.uint8)}
+    compose, blurred = build_transforms(["resolution"], len(shape)), 0
+    for seed in range(10):
+        changed = apply_transforms(compose, item, np.random.default_rng(seed))
+        np.testing.assert_array_equal(changed["mask"], item["mask"])
+        assert (
+            changed["image"].shape == item["image"].shape and 0 <= changed["image"].min() <= changed["image"].max() <= 1
+        )
+        rougher = np.abs(np.diff(item["image"])).mean()
+        blurred += np.abs(np.diff(changed["image"])).mean() < 0.99 * rougher
+    assert 0 < blurred < 10
 
 
 def test_position_turns_with_the_head():

@@ -245,6 +245,21 @@ def test_scans_with_masks_are_segmented_and_scored(workspace):
         assert mask.shape == (1, 25, 29, 24) and mask.dtype == np.uint8 and set(np.unique(mask)) <= {0, 1}
 
 
+def test_what_is_lesion_is_chosen_in_training_and_can_be_fixed_in_a_test(workspace, tmp_path):
+    table = pd.read_csv(workspace.seg.parent.parent / "decisions.csv")
+    assert table.columns.tolist() == ["threshold", "smallest_cm3", "dice", "lesion_f1", "lesions"]
+    chosen = torch.load(workspace.seg, weights_only=True)["hyper_parameters"]
+    row = table[(table.threshold == chosen["lesion_threshold"]) & (table.smallest_cm3 == chosen["smallest_lesion_cm3"])]
+    assert (row.dice + row.lesion_f1).item() == pytest.approx((table.dice + table.lesion_f1).max())
+    assert f"Lesion is what has a probability above {row.threshold.item():g} " in workspace.output["seg"].out
+    test = ["test_strokeformer.py", "--scans", workspace.scans, "--ckpt_path", workspace.seg, "--n_predictions", 0]
+    for name, *fixed in (("all", 0), ("none", 1), ("vast", 0, "--smallest_lesion_cm3", 1e6)):
+        decision = ["--lesion_threshold", *fixed, "--flip_average", "--model_name", name]
+        run_script(*test, *decision, *GRID, cwd=tmp_path)
+    found = pd.read_csv(tmp_path / "scores/volumes.csv").groupby("model_name").predicted_cm3
+    assert (found.min()["all"] > 0) and found.max()["none"] == found.max()["vast"] == 0
+
+
 def test_one_nifti_scan_without_mask_gives_a_nifti_on_its_grid(workspace, tmp_path):
     array = np.load(next(workspace.scans.iterdir()))[0]
     affine = np.array([[0, 8.0, 0, -90], [-8.0, 0, 0, 100], [0, 0, 8.0, -70], [0, 0, 0, 1]])

@@ -286,6 +286,26 @@ def test_half_precision_stays_close_to_single(model, monkeypatch):
     np.testing.assert_allclose(found, model.segment(prepared(), None), atol=0.02)
 
 
+def test_flip_averaged_answers_mirror_those_of_the_mirrored_scan(model):
+    scan = prepared(ROI)
+    mirrored = drawn.prepared("b.npy", scan.scan[:, :, ::-1], scan.brain, scan.mask)
+    found, plain = (model.segment(scan, None, flip_average=flip) for flip in (True, False))
+    np.testing.assert_allclose(model.segment(mirrored, None, flip_average=True)[:, :, ::-1], found, atol=0.01)
+    assert not np.allclose(found, plain, atol=0.01)
+
+
+def test_a_window_larger_than_its_region_sees_what_lies_around_and_changes_nothing_there():
+    torch.manual_seed(0)
+    model, region = StrokeFormer(roi_size=(8, 8, 8), window_size=ROI), Region(8, 16, 8, 8, 16, 16)
+    scan = prepared((24, 24, 24))
+    other = drawn.prepared("b.npy", scan.scan.copy(), scan.brain, scan.mask)
+    other.scan[:, 7, 7, 7] = 1 - scan.scan[:, 7, 7, 7]
+    found, changed = (model.segment(s, [region]) for s in (scan, other))
+    assert (found[1][region.slices] != changed[1][region.slices]).any()
+    inside = region_mask([region], scan.brain.shape)
+    assert (found[0] == 1)[~inside].all() and (found[0] < 1)[inside].all()
+
+
 def test_volume_smaller_than_the_window_is_segmented(model):
     assert model.segment(prepared((10, 24, 12)), None).shape == (2, 10, 24, 12)
 

@@ -3,7 +3,7 @@
 from utils.cli.types import SplitsAction, extension, non_negative_int, positive_float, positive_int
 from utils.defaults import SCAN_DIM
 
-TRANSFORM_NAMES = ("flip", "affine", "contrast", "noise", "bias_field", "lesion_contrast")
+TRANSFORM_NAMES = ("flip", "affine", "contrast", "noise", "bias_field", "resolution", "lesion_contrast")
 
 
 def add_seed(parser) -> None:
