@@ -144,17 +144,14 @@ class MixFFN(nn.Module):
 
 
 class MLPDecoder(nn.Module):
-    """Brings the maps of all stages to one width and to the first one's size, and fuses them voxel by voxel.
-
-    Instance norm in place of the published batch norm: batches are small.
-    """
+    """Brings the maps of all stages to one width and to the first one's size, and fuses them voxel by voxel."""
 
     def __init__(self, features: tuple[int, ...], width: int) -> None:
         super().__init__()
         self.project = nn.ModuleList(nn.Conv3d(channels, width, 1) for channels in features)
         self.fuse = nn.Sequential(
             nn.Conv3d(len(features) * width, width, 1, bias=False),
-            nn.InstanceNorm3d(width, affine=True),
+            nn.BatchNorm3d(width),
             nn.ReLU(),
         )
 

@@ -81,7 +81,7 @@ def build_segmenter(
     segmenter = SEGMENTERS[arch]
     stride = segmenter.stride
     deepest = math.prod(side // stride for side in window)
-    if any(side % stride for side in window) or deepest < 2:  # instance norm needs more than one voxel there
+    if any(side % stride for side in window) or deepest < 2:  # norms need more than one voxel there
         raise UserError(
             f"windows of {tuple(window)} (--window_size, else --roi_size) do not fit --arch {arch}; use multiples of "
             f"{stride}, not all {stride}"
