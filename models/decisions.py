@@ -11,7 +11,7 @@ from data.prepared import PreparedScan
 from utils.lesions import TWENTY_SIX_CONNECTED, Components, find_components, voxel_cm3
 from utils.overlap import bounding_box, overlap_scores
 
-THRESHOLDS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
+THRESHOLDS = (0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
 SMALLEST_CM3 = (0.0, 0.02, 0.05, 0.1, 0.2)
 
 
