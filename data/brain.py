@@ -100,7 +100,23 @@ def _deepbet():
         torch.set_num_threads(1)  # this is one of several processes that share the cores
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # torch's, of the format that the package ships
-        return BrainExtraction(no_gpu=True)
+        deepbet = BrainExtraction(no_gpu=True)
+    deepbet.bbox_model = _remembering(deepbet.bbox_model)  # asked by `is_stripped` first, and then by deepbet itself
+    return deepbet
+
+
+def _remembering(network):
+    """A network that gives its last answer again to the same question."""
+    import torch
+
+    last = []
+
+    def answer(image):
+        if not last or not torch.equal(last[0], image):
+            last[:] = image, network(image)
+        return last[1]
+
+    return answer
 
 
 def _keep_freed_memory() -> None:

@@ -3,9 +3,11 @@
 import nibabel as nib
 import numpy as np
 import pytest
+import torch
+from deepbet import BrainExtraction
 
 from data.admission import admit
-from data.brain import find_brain, is_stripped, read_brain, with_brains
+from data.brain import _deepbet, find_brain, is_stripped, read_brain, with_brains
 from data.checks import check_headers
 from data.cohort import pair_cases
 from data.grid import Grid
@@ -273,6 +275,21 @@ def test_deepbet_finds_the_brain_of_a_synthetic_head_whatever_its_scale_padding_
     changed = np.pad(1000 * scan + 500, widths, constant_values=500)
     changed[-1, -1, -1] = -32768
     assert dice(brain_of(changed, "T1w", FOUR_MM), np.pad(brain, widths)) > 0.98
+
+
+def test_brain_is_what_deepbet_itself_says_though_its_first_network_runs_once_a_scan(synthetic, monkeypatch):
+    scan, _ = synthetic
+    ras = np.ascontiguousarray(scan.transpose(1, 2, 0))
+    alone = BrainExtraction(no_gpu=True)
+    expected = alone.postprocess(alone.run_model(ras.copy()) > 0.5)
+    _deepbet.cache_clear()
+    asked, network = [], torch.jit.ScriptModule.__call__
+    monkeypatch.setattr(torch.jit.ScriptModule, "__call__", lambda self, x: asked.append(x.shape) or network(self, x))
+    monkeypatch.setattr("data.brain.add_what_the_mirror_has", lambda brain, head, own: brain)
+    brain = brain_of(scan, "T1w", FOUR_MM)
+    np.testing.assert_array_equal(brain, expected.transpose(2, 0, 1).astype(bool) & head_mask(scan))
+    assert len(asked) == len({*asked}) == 2
+    _deepbet.cache_clear()
 
 
 def test_deepbet_tells_a_stripped_scan_from_a_head(synthetic):
