@@ -20,13 +20,14 @@ from data.prepared import PreparedScan, cached_scan
 from data.sampling import item_rng
 from data.space import cut
 from data.transforms import apply_transforms, build_transforms
-from utils.regions.region import Region, bounding_region, region_mask
+from utils.regions.region import Region, bounding_region, whole_volume
 
 # What training windows lie about, in turn, so that every batch holds as much of each.
 ABOUT = ("lesion", "brain", "lesion", "region")
 # A training window may leave what it lies about by this share of its size: the network shall not learn that a lesion
 # always sits in the middle.
 JITTER = 0.3
+TRIALS = 100  # to hit the brain of a box; where less than a thirtieth of it is brain, any voxel may be taken
 
 Start = tuple[int, int, int]  # first voxel (D, H, W) of a window
 
@@ -141,17 +142,20 @@ class TrainingWindows(Dataset):
 
     def _middle(self, about: str, case: Case, prepared: PreparedScan, rng: np.random.Generator) -> np.ndarray:
         """The voxel (3,) that a window lies about; one of the brain where the scan has nothing of what is asked for."""
-        if about == "region" and (regions := self.regions.get(case.name)):
-            within = region_mask([regions[rng.integers(len(regions))]], prepared.brain.shape)
-            return _draw_voxel(prepared.brain & within, prepared.brain, rng)
-        return _draw_voxel(prepared.mask & prepared.brain if about == "lesion" else prepared.brain, prepared.brain, rng)
+        if about == "lesion" and len(voxels := np.flatnonzero(prepared.mask)):
+            return np.array(np.unravel_index(voxels[rng.integers(len(voxels))], prepared.mask.shape))
+        regions = self.regions.get(case.name) if about == "region" else None
+        box = regions[rng.integers(len(regions))] if regions else whole_volume(prepared.brain.shape)
+        return _brain_voxel(prepared.brain, box, rng)
 
 
-def _draw_voxel(mask: np.ndarray, otherwise: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """One of the voxels of a (D, H, W) mask, of another mask where it is empty."""
-    voxels = np.flatnonzero(mask)
-    voxels = voxels if len(voxels) else np.flatnonzero(otherwise)
-    return np.array(np.unravel_index(voxels[rng.integers(len(voxels))], mask.shape))
+def _brain_voxel(brain: np.ndarray, box: Region, rng: np.random.Generator) -> np.ndarray:
+    """A random voxel (3,) of a box that is brain, by trial: to look for all of them would read the whole mask."""
+    for _ in range(TRIALS):
+        voxel = [rng.integers(span.start, span.stop) for span in box.slices]
+        if brain[tuple(voxel)]:
+            break
+    return np.array(voxel)
 
 
 def _start_about(middle: np.ndarray, window: tuple, shape: tuple, rng: np.random.Generator) -> Start:
