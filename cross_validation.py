@@ -2,7 +2,8 @@
 
 For each fold: train the RPN on the fold's slices, propose and save the regions of its scans, train StrokeFormer on
 them, test both stages. Ends with the mean and standard deviation of every score over the folds. A run that was
-interrupted goes on where it stopped.
+interrupted goes on where it stopped. ``--folds_to_run`` runs some of the folds, so that the jobs of a cluster can share
+them, and ``--aggregate`` sums up what they scored.
 """
 
 from pathlib import Path
@@ -43,23 +44,39 @@ def main(args) -> None:
     cases, augmented = find_cases(args, folder)  # first: a wrong path is refused before the heavy libraries load
 
     from models.cross_validation import CrossValidation
-    from utils.tables import print_summary, summarise_folds
 
     check_models(args)
     validation = CrossValidation(args, cli.without_prefix(args, "rpn_"), cases, augmented)
     validation.check_settings()
+    if not args.aggregate:
+        run_folds(validation)
+    if args.folds_to_run and (missing := validation.missing()):
+        print(f"Folds yet to run: {', '.join(map(str, missing))}; --aggregate sums up when they have been")
+    else:
+        sum_up(validation)
+
+
+def run_folds(validation) -> None:
+    """Run the folds of ``--folds_to_run``, or all."""
     validation.admit()
     folds = validation.choose_folds()
     validation.begin(folds)
     slices = validation.cut_slices()
-    rows = []
-    for number, fold in enumerate(folds):
+    for number in validation.args.folds_to_run or range(len(folds)):
+        fold = folds[number]
         print(
             f"Fold {number + 1} of {len(folds)}: {len(fold.train)} training, {len(fold.val)} validation and "
             f"{len(fold.test)} test subjects"
         )
-        rows += validation.run_fold(number, fold, slices)
-    print_summary(summarise_folds(rows, args.seed), Path(args.scores_dir) / f"{args.model_prefix}_summary.csv")
+        validation.run_fold(number, fold, slices)
+
+
+def sum_up(validation) -> None:
+    from utils.tables import print_summary, summarise_folds
+
+    args = validation.args
+    summary = summarise_folds(validation.results(), args.seed)
+    print_summary(summary, Path(args.scores_dir) / f"{args.model_prefix}_summary.csv")
 
 
 def find_cases(args, folder: Path) -> tuple[list, dict]:

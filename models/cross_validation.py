@@ -11,7 +11,7 @@ from data.admission import Facts, admit
 from data.cohort import Case
 from data.cutting import cut_cohort
 from data.datamodules import ScanDataset, scan_loader
-from data.fingerprints import check_sources, combined, fingerprint
+from data.fingerprints import check_sources, combined, content_digest, fingerprint
 from data.folds import (
     Fold,
     cases_of,
@@ -24,9 +24,11 @@ from data.folds import (
     write_folds,
 )
 from data.grid import Grid, grid_of
+from data.listing import counted
 from data.prepared import brains_in, cached_scan
 from models.checkpoints import load_rpn, load_strokeformer
 from models.evaluation import evaluate_strokeformer
+from models.fold_results import missing_results, read_results, write_results
 from models.proposals import collect_regions, rpn_source
 from models.rpn_evaluation import evaluate_rpn
 from models.runs import best_checkpoint, inputs_of, is_finished, is_trained, run_folder
@@ -114,8 +116,15 @@ class CrossValidation:
             raise UserError(f"{self.folder} holds a training; choose another --model_prefix for the cross-validation")
         if self.is_begun(self.args.k):
             require_settings(self.folder, vars(self.args))
+        if beyond := [number for number in self.args.folds_to_run or [] if number >= self.k]:
+            raise UserError(f"--folds_to_run {beyond[0]}: there are {self.k} folds, from 0 to {self.k - 1}")
         if self.known_folds() is None:
             held_out(len({case.subject for case in self.cases}), self.args.k, self.args.splits)
+
+    @property
+    def k(self) -> int:
+        """The number of folds."""
+        return self.args.k if (known := self.known_folds()) is None else len(known)
 
     def known_folds(self) -> list[Fold] | None:
         """The folds of ``--folds`` or of the run as it was begun; None where nothing has been trained yet."""
@@ -161,6 +170,11 @@ class CrossValidation:
         train, val, _ = self.sides(fold)
         return inputs_of(train, val, self.digests, proposer)
 
+    def networks(self, number: int) -> dict[str, str]:
+        """The digests of both networks of a fold."""
+        stages = zip(("rpn", "strokeformer"), self.folders(number), strict=True)
+        return {stage: content_digest([best_checkpoint(folder)]) for stage, folder in stages}
+
     def rpn_digest(self, number: int) -> str:
         """The digest of the stage 1 that proposes the regions of a fold."""
         rpn_folder, folder = self.folders(number)
@@ -168,8 +182,8 @@ class CrossValidation:
 
     # --- a fold ------------------------------------------------------------------------------------------
 
-    def run_fold(self, number: int, fold: Fold, slices: pd.DataFrame) -> list[dict]:
-        """The four steps of one fold; returns a row (fold, stage, score, estimate) for every score.
+    def run_fold(self, number: int, fold: Fold, slices: pd.DataFrame) -> None:
+        """The four steps of one fold, whose scores are kept for `results`.
 
         Args:
             slices: what `cut_slices` returns.
@@ -198,11 +212,25 @@ class CrossValidation:
         scores = evaluate_strokeformer(
             model, test, self.scans_of(test), lambda scan: regions[scan.name], self.args, name
         )
-        return [
+        rows = [
             {"fold": number, "stage": stage, "score": score, "estimate": estimate}
             for stage, found in (("rpn", rpn_scores), ("strokeformer", scores))
             for score, estimate in found.items()
         ]
+        write_results(self.folder, number, rows, self.networks(number))
+
+    def missing(self) -> list[int]:
+        """The folds that have not been run to their end."""
+        return missing_results(self.folder, self.k)
+
+    def results(self) -> list[dict]:
+        """A row (fold, stage, score, estimate) for every score of all folds; refuses where one has not been run."""
+        if missing := self.missing():
+            raise UserError(
+                f"{counted(len(missing), 'fold')} of {self.folder} yet to run; give the same command with "
+                f"--folds_to_run {' '.join(map(str, missing))}"
+            )
+        return [row for number in range(self.k) for row in read_results(self.folder, number, self.networks(number))]
 
 
 def digest_of(folds: list[Fold]) -> str:

@@ -43,13 +43,18 @@ def decision_table(
     thresholds: Sequence[float] = THRESHOLDS,
     smallest_cm3: Sequence[float] = SMALLEST_CM3,
 ) -> pd.DataFrame:
-    """Means over scans with masks for every `Decision` that may be chosen, a row each.
+    """What every `Decision` that may be chosen gives on scans with masks, a row each.
 
-    Columns: ``threshold``, ``smallest_cm3``, ``dice``, ``lesion_f1`` (26-connected) and ``lesions`` a scan.
+    Lesions are counted over all scans together: a scan without any has an F1 of 0 or 1 of its own, and the mean over a
+    few scans would hang on it.
 
     Args:
         segment: from a scan to its class probabilities (K, D, H, W).
         thresholds, smallest_cm3: of the decisions.
+
+    Returns:
+        Columns ``threshold``, ``smallest_cm3``; ``dice``, the mean over scans with lesions, NaN without any;
+        ``lesion_f1`` of the 26-connected lesions, and the numbers of ``found``, ``missed`` and ``false`` ones.
     """
     rows = []
     for scan in scans:
@@ -58,17 +63,19 @@ def decision_table(
             components = find_components(lesion > threshold, scan.mask)
             for smallest in smallest_cm3:
                 kept = components.predicted_voxels * voxel_cm3(scan.space.spacing_mm) >= smallest
-                rows.append({"threshold": threshold, "smallest_cm3": smallest, **_scores(components, kept)})
-    return pd.DataFrame(rows).groupby(["threshold", "smallest_cm3"], as_index=False).mean()
+                rows.append({"threshold": threshold, "smallest_cm3": smallest, **_counts(components, kept)})
+    by_decision = pd.DataFrame(rows).groupby(["threshold", "smallest_cm3"], as_index=False)
+    table = by_decision.agg({"dice": "mean", "found": "sum", "missed": "sum", "false": "sum"})
+    table.insert(3, "lesion_f1", overlap_scores(table.found, table.false, table.missed, 0)["f1"])
+    return table
 
 
-def _scores(components: Components, kept: np.ndarray) -> dict[str, float]:
-    """Dice of the voxels and F1 of the lesions where of the predicted components only the `kept` ones count."""
-    common, found = components.common[:, kept], int(components.common[:, kept].any(1).sum())
-    inside, true = common.sum(), components.true_voxels.sum()
-    voxels = overlap_scores(inside, components.predicted_voxels[kept].sum() - inside, true - inside, 0)
-    lesions = overlap_scores(found, int((~common.any(0)).sum()), len(common) - found, 0)
-    return {"dice": float(voxels["dice"]), "lesion_f1": float(lesions["f1"]), "lesions": len(common)}
+def _counts(components: Components, kept: np.ndarray) -> dict[str, float]:
+    """The Dice of the voxels, NaN without lesion, and the counts of lesions where only the `kept` components count."""
+    common, true = components.common[:, kept], components.true_voxels.sum()
+    predicted, found = components.predicted_voxels[kept].sum(), int(common.any(1).sum())
+    dice = 2 * common.sum() / (predicted + true) if true else np.nan
+    return {"dice": dice, "found": found, "missed": len(common) - found, "false": int((~common.any(0)).sum())}
 
 
 def choose_decision(table: pd.DataFrame) -> Decision:
@@ -76,7 +83,7 @@ def choose_decision(table: pd.DataFrame) -> Decision:
 
     So is the one for scans without any lesion: they cannot tell what would be missed.
     """
-    gain = (table.dice + table.lesion_f1) * (table.lesions > 0)
+    gain = (table.dice + table.lesion_f1).fillna(0)
     order = table.assign(gain=gain.round(6), off=(table.threshold - 0.5).abs())
     best = order.sort_values(["gain", "off", "smallest_cm3"], ascending=[False, True, True]).iloc[0]
     return Decision(float(best.threshold), float(best.smallest_cm3))

@@ -85,7 +85,7 @@ class Recorder:
         if hasattr(data, "hard"):  # stage 1
             names = {volume for side in (data.train, data.val) for volume, _ in side.places}
         else:
-            names = {case.name for side in (data.train, data.val) for case, _ in side.windows}
+            names = {case.name for case in [*data.train.cases["brain"], *(case for case, _ in data.val.windows)]}
         (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
         seen = {name: self.cohort.version[name] for name in names}
         (folder / "checkpoints/best.ckpt").write_text(json.dumps({"seen": seen, "epochs": args.max_epochs}))
@@ -108,13 +108,14 @@ def recording(recorder: Recorder):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cross_validation, "check_models", lambda args: None)
         patch.setattr("data.brain.find_brain", lambda scan, head, contrast, own: head)
-        for name in ("build_rpn", "build_strokeformer"):
-            patch.setattr(models.training, name, lambda *_: nn.Identity())
+        patch.setattr(models.training, "build_rpn", lambda *_: nn.Identity())
+        patch.setattr(models.training, "build_strokeformer", lambda args: SimpleNamespace(window=tuple(args.roi_size)))
         patch.setattr(models.training, "_train", recorder.train)
-        patch.setattr(models.training, "_calibrate", lambda *_: None)
+        for name in ("_calibrate", "_decide"):
+            patch.setattr(models.training, name, lambda *_: None)
         module = models.cross_validation
-        patch.setattr(module, "load_rpn", recorder.load)
-        patch.setattr(module, "load_model", lambda _, path: recorder.load(path))
+        for name in ("load_rpn", "load_strokeformer"):
+            patch.setattr(module, name, recorder.load)
         patch.setattr(module, "rpn_source", lambda rpn, _: rpn)
         patch.setattr(module, "collect_regions", lambda _, scans: {s.name: [whole_volume(SHAPE)] for s in scans})
         patch.setattr(module, "evaluate_rpn", lambda rpn, scans, *_: recorder.check(rpn, scans))

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from scipy.ndimage import label
 
 from models.decisions import Decision, choose_decision, decision_summary, decision_table
 from utils.metrics import scan_scores
@@ -51,22 +52,25 @@ def test_of_several_kinds_of_lesion_the_likeliest_is_taken():
 
 
 def test_table_holds_the_scores_of_what_each_decision_would_predict():
-    rng = np.random.default_rng(0)
-    lesions = [rng.random(SHAPE) ** 3, two_lesions()]
-    masks = [rng.random(SHAPE) > 0.95, two_lesions() == 0.9]
-    brain = np.ones(SHAPE, bool)
+    rng, brain = np.random.default_rng(0), np.ones(SHAPE, bool)
+    lesions = [rng.random(SHAPE) ** 3, two_lesions(), two_lesions()]
+    masks = [rng.random(SHAPE) > 0.95, two_lesions() == 0.9, ~brain]
     scans = [drawn.prepared(f"{n}.npy", brain[None] * 1.0, brain, mask) for n, mask in enumerate(masks)]
     found = {scan.name: probabilities_of(lesion) for scan, lesion in zip(scans, lesions, strict=True)}
-    table = decision_table(lambda scan: found[scan.name], scans, (0.1, 0.3, 0.5), (0.0, 0.005))
-    assert len(table) == 6 and (table.lesions > 0).all()
+    table = decision_table(lambda scan: found[scan.name], scans, (0.1, 0.3, 0.5), (0.0, 0.003))
+    assert len(table) == 6
     for row in table.itertuples():
         decision = Decision(row.threshold, row.smallest_cm3)
         each = [
             scan_scores(decision.classes(found[s.name], s.space.spacing_mm) > 0, s.mask, s.space.spacing_mm)
             for s in scans
         ]
-        for score in ("dice", "lesion_f1"):
-            assert getattr(row, score) == pytest.approx(np.mean([scores[score] for scores in each]))
+        assert row.dice == pytest.approx(np.mean([scores["dice"] for scores in each[:2]]))
+        assert row.false == sum(scores["false_lesions_isles"] for scores in each)
+        true = [label(mask, np.ones((3, 3, 3)))[1] for mask in masks]
+        recalled = sum(n * scores["lesion_recall_isles"] for n, scores in zip(true[:2], each, strict=False))
+        assert (row.found, row.found + row.missed) == (pytest.approx(recalled), sum(true))
+        assert row.lesion_f1 == pytest.approx(2 * row.found / (2 * row.found + row.missed + row.false))
 
 
 def test_best_decision_is_chosen_and_of_equal_ones_the_plainest():
@@ -76,7 +80,6 @@ def test_best_decision_is_chosen_and_of_equal_ones_the_plainest():
             "smallest_cm3": [0.0, 0.1, 0.0, 0.1, 0.0],
             "dice": [0.4, 0.6, 0.5, 0.5, 0.6],
             "lesion_f1": [0.5, 0.5, 0.6, 0.6, 0.3],
-            "lesions": 1.5,
         }
     )
     assert choose_decision(table) == Decision(0.5, 0.0)
@@ -85,7 +88,5 @@ def test_best_decision_is_chosen_and_of_equal_ones_the_plainest():
 
 
 def test_scans_without_lesions_choose_nothing():
-    table = pd.DataFrame(
-        {"threshold": [0.5, 0.7], "smallest_cm3": 0.0, "dice": [0, 1], "lesion_f1": [0, 1], "lesions": 0}
-    )
+    table = pd.DataFrame({"threshold": [0.5, 0.7], "smallest_cm3": 0.0, "dice": np.nan, "lesion_f1": [0, 1]})
     assert choose_decision(table) == Decision()

@@ -247,7 +247,7 @@ def test_scans_with_masks_are_segmented_and_scored(workspace):
 
 def test_what_is_lesion_is_chosen_in_training_and_can_be_fixed_in_a_test(workspace, tmp_path):
     table = pd.read_csv(workspace.seg.parent.parent / "decisions.csv")
-    assert table.columns.tolist() == ["threshold", "smallest_cm3", "dice", "lesion_f1", "lesions"]
+    assert table.columns.tolist() == ["threshold", "smallest_cm3", "dice", "lesion_f1", "found", "missed", "false"]
     chosen = torch.load(workspace.seg, weights_only=True)["hyper_parameters"]
     row = table[(table.threshold == chosen["lesion_threshold"]) & (table.smallest_cm3 == chosen["smallest_lesion_cm3"])]
     assert (row.dice + row.lesion_f1).item() == pytest.approx((table.dice + table.lesion_f1).max())
@@ -366,6 +366,27 @@ def test_cross_validation_ends_with_mean_and_deviation_over_folds(cross_validate
     assert summary.loc[("rpn", "lesion_coverage"), ["low", "high"]].tolist() == [over_all.low, over_all.high]
     assert summary.loc[("rpn", "map"), ["low", "high"]].isna().all()
     assert "lesion_coverage" in done.out and f"{dice.mean():.3f}" in done.out
+
+
+def test_folds_run_apart_and_summed_up_give_the_tables_of_a_whole_run(cross_validated, tmp_path):
+    whole, command, _ = cross_validated
+    assert "there are 2 folds, from 0 to 1" in run_script(*command, "--folds_to_run", 2, cwd=tmp_path, code=2).err
+    assert "2 folds of " in run_script(*command, "--aggregate", cwd=tmp_path, code=2).err
+    done = run_script(*command, "--folds_to_run", 1, cwd=tmp_path)
+    assert "Folds yet to run: 0" in done.out and not (tmp_path / "scores/seg_summary.csv").exists()
+    assert "--folds_to_run 0" in run_script(*command, "--aggregate", cwd=tmp_path, code=2).err
+    run_script(*command, "--folds_to_run", 0, cwd=tmp_path)
+    (tmp_path / "scores/seg_summary.csv").unlink()
+    run_script(*command, "--aggregate", cwd=tmp_path)
+    assert (tmp_path / "scores/seg_summary.csv").read_bytes() == (whole / "scores/seg_summary.csv").read_bytes()
+    for table in ("scores/scores.csv", "scores/per_scan_scores.csv", "rpn_scores/scores.csv"):
+        parts, at_once = (pd.read_csv(folder / table, dtype=str) for folder in (tmp_path, whole))
+        order = [column for column in ("model_name", "scan") if column in parts]
+        pd.testing.assert_frame_equal(
+            parts.sort_values(order, ignore_index=True), at_once.sort_values(order, ignore_index=True)
+        )
+    torch.save({}, tmp_path / "StrokeFormer/seg_fold-0/checkpoints/best.ckpt")
+    assert "is of other networks than there are now" in run_script(*command, "--aggregate", cwd=tmp_path, code=2).err
 
 
 def test_interrupted_cross_validation_goes_on_where_it_stopped(cross_validated):

@@ -108,8 +108,28 @@ def update_table(path: Path | str, name: str, rows) -> None:
 
     rows = rows.copy()
     rows.insert(0, "model_name", name)
-    earlier = read_scores(path)
-    if earlier is not None:
-        rows = pd.concat([earlier[earlier.model_name != name], rows], ignore_index=True)
-    with atomic_path(path) as temporary:
-        rows.to_csv(temporary, index=False)
+    with _locked(Path(path)):
+        earlier = read_scores(path)
+        if earlier is not None:
+            rows = pd.concat([earlier[earlier.model_name != name], rows], ignore_index=True)
+        with atomic_path(path) as temporary:
+            rows.to_csv(temporary, index=False)
+
+
+@contextmanager
+def _locked(path: Path):
+    """Keep other processes from a file: folds that run at the same time write into the same tables."""
+    from filelock import FileLock
+
+    lock = FileLock(path.with_name(f".{path.name}.lock"))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except OSError as error:
+        raise UserError(f"{path} cannot be written ({error.strerror or error}); free or choose another place") from None
+    except NotImplementedError:
+        pass  # a file system without locks
+    try:
+        yield
+    finally:
+        lock.release()

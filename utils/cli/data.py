@@ -63,6 +63,16 @@ def add_folds(parser) -> None:
         help="percentages of subjects; they sum to 100",
     )
     group.add_argument("--folds", default=None, help="folds.json of an earlier run to use instead")
+    part = group.add_mutually_exclusive_group()
+    part.add_argument(
+        "--folds_to_run",
+        type=non_negative_int,
+        nargs="+",
+        default=None,
+        metavar="FOLD",
+        help="numbers of the folds to run now, from 0; None for all",
+    )
+    part.add_argument("--aggregate", action="store_true", help="run nothing: sum up the folds that have been run")
     group.add_argument(
         "--use_augmented",
         action="store_true",
