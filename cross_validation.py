@@ -72,6 +72,7 @@ def run_folds(validation) -> None:
 
 
 def sum_up(validation) -> None:
+    """Save and print every score over the folds."""
     from utils.tables import print_summary, summarise_folds
 
     args = validation.args

@@ -10,7 +10,6 @@ brain, prepare and write in the same way; each runs in a process of its own, who
 
 import argparse
 import resource
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -23,6 +22,7 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.peers import print_markdown, true_regions
+from benchmarks.proposals import run
 from benchmarks.whole_volume import PEERS, segment
 from data.brain import find_brain
 from data.checks import find_head, read_mask, read_scan, space_of
@@ -42,8 +42,8 @@ REPEATS = 3  # the least seconds of so many runs
 
 def draw(out_dir: Path) -> Case:
     if not (out_dir / "c/Scans").exists():
-        size = ["--n_subjects", "1", "--healthy_fraction", "0", "--spacing", "1", "--ext", ".nii.gz"]
-        subprocess.run([sys.executable, "-m", "data.phantom", "--out_dir", out_dir / "c", *size], cwd=ROOT, check=True)
+        size = ["--n_subjects", 1, "--healthy_fraction", 0, "--spacing", 1, "--ext", ".nii.gz"]
+        run("-m", "data.phantom", "--out_dir", out_dir / "c", *size)
     return pair_cases([out_dir / "c/Scans"], [out_dir / "c/Masks"])[0]
 
 
@@ -65,11 +65,11 @@ def two_stages() -> Callable[[PreparedScan, dict], np.ndarray]:
     rpn = RPN(evidence_growth=5.0).eval().to(memory_format=torch.channels_last)
     model = StrokeFormer(roi_size=ROI_SIZE).eval()
 
-    def run(scan: PreparedScan, seconds: dict) -> np.ndarray:
+    def predict(scan: PreparedScan, seconds: dict) -> np.ndarray:
         timed("stage 1", seconds, lambda: rpn.propose(scan, rpn.detect_volume(scan), ROI_SIZE, 0.01))
         return timed("network", seconds, lambda: model.segment(scan, regions_of(scan), batch_size=8))
 
-    return run
+    return predict
 
 
 def whole_volume(name: str) -> Callable[[PreparedScan, dict], np.ndarray]:
@@ -122,8 +122,7 @@ def main() -> None:
         return
     draw(out_dir)
     for name in args.programs:
-        alone = [sys.executable, __file__, "--out_dir", out_dir, "--alone", "--programs", name]
-        subprocess.run(alone, cwd=ROOT, check=True)
+        run(__file__, "--out_dir", out_dir, "--alone", "--programs", name)
     rows = {name: read_json(out_dir / f"{name}.json") for name in args.programs}
     print(f"{torch.get_num_threads()} threads")
     print_markdown([{"seconds": n, **{step: f"{value:.2f}" for step, value in r.items()}} for n, r in rows.items()])

@@ -45,13 +45,13 @@ class WindowCutter:
     window: tuple[int, int, int]
     cache_dir: Path
     context: Sequence[str] = ()
-    brains: dict[Case, Region] = field(default_factory=dict)
+    brains: dict[str, Region] = field(default_factory=dict)
 
     def prepared(self, case: Case) -> PreparedScan:
         return cached_scan(case, self.grid, self.cache_dir)
 
-    def cut(self, case: Case, start: Start, regions: list[Region] | None) -> dict[str, np.ndarray]:
-        """A window, zero-padded behind where the volume ends.
+    def cut(self, prepared: PreparedScan, start: Start, regions: list[Region] | None) -> dict[str, np.ndarray]:
+        """A window of a scan, zero-padded behind where the volume ends.
 
         Args:
             regions: whose brain counts; None for all brain.
@@ -60,8 +60,7 @@ class WindowCutter:
             The parts that `data.context.read_window` gives, ``mask`` and ``region``; with a mirror image there is also
             the ``mirror_mask`` of its lesions.
         """
-        prepared = self.prepared(case)
-        brain = self._brain_box(case, prepared) if self.context else None
+        brain = self._brain_box(prepared) if self.context else None
         item = read_window(prepared.scan, start, self.window, self.context, brain)
         masks = {"mask": cut(prepared.mask, start, self.window)}
         if "mirror" in self.context:
@@ -71,11 +70,11 @@ class WindowCutter:
             masks["region"] &= _seen_from(regions, start, self.window)
         return {**item, **{name: mask[None].astype(np.uint8) for name, mask in masks.items()}}
 
-    def _brain_box(self, case: Case, prepared: PreparedScan) -> Region:
+    def _brain_box(self, prepared: PreparedScan) -> Region:
         """The bounding box of a brain, looked for once: that reads the whole mask."""
-        if case not in self.brains:
-            self.brains[case] = bounding_region(prepared.brain)
-        return self.brains[case]
+        if prepared.name not in self.brains:
+            self.brains[prepared.name] = bounding_region(prepared.brain)
+        return self.brains[prepared.name]
 
 
 def _seen_from(regions: list[Region], start: Start, window: tuple[int, int, int]) -> np.ndarray:
@@ -137,7 +136,7 @@ class TrainingWindows(Dataset):
         case = self.cases[about][rng.integers(len(self.cases[about]))]
         prepared = self.cutter.prepared(case)
         middle = self._middle(about, case, prepared, rng)
-        parts = self.cutter.cut(case, _start_about(middle, self.cutter.window, prepared.brain.shape, rng), None)
+        parts = self.cutter.cut(prepared, _start_about(middle, self.cutter.window, prepared.brain.shape, rng), None)
         return _item(apply_transforms(self.transforms, parts, rng))
 
     def _middle(self, about: str, case: Case, prepared: PreparedScan, rng: np.random.Generator) -> np.ndarray:
@@ -192,7 +191,7 @@ class RegionWindows(Dataset):
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
         case, start = self.windows[index]
-        return _item(self.cutter.cut(case, start, self.regions[case.name]))
+        return _item(self.cutter.cut(self.cutter.prepared(case), start, self.regions[case.name]))
 
 
 def starts_over(region: Region, window: tuple[int, int, int], shape: tuple[int, int, int]) -> list[Start]:

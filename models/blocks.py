@@ -1,8 +1,8 @@
 """The convolutions that the 3D networks share: MONAI's residual blocks with batch norm.
 
 Instance norm would take from each window what its own mean and spread are, and those of a window depend on how much of
-it is air. On synthetic heads at 3 mm (one training each) a network with it found as many lesions and 0.9 false ones a
-scan, against 0.2 with batch norm, and the Dice was 0.38 against 0.40.
+it is air. On synthetic heads at 3 mm (one training each, probability above 0.1) a network with it found 0.62 of the
+lesions and 0.9 false ones a scan at a Dice of 0.38, one with batch norm 0.58 and 0.2 at 0.40.
 """
 
 from monai.networks.blocks import UnetrBasicBlock, UnetrUpBlock

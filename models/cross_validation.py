@@ -116,8 +116,9 @@ class CrossValidation:
             raise UserError(f"{self.folder} holds a training; choose another --model_prefix for the cross-validation")
         if self.is_begun(self.args.k):
             require_settings(self.folder, vars(self.args))
-        if beyond := [number for number in self.args.folds_to_run or [] if number >= self.k]:
-            raise UserError(f"--folds_to_run {beyond[0]}: there are {self.k} folds, from 0 to {self.k - 1}")
+        k = self.k
+        if beyond := [number for number in self.args.folds_to_run or [] if number >= k]:
+            raise UserError(f"--folds_to_run {beyond[0]}: there are {k} folds, from 0 to {k - 1}")
         if self.known_folds() is None:
             held_out(len({case.subject for case in self.cases}), self.args.k, self.args.splits)
 
@@ -172,8 +173,8 @@ class CrossValidation:
 
     def networks(self, number: int) -> dict[str, str]:
         """The digests of both networks of a fold."""
-        stages = zip(("rpn", "strokeformer"), self.folders(number), strict=True)
-        return {stage: content_digest([best_checkpoint(folder)]) for stage, folder in stages}
+        _, folder = self.folders(number)
+        return {"rpn": self.rpn_digest(number), "strokeformer": content_digest([best_checkpoint(folder)])}
 
     def rpn_digest(self, number: int) -> str:
         """The digest of the stage 1 that proposes the regions of a fold."""

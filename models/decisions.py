@@ -73,8 +73,8 @@ def decision_table(
 def _counts(components: Components, kept: np.ndarray) -> dict[str, float]:
     """The Dice of the voxels, NaN without lesion, and the counts of lesions where only the `kept` components count."""
     common, true = components.common[:, kept], components.true_voxels.sum()
-    predicted, found = components.predicted_voxels[kept].sum(), int(common.any(1).sum())
-    dice = 2 * common.sum() / (predicted + true) if true else np.nan
+    inside, predicted, found = common.sum(), components.predicted_voxels[kept].sum(), int(common.any(1).sum())
+    dice = overlap_scores(inside, predicted - inside, true - inside, 0)["dice"] if true else np.nan
     return {"dice": dice, "found": found, "missed": len(common) - found, "false": int((~common.any(0)).sum())}
 
 

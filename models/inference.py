@@ -11,11 +11,10 @@ import numpy as np
 import torch
 from monai.data.utils import compute_importance_map
 
+from data.subvolumes import Start
 from utils.regions.region import Region, bounding_region, expand_region, region_of
 
 DEFAULT_OVERLAP = 0.25  # MONAI's own default
-
-Start = tuple[int, int, int]  # first voxel (D, H, W) of a window
 
 # --- where windows lie ---------------------------------------------------------------------------------
 
