@@ -72,12 +72,14 @@ def run_folds(validation) -> None:
 
 
 def sum_up(validation) -> None:
-    """Save and print every score over the folds."""
+    """Save and print every score over the folds, and write the report."""
+    from report.pages import report_cross_validation
     from utils.tables import print_summary, summarise_folds
 
     args = validation.args
     summary = summarise_folds(validation.results(), args.seed)
     print_summary(summary, Path(args.scores_dir) / f"{args.model_prefix}_summary.csv")
+    print(f"The report is {report_cross_validation(validation, summary)}")
 
 
 def find_cases(args, folder: Path) -> tuple[list, dict]:

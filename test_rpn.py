@@ -30,6 +30,7 @@ def main(args) -> None:
     from data.slices import channels_of, grid_of_slices
     from models.checkpoints import load_rpn, require_channels, require_classes, require_spacing, run_name
     from models.rpn_evaluation import evaluate_rpn
+    from report.pages import report_rpn
     from utils.tables import print_scores
 
     model = load_rpn(args.ckpt_path, args.score_threshold)
@@ -41,6 +42,7 @@ def main(args) -> None:
     scans = StackedScans(table, args.resize_to)
     name = args.model_name or run_name(args.ckpt_path)
     scores = evaluate_rpn(model, scan_loader(scans, args.num_workers), len(scans), args, name)
+    report_rpn(args, name, len(scans))
     print_scores(scores, Path(args.scores_dir) / name)
 
 

@@ -38,6 +38,7 @@ def main(args) -> None:
     from models.checkpoints import grid_at_test, load_strokeformer, require_channels, require_classes, run_name
     from models.evaluation import evaluate_strokeformer
     from models.proposals import region_source
+    from report.pages import report_strokeformer
     from utils.tables import print_scores
 
     model = load_strokeformer(args.ckpt_path, args.lesion_threshold, args.smallest_lesion_cm3)
@@ -50,7 +51,9 @@ def main(args) -> None:
     say_untold_network(cases, grid)
     admit(cases, grid, brains, args.num_workers)
     scans = scan_loader(ScanDataset(cases, partial(prepare_scan, grid=grid, brains=brains)), args.num_workers)
-    print_scores(evaluate_strokeformer(model, cases, scans, regions_of, args, name), Path(args.scores_dir) / name)
+    scores = evaluate_strokeformer(model, cases, scans, regions_of, args, name)
+    report_strokeformer(args, name, cases)
+    print_scores(scores, Path(args.scores_dir) / name)
 
 
 def find_cases(args) -> list:

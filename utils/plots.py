@@ -119,7 +119,12 @@ def plot_coverage(curve: pd.DataFrame, threshold: float, target: float) -> Figur
 
 
 def plot_volume_prediction(
-    scan: np.ndarray, target: np.ndarray | None, prediction: np.ndarray, regions: list[Region], title: str
+    scan: np.ndarray,
+    target: np.ndarray | None,
+    prediction: np.ndarray,
+    regions: list[Region],
+    title: str,
+    shown: list[int] | None = None,
 ) -> Figure:
     """Draw axial slices of a volume: the scan alone and, below, with lesion, prediction and proposed regions.
 
@@ -127,8 +132,9 @@ def plot_volume_prediction(
         scan: (D, H, W) in [0, 1].
         target: (D, H, W) bool, or None if unknown.
         prediction: (D, H, W) bool.
+        shown: indices of the slices; None for those that `slices_to_show` chooses.
     """
-    shown = slices_to_show(prediction if target is None else prediction | target, scan)
+    shown = shown or slices_to_show(prediction if target is None else prediction | target, scan)
     figure = _figure(SLICE_SIZE * max(len(shown), 3), 2 * SLICE_SIZE + 0.9, title)
     plain, marked = figure.subplots(2, len(shown), squeeze=False)
     for z, above, below in zip(shown, plain, marked, strict=True):

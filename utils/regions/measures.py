@@ -24,6 +24,7 @@ SHARES = {
 
 # Lesions by volume: the upper bound, excluded, in cm3. "Small" is where stage 1 misses them.
 VOLUME_BINS_CM3 = {"under 1 cm3": 1.0, "1 to 10 cm3": 10.0, "over 10 cm3": np.inf}
+COVERED_SHARE = 0.5  # of its voxels, from which on a lesion counts as covered
 
 
 # --- regions -------------------------------------------------------------------------------------------
@@ -230,6 +231,6 @@ def recall_by_volume(lesions: pd.DataFrame, seed: int) -> dict[str, Estimate]:
     recalls = {}
     for i, name in enumerate(VOLUME_BINS_CM3):
         those = lesions[known & (bins == i)]
-        found = (those.covered >= 0.5).groupby(those.scan)
+        found = (those.covered >= COVERED_SHARE).groupby(those.scan)
         recalls[f"lesion_recall, {name}"] = estimate(found.sum(), found.count(), seed)
     return recalls

@@ -1,0 +1,147 @@
+"""The reports: of stage 1 (``test_rpn.py``), of stage 2 (``test_strokeformer.py``) and of a cross-validation."""
+
+from argparse import Namespace
+from collections.abc import Iterable
+from pathlib import Path
+
+import pandas as pd
+
+from data.cohort import Case
+from report.page import Section, write_page
+from report.sections import (
+    PER_LESION_FILE,
+    RPN_PER_LESION_FILE,
+    STAGE_1_SCORES,
+    STAGE_2_SCORES,
+    all_scans_section,
+    calibration_section,
+    found_section,
+    pictures_section,
+    read_rows,
+    read_scans,
+    scans_section,
+    scores_section,
+    settings_section,
+    training_section,
+    volume_charts,
+    volumes_section,
+)
+from utils.files import intervals_file, read_json
+from utils.regions.measures import COVERED_SHARE
+
+REPORT_FILE = "report.html"
+FOUND_NOTE = "A lesion is found if one of its voxels is predicted; lesions are 26-connected."
+FOLDS_NOTE = " Ticks are the scores of single folds."
+COVERED_NOTE = "A lesion is found if half of its voxels or more lie inside the proposed regions."
+
+
+def report_strokeformer(args: Namespace, name: str, cases: list[Case]) -> None:
+    """Write ``report.html`` into the folder of an evaluation of stage 2, beside its predictions.
+
+    Args:
+        args: of ``test_strokeformer.py``, whose tables are written.
+        name: of the model in them.
+    """
+    folder = Path(args.scores_dir) / name
+    runs = [Path(path).parent.parent for path in (args.rpn_ckpt_path, args.ckpt_path) if path]
+    findings = _scored(args, name, cases) if args.masks else _unscored(args, name, cases)
+    end = [calibration_section(runs), training_section(runs), settings_section(read_json(folder / "run.json"))]
+    facts = {"scans": len(cases), "checkpoint": args.ckpt_path}
+    write_page(folder / REPORT_FILE, f"{name}: segmentation", facts, [*findings, *end])
+
+
+def report_rpn(args: Namespace, name: str, n_scans: int) -> None:
+    """Write ``report.html`` into the folder of an evaluation of stage 1; `args` are those of ``test_rpn.py``."""
+    folder, run = Path(args.scores_dir) / name, Path(args.ckpt_path).parent.parent
+    sections = [
+        scores_section("Scores", _intervals(args, name), STAGE_1_SCORES),
+        found_section("Lesions by volume", _covered(args.scores_dir, [name]), args.seed, COVERED_NOTE),
+        pictures_section("Misses", _pngs(folder / "misses"), "The slices with most lesion left out."),
+        pictures_section("Slices", _pngs(folder / "predictions"), folded=True),
+        calibration_section([run]),
+        training_section([run]),
+        settings_section(read_json(folder / "run.json")),
+    ]
+    facts = {"scans": n_scans, "checkpoint": args.ckpt_path}
+    write_page(folder / REPORT_FILE, f"{name}: region proposals", facts, sections)
+
+
+def report_cross_validation(validation, summary: pd.DataFrame) -> Path:
+    """Write ``<model_prefix>_report.html`` beside the summary of a cross-validation, and return where it is.
+
+    Args:
+        validation: a `models.cross_validation.CrossValidation` whose folds have all been run.
+        summary: what `utils.tables.summarise_folds` returns of its results.
+    """
+    args, numbers = validation.args, range(validation.k)
+    rpn_names, names = zip(*(validation.names(number) for number in numbers), strict=True)
+    rpn_runs, runs = zip(*(validation.folders(number) for number in numbers), strict=True)
+    by_fold = _with_folds(summary, validation.results())
+    lesions = read_rows(Path(args.scores_dir) / PER_LESION_FILE, names)
+    scans = read_scans(Path(args.scores_dir), names, scored=True)
+    covered = _covered(validation.rpn_args.scores_dir, rpn_names)
+    sections = [
+        scores_section("Segmentation", by_fold[by_fold.stage == "strokeformer"], STAGE_2_SCORES, FOLDS_NOTE),
+        scores_section("Regions", by_fold[by_fold.stage == "rpn"], STAGE_1_SCORES, FOLDS_NOTE),
+        _by_volume(args, scans, lesions),
+        found_section("Lesions inside the regions", covered, args.seed, COVERED_NOTE),
+        scans_section(Path(args.scores_dir), scans, lesions, validation.cases),
+        all_scans_section(scans),
+        calibration_section(rpn_runs),
+        training_section([*rpn_runs, *runs]),
+        settings_section(read_json(validation.folder / "run.json")),
+    ]
+    path = Path(args.scores_dir) / f"{args.model_prefix}_{REPORT_FILE}"
+    facts = {"folds": validation.k, "test scans": len(scans), "subjects": len({c.subject for c in validation.cases})}
+    write_page(path, f"{args.model_prefix}: cross-validation", facts, sections)
+    return path
+
+
+# --- findings ------------------------------------------------------------------------------------------
+
+
+def _scored(args: Namespace, name: str, cases: list[Case]) -> list[Section]:
+    """What the scores of an evaluation of stage 2 say."""
+    scores_dir = Path(args.scores_dir)
+    lesions, scans = read_rows(scores_dir / PER_LESION_FILE, [name]), read_scans(scores_dir, [name], scored=True)
+    return [
+        scores_section("Scores", _intervals(args, name), STAGE_2_SCORES),
+        _by_volume(args, scans, lesions),
+        scans_section(scores_dir, scans, lesions, cases),
+        all_scans_section(scans),
+    ]
+
+
+def _by_volume(args: Namespace, scans: pd.DataFrame, lesions: pd.DataFrame) -> Section:
+    true = lesions[lesions.kind == "lesion"]
+    return found_section("Lesions by volume", true, args.seed, FOUND_NOTE, volume_charts(scans))
+
+
+def _unscored(args: Namespace, name: str, cases: list[Case]) -> list[Section]:
+    """What there is to say of scans without masks."""
+    scans = read_scans(Path(args.scores_dir), [name], scored=False)
+    none = pd.DataFrame(columns=["model_name", "scan", "kind", "slice", "voxels", "found"])
+    return [volumes_section(scans), scans_section(Path(args.scores_dir), scans, none, cases)]
+
+
+def _intervals(args: Namespace, name: str) -> pd.DataFrame:
+    """The scores of a model over all its scans, with intervals."""
+    rows = read_rows(Path(args.scores_dir) / intervals_file(args.scores_file), [name])
+    return rows[rows["size"].isna()][["score", "mean", "low", "high", "scans"]]
+
+
+def _covered(scores_dir: str, names: Iterable[str]) -> pd.DataFrame:
+    """The lesions that stage 1 was tested on, with `found` by the regions."""
+    lesions = read_rows(Path(scores_dir) / RPN_PER_LESION_FILE, names)
+    return lesions.assign(found=lesions.covered >= COVERED_SHARE)
+
+
+def _with_folds(summary: pd.DataFrame, results: list[dict]) -> pd.DataFrame:
+    """The summary with the score of each fold."""
+    rows = pd.DataFrame(results)
+    folds = rows.assign(folds=[estimate.mean for estimate in rows.estimate]).groupby(["stage", "score"]).folds.agg(list)
+    return summary.drop(columns="folds").join(folds, on=["stage", "score"])
+
+
+def _pngs(folder: Path) -> list[Path]:
+    return sorted(folder.glob("*.png"))
