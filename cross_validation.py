@@ -46,6 +46,8 @@ def main(args) -> None:
     from models.cross_validation import CrossValidation
 
     check_models(args)
+    args.group = args.group or args.model_prefix  # the runs of all folds and both stages belong together
+    args.rpn_group = args.rpn_group or args.model_prefix
     validation = CrossValidation(args, cli.without_prefix(args, "rpn_"), cases, augmented)
     validation.check_settings()
     if not args.aggregate:

@@ -12,7 +12,6 @@ import pytorch_lightning as pl
 import torch
 from matplotlib.figure import Figure
 from pytorch_lightning.callbacks import EMAWeightAveraging
-from pytorch_lightning.loggers import WandbLogger
 
 from data.cohort import Case
 from data.cutting import boxes_of
@@ -35,7 +34,7 @@ from utils.plots import plot_coverage, plot_loss_curves, plot_slice_boxes, plot_
 from utils.progress import progress
 from utils.provenance import open_run
 from utils.regions.region import Region
-from utils.tracking import PredictionPictures, build_trainer, logged_metrics
+from utils.tracking import PredictionPictures, build_trainer, close_loggers, log_pictures, logged_metrics
 
 
 def build_rpn(args: Namespace, in_channels: int, anchor_sizes: tuple[float, ...], slice_side: int | None = None) -> RPN:
@@ -219,10 +218,12 @@ def _fit(
         print(f"{name} is trained already: {best}")
         return best
     pictures = PredictionPictures(draw, folder / "predictions", args.log_every_n_val_epochs)
-    epochs = _train(model, data, args, folder, monitor, [MarkCheckpoint(grid), pictures, *callbacks])
+    trainer = _train(model, data, args, folder, monitor, [MarkCheckpoint(grid), pictures, *callbacks])
     if finish is not None:
         finish(folder, best)
-    write_json(finished_file(folder), {"max_epochs": args.max_epochs, "epochs": epochs})
+    log_pictures(trainer.loggers, "training", sorted(folder.glob("*.png")), trainer.global_step)
+    close_loggers(trainer.loggers)
+    write_json(finished_file(folder), {"max_epochs": args.max_epochs, "epochs": trainer.current_epoch})
     return best
 
 
@@ -233,23 +234,15 @@ def _train(
     folder: Path,
     monitor: tuple[str, str],
     callbacks: list[pl.Callback],
-) -> int:
-    """Train on from the folder's last checkpoint, if any, draw the curves, and return the number of epochs."""
+) -> pl.Trainer:
+    """Train on from the folder's last checkpoint, if any, and draw the curves."""
     resume_from = resume_point(folder)
     trainer = build_trainer(folder, args, *monitor, callbacks)
     # Steps take 1.2 to 1.4 times as long otherwise: a CPU's convolutions of few channels at full resolution.
     model = model.to(memory_format=torch.channels_last if isinstance(model, RPN) else torch.channels_last_3d)
     trainer.fit(model, data, ckpt_path=resume_from, weights_only=True)
     save_figure(plot_loss_curves(logged_metrics(folder)), folder / "loss_curves.png")
-    _close_wandb(trainer)
-    return trainer.current_epoch
-
-
-def _close_wandb(trainer: pl.Trainer) -> None:
-    if any(isinstance(logger, WandbLogger) for logger in trainer.loggers):
-        import wandb
-
-        wandb.finish()  # the next fold's run would otherwise go on in this one
+    return trainer
 
 
 # --- pictures while training ---------------------------------------------------------------------------

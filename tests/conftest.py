@@ -45,6 +45,7 @@ def workspace(tmp_path_factory, cohort) -> SimpleNamespace:
         *["--dataset_anchors", "auto", "--context", "neighbours", "mirror", "--hard_negatives", 0.5, "--focal"],
         *["--label_smoothing", 0.1],
         *["--batch_size", 8, "--lr", 1e-3, "--max_epochs", 2, "--transforms", "flip", *ROI, *QUICK],
+        *["--logger", "wandb", "csv", "tensorboard"],
         cwd=cwd,
     )
     seg = run_script(

@@ -73,12 +73,13 @@ class Recorder:
 
     tested: (run, scan) pairs that were scored in the last run.
     trainings: how many networks were trained in the last run; after `stop_after` of them the machine goes down.
+    groups: the group of each network's log.
     """
 
     def __init__(self, cohort: Cohort) -> None:
-        self.cohort, self.tested, self.trainings, self.stop_after = cohort, set(), 0, None
+        self.cohort, self.tested, self.trainings, self.stop_after, self.groups = cohort, set(), 0, None, {}
 
-    def train(self, model, data, args, folder, monitor, callbacks) -> int:
+    def train(self, model, data, args, folder, monitor, callbacks) -> SimpleNamespace:
         if self.trainings == self.stop_after:
             raise Stopped
         self.trainings += 1
@@ -89,7 +90,8 @@ class Recorder:
         (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
         seen = {name: self.cohort.version[name] for name in names}
         (folder / "checkpoints/best.ckpt").write_text(json.dumps({"seen": seen, "epochs": args.max_epochs}))
-        return args.max_epochs
+        self.groups[folder.name] = args.group
+        return SimpleNamespace(current_epoch=args.max_epochs, global_step=0, loggers=[])
 
     def check(self, network: SimpleNamespace, scans) -> dict[str, Estimate]:
         for name, version in network.seen.items():
@@ -258,6 +260,17 @@ def test_resumed_run_reads_no_voxel_of_the_cohort(tmp_path, monkeypatch):
     monkeypatch.setattr("data.checks.read_volume", lambda *_: pytest.fail("a voxel was read"))
     monkeypatch.setattr("data.cutting.write_slices", lambda *_: pytest.fail("slices were cut"))
     assert bench.run() == "done" and bench.recorder.trainings == 2
+
+
+@pytest.mark.parametrize(
+    ("asked", "rpn", "seg"),
+    [([], "seg", "seg"), (["--group", "mine"], "seg", "mine"), (["--rpn_group", "mine"], "mine", "seg")],
+)
+def test_runs_of_a_cross_validation_are_one_group_unless_told_otherwise(tmp_path, asked, rpn, seg):
+    bench = Bench(tmp_path)
+    assert bench.run(*asked) == "done"
+    groups = {"rpn_fold-0": rpn, "seg_fold-0": seg, "rpn_fold-1": rpn, "seg_fold-1": seg}
+    assert bench.recorder.groups == groups
 
 
 def test_training_and_cross_validation_of_one_name_do_not_mix(tmp_path):

@@ -3,12 +3,14 @@
 import json
 import re
 import shutil
+from collections import Counter
 
 import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.running import GRID, QUICK, ROI, is_png, run_script
 from utils.intervals import estimate
@@ -135,6 +137,21 @@ def test_training_leaves_checkpoint_log_curves_pictures_and_provenance(workspace
     assert is_png(workspace.rpn.parent.parent / "calibration.png")
 
 
+def test_losses_and_pictures_are_in_every_log_that_shows_them(workspace):
+    folder = workspace.rpn.parent.parent
+    losses = pd.read_csv(folder / "logs/version_0/metrics.csv")[["step", "train_loss"]].dropna()
+    shown = EventAccumulator(str(folder / "tensorboard")).Reload()
+    events = shown.Scalars("train_loss")
+    assert [(event.step, event.value) for event in events] == [
+        (row.step, pytest.approx(row.train_loss)) for row in losses.itertuples()
+    ]
+    drawn = sorted(path.stem for path in (folder / "predictions/epoch-000").iterdir())
+    assert shown.Tags()["images"] == [f"predictions/{drawn[0]}", "training/calibration", "training/loss_curves"]
+    (run,) = folder.glob("wandb/offline-run-*")
+    pictures = Counter(path.name.split("_")[0] for path in run.glob("files/media/images/*.png"))
+    assert pictures == {"predictions": 2, "training": 2}  # of two epochs; calibration and losses
+
+
 def test_checkpoints_hold_plain_data_and_say_what_they_are(workspace):
     for path, name in ((workspace.rpn, "RPN"), (workspace.seg, "StrokeFormer")):
         assert torch.load(path, weights_only=True)["model"] == name
@@ -146,10 +163,12 @@ def test_finished_training_is_not_repeated_and_longer_training_goes_on(workspace
         *["--val_scans", workspace.slices, "--val_masks", workspace.slice_masks, "--model_prefix", "again"],
         *["--image_size", 32, "--batch_size", 16, *ROI, *QUICK],
     ]
-    run_script(*common, "--max_epochs", 1, cwd=workspace.cwd)
+    run_script(*common, "--max_epochs", 1, "--logger", "tensorboard", cwd=workspace.cwd)
+    folder = workspace.cwd / "RPN/again"
+    assert is_png(folder / "loss_curves.png") and not (folder / "wandb").exists()
     assert "trained already" in run_script(*common, "--max_epochs", 1, cwd=workspace.cwd).out
     run_script(*common, "--max_epochs", 2, cwd=workspace.cwd)
-    folder = workspace.cwd / "RPN/again"
+    assert any(folder.glob("wandb/offline-run-*"))  # other logs are no other run
     assert json.loads((folder / "finished.json").read_text())["epochs"] == 2
     resumed = pd.read_csv(folder / "logs/version_1/metrics.csv")
     assert set(resumed.epoch.dropna()) == {1}  # epoch 0 was not trained again
@@ -335,7 +354,8 @@ def cross_validated(cohort, tmp_path_factory):
 
 
 def test_cross_validation_leaves_every_result(cross_validated):
-    cwd, _, _ = cross_validated
+    cwd, _, done = cross_validated
+    assert done.out.count("No W&B account") == 1 and len(list(cwd.glob("*/*_fold-*/wandb/offline-run-*"))) == 4
     run = cwd / "StrokeFormer/seg"
     folds = json.loads((run / "folds.json").read_text())["folds"]
     subjects = set(folds[0]["train"] + folds[0]["val"] + folds[0]["test"])

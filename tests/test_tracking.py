@@ -1,11 +1,13 @@
-"""W&B where it is absent, disabled, offline, logged in or unreachable: training goes on, and the user is told."""
+"""Logs: those asked for, and W&B where it is absent, disabled, offline, logged in or unreachable."""
 
 import json
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 
+import train_rpn
 from tests.running import BARE, ROOT
 
 KEY = "0123456789abcdef0123456789abcdef01234567"
@@ -23,6 +25,7 @@ for name, case in json.loads(sys.argv[1]).items():
     if os.fork() == 0:
         os.environ.update(case["variables"])
         args.offline = case.get("offline", False)
+        args.logger = case.get("logger", ["wandb", "csv"])
         if case.get("absent"):
             sys.modules["wandb"] = None
         mode = tracking.wandb_mode(args.offline)
@@ -47,6 +50,8 @@ CASES = {
     "offline by argument": {"variables": {"WANDB_API_KEY": KEY}, "offline": True},
     "broken key": {"variables": {"WANDB_API_KEY": "short"}},
     "logged in": {"variables": {"WANDB_API_KEY": KEY}},
+    "csv alone": {"variables": {"WANDB_API_KEY": KEY, "WANDB_MODE": "offline"}, "logger": ["csv"]},
+    "tensorboard": {"variables": {"WANDB_MODE": "offline"}, "logger": ["tensorboard"]},
     "unreachable": {"variables": {"WANDB_API_KEY": KEY, "WANDB_BASE_URL": "http://127.0.0.1:9"}},
 }
 
@@ -99,3 +104,25 @@ def test_account_or_server_that_cannot_be_used_does_not_stop_training(outcomes):
     assert found["unreachable"]["mode"] == "online" and found["unreachable"]["offline"] == 2
     assert "The W&B account cannot be used" in said and "W&B does not take this run" in said
     assert said.count("W&B does not take this run") == 1  # the second fold does not wait again
+
+
+def test_logs_are_those_asked_for_and_always_the_csv_log(outcomes):
+    found, _ = outcomes
+    assert found["csv alone"]["loggers"] == ["CSVLogger"]
+    assert found["tensorboard"]["loggers"] == ["CSVLogger", "TensorBoardLogger"]
+    assert found["csv alone"]["offline"] == found["tensorboard"]["offline"] == 0
+
+
+def test_tensorboard_that_is_not_installed_is_refused_before_any_work(monkeypatch, capsys):
+    paths = [word for name in ("train_scans", "train_masks", "val_scans", "val_masks") for word in (f"--{name}", "a")]
+    command = ["train_rpn.py", "--model_prefix", "a", "--logger", "csv", "tensorboard", *paths]
+    monkeypatch.setattr(sys, "argv", command)
+    for name in ("tensorboard", "tensorboardX"):
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(SystemExit) as ended:
+        train_rpn.parse_args()
+    said = capsys.readouterr().err
+    assert ended.value.code == 2 and said.count("\n") == 1
+    assert "argument --logger: tensorboard is not installed; pip install tensorboard" in said
+    monkeypatch.setitem(sys.modules, "tensorboardX", SimpleNamespace(__spec__="found"))  # Lightning takes either
+    assert train_rpn.parse_args().logger == ["csv", "tensorboard"]

@@ -1,4 +1,4 @@
-"""What a training run leaves behind besides its settings: W&B and CSV logs, checkpoints and pictures."""
+"""What a training run leaves behind besides its settings: its logs, checkpoints and pictures."""
 
 import logging
 import math
@@ -11,8 +11,9 @@ from pathlib import Path
 import pandas as pd
 import pytorch_lightning as pl
 import torch
+from matplotlib.image import imread
 from pytorch_lightning.callbacks import EarlyStopping, LearningRateMonitor, ModelCheckpoint
-from pytorch_lightning.loggers import CSVLogger, WandbLogger
+from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 from tqdm import tqdm
 
 from utils.errors import UserError
@@ -24,9 +25,41 @@ WANDB_TIMEOUT_S = 30  # a server that does not answer within this time does not 
 # --- loggers -------------------------------------------------------------------------------------------
 
 
-def build_loggers(folder: Path, args) -> list:
-    """A CSV log in the run's folder and, where W&B is there and not disabled, a W&B log."""
-    return [CSVLogger(folder, name="logs"), *_wandb_loggers(folder, args)]
+def build_loggers(folder: Path, args) -> list[Logger]:
+    """The logs that ``--logger`` names. The CSV log is always among them: the curves are drawn from it."""
+    loggers = [CSVLogger(folder, name="logs")]
+    if "wandb" in args.logger:
+        loggers += _wandb_loggers(folder, args)
+    if "tensorboard" in args.logger:  # without versions: a training that goes on continues its curves
+        loggers += [TensorBoardLogger(folder, name="tensorboard", version="", default_hp_metric=False)]
+    return loggers
+
+
+def log_pictures(loggers: list[Logger], title: str, paths: list[Path], step: int) -> None:
+    """Show PNG files as `title` at a training step, in every log that shows pictures."""
+    for logger in loggers:
+        if show := SHOW_PICTURES.get(type(logger)):
+            show(logger, title, paths, step)
+
+
+def _show_in_wandb(logger: WandbLogger, title: str, paths: list[Path], step: int) -> None:
+    logger.log_image(title, [str(path) for path in paths], step, caption=[path.stem for path in paths])
+
+
+def _show_in_tensorboard(logger: TensorBoardLogger, title: str, paths: list[Path], step: int) -> None:
+    for path in paths:
+        logger.experiment.add_image(f"{title}/{path.stem}", imread(path), step, dataformats="HWC")
+
+
+SHOW_PICTURES = {WandbLogger: _show_in_wandb, TensorBoardLogger: _show_in_tensorboard}
+
+
+def close_loggers(loggers: list[Logger]) -> None:
+    """Write what has been logged since the training ended, and end the W&B run."""
+    for logger in loggers:
+        logger.finalize("success")
+        if isinstance(logger, WandbLogger):
+            logger.experiment.finish()  # the next fold's run would otherwise go on in this one
 
 
 def logged_metrics(folder: Path) -> pd.DataFrame:
@@ -47,7 +80,7 @@ def wandb_mode(offline: bool) -> str:
     try:
         import wandb
     except ImportError:
-        say_once("W&B is not installed: runs are logged as CSV alone (pip install wandb).")
+        say_once("W&B is not installed: runs are logged without it (pip install wandb).")
         return "disabled"
     os.environ.setdefault("WANDB_SILENT", "true")
     asked = os.environ.get("WANDB_MODE", "").lower()
@@ -147,7 +180,7 @@ class EpochLines(pl.Callback):
 
 
 class PredictionPictures(pl.Callback):
-    """Draws a few validation predictions now and then, into the run's folder and W&B.
+    """Draws a few validation predictions now and then, into the run's folder and the logs that show pictures.
 
     Args:
         draw: from a module to (name, Figure) pairs.
@@ -162,12 +195,12 @@ class PredictionPictures(pl.Callback):
             return
         from utils.plots import save_figure
 
+        paths = []
         for name, figure in self.draw(module):
-            path = self.folder / f"epoch-{trainer.current_epoch:03d}" / f"{name}.png"
-            save_figure(figure, path)
-            for logger in trainer.loggers:
-                if isinstance(logger, WandbLogger):
-                    logger.log_image("predictions", [str(path)], caption=[name])
+            paths.append(self.folder / f"epoch-{trainer.current_epoch:03d}" / f"{name}.png")
+            save_figure(figure, paths[-1])
+        if paths:
+            log_pictures(trainer.loggers, "predictions", paths, trainer.global_step)
 
 
 def build_trainer(folder: Path, args, monitor: str, mode: str, callbacks: list[pl.Callback]) -> pl.Trainer:

@@ -3,6 +3,7 @@
 from utils.cli.types import (
     fraction,
     json_object,
+    logger,
     non_negative_float,
     non_negative_int,
     overlap_ratio,
@@ -11,6 +12,7 @@ from utils.cli.types import (
 )
 
 ARCHITECTURES = ("trans_unet", "unetr", "swin_unetr", "segformer3d", "segformer3d_full")
+LOGGERS = ("wandb", "csv", "tensorboard")
 ARCH_SIZES = ("tiny", "small", "base")
 CONTEXT = ("neighbours", "mirror")
 SEG_CONTEXT = ("mirror", "position")
@@ -216,7 +218,9 @@ def add_training(parser, root: str, prefix: str = "", max_epochs: int = 250, pat
     group.add_argument(f"--{prefix}model_prefix", required=True, help=f"name of the {root} runs and checkpoints")
     group.add_argument(f"--{prefix}default_root_dir", default=root, help="folder of checkpoints and logs")
     group.add_argument(f"--{prefix}project", default=root, help="W&B project")
-    group.add_argument(f"--{prefix}group", default=None, help="W&B group")
+    group.add_argument(
+        f"--{prefix}group", default=None, help="W&B group; in a cross-validation None for --model_prefix"
+    )
     group.add_argument(f"--{prefix}max_epochs", type=positive_int, default=max_epochs, help="training epochs")
     group.add_argument(
         f"--{prefix}patience",
@@ -228,6 +232,14 @@ def add_training(parser, root: str, prefix: str = "", max_epochs: int = 250, pat
 
 def add_logging(parser) -> None:
     group = parser.add_argument_group("logging and devices")
+    group.add_argument(
+        "--logger",
+        type=logger,
+        nargs="+",
+        choices=LOGGERS,
+        default=["wandb", "csv"],
+        help="where a training is logged; csv always, since its curves are drawn from it",
+    )
     group.add_argument("--entity", default="neurone-lab", help="W&B entity")
     group.add_argument("--offline", action="store_true", help="keep W&B records on this machine")
     group.add_argument(

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+from importlib.util import find_spec
 
 
 def _number(kind, accept, what: str):
@@ -39,6 +40,12 @@ def json_object(text: str) -> dict:
 def extension(text: str) -> str:
     if text not in (".npy", ".nii", ".nii.gz"):
         raise argparse.ArgumentTypeError(f"{text!r} is none of .npy, .nii, .nii.gz")
+    return text
+
+
+def logger(text: str) -> str:
+    if text == "tensorboard" and not (find_spec("tensorboard") or find_spec("tensorboardX")):
+        raise argparse.ArgumentTypeError("tensorboard is not installed; pip install tensorboard")
     return text
 
 
