@@ -32,6 +32,8 @@ def parse_args():
     cli.add_training(parser, "RPN", prefix="rpn_")
     cli.add_logging(parser)
     cli.add_gradcam(parser)
+    cli.add_eigencam(parser, prefix="rpn_")
+    cli.add_maps(parser)
     cli.add_n_predictions(parser)
     cli.add_scores(parser, "./scores", "scores.csv")
     cli.add_per_size_scores(parser)
@@ -40,6 +42,8 @@ def parse_args():
 
 
 def main(args) -> None:
+    if cli.LIST in (args.target_layers, args.rpn_target_layers):
+        return print_layers(args)
     folder = Path(args.default_root_dir) / args.model_prefix
     cases, augmented = find_cases(args, folder)  # first: a wrong path is refused before the heavy libraries load
 
@@ -110,12 +114,31 @@ def find_cases(args, folder: Path) -> tuple[list, dict]:
 
 def check_models(args) -> None:
     """Build both models once, so that an argument that does not fit is refused now and not hours from now."""
+    from models import eigencam, gradcam
+
+    rpn, model = build_models(args)
+    eigencam.find_layers(rpn, args.rpn_target_layers, "--rpn_target_layers")
+    gradcam.find_layers(model, args.target_layers)
+
+
+def build_models(args) -> tuple:
+    """Both untrained models, stage 1 with anchors that a fold chooses later."""
     from models.anchors import SMALLEST_ON_LEVEL
-    from models.gradcam import find_layers
     from models.training import build_rpn, build_strokeformer
 
-    build_rpn(cli.without_prefix(args, "rpn_"), args.in_channels, SMALLEST_ON_LEVEL)  # the fold's own come later
-    find_layers(build_strokeformer(args), args.target_layers or [])
+    rpn = build_rpn(cli.without_prefix(args, "rpn_"), args.in_channels, SMALLEST_ON_LEVEL)
+    return rpn, build_strokeformer(args)
+
+
+def print_layers(args) -> None:
+    from models.eigencam import slice_layers
+    from models.gradcam import window_layers
+
+    rpn, model = build_models(args)
+    if args.target_layers == cli.LIST:
+        print(window_layers(model).table("--target_layers"))
+    if args.rpn_target_layers == cli.LIST:
+        print(slice_layers(rpn).table("--rpn_target_layers"))
 
 
 if __name__ == "__main__":

@@ -18,12 +18,15 @@ def parse_args():
     cli.add_num_classes(parser)
     cli.add_roi_size(parser)
     cli.add_score_threshold(parser)
+    cli.add_eigencam(parser)
     cli.add_n_predictions(parser)
     cli.add_scores(parser, "./rpn_scores", "rpn_scores.csv")
     return parser.parse_args()
 
 
 def main(args) -> None:
+    if args.target_layers == cli.LIST:
+        return print_layers(args)
     table = find_slices(args)  # first: a wrong path is refused before the heavy libraries load
 
     from data.datamodules import StackedScans, scan_loader
@@ -44,6 +47,13 @@ def main(args) -> None:
     scores = evaluate_rpn(model, scan_loader(scans, args.num_workers), len(scans), args, name)
     report_rpn(args, name, len(scans))
     print_scores(scores, Path(args.scores_dir) / name)
+
+
+def print_layers(args) -> None:
+    from models.checkpoints import load_rpn
+    from models.eigencam import slice_layers
+
+    print(slice_layers(load_rpn(args.ckpt_path)).table("--target_layers"))
 
 
 def find_slices(args):

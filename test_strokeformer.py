@@ -22,6 +22,7 @@ def parse_args():
     cli.add_num_classes(parser)
     cli.add_decision(parser, "that of the checkpoint")
     cli.add_gradcam(parser)
+    cli.add_maps(parser)
     cli.add_n_predictions(parser)
     cli.add_scores(parser, "./scores", "scores.csv")
     cli.add_per_size_scores(parser)
@@ -29,6 +30,8 @@ def parse_args():
 
 
 def main(args) -> None:
+    if args.target_layers == cli.LIST:
+        return print_layers(args)
     cases = find_cases(args)  # first: a wrong path is refused before the heavy libraries load
 
     from data.admission import admit
@@ -37,6 +40,7 @@ def main(args) -> None:
     from data.prepared import prepare_scan
     from models.checkpoints import grid_at_test, load_strokeformer, require_channels, require_classes, run_name
     from models.evaluation import evaluate_strokeformer
+    from models.gradcam import find_layers
     from models.proposals import region_source
     from report.pages import report_strokeformer
     from utils.tables import print_scores
@@ -44,6 +48,7 @@ def main(args) -> None:
     model = load_strokeformer(args.ckpt_path, args.lesion_threshold, args.smallest_lesion_cm3)
     require_classes(args.num_classes, model.hparams.num_classes, args.ckpt_path)
     require_channels(args.scan_dim[0], model, args.ckpt_path)
+    find_layers(model, args.target_layers)  # so that a wrong one is refused now
     grid = grid_at_test(model, cli.wanted_scan_dim(args), args.resize_to, args.ckpt_path)
     regions_of = region_source(args, [case.name for case in cases], model.hparams.roi_size, grid.spacing_mm)
     name = args.model_name or run_name(args.ckpt_path)
@@ -54,6 +59,13 @@ def main(args) -> None:
     scores = evaluate_strokeformer(model, cases, scans, regions_of, args, name)
     report_strokeformer(args, name, cases)
     print_scores(scores, Path(args.scores_dir) / name)
+
+
+def print_layers(args) -> None:
+    from models.checkpoints import load_strokeformer
+    from models.gradcam import window_layers
+
+    print(window_layers(load_strokeformer(args.ckpt_path)).table("--target_layers"))
 
 
 def find_cases(args) -> list:

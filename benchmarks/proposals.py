@@ -172,7 +172,7 @@ def test(checkpoint: Path, cohort: Path, name: str) -> dict[str, float]:
     folder = cohort / "scores" / name  # its own, since others may write theirs at the same time
     args = argparse.Namespace(
         scores_dir=str(folder), scores_file="rpn_scores.csv", roi_size=ROI_SIZE, batch_size=32, resize_to=None,
-        n_predictions=0, seed=0,
+        n_predictions=0, target_layers=None, seed=0,
     )  # fmt: skip
     scores = evaluate_rpn(model, scans, len(scans), args, name)
     curve = coverage_curve(model, scans, ROI_SIZE)

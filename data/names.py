@@ -34,6 +34,11 @@ def brain_name(scan: Path | str) -> str:
     return f"{stem_of(scan)}_desc-{BRAIN}_{MASK}{extension_of(scan)}"
 
 
+def result_name(scan: Path | str, kind: str) -> str:
+    """What we call a result on the grid of a scan; `kind` is one of `RESULTS`."""
+    return f"{stem_of(scan)}_{kind}{extension_of(scan)}"
+
+
 def bids_entity(path: Path | str, entity: str) -> str | None:
     """The value of an entity of a BIDS file name: ``bids_entity('sub-01_ses-2_T1w.npy', 'ses')`` is '2'."""
     return entities_of(path).get(entity)
@@ -53,8 +58,14 @@ SCAN, MASK = "scan", "mask"
 LESION, BRAIN = "lesion", "brain"  # what a mask is of
 BRAIN_MASK = f"{BRAIN} {MASK}"
 SEGMENTATION = "tissue segmentation"
-PREDICTION = "prediction of an earlier run"
-PREDICTION_SUFFIX = "_prediction"  # behind the scan's name
+# What a test leaves on the grid of a scan, by what it puts behind the scan's name.
+RESULTS = {
+    "prediction": "prediction of an earlier run",
+    "probability": "probability map",
+    "uncertainty": "uncertainty map",
+    "gradcam": "Grad-CAM map",
+}
+PREDICTION_SUFFIX = "_prediction"
 WORD = re.compile(r"[^\W_]+")
 # Words that tell a role, a whole word each. BIDS calls them suffixes; the other spellings are those of common tools.
 CONTRAST = re.compile(
@@ -89,8 +100,9 @@ def role_of(path: Path | str) -> str | None:
         `SCAN`; `MASK` for a mask of lesions or of what is not told; for what is neither, the words to call it by
         ("brain mask"); None for a name that does not tell, such as ``patient_3.nii.gz``.
     """
-    if stem_of(path).endswith(PREDICTION_SUFFIX):
-        return PREDICTION
+    _, _, last = stem_of(path).rpartition("_")
+    if last in RESULTS and last != stem_of(path):
+        return RESULTS[last]
     words = WORD.findall(_without_entities(path))
     told = [role for word in words for pattern, role in ROLES.items() if pattern.fullmatch(word)]
     role = told[-1] if told else None

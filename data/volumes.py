@@ -146,18 +146,20 @@ def write_volume(path: Path | str, array: np.ndarray, affine: np.ndarray | None 
 
 
 def write_like(path: Path | str, array: np.ndarray, scan_path: Path | str) -> None:
-    """Write a (D, H, W) mask in the file format, grid and orientation of the scan it belongs to.
+    """Write a (D, H, W) mask or map in the file format, grid and orientation of the scan it belongs to.
 
-    Of a NIfTI scan's header the mask takes what places it, to the bit: both forms, their codes and the unit. It takes
-    nothing else, which may be about the intensities or about the patient.
+    A map of real numbers becomes float32, a mask uint8. Of a NIfTI scan's header it takes what places it, to the bit:
+    both forms, their codes and the unit. It takes nothing else, which may be about the intensities or about the
+    patient.
     """
+    array = array.astype(np.float32 if np.issubdtype(array.dtype, np.floating) else np.uint8, copy=False)
     if extension_of(scan_path) == ".npy":
         return write_volume(path, array[None])
     with refusing(scan_path), open_nifti(scan_path) as scan:
         header = scan.header
     to_scan = nib.orientations.ornt_transform(nib.orientations.axcodes2ornt("RAS"), scan.orientation)
     on_disk = nib.orientations.apply_orientation(array.transpose(1, 2, 0), to_scan)
-    image = type(scan.image)(on_disk.astype(np.uint8), None)
+    image = type(scan.image)(on_disk, None)
     for field in PLACE_FIELDS:
         image.header[field] = header[field]
     with atomic_path(path) as temporary:

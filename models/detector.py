@@ -73,10 +73,8 @@ class Detector(nn.Module):
             Training: the losses by name. Otherwise a dict a slice: ``boxes`` (N, 4) xyxy in pixels of the slice,
             ``scores`` (N,) in [0, 1], ``labels`` (N,), best first.
         """
-        rows, columns = head_window(images) if window is None else window
-        scale = self.image_size / (self.slice_side or min(images[0].shape[-2:]))
-        batch = torch.stack([image[:, rows, columns] for image in images])
-        batch = F.interpolate(batch, scale_factor=scale, mode="bilinear")
+        rows, columns = window = head_window(images) if window is None else window
+        scale, batch = self.scale(images), self.look_at(images, window)
         corner = torch.tensor([columns.start, rows.start] * 2, dtype=batch.dtype, device=batch.device)
         if targets is not None:
             targets = [{**target, "boxes": (target["boxes"] - corner) * scale} for target in targets]
@@ -87,6 +85,16 @@ class Detector(nn.Module):
         if self.training:
             return {**anchor_losses, **box_losses}
         return [{**detections, "boxes": detections["boxes"] / scale + corner} for detections in found]
+
+    def look_at(self, images: list[torch.Tensor], window: Window) -> torch.Tensor:
+        """What the backbone sees of slices (C, H, W): (B, C, h, w), their window in the network's pixels."""
+        rows, columns = window
+        batch = torch.stack([image[:, rows, columns] for image in images])
+        return F.interpolate(batch, scale_factor=self.scale(images), mode="bilinear")
+
+    def scale(self, images: list[torch.Tensor]) -> float:
+        """Pixels of the network a voxel of slices (C, H, W)."""
+        return self.image_size / (self.slice_side or min(images[0].shape[-2:]))
 
 
 def head_window(images: list[torch.Tensor]) -> Window:

@@ -10,11 +10,12 @@ import pandas as pd
 
 from data.checks import read_mask
 from data.cohort import Case
-from data.names import PREDICTION_SUFFIX, extension_of, stem_of
+from data.names import result_name, stem_of
 from data.prepared import PreparedScan
 from data.space import resample
 from data.volumes import write_like
 from models.gradcam import find_layers, gradcam
+from models.maps import MapWriter
 from models.strokeformer import StrokeFormer
 from utils.files import STAGE_2_TABLES, intervals_file, update_table, write_json
 from utils.intervals import Estimate, interval_rows, means, ratios
@@ -54,8 +55,8 @@ def evaluate_strokeformer(
     """Segment scans and, where they have masks, score them; `args` carries the arguments of ``test_strokeformer.py``.
 
     Writes into ``<name>/`` below ``scores_dir``: predictions in the grid of each scan, pictures, regions, settings
-    and, with ``target_layers``, Grad-CAM. Volumes go into `VOLUMES_FILE`; scores go into ``scores_file`` and the file
-    of its intervals, ``per_size_scores_file``, `PER_SCAN_FILE` and `PER_LESION_FILE`.
+    and what ``target_layers``, ``probabilities`` and ``uncertainty`` ask for. Volumes go into `VOLUMES_FILE`; scores go
+    into ``scores_file`` and the file of its intervals, ``per_size_scores_file``, `PER_SCAN_FILE` and `PER_LESION_FILE`.
 
     Args:
         scans: the prepared scans of `cases`, in their order.
@@ -65,7 +66,8 @@ def evaluate_strokeformer(
         Mean scores by column name of ``scores.csv``, or None without masks.
     """
     folder = Path(args.scores_dir) / name
-    draw = _picture_maker(model, args, folder)
+    maps = MapWriter(model, args, folder)
+    draw = _picture_maker(model, args, folder, maps)
     drawn = pictures_per_scan(min(args.n_predictions, len(cases)), len(cases), args.seed)
     volumes, scored, all_regions = {}, {}, {}
     for case, scan, pictures in zip(progress(cases, f"Testing {name}"), scans, drawn, strict=True):
@@ -73,14 +75,16 @@ def evaluate_strokeformer(
         probabilities = model.segment(
             scan, regions, args.overlap, args.subvolume_depth, args.batch_size, args.flip_average
         )
-        prediction = model.decision.classes(scan.to_own_grid(probabilities), scan.own.spacing_mm)
-        write_like(folder / "predictions" / prediction_name(case), prediction, case.scan)
+        on_own_grid = scan.to_own_grid(probabilities)
+        prediction = model.decision.classes(on_own_grid, scan.own.spacing_mm)
+        write_like(folder / "predictions" / result_name(case.scan, "prediction"), prediction, case.scan)
+        maps.write(case, scan, regions, probabilities, on_own_grid)
         target = None if case.mask is None else read_mask(case)
         volumes[case.name] = _volumes(prediction > 0, target, scan.own_spacing_mm)
         if target is not None:
             scored[case.name] = _score_case(scan, prediction > 0, target)
         if pictures:
-            draw(scan, model.decision.classes(probabilities, scan.space.spacing_mm) > 0, regions)
+            draw(case, scan, model.decision.classes(probabilities, scan.space.spacing_mm) > 0, regions)
         all_regions[case.name] = regions
     if regions_of is not None:
         write_regions(folder / "regions.json", all_regions)
@@ -112,21 +116,21 @@ def _by_scan(rows: dict[str, dict]) -> pd.DataFrame:
     return pd.DataFrame([{"scan": scan, **row} for scan, row in rows.items()])
 
 
-def prediction_name(case: Case) -> str:
-    return f"{case.stem}{PREDICTION_SUFFIX}{extension_of(case.scan)}"
+def _picture_maker(model: StrokeFormer, args: Namespace, folder: Path, maps: MapWriter):
+    """A function (case, scan, prediction, regions) that draws the prediction and, where wanted, its Grad-CAM.
 
+    Grad-CAM is also written as a map.
+    """
+    layers = find_layers(model, args.target_layers)
 
-def _picture_maker(model: StrokeFormer, args: Namespace, folder: Path):
-    """A function (scan, prediction, regions) that draws the prediction and, where wanted, its Grad-CAM."""
-    layers = find_layers(model, args.target_layers) if args.target_layers else None
-
-    def draw(scan: PreparedScan, prediction: np.ndarray, regions: list[Region] | None) -> None:
+    def draw(case: Case, scan: PreparedScan, prediction: np.ndarray, regions: list[Region] | None) -> None:
         image, file = scan.scan[0].astype(np.float32), f"{stem_of(scan.name)}.png"
         figure = plot_volume_prediction(image, scan.mask, prediction, regions or [], scan.name)
         save_figure(figure, folder / "predictions" / file)
         if layers:
             heat = gradcam(model, scan, regions, layers, args.overlap)
             save_figure(plot_gradcam(image, heat, scan.mask, prediction, scan.name), folder / "gradcam" / file)
+            maps.write_gradcam(case, scan, heat)
 
     return draw
 

@@ -5,9 +5,10 @@ import torch
 from pytorch_grad_cam import GradCAM
 from torch import nn
 
+from data.context import window_channels
 from data.prepared import PreparedScan
+from models.layers import Layers, layers_of
 from models.strokeformer import StrokeFormer
-from utils.errors import UserError
 from utils.regions.region import Region
 
 
@@ -25,18 +26,15 @@ class LesionTarget:
         return ((logits[1:].amax(0) - logits[0]) * self.weights).sum()
 
 
-def find_layers(model: StrokeFormer, names: list[str]) -> list[nn.Module]:
-    """The named modules of the 3D network, e.g. ``decoders.1``.
+def window_layers(model: StrokeFormer) -> Layers:
+    """The layers of the 3D network, with the sizes (K, d, h, w) of their maps of one window."""
+    channels = window_channels(model.hparams.in_channels, model.hparams.seg_context)
+    return layers_of(model.net, torch.zeros(1, channels, *model.window, device=model.device))
 
-    Raises:
-        UserError: a name that the network does not have.
-    """
-    modules = dict(model.net.named_modules())
-    for name in names:
-        if name not in modules or not name:
-            choices = ", ".join(n for n, _ in model.net.named_children())
-            raise UserError(f"--target_layers {name} is no layer of this network; it has {choices} and their parts")
-    return [modules[name] for name in names]
+
+def find_layers(model: StrokeFormer, names: list[str] | None, argument: str = "--target_layers") -> list[nn.Module]:
+    """The named layers of the 3D network, e.g. ``decoders.1``; raises as `Layers.find`."""
+    return window_layers(model).find(names, argument) if names else []
 
 
 def gradcam(

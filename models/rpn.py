@@ -154,13 +154,17 @@ class RPN(pl.LightningModule):
 
     def detect_volume(self, prepared: PreparedScan, batch_size: int = 32) -> dict[int, dict[str, torch.Tensor]]:
         """`detect` on every slice with brain: detections by slice index."""
+        images = self.network_slices(prepared)
+        return dict(zip(images, self.detect(images.values(), batch_size), strict=True))
+
+    def network_slices(self, prepared: PreparedScan) -> dict[int, torch.Tensor]:
+        """What `detect` takes of every slice with brain, (C, H, W) float32 with context, by slice index."""
         with_brain = np.flatnonzero(prepared.brain.any((1, 2)))
         slices = {z: prepared.scan[:, z].astype(np.float32) for z in with_brain.tolist()}
-        images = [
-            with_context(image, slices.get(z - 1), slices.get(z + 1), self.hparams.context)
+        return {
+            z: torch.from_numpy(with_context(image, slices.get(z - 1), slices.get(z + 1), self.hparams.context))
             for z, image in slices.items()
-        ]
-        return dict(zip(slices, self.detect(map(torch.from_numpy, images), batch_size), strict=True))
+        }
 
     def propose(
         self,

@@ -12,10 +12,11 @@ import torch
 from data.cutting import lesion_boxes
 from data.names import stem_of
 from data.prepared import PreparedScan
+from models.eigencam import eigencam, find_layers
 from models.rpn import RPN
 from utils.files import STAGE_1_TABLES, intervals_file, update_table, write_json
 from utils.intervals import Estimate, interval_rows
-from utils.plots import pictures_per_scan, plot_slice_boxes, save_figure
+from utils.plots import pictures_per_scan, plot_eigencam, plot_slice_boxes, save_figure
 from utils.progress import progress
 from utils.provenance import describe_run
 from utils.regions.measures import (
@@ -51,9 +52,23 @@ class SlicePicture:
     def draw(self, folder: Path) -> None:
         here = [r for r in self.regions if r.region_start <= self.z < r.region_end]
         box = np.array([[r.xmin, r.ymin, r.xmax, r.ymax] for r in here]).reshape(-1, 4)
-        boxes, scores = self.found["boxes"].numpy(), self.found["scores"].numpy()
-        figure = plot_slice_boxes(self.image, self.mask, boxes, scores, box, f"{self.scan}, slice {self.z}")
-        save_figure(figure, folder / f"{stem_of(self.scan)}_slice-{self.z:03d}.png")
+        save_figure(plot_slice_boxes(self.image, self.mask, *self._detections, box, self._title), folder / self._file)
+
+    def draw_heat(self, heat: np.ndarray, folder: Path) -> None:
+        """Draw EigenCAM (H, W) over the slice."""
+        save_figure(plot_eigencam(self.image, heat, self.mask, *self._detections, self._title), folder / self._file)
+
+    @property
+    def _detections(self) -> tuple[np.ndarray, np.ndarray]:
+        return self.found["boxes"].numpy(), self.found["scores"].numpy()
+
+    @property
+    def _title(self) -> str:
+        return f"{self.scan}, slice {self.z}"
+
+    @property
+    def _file(self) -> str:
+        return f"{stem_of(self.scan)}_slice-{self.z:03d}.png"
 
 
 def evaluate_rpn(
@@ -63,14 +78,14 @@ def evaluate_rpn(
 
     Writes a row of ``scores_file``, rows of the file of its intervals, of `PER_SCAN_FILE`, `PER_SIZE_FILE` (slices by
     lesion size) and `PER_LESION_FILE` and, in ``<name>/`` below ``scores_dir``, regions, settings, pictures of
-    predictions and of the worst misses.
+    predictions and of the worst misses and, with ``target_layers``, EigenCAM of the predictions' slices.
 
     Returns:
         The scores by column name of ``rpn_scores.csv``, and the lesion recall by volume.
     """
     folder, drawn = Path(args.scores_dir) / name, pictures_per_scan(args.n_predictions, total, args.seed)
     counts, slices, lesions, misses, all_regions = {}, [], [], [], {}
-    roi_size = tuple(args.roi_size)
+    roi_size, layers = tuple(args.roi_size), find_layers(model, args.target_layers)
     for scan, pictures in zip(progress(scans, f"Testing {name}", total), drawn, strict=True):
         found = model.detect_volume(scan, args.batch_size)
         kept = model.keep(scan, found, roi_size)
@@ -80,8 +95,8 @@ def evaluate_rpn(
         slices += _slices_of(scan, found, kept, proposed)
         lesions.append(lesions_covered(proposed, scan.mask, scan.spacing_mm).assign(scan=scan.name))
         misses = _worst([*misses, *_missed(scan, found, regions, proposed)])
-        for z in _slices_to_show(scan, found, pictures):
-            _picture(scan, z, found, regions).draw(folder / "predictions")
+        shown = {z: _picture(scan, z, found, regions) for z in _slices_to_show(scan, found, pictures)}
+        _draw(shown, eigencam(model, scan, list(shown), layers) if layers else {}, folder)
     for _, picture in misses if args.n_predictions else []:
         picture.draw(folder / "misses")
     write_regions(folder / "regions.json", all_regions)
@@ -136,6 +151,14 @@ def _values(estimates: dict[str, Estimate]) -> dict[str, float]:
 
 def _picture(scan: PreparedScan, z: int, found: dict, regions: list[Region]) -> SlicePicture:
     return SlicePicture(scan.name, z, scan.scan[0, z].astype(np.float32), scan.mask[z].copy(), found[z], regions)
+
+
+def _draw(shown: dict[int, SlicePicture], heats: dict[int, np.ndarray], folder: Path) -> None:
+    """Draw slices, and those with EigenCAM once more with it."""
+    for z, picture in shown.items():
+        picture.draw(folder / "predictions")
+        if z in heats:
+            picture.draw_heat(heats[z], folder / "eigencam")
 
 
 def _slices_to_show(scan: PreparedScan, found: dict[int, dict], n: int) -> list[int]:

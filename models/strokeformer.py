@@ -168,14 +168,33 @@ class StrokeFormer(pl.LightningModule):
         Returns:
             (num_classes, D, H, W) float32; windows that overlap are averaged.
         """
+        predict = self.flip_averaged if flip_average else self.probabilities
+        return self._segment(predict, prepared, regions, overlap, subvolume_depth, batch_size)
+
+    @torch.inference_mode()
+    def segment_mirrored(
+        self,
+        prepared: PreparedScan,
+        regions: list[Region] | None,
+        overlap: float | None = None,
+        subvolume_depth: int | None = None,
+        batch_size: int = 4,
+    ) -> np.ndarray:
+        """`segment` of the mirror images of all windows, flipped back: the other half of what `flip_average` does."""
+        return self._segment(self.mirrored, prepared, regions, overlap, subvolume_depth, batch_size)
+
+    def _segment(self, predict: Callable[[torch.Tensor], torch.Tensor], prepared, regions, *windows) -> np.ndarray:
         self.eval()
         background = [1.0] + [0.0] * (self.hparams.num_classes - 1)
-        predict = self.flip_averaged if flip_average else self.probabilities
-        return self.slide(predict, prepared, regions, background, overlap, subvolume_depth, batch_size)
+        return self.slide(predict, prepared, regions, background, *windows)
 
     def flip_averaged(self, windows: torch.Tensor) -> torch.Tensor:
         """The mean of `probabilities` of windows as they are and of their mirror images, flipped back."""
-        return (self.probabilities(windows) + self.probabilities(windows.flip(LEFT_RIGHT)).flip(LEFT_RIGHT)) / 2
+        return (self.probabilities(windows) + self.mirrored(windows)) / 2
+
+    def mirrored(self, windows: torch.Tensor) -> torch.Tensor:
+        """`probabilities` of the mirror images of windows, flipped back."""
+        return self.probabilities(windows.flip(LEFT_RIGHT)).flip(LEFT_RIGHT)
 
     def probabilities(self, windows: torch.Tensor) -> torch.Tensor:
         """Class probabilities (B, num_classes, D, H, W) of windows, float32."""

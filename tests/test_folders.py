@@ -167,7 +167,9 @@ ROLES = {
     "GM mask": ["sub-01_label-GM_mask.nii.gz", "p3_GM_mask.nii", "sub-01_desc-GM_msk.nii"],
     "hippocampus mask": ["sub-01_label-hippocampus_mask.nii.gz"],
     "tissue segmentation": ["sub-01_dseg.nii.gz", "sub-01_desc-aseg_dseg.nii.gz"],
-    "probability map": ["sub-01_label-WM_probseg.nii.gz"],
+    "probability map": ["sub-01_label-WM_probseg.nii.gz", "sub-01_T1w_probability.npy"],
+    "uncertainty map": ["sub-01_T1w_uncertainty.nii.gz"],
+    "Grad-CAM map": ["sub-01_T1w_gradcam.nii"],
     "prediction of an earlier run": ["sub-01_T1w_prediction.nii.gz", "scan_prediction.npy", "p3_mask_prediction.npy"],
     None: ["01.nii.gz", "patient_3.nii.gz", "sub-01.nii.gz", "img0.nii.gz", "masked.npy"],
 }

@@ -188,7 +188,7 @@ def test_run_with_other_settings_does_not_mix_into_a_folder(workspace):
 def test_rpn_is_tested_on_slices(workspace):
     done = run_script(
         *["test_rpn.py", "--scans", workspace.slices, "--masks", workspace.slice_masks, "--ckpt_path", workspace.rpn],
-        *["--model_name", "tested", "--n_predictions", 4, *ROI],
+        *["--model_name", "tested", "--n_predictions", 4, "--target_layers", "backbone.fpn", *ROI],
         cwd=workspace.cwd,
     )
     table = pd.read_csv(workspace.cwd / "rpn_scores/rpn_scores.csv")
@@ -196,6 +196,8 @@ def test_rpn_is_tested_on_slices(workspace):
     assert table.loc[0, ["lesion_coverage", "lesion_recall"]].between(0, 1).all()
     pictures = list((workspace.cwd / "rpn_scores/tested/predictions").glob("*.png"))
     assert len(pictures) == 4 and all(map(is_png, pictures))
+    heats = list((workspace.cwd / "rpn_scores/tested/eigencam").glob("*.png"))
+    assert {p.name for p in heats} == {p.name for p in pictures} and all(map(is_png, heats))
     by_size = pd.read_csv(workspace.cwd / "rpn_scores/rpn_per_size_scores.csv")
     assert list(by_size.columns) == ["model_name", "size", "n", *RPN_COLUMNS[1:]]
     assert by_size["size"].tolist() == ["No Lesion", "Small", "Medium", "Large"]
@@ -285,7 +287,8 @@ def test_one_nifti_scan_without_mask_gives_a_nifti_on_its_grid(workspace, tmp_pa
     nib.save(nib.Nifti1Image(array.transpose(1, 0, 2)[::-1], affine), tmp_path / "one scan.nii.gz")
     run_script(
         *["test_strokeformer.py", "--scans", tmp_path / "one scan.nii.gz", "--ckpt_path", workspace.seg],
-        *["--rpn_ckpt_path", workspace.rpn, "--model_name", "one", *GRID],
+        *["--rpn_ckpt_path", workspace.rpn, "--model_name", "one", *GRID, "--target_layers", "decoders.1"],
+        *["--probabilities", "--uncertainty", "--smallest_lesion_cm3", 0],
         cwd=tmp_path,
     )
     written = nib.load(tmp_path / "scores/one/predictions/one scan_prediction.nii.gz")
@@ -298,6 +301,19 @@ def test_one_nifti_scan_without_mask_gives_a_nifti_on_its_grid(workspace, tmp_pa
     predicted = np.asarray(written.dataobj) > 0
     assert volumes.predicted_cm3.tolist() == pytest.approx([0.512 * predicted.sum()])
     assert volumes[["true_lesions", "true_cm3"]].isna().all(axis=None)
+    maps = {}
+    for folder, kind in (("probabilities", "probability"), ("uncertainty", "uncertainty"), ("gradcam", "gradcam")):
+        image = nib.load(tmp_path / f"scores/one/{folder}/one scan_{kind}.nii.gz")
+        values = maps[kind] = image.get_fdata(dtype=np.float32)
+        assert values.shape == written.shape and image.get_data_dtype() == np.float32
+        np.testing.assert_array_equal(image.affine, affine)
+        assert values.min() == 0 and 0 < values.max() <= 1
+    threshold = torch.load(workspace.seg, weights_only=True)["hyper_parameters"]["lesion_threshold"]
+    np.testing.assert_array_equal(maps["probability"] > threshold, predicted)
+    regions = read_regions(tmp_path / "scores/one/regions.json")["one scan.nii.gz"]
+    proposed = np.flip(region_mask(regions, (24, 25, 29)).transpose(2, 1, 0), 0)  # (D, H, W) as the file has it
+    for values in maps.values():
+        assert not values[~proposed].any()
 
 
 def test_predictions_do_not_depend_on_the_intensity_scale(workspace, tmp_path):
@@ -349,6 +365,7 @@ def cross_validated(cohort, tmp_path_factory):
         *["--model_prefix", "seg", "--rpn_model_prefix", "rpn", "--k", 2, "--splits", 34, 16, 50],
         *["--rpn_max_epochs", 2, "--max_epochs", 2, "--rpn_image_size", 64, "--rpn_lr", 1e-3, "--rpn_batch_size", 8],
         *["--score_threshold", 0.02, "--n_predictions", 2, *GRID, *ROI, *QUICK],
+        *["--rpn_target_layers", "backbone.body.layer1", "--probabilities"],
     ]
     return cwd, command, run_script(*command, cwd=cwd)
 
@@ -365,7 +382,9 @@ def test_cross_validation_leaves_every_result(cross_validated):
         assert (cwd / f"RPN/rpn_fold-{number}/checkpoints/best.ckpt").exists()
         assert (cwd / f"StrokeFormer/seg_fold-{number}/checkpoints/best.ckpt").exists()
         assert len(list((cwd / f"scores/seg_fold-{number}/predictions").glob("*.npy"))) == 3
-        assert len(list((cwd / f"rpn_scores/rpn_fold-{number}/predictions").glob("*.png"))) == 2
+        assert len(list((cwd / f"scores/seg_fold-{number}/probabilities").glob("*_probability.npy"))) == 3
+        for pictures in ("predictions", "eigencam"):
+            assert len(list((cwd / f"rpn_scores/rpn_fold-{number}" / pictures).glob("*.png"))) == 2
     assert pd.read_csv(cwd / "rpn_scores/scores.csv").columns.tolist() == RPN_COLUMNS
     assert pd.read_csv(cwd / "scores/scores.csv").model_name.tolist() == ["seg_fold-0", "seg_fold-1"]
     assert len(pd.read_csv(cwd / "scores/per_scan_scores.csv")) == 6

@@ -350,8 +350,3 @@ def test_gradcam_takes_the_layers_that_the_docs_name(arch, layers):
     model = StrokeFormer(arch, roi_size=(16, 16, 32), arch_size="tiny")
     heat = gradcam(model, prepared((16, 16, 32)), None, find_layers(model, layers))
     assert heat.shape == (16, 16, 32) and heat.min() >= 0 and heat.max() <= 1
-
-
-def test_layer_that_the_network_does_not_have_is_refused(model):
-    with pytest.raises(UserError, match=r"--target_layers nothing .* encoders, transformer"):
-        find_layers(model, ["nothing"])

@@ -75,10 +75,35 @@ def plot_slice_boxes(
     outline(axes, mask)
     for box in regions:
         _draw_box(axes, box, color=REGION, linewidth=2)
-    for i in np.argsort(scores):  # the surest last, on top of the others
-        _draw_detection(axes, boxes[i], scores[i])
+    _draw_detections(axes, boxes, scores)
     _add_legend(figure, target=mask is not None, detection=len(boxes) > 0, region=len(regions) > 0)
     return figure
+
+
+def plot_eigencam(
+    image: np.ndarray, heat: np.ndarray, mask: np.ndarray | None, boxes: np.ndarray, scores: np.ndarray, title: str
+) -> Figure:
+    """Draw EigenCAM over one slice, with its lesion and detections.
+
+    Args:
+        image, heat: (H, W) in [0, 1].
+
+    The others are those of `plot_slice_boxes`.
+    """
+    figure = _figure(2 * SLICE_SIZE + 0.8, 2 * SLICE_SIZE + 0.9, title)
+    axes = figure.subplots()
+    show_slice(axes, image)
+    _show_heat(axes, heat)
+    outline(axes, mask)
+    _draw_detections(axes, boxes, scores)
+    _add_heat_bar(figure, axes, "EigenCAM: strength of the main feature (0 least, 1 most)")
+    _add_legend(figure, target=mask is not None, detection=len(boxes) > 0)
+    return figure
+
+
+def _draw_detections(axes: Axes, boxes: np.ndarray, scores: np.ndarray) -> None:
+    for i in np.argsort(scores):  # the surest last, on top of the others
+        _draw_detection(axes, boxes[i], scores[i])
 
 
 def _draw_detection(axes: Axes, box: np.ndarray, score: float) -> None:
@@ -185,12 +210,10 @@ def plot_gradcam(
     panels = figure.subplots(1, len(shown), squeeze=False)[0]
     for axes, (z, why) in zip(panels, shown.items(), strict=True):
         show_slice(axes, scan[z], f"slice {z}: {why}")
-        # Opacity follows the heat, so that the anatomy stays visible where there is none.
-        axes.imshow(heat[z].T, cmap=HEAT, vmin=0, vmax=1, alpha=0.75 * np.clip(heat[z].T, 0, 1), origin="lower")
+        _show_heat(axes, heat[z])
         outline(axes, None if target is None else target[z])
         outline(axes, prediction[z], DETECTION)
-    bar = figure.colorbar(ScalarMappable(cmap=HEAT), ax=panels, shrink=0.8)
-    bar.set_label("Grad-CAM: evidence for a lesion (0 none, 1 most)")
+    _add_heat_bar(figure, panels, "Grad-CAM: evidence for a lesion (0 none, 1 most)")
     _add_legend(figure, target=target is not None, prediction_outline=True)
     return figure
 
@@ -273,6 +296,15 @@ def show_slice(axes: Axes, image: np.ndarray, title: str = "") -> None:
     for x, side in ((0.02, "L"), (0.98, "R")):
         align = "left" if side == "L" else "right"
         axes.text(x, 0.5, side, transform=axes.transAxes, color="white", fontsize=9, ha=align, va="center")
+
+
+def _show_heat(axes: Axes, heat: np.ndarray) -> None:
+    """Lay heat (H, W) in [0, 1] over a slice, the clearer the less, so that the anatomy shows where there is none."""
+    axes.imshow(heat.T, cmap=HEAT, vmin=0, vmax=1, alpha=0.75 * np.clip(heat.T, 0, 1), origin="lower")
+
+
+def _add_heat_bar(figure: Figure, beside, label: str) -> None:
+    figure.colorbar(ScalarMappable(cmap=HEAT), ax=beside, shrink=0.8).set_label(label)
 
 
 def outline(axes: Axes, mask: np.ndarray | None, color: str = TARGET) -> None:

@@ -33,7 +33,10 @@ from utils.cli.models import (
 )
 from utils.cli.parser import make_parser, recipes, run, without_prefix
 from utils.cli.results import (
+    LIST,
+    add_eigencam,
     add_gradcam,
+    add_maps,
     add_n_predictions,
     add_per_size_scores,
     add_regions_source,
@@ -55,18 +58,21 @@ from utils.cli.types import (
 )
 
 __all__ = [
+    "LIST",
     "SplitsAction",
     "add_adamw",
     "add_brains",
     "add_calibration",
     "add_cohort",
     "add_decision",
+    "add_eigencam",
     "add_extension",
     "add_folds",
     "add_gradcam",
     "add_grid",
     "add_loader",
     "add_logging",
+    "add_maps",
     "add_n_predictions",
     "add_num_classes",
     "add_num_workers",

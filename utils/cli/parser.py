@@ -51,6 +51,11 @@ class Parser(argparse.ArgumentParser):
         except ValueError as error:
             self.error(f"a recipe holds the line {arg_line!r} ({error}); put one argument with its values in a line")
 
+    def require_only(self, *names: str) -> None:
+        """Let all other required arguments be left out."""
+        for action in self._actions:
+            action.required = action.required and action.dest in names
+
     def error(self, message: str) -> None:
         self.exit(2, f"{self.prog}: error: {message}; --help tells more\n")
 

@@ -1,5 +1,7 @@
 """Arguments on inference and on what an evaluation leaves."""
 
+import argparse
+
 from utils.cli.types import fraction, non_negative_int, overlap_ratio, positive_int
 
 
@@ -49,9 +51,41 @@ def add_per_size_scores(parser) -> None:
     parser.add_argument("--per_size_scores_file", default="per_size_scores.csv", help="CSV of scores by lesion size")
 
 
-def add_gradcam(parser) -> None:
+LIST = ["list"]  # as names of layers: which there are
+
+
+class LayersAction(argparse.Action):
+    """Names of layers; ``list`` asks which there are, and then only what tells the network has to be given."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        if values == LIST:
+            parser.require_only("ckpt_path")
+        setattr(namespace, self.dest, values)
+
+
+def add_target_layers(parser, what: str, prefix: str = "") -> None:
+    """Layers to explain; `what` is said of them in the help."""
     parser.add_argument(
-        "--target_layers", nargs="+", default=None, help="layers of the 3D network to draw Grad-CAM for"
+        f"--{prefix}target_layers", action=LayersAction, nargs="+", help=f"{what}; list prints them and ends"
+    )
+
+
+def add_gradcam(parser) -> None:
+    add_target_layers(parser, "layers of the 3D network to draw Grad-CAM for")
+
+
+def add_eigencam(parser, prefix: str = "") -> None:
+    add_target_layers(parser, "layers of the 2D network's backbone to draw EigenCAM for", prefix)
+
+
+def add_maps(parser) -> None:
+    parser.add_argument(
+        "--probabilities", action="store_true", help="write the lesion probability of each scan on its own grid"
+    )
+    parser.add_argument(
+        "--uncertainty",
+        action="store_true",
+        help="write the entropy, in bits, of its mean over the scan and its mirror image (that of --flip_average)",
     )
 
 
