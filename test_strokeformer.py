@@ -12,6 +12,7 @@ def parse_args():
     cli.add_seed(parser)
     parser.add_argument("--scans", nargs="+", required=True, help="scans or folders of scans (.npy, .nii, .nii.gz)")
     parser.add_argument("--masks", nargs="+", default=None, help="their masks or folders of masks; None for no scores")
+    cli.add_patterns(parser, "--scans or --masks")
     parser.add_argument("--ckpt_path", required=True, help="StrokeFormer checkpoint")
     parser.add_argument("--model_name", default=None, help="name in tables and folders; None for the checkpoint's run")
     cli.add_brains(parser)
@@ -26,13 +27,17 @@ def parse_args():
     cli.add_n_predictions(parser)
     cli.add_scores(parser, "./scores", "scores.csv")
     cli.add_per_size_scores(parser)
+    cli.add_bids_derivatives(parser)
     return parser.parse_args()
 
 
 def main(args) -> None:
     if args.target_layers == cli.LIST:
         return print_layers(args)
+    from data.derivatives import plan_derivative, prediction_settings
+
     cases = find_cases(args)  # first: a wrong path is refused before the heavy libraries load
+    derivative = plan_derivative(args.bids_derivatives, cases) if args.bids_derivatives else None
 
     from data.admission import admit
     from data.datamodules import ScanDataset, scan_loader
@@ -56,7 +61,10 @@ def main(args) -> None:
     say_untold_network(cases, grid)
     admit(cases, grid, brains, args.num_workers)
     scans = scan_loader(ScanDataset(cases, partial(prepare_scan, grid=grid, brains=brains)), args.num_workers)
-    scores = evaluate_strokeformer(model, cases, scans, regions_of, args, name)
+    keep = derivative and derivative.begin(
+        prediction_settings(args, name, model.decision.threshold, model.decision.smallest_cm3)
+    )
+    scores = evaluate_strokeformer(model, cases, scans, regions_of, args, name, keep)
     report_strokeformer(args, name, cases)
     print_scores(scores, Path(args.scores_dir) / name)
 
@@ -72,8 +80,10 @@ def find_cases(args) -> list:
     from data.brain import with_brains
     from data.checks import check_headers
     from data.cohort import pair_cases
+    from data.listing import Patterns
 
-    cases = with_brains(pair_cases(args.scans, args.masks), args.brains_dir)
+    patterns = Patterns(args.scan_pattern, args.mask_pattern)
+    cases = with_brains(pair_cases(args.scans, args.masks, patterns=patterns), args.brains_dir)
     check_headers(cases, args.scan_dim, args.resize_to)
     require_writable(args.scores_dir, "--scores_dir")
     require_tables(args.scores_dir, args.scores_file, args.per_size_scores_file, *STAGE_2_TABLES)

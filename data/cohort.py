@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from data.listing import choose_files, counted
+from data.listing import BY_NAME, CHOOSE_BY_PATTERN, Patterns, choose_files, counted
 from data.names import (
     SCAN,
     bids_entity,
@@ -53,6 +53,7 @@ def pair_cases(
     masks: list[Path | str] | None,
     ext: str | None = None,
     names=("--scans", "--masks"),
+    patterns: Patterns | None = None,
 ) -> list[Case]:
     """Pair scans with masks by their BIDS entities, never by position, and say which files take part.
 
@@ -60,13 +61,19 @@ def pair_cases(
         scans, masks: files or folders; `masks` None for scans that have none.
         ext: only volumes of this extension; None for any.
         names: the command-line arguments to name in messages.
+        patterns: of ``--scan_pattern`` and ``--mask_pattern``; None for a command without them.
 
     Raises:
         UserError: an empty folder, scans or masks that cannot be told apart, a scan without its mask or, where `scans`
             are folders, a mask without its scan.
     """
-    scan_files, mask_files = choose_files(scans, masks, ext, names)
-    cases = pair_files(scan_files, mask_files, names, whole=all(Path(path).is_dir() for path in scans))
+    scan_files, mask_files = choose_files(scans, masks, ext, names, patterns or BY_NAME)
+    try:
+        cases = pair_files(scan_files, mask_files, names, whole=all(Path(path).is_dir() for path in scans))
+    except UserError as error:
+        if patterns is None:
+            raise
+        raise UserError(f"{error}; {CHOOSE_BY_PATTERN}") from None
     say_cases(cases, names[0])
     return cases
 

@@ -4,10 +4,13 @@ import os
 import re
 from collections import defaultdict, deque
 from collections.abc import Collection, Iterable, Iterator
+from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
-from data.names import EXTENSIONS, MASK, SCAN, extension_of, role_of
+from data.bids import dataset_of, is_own
+from data.names import EXTENSIONS, MASK, RESULTS, SCAN, extension_of, role_of, stem_of
 from utils.errors import UserError
 
 # --- folders -------------------------------------------------------------------------------------------
@@ -116,20 +119,40 @@ def require_present(paths: list[Path]) -> None:
 # --- which files take part -----------------------------------------------------------------------------
 
 
+# Folders of a BIDS data set whose scans are made of its own, or what these were made of.
+NOT_RAW = ("derivatives", "sourcedata")
+CHOOSE_BY_PATTERN = "--scan_pattern and --mask_pattern choose among the files"
+
+
+class Patterns(NamedTuple):
+    """Patterns of the paths of scans and masks, as of a shell (`fits`); None for what the names tell (`role_of`)."""
+
+    scan: str | None = None
+    mask: str | None = None
+
+
+BY_NAME = Patterns()
+
+
 def choose_files(
-    scans: list[Path | str], masks: list[Path | str] | None, ext: str | None, names: tuple[str, str]
+    scans: list[Path | str],
+    masks: list[Path | str] | None,
+    ext: str | None,
+    names: tuple[str, str],
+    patterns: Patterns = BY_NAME,
 ) -> tuple[list[Path], list[Path] | None]:
     """The scans among the volumes of one argument and the masks among those of the other; says what is left out.
 
     A file whose name does not tell what it is takes the role of its argument, of `scans` where it is under both.
     """
     under_scans = _volumes_for(SCAN, scans, ext, names[0])
-    scan_roles = {place: _role_here(place, ext, SCAN) for place in under_scans}
+    scan_roles = _roles(under_scans, scans, ext, SCAN, patterns)
     if SCAN not in scan_roles.values():
         kinds = " and ".join(sorted(map(_plural, set(scan_roles.values()))))
-        raise UserError(f"{names[0]} {' '.join(map(str, scans))} holds {kinds} only; give the folder of the scans")
+        mend = "check --scan_pattern" if patterns.scan else "give the folder of the scans"
+        raise UserError(f"{names[0]} {' '.join(map(str, scans))} holds {kinds} only; {mend}")
     under_masks = {} if masks is None else _volumes_for(MASK, masks, ext, names[1])
-    roles = {place: _role_here(place, ext, MASK) for place in under_masks} | scan_roles
+    roles = _roles(under_masks, masks or [], ext, MASK, patterns) | scan_roles
     scan_files = {place: path for place, path in under_scans.items() if roles[place] == SCAN}
     mask_files = {place: path for place, path in under_masks.items() if roles[place] == MASK}
     # A scan that is left out is not under `scans`, nor a mask under `masks` where there is such an argument.
@@ -150,8 +173,54 @@ def _volumes_for(role: str, paths: list[Path | str], ext: str | None, argument: 
     return found
 
 
-def _role_here(place: Path, ext: str | None, default: str) -> str:
-    return role_of(place) or default if ext in (None, extension_of(place)) else f"{extension_of(place)} file"
+def _roles(
+    found: dict[Path, Path], given: list[Path | str], ext: str | None, default: str, patterns: Patterns
+) -> dict[Path, str]:
+    """The role of each volume by its place; `given` are the files and folders under which they were found."""
+    folders = [Path(path) for path in given if Path(path).is_dir()]
+    roles = {}
+    for place, path in found.items():
+        if ext in (None, extension_of(path)):
+            root = next((folder for folder in folders if path.is_relative_to(folder)), path.parent)
+            roles[place] = role_below(root, path, default, patterns)
+        else:
+            roles[place] = f"{extension_of(path)} file"
+    return roles
+
+
+def role_below(root: Path, path: Path, default: str, patterns: Patterns = BY_NAME, raw_only: bool = True) -> str:
+    """What a file is by its path below `root`: by the patterns where there are some, else by its name.
+
+    Args:
+        default: what a name stands for that does not tell.
+        raw_only: whether scans in the folders `NOT_RAW` are left out, if no pattern asks for a folder.
+
+    Returns:
+        `SCAN`, `MASK`, or for what is neither the words to call it by.
+    """
+    if is_own(dataset_of(path)):
+        return RESULTS["prediction"]
+    told, path = role_of(path) or default, path.relative_to(root)
+    # A mask is often named as its scan with a word behind it: it fits both patterns.
+    if fits(path, patterns.mask) if patterns.mask else told == MASK:
+        return MASK
+    if not (fits(path, patterns.scan) if patterns.scan else told == SCAN):
+        return "other volume" if told in (SCAN, MASK) else told
+    aside = [folder for folder in NOT_RAW if folder in path.parts]
+    return f"scan in {aside[0]}/" if aside and raw_only and "/" not in (patterns.scan or "") else SCAN
+
+
+def fits(path: Path, pattern: str) -> bool:
+    """Whether a file has a name of a pattern such as ``sub-*_T1w``; its case does not matter.
+
+    Args:
+        path: below the folder that was given.
+        pattern: of the name, with or without the extension, or, where it has a slash, of the whole path.
+    """
+    names = (path.name, stem_of(path))
+    if "/" in pattern:
+        names = tuple((path.parent / name).as_posix() for name in names)
+    return any(fnmatchcase(name.lower(), pattern.lower()) for name in names)
 
 
 def say_left_out(files: Iterable[tuple[Path, str]]) -> None:
@@ -170,4 +239,4 @@ def counted(count: int, what: str) -> str:
 
 def _plural(what: str) -> str:
     """Of "brain mask" and of "prediction of an earlier run", say."""
-    return re.sub(r"(?= of | outside |$)", "s", what, count=1)
+    return re.sub(r"(?= of | outside | in |$)", "s", what, count=1)

@@ -51,6 +51,7 @@ def evaluate_strokeformer(
     regions_of: Callable[[PreparedScan], list[Region]] | None,
     args: Namespace,
     name: str,
+    keep: Callable[[Case, np.ndarray, np.ndarray], None] | None = None,
 ) -> dict[str, Estimate] | None:
     """Segment scans and, where they have masks, score them; `args` carries the arguments of ``test_strokeformer.py``.
 
@@ -61,6 +62,7 @@ def evaluate_strokeformer(
     Args:
         scans: the prepared scans of `cases`, in their order.
         regions_of: proposes the regions of a scan; None to segment whole volumes.
+        keep: is given each case with its lesions, bool, and their probability, (D, H, W) on the scan's own grid.
 
     Returns:
         Mean scores by column name of ``scores.csv``, or None without masks.
@@ -79,6 +81,8 @@ def evaluate_strokeformer(
         prediction = model.decision.classes(on_own_grid, scan.own.spacing_mm)
         write_like(folder / "predictions" / result_name(case.scan, "prediction"), prediction, case.scan)
         maps.write(case, scan, regions, probabilities, on_own_grid)
+        if keep:
+            keep(case, prediction > 0, 1 - on_own_grid[0])
         target = None if case.mask is None else read_mask(case)
         volumes[case.name] = _volumes(prediction > 0, target, scan.own_spacing_mm)
         if target is not None:

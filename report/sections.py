@@ -7,7 +7,7 @@ import pandas as pd
 from markupsafe import Markup
 
 from data.cohort import Case
-from models.evaluation import prediction_name
+from data.names import result_name
 from report.charts import plot_bland_altman, plot_dice_by_volume, plot_found_by_volume, plot_scores, plot_volumes
 from report.page import Section, chart, listing, picture, table
 from report.scans import ShownScan, ranked, show_scan
@@ -105,7 +105,7 @@ def scans_section(scores_dir: Path, scans: pd.DataFrame, lesions: pd.DataFrame, 
     for rank, row in ranked(scans).items():
         case = by_name[row.scan]
         those = lesions[(lesions.scan == row.scan) & (lesions.model_name == row.model_name)]
-        prediction = scores_dir / row.model_name / "predictions" / prediction_name(case)
+        prediction = scores_dir / row.model_name / "predictions" / result_name(case.scan, "prediction")
         if prediction.exists():
             parts += show_scan(ShownScan(rank, case, row, those, prediction))
     return Section("Scans", parts, KINDS_NOTE)

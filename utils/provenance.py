@@ -30,13 +30,13 @@ def describe_run(settings: dict) -> dict:
         "recipes": recipes(sys.argv),
         "settings": settings,
         "started": datetime.now().astimezone().isoformat(timespec="seconds"),
-        "git_commit": _git_commit(),
+        "git_commit": git_commit(),
         "python": sys.version.split()[0],
         "versions": {package: version(package) for package in PACKAGES},
     }
 
 
-def _git_commit() -> str | None:
+def git_commit() -> str | None:
     commit = _git("rev-parse", "HEAD")
     return commit and commit + ("-dirty" if _git("status", "--porcelain", "--untracked-files=no") else "")
 

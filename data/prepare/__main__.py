@@ -29,14 +29,7 @@ def parse_args() -> argparse.Namespace:
         help="layout of the files: of a data set as published, or bids for any other folder",
     )
     parser.add_argument("--root", required=True, help="folder of the data set as it was unpacked")
-    for what in ("scan", "mask"):
-        parser.add_argument(
-            f"--{what}_pattern",
-            default=None,
-            metavar="PATTERN",
-            help=f"with --dataset bids: names of the {what}s, as of a shell ('*_T1w'), or of the paths below --root if "
-            "it has a slash; None for what the names tell",
-        )
+    cli.add_patterns(parser, "--root", "with --dataset bids: ")
     parser.add_argument(
         "--out_dir",
         default=None,

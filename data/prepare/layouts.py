@@ -2,13 +2,20 @@
 
 import os
 from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
 from pathlib import Path
 
 from data.brain import brain_masks, with_brains
 from data.cohort import BRAINS, Case, pair_files, say_cases
-from data.listing import find_volumes, require_present, require_some, say_left_out
-from data.names import BRAIN_MASK, MASK, SCAN, extension_of, role_of, stem_of
+from data.listing import (
+    CHOOSE_BY_PATTERN,
+    Patterns,
+    find_volumes,
+    require_present,
+    require_some,
+    role_below,
+    say_left_out,
+)
+from data.names import BRAIN_MASK, MASK, SCAN, extension_of
 from utils.errors import UserError
 
 
@@ -16,7 +23,7 @@ from utils.errors import UserError
 class Layout:
     """How a data set is laid out.
 
-    scan, mask: patterns of its files, as of a shell (`fits`); None for what the names tell (`role_of`).
+    scan, mask: patterns of its files, as of a shell (`data.listing.fits`); None for what the names tell (`role_of`).
     scan_dim: (C, D, H, W) that holds every head of it; None for what holds those that are there.
     spacing_mm: (D, H, W) that most of its scans have; None for the median.
     in_mni: whether the scans are registered to MNI152, so that places can be compared between subjects.
@@ -55,19 +62,6 @@ def choose_layout(args) -> Layout:
     return layout
 
 
-def fits(path: Path, pattern: str) -> bool:
-    """Whether a file below the root has a name of a pattern such as ``sub-*_T1w``; its case does not matter.
-
-    Args:
-        path: below the root.
-        pattern: of the name, with or without the extension, or, where it has a slash, of the whole path.
-    """
-    names = (path.name, stem_of(path))
-    if "/" in pattern:
-        names = tuple((path.parent / name).as_posix() for name in names)
-    return any(fnmatchcase(name.lower(), pattern.lower()) for name in names)
-
-
 # --- cases ---------------------------------------------------------------------------------------------
 
 
@@ -88,8 +82,7 @@ def find_cases(
     require_some(files, [root], None, "--root")
     brains = {_place(path) for path in brain_masks(brains_dirs)} if brains_dirs else set()
     roles = {
-        path: BRAIN_MASK if place in brains else _role_in(layout, path.relative_to(root))
-        for place, path in files.items()
+        path: BRAIN_MASK if place in brains else _role_in(layout, path, Path(root)) for place, path in files.items()
     }
     scans, masks = ([path for path in roles if roles[path] == role] for role in (SCAN, MASK))
     if not scans:
@@ -105,21 +98,17 @@ def find_cases(
     ]
 
 
-def _role_in(layout: Layout, path: Path) -> str:
-    """What a volume is in this layout, by its path below the root."""
-    if UNLABELLED in path.parts:
+def _role_in(layout: Layout, path: Path, root: Path) -> str:
+    """What a volume below the root is in this layout."""
+    folders = path.relative_to(root).parts
+    if UNLABELLED in folders:
         return "volume of the hidden test set"
     if extension_of(path) == ".npy":
         return ".npy file"  # it does not tell where it lies
-    if BRAINS in path.parts:
+    if BRAINS in folders:
         return BRAIN_MASK
-    told = role_of(path) or SCAN
-    # A mask is often named as its scan with a word behind it: it fits both patterns.
-    if fits(path, layout.mask) if layout.mask else told == MASK:
-        return MASK
-    if fits(path, layout.scan) if layout.scan else told == SCAN:
-        return SCAN
-    return "other volume" if told in (SCAN, MASK) else told
+    # ATLAS is also handed on with all that it holds in derivatives/.
+    return role_below(root, path, SCAN, Patterns(layout.scan, layout.mask), raw_only=layout.scan_dim is None)
 
 
 def _pair(scans: list[Path], masks: list[Path], layout: Layout) -> list[Case]:
@@ -130,7 +119,7 @@ def _pair(scans: list[Path], masks: list[Path], layout: Layout) -> list[Case]:
     except UserError as error:
         if layout.scan_dim:
             raise
-        raise UserError(f"{error}; --scan_pattern and --mask_pattern choose among the files") from None
+        raise UserError(f"{error}; {CHOOSE_BY_PATTERN}") from None
 
 
 def _named(pattern: str | None) -> str:

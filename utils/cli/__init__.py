@@ -11,6 +11,7 @@ from utils.cli.data import (
     add_grid,
     add_loader,
     add_num_workers,
+    add_patterns,
     add_resize_to,
     add_rpn_batch_size,
     add_scan_dim,
@@ -34,6 +35,7 @@ from utils.cli.models import (
 from utils.cli.parser import make_parser, recipes, run, without_prefix
 from utils.cli.results import (
     LIST,
+    add_bids_derivatives,
     add_eigencam,
     add_gradcam,
     add_maps,
@@ -61,6 +63,7 @@ __all__ = [
     "LIST",
     "SplitsAction",
     "add_adamw",
+    "add_bids_derivatives",
     "add_brains",
     "add_calibration",
     "add_cohort",
@@ -76,6 +79,7 @@ __all__ = [
     "add_n_predictions",
     "add_num_classes",
     "add_num_workers",
+    "add_patterns",
     "add_per_size_scores",
     "add_regions_source",
     "add_resize_to",

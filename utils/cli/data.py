@@ -32,6 +32,17 @@ def add_brains(parser) -> None:
     )
 
 
+def add_patterns(parser, where: str, condition: str = "") -> None:
+    for what in ("scan", "mask"):
+        parser.add_argument(
+            f"--{what}_pattern",
+            default=None,
+            metavar="PATTERN",
+            help=f"{condition}names of the {what}s, as of a shell ('*_T1w'), or of the paths below {where} if it has a "
+            "slash; None for what the names tell",
+        )
+
+
 def add_spacing(parser, what: str = "; None for the median of the scans") -> None:
     parser.add_argument(
         "--spacing",

@@ -47,6 +47,15 @@ def add_scores(parser, directory: str, filename: str, prefix: str = "") -> None:
     group.add_argument(f"--{prefix}scores_file", default=filename, help="CSV of mean scores, a row per model")
 
 
+def add_bids_derivatives(parser) -> None:
+    parser.add_argument(
+        "--bids_derivatives",
+        default=None,
+        metavar="DIR",
+        help="folder for the lesions and their probability as a BIDS derivative data set; None for none",
+    )
+
+
 def add_per_size_scores(parser) -> None:
     parser.add_argument("--per_size_scores_file", default="per_size_scores.csv", help="CSV of scores by lesion size")
 
