@@ -13,7 +13,7 @@ from utils import cli
 from utils.files import STAGE_1_TABLES, STAGE_2_TABLES, require_tables, require_writable
 
 
-def parse_args():
+def parse_args(argv: list[str] | None = None):
     parser = cli.make_parser(__doc__)
     cli.add_seed(parser)
     cli.add_cohort(parser)
@@ -38,7 +38,7 @@ def parse_args():
     cli.add_scores(parser, "./scores", "scores.csv")
     cli.add_per_size_scores(parser)
     cli.add_scores(parser, "./rpn_scores", "scores.csv", prefix="rpn_")
-    return parser.parse_args()
+    return parser.parse_args(argv)
 
 
 def main(args) -> None:

@@ -6,7 +6,7 @@ from utils import cli
 from utils.files import STAGE_1_TABLES, require_tables, require_writable
 
 
-def parse_args():
+def parse_args(argv: list[str] | None = None):
     parser = cli.make_parser(__doc__)
     cli.add_seed(parser)
     parser.add_argument("--scans", required=True, help="folder of 2D scan slices")
@@ -21,7 +21,7 @@ def parse_args():
     cli.add_eigencam(parser)
     cli.add_n_predictions(parser)
     cli.add_scores(parser, "./rpn_scores", "rpn_scores.csv")
-    return parser.parse_args()
+    return parser.parse_args(argv)
 
 
 def main(args) -> None:

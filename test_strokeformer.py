@@ -7,7 +7,7 @@ from utils import cli
 from utils.files import STAGE_2_TABLES, require_tables, require_writable
 
 
-def parse_args():
+def parse_args(argv: list[str] | None = None):
     parser = cli.make_parser(__doc__)
     cli.add_seed(parser)
     parser.add_argument("--scans", nargs="+", required=True, help="scans or folders of scans (.npy, .nii, .nii.gz)")
@@ -28,7 +28,7 @@ def parse_args():
     cli.add_scores(parser, "./scores", "scores.csv")
     cli.add_per_size_scores(parser)
     cli.add_bids_derivatives(parser)
-    return parser.parse_args()
+    return parser.parse_args(argv)
 
 
 def main(args) -> None:

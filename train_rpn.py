@@ -4,7 +4,7 @@ from utils import cli
 from utils.files import require_writable
 
 
-def parse_args():
+def parse_args(argv: list[str] | None = None):
     parser = cli.make_parser(__doc__)
     cli.add_seed(parser)
     cli.add_train_val(parser, "slices (2D)")
@@ -14,7 +14,7 @@ def parse_args():
     cli.add_roi_size(parser)
     cli.add_training(parser, "RPN")
     cli.add_logging(parser)
-    return parser.parse_args()
+    return parser.parse_args(argv)
 
 
 def main(args) -> None:

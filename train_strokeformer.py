@@ -8,7 +8,7 @@ from utils import cli
 from utils.files import require_writable
 
 
-def parse_args():
+def parse_args(argv: list[str] | None = None):
     parser = cli.make_parser(__doc__)
     cli.add_seed(parser)
     cli.add_train_val(parser, "scans (3D)")
@@ -24,7 +24,7 @@ def parse_args():
     cli.add_decision(parser, "what suits the validation scans best")
     cli.add_training(parser, "StrokeFormer")
     cli.add_logging(parser)
-    return parser.parse_args()
+    return parser.parse_args(argv)
 
 
 def main(args) -> None:

@@ -31,7 +31,7 @@ from utils.provenance import open_run
 BYTES_PER_VOXEL = 5  # float32 scan and uint8 mask
 
 
-def parse_args() -> argparse.Namespace:
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = cli.make_parser("Make new training scans by moving lesions between subjects with Poisson image editing.")
     cli.add_seed(parser)
     cli.add_cohort(parser)
@@ -51,7 +51,7 @@ def parse_args() -> argparse.Namespace:
     cli.add_num_workers(parser)
     add_pairs(parser)
     add_transfer(parser)
-    return parser.parse_args()
+    return parser.parse_args(argv)
 
 
 def add_pairs(parser: argparse.ArgumentParser) -> None:

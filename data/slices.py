@@ -221,7 +221,7 @@ def channels_of(table: pd.DataFrame) -> int:
 # --- command -------------------------------------------------------------------------------------------
 
 
-def parse_args() -> argparse.Namespace:
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = make_parser("Cut 3D scans and masks into the 2D folders that the RPN scripts read.")
     add_cohort(parser)
     add_brains(parser)
@@ -229,7 +229,7 @@ def parse_args() -> argparse.Namespace:
     add_spacing(parser)
     add_num_workers(parser)
     parser.add_argument("--out_dir", required=True, help="folder for Scans/, Masks/ and slices.csv")
-    return parser.parse_args()
+    return parser.parse_args(argv)
 
 
 def main(args: argparse.Namespace) -> None:

@@ -21,7 +21,7 @@ FOLD = re.compile(r"_fold-\d+$")  # what cross-validation puts behind the name o
 COLUMNS = ["score", "mean_a", "mean_b", "difference", "low", "high", "p", "scans"]
 
 
-def parse_args() -> Namespace:
+def parse_args(argv: list[str] | None = None) -> Namespace:
     parser = cli.make_parser(__doc__)
     parser.add_argument("a", metavar="A.csv", help="scores per scan")
     parser.add_argument("b", metavar="B.csv", help="scores per scan of the other model")
@@ -35,7 +35,7 @@ def parse_args() -> Namespace:
     )
     parser.add_argument("--out_file", default=None, help="CSV to write the table to; None for none")
     cli.add_seed(parser)
-    return parser.parse_args()
+    return parser.parse_args(argv)
 
 
 def main(args: Namespace) -> None:

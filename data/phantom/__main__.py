@@ -15,7 +15,7 @@ COARSEST_SPACING_MM = 20  # beyond it a lesion of a single voxel exceeds ATLAS's
 FINEST_MM3 = 0.1  # of a voxel: a scan of 90 million voxels, near the largest file that scripts read
 
 
-def parse_args() -> argparse.Namespace:
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = make_parser("Write a synthetic stroke cohort in the layout and names of ATLAS v2.0.")
     parser.add_argument("--out_dir", required=True, help="folder for Scans/, Masks/, TrueBrains/, cohort.csv")
     parser.add_argument("--n_subjects", type=positive_int, default=30, help="subjects, one scan each")
@@ -48,7 +48,7 @@ def parse_args() -> argparse.Namespace:
         "--warp_mm", type=positive_float, default=3.0, help="standard deviation of the smooth warp in mm"
     )
     parser.add_argument("--num_workers", type=positive_int, default=1, help="processes")
-    return parser.parse_args()
+    return parser.parse_args(argv)
 
 
 def three_sizes(sizes: list[float], argument: str) -> tuple[float, float, float]:

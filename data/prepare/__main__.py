@@ -20,7 +20,7 @@ from utils.provenance import open_run
 OUT_DIR = "data/ATLAS_2/Processed/Base"  # of ATLAS
 
 
-def parse_args() -> argparse.Namespace:
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = cli.make_parser("Prepare ATLAS v2.0, ISLES 2022 or any folder of scans: one grid, a table, pictures.")
     parser.add_argument(
         "--dataset",
@@ -40,7 +40,7 @@ def parse_args() -> argparse.Namespace:
     cli.add_spacing(parser, "; None for the data set's own, or for the median of the masks (bids)")
     cli.add_extension(parser)
     cli.add_num_workers(parser)
-    return parser.parse_args()
+    return parser.parse_args(argv)
 
 
 def main(args: argparse.Namespace) -> None:

@@ -52,14 +52,14 @@ def _origin(path: Path, prepared_dir: Path, root: Path, grid: str) -> tuple[Path
     return source, record.space
 
 
-def parse_args() -> argparse.Namespace:
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = cli.make_parser("Write predictions on prepared scans back into the grid of the original NIfTI files.")
     parser.add_argument("--predictions", required=True, help="folder of <scan>_prediction files")
     parser.add_argument("--prepared_dir", required=True, help="the --out_dir of python -m data.prepare")
     parser.add_argument("--root", default=None, help="where the original data set lies now; None for where it lay")
     parser.add_argument("--grid", choices=(SCAN, MASK), default=SCAN, help="original file whose grid it shall be")
     parser.add_argument("--out_dir", required=True, help="folder for the restored .nii.gz")
-    return parser.parse_args()
+    return parser.parse_args(argv)
 
 
 def main(args: argparse.Namespace) -> None:

@@ -3,6 +3,7 @@
 import argparse
 
 from utils.cli.types import fraction, non_negative_int, overlap_ratio, positive_int
+from utils.defaults import SUBVOLUME_DEPTH
 
 
 def add_sliding_window(parser) -> None:
@@ -10,7 +11,7 @@ def add_sliding_window(parser) -> None:
     group.add_argument(
         "--subvolume_depth",
         type=positive_int,
-        default=189,
+        default=SUBVOLUME_DEPTH,
         help="slices of a scan that are segmented at a time",
     )
     group.add_argument(
