@@ -135,32 +135,43 @@ def _open_npy(path) -> np.ndarray:
 
 
 def write_volume(path: Path | str, array: np.ndarray, affine: np.ndarray | None = None) -> None:
-    """Write a (C, D, H, W) array: `.npy` as (C, H, W, D), NIfTI as (H, W, D[, C]) with `affine` (RAS, mm)."""
-    on_disk = np.ascontiguousarray(array.transpose(0, 2, 3, 1))
+    """Write a (C, D, H, W) array: `.npy` as (C, H, W, D), NIfTI as `volume_image` has it."""
     with atomic_path(path) as temporary:
         if extension_of(path) == ".npy":
-            np.save(temporary, on_disk)
+            np.save(temporary, np.ascontiguousarray(array.transpose(0, 2, 3, 1)))
         else:
-            on_disk = on_disk[0] if len(on_disk) == 1 else np.moveaxis(on_disk, 0, -1)
-            nib.save(placed_image(on_disk, np.eye(4) if affine is None else affine), temporary)
+            nib.save(volume_image(array, np.eye(4) if affine is None else affine), temporary)
+
+
+def volume_image(array: np.ndarray, affine: np.ndarray) -> nib.Nifti1Image:
+    """A (C, D, H, W) array as a NIfTI image (H, W, D[, C]) with an `affine` (RAS, mm)."""
+    voxels = array.transpose(2, 3, 1, 0)
+    return placed_image(np.ascontiguousarray(voxels[..., 0] if len(array) == 1 else voxels), affine)
 
 
 def write_like(path: Path | str, array: np.ndarray, scan_path: Path | str) -> None:
     """Write a (D, H, W) mask or map in the file format, grid and orientation of the scan it belongs to.
 
-    A map of real numbers becomes float32, a mask uint8. Of a NIfTI scan's header it takes what places it, to the bit:
-    both forms, their codes and the unit. It takes nothing else, which may be about the intensities or about the
-    patient.
+    A map of real numbers becomes float32, a mask uint8.
     """
     array = array.astype(np.float32 if np.issubdtype(array.dtype, np.floating) else np.uint8, copy=False)
     if extension_of(scan_path) == ".npy":
         return write_volume(path, array[None])
+    image = image_like(array, scan_path)
+    with atomic_path(path) as temporary:
+        nib.save(image, temporary)
+
+
+def image_like(array: np.ndarray, scan_path: Path | str) -> nib.Nifti1Image:
+    """A (D, H, W) array as what can be saved as NIfTI in the grid and orientation of the NIfTI scan it belongs to.
+
+    Of the scan's header it takes what places it, to the bit: both forms, their codes and the unit. It takes nothing
+    else, which may be about the intensities or about the patient.
+    """
     with refusing(scan_path), open_nifti(scan_path) as scan:
         header = scan.header
     to_scan = nib.orientations.ornt_transform(nib.orientations.axcodes2ornt("RAS"), scan.orientation)
-    on_disk = nib.orientations.apply_orientation(array.transpose(1, 2, 0), to_scan)
-    image = type(scan.image)(on_disk, None)
+    image = type(scan.image)(nib.orientations.apply_orientation(array.transpose(1, 2, 0), to_scan), None)
     for field in PLACE_FIELDS:
         image.header[field] = header[field]
-    with atomic_path(path) as temporary:
-        nib.save(image, temporary)
+    return image
