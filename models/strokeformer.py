@@ -146,10 +146,6 @@ class StrokeFormer(pl.LightningModule):
         """What the model takes for lesion, given the probabilities of `segment`."""
         return Decision(self.hparams.lesion_threshold, self.hparams.smallest_lesion_cm3)
 
-    def decide(self, prepared: PreparedScan, probabilities: np.ndarray) -> np.ndarray:
-        """The class of each voxel of the scan's own grid, (D, H, W) uint8, given the probabilities of `segment`."""
-        return self.decision.classes(prepared.to_own_grid(probabilities), prepared.own.spacing_mm)
-
     @torch.inference_mode()
     def segment(
         self,

@@ -1,0 +1,251 @@
+"""StrokeFormer from Python: networks, masks and scores without a command line. docs/python.md shows the use.
+
+Scans and masks are files (``.npy``, ``.nii``, ``.nii.gz``) or nibabel images; what comes back is a nibabel image in the
+scan's own grid, orientation and place. The steps are those of ``test_strokeformer.py``, and so is what is refused, with
+a `UserError`. Where its message names an argument such as ``--scan_dim``, the keyword has the same name.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+
+from data.admission import admit
+from data.brain import brain_is, read_brain, say_heads, with_brains
+from data.checks import check_alignment, check_headers, read_binary, space_of
+from data.cohort import Case, pair_files
+from data.grid import UNKNOWN_MM, Grid, say_untold_network
+from data.names import extension_of, stem_of
+from data.nifti import affine_of
+from data.prepared import PreparedScan, prepare_scan
+from data.space import Space, resample
+from data.volumes import image_like, read_header, read_volume, refusing, volume_image
+from models.checkpoints import grid_at_test, load_rpn, load_strokeformer, require_channels, require_spacing
+from models.proposals import rpn_source
+from models.rpn import RPN
+from models.strokeformer import StrokeFormer
+from utils.defaults import SUBVOLUME_DEPTH
+from utils.errors import UserError
+from utils.lesions import lesion_rows
+from utils.metrics import scan_scores
+from utils.regions.region import Region, region_mask
+
+__all__ = [
+    "UserError",
+    "find_brain",
+    "lesion_probability",
+    "lesions",
+    "load_rpn",
+    "load_strokeformer",
+    "propose",
+    "read_image",
+    "scores",
+    "segment",
+]
+
+Image = nib.spatialimages.SpatialImage
+Volume = str | Path | Image
+AS_THE_SCRIPT = {"subvolume_depth": SUBVOLUME_DEPTH, "batch_size": 8}
+
+
+# --- of a scan -----------------------------------------------------------------------------------------
+
+
+def segment(
+    scan: Volume,
+    rpn: RPN | None,
+    model: StrokeFormer,
+    brain: Volume | None = None,
+    scan_dim: Sequence[int] | None = None,
+    **windows,
+) -> Image:
+    """The lesions of a scan, the mask that ``test_strokeformer.py`` writes.
+
+    Args:
+        scan: of any voxel size and orientation, with skull or without.
+        rpn: proposes where to look; None for the whole volume.
+        brain: mask of its brain, e.g. of `find_brain`; None for that in ``Brains/`` beside the folder of the scan or,
+            where there is none, to find it.
+        scan_dim: (C, D, H, W) of the grid, where the head does not fit into that of the network.
+        windows: ``overlap``, ``subvolume_depth``, ``batch_size``, ``flip_average`` of `StrokeFormer.segment`.
+
+    Returns:
+        uint8, the class of each voxel; 0 is background.
+
+    Raises:
+        UserError: a scan that cannot be read or has no head, a brain larger than the grid, networks of two voxel sizes.
+    """
+    with _opened(scan, rpn, model, brain, scan_dim) as (case, prepared):
+        probabilities = prepared.to_own_grid(_probabilities(prepared, rpn, model, windows))
+        return _image(model.decision.classes(probabilities, prepared.own.spacing_mm), case)
+
+
+def lesion_probability(
+    scan: Volume,
+    rpn: RPN | None,
+    model: StrokeFormer,
+    brain: Volume | None = None,
+    scan_dim: Sequence[int] | None = None,
+    **windows,
+) -> Image:
+    """The probability of lesion from which `segment` decides, float32 in [0, 1]; 0 outside the proposed regions.
+
+    Arguments and errors are those of `segment`.
+    """
+    with _opened(scan, rpn, model, brain, scan_dim) as (case, prepared):
+        background, *_ = prepared.to_own_grid(_probabilities(prepared, rpn, model, windows))
+        return _image(1 - background, case)
+
+
+def propose(
+    scan: Volume, rpn: RPN, model: StrokeFormer, brain: Volume | None = None, scan_dim: Sequence[int] | None = None
+) -> Image:
+    """The regions in which stage 2 looks for lesions, as one mask, uint8 of 0 and 1.
+
+    They are as large as the windows of `model` ask for. Arguments and errors are those of `segment`.
+    """
+    with _opened(scan, rpn, model, brain, scan_dim) as (case, prepared):
+        regions = region_mask(_regions(prepared, rpn, model), prepared.brain.shape)
+        return _image(resample(regions[None], prepared.space, prepared.own)[0].astype(np.uint8), case)
+
+
+def find_brain(scan: Volume) -> Image:
+    """The brain of a scan, uint8 of 0 and 1; given to the other functions as `brain`, it is looked for only once.
+
+    Where none is found the whole head stands for it, which a printed line says.
+
+    Raises:
+        UserError: a scan that cannot be read or has no head.
+    """
+    with TemporaryDirectory() as folder:
+        case = _case_of(scan, None, Path(folder))
+        brain = read_brain(case, Path(folder))
+        if brain_is(case, Path(folder)) == "head":
+            say_heads([case])
+        return _image(brain.astype(np.uint8), case)
+
+
+def read_image(path: str | Path, scan: str | Path | None = None) -> Image:
+    """The image of a file, a ``.npy`` too.
+
+    Args:
+        scan: the scan of a mask in ``.npy``, which tells where it lies.
+    """
+    if extension_of(path) == ".npy":
+        (case,) = pair_files([Path(scan or path)], None)
+        return volume_image(read_volume(path).array, _space_of(case).affine)
+    with refusing(path):
+        return nib.load(path)
+
+
+# --- of masks ------------------------------------------------------------------------------------------
+
+
+def scores(prediction: Volume, truth: Volume) -> dict[str, float]:
+    """All scores of a prediction, by their columns in ``scores.csv`` (docs/outputs.md); NaN where undefined.
+
+    Raises:
+        UserError: masks of two grids, or with other values than 0 and 1.
+    """
+    predicted, true, space = _read_masks(prediction, truth)
+    return scan_scores(predicted, true, space and space.spacing_mm)
+
+
+def lesions(mask: Volume, truth: Volume | None = None) -> pd.DataFrame:
+    """The lesions of a mask, a row each: ``x_mm``, ``y_mm``, ``z_mm``, ``slice``, ``voxels``, ``volume_cm3``.
+
+    With `truth` the lesions of that instead, with ``found`` and ``dice`` of the `mask` that predicts them, and its
+    false lesions (``kind``): the columns of ``per_lesion_scores.csv`` (docs/outputs.md).
+
+    Raises:
+        UserError: as `scores`.
+    """
+    predicted, true, space = _read_masks(mask, mask if truth is None else truth)
+    rows = lesion_rows(predicted, true, space and space.spacing_mm, np.eye(4) if space is None else space.affine)
+    return rows.drop(columns=["kind", "found", "dice"]) if truth is None else rows
+
+
+def _read_masks(prediction: Volume, truth: Volume) -> tuple[np.ndarray, np.ndarray, Space | None]:
+    """Both masks, (D, H, W) bool, and where they lie; None for two ``.npy``, which do not tell."""
+    with TemporaryDirectory() as folder:
+        paths = [_file_of(mask, Path(folder) / name) for name, mask in (("prediction", prediction), ("truth", truth))]
+        check_alignment(*paths)
+        predicted, true = map(read_binary, paths)
+        return predicted, true, next((space for path in paths if (space := read_header(path).space)), None)
+
+
+# --- steps ---------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _opened(
+    scan: Volume, rpn: RPN | None, model: StrokeFormer, brain: Volume | None, scan_dim: Sequence[int] | None
+) -> Iterator[tuple[Case, PreparedScan]]:
+    """The case of a scan and the scan as both networks see it; the case's files last as long as the block."""
+    grid = _common_grid(rpn, model, scan_dim)
+    with TemporaryDirectory() as folder:
+        case = _case_of(scan, brain, Path(folder))
+        check_headers([case], grid.scan_dim, grid.resize_to)
+        say_untold_network([case], grid)
+        admit([case], grid, Path(folder))
+        yield case, prepare_scan(case, grid, Path(folder))
+
+
+def _common_grid(rpn: RPN | None, model: StrokeFormer, scan_dim: Sequence[int] | None) -> Grid:
+    """The grid of both networks; refuses those of two voxel sizes, and a grid of other channels."""
+    grid = grid_at_test(model, scan_dim, None, "the network of stage 2")
+    require_channels(grid.scan_dim[0], model, "the network of stage 2")
+    if rpn is not None:
+        require_spacing(grid.spacing_mm, rpn, "the network of stage 1", "take one of that size")
+    return grid
+
+
+def _regions(prepared: PreparedScan, rpn: RPN | None, model: StrokeFormer) -> list[Region] | None:
+    return None if rpn is None else rpn_source(rpn, model.hparams.roi_size)(prepared)
+
+
+def _probabilities(prepared: PreparedScan, rpn: RPN | None, model: StrokeFormer, windows: dict) -> np.ndarray:
+    """Class probabilities (K, D, H, W) on the networks' grid."""
+    return model.segment(prepared, _regions(prepared, rpn, model), **AS_THE_SCRIPT | windows)
+
+
+# --- files and images ----------------------------------------------------------------------------------
+
+
+def _case_of(scan: Volume, brain: Volume | None, folder: Path) -> Case:
+    """A scan with its brain, where there is one; images are written into `folder`."""
+    cases = pair_files([_file_of(scan, folder / "Scans")], None)
+    if brain is None:
+        (case,) = with_brains(cases, None)
+        return case
+    return replace(cases[0], brain=_file_of(brain, folder / "brain"))
+
+
+def _file_of(volume: Volume, folder: Path) -> Path:
+    """The file of a volume; an image is written into `folder`, under its own name, which tells its contrast."""
+    if isinstance(volume, str | Path):
+        return Path(volume)
+    folder.mkdir()
+    path = folder / f"{stem_of(volume.get_filename() or 'scan')}.nii"
+    # As `read_volume` reads a file: an image gives the same mask as the file that it was loaded from.
+    voxels = volume.get_fdata(dtype=np.float32, caching="unchanged")
+    nib.save(nib.Nifti1Image(voxels, volume.affine, volume.header, dtype=np.float32), path)
+    return path
+
+
+def _image(array: np.ndarray, case: Case) -> Image:
+    """A (D, H, W) array on the grid of a case's scan as an image of the scan's orientation."""
+    if extension_of(case.scan) == ".npy":
+        return volume_image(array[None], _space_of(case).affine)
+    image = image_like(array, case.scan)
+    return type(image).from_bytes(image.to_bytes())  # as it is read again: with an affine
+
+
+def _space_of(case: Case) -> Space:
+    """Where a case's scan lies; voxels of untold size are taken for 1 mm."""
+    return space_of(case) or Space(read_header(case.scan).shape[1:], affine_of(UNKNOWN_MM))
