@@ -50,6 +50,7 @@ __all__ = [
 
 Image = nib.spatialimages.SpatialImage
 Volume = str | Path | Image
+# The defaults of `test_strokeformer.py`: other windows or batches may round otherwise, and a mask differ by a voxel.
 AS_THE_SCRIPT = {"subvolume_depth": SUBVOLUME_DEPTH, "batch_size": 8}
 
 
