@@ -49,8 +49,9 @@ def project(cohort, tmp_path_factory) -> Path:
     Most of them come with their brains, as prepared scans do: deepbet takes 3 seconds for each of the others.
     """
     clone = tmp_path_factory.mktemp("download") / "StrokeFormer"
-    packages = ("augmentation", "data", "models", "utils")
-    for file in [*ROOT.glob("*.py"), *(file for package in packages for file in (ROOT / package).rglob("*.py"))]:
+    packages = ("augmentation", "data", "models", "report", "utils")
+    parts = [file for package in packages for kind in ("*.py", "*.html") for file in (ROOT / package).rglob(kind)]
+    for file in [*ROOT.glob("*.py"), *parts]:
         (clone / file.relative_to(ROOT)).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(file, clone / file.relative_to(ROOT))
     cases = with_brains(pair_cases([cohort / "Scans"], [cohort / "Masks"]), [cohort / "Brains"])
