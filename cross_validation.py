@@ -81,11 +81,15 @@ def sum_up(validation) -> None:
     """Save and print every score over the folds, and write the report."""
     from report.pages import report_cross_validation
     from utils.tables import print_summary, summarise_folds
+    from utils.tracking import log_report
 
     args = validation.args
     summary = summarise_folds(validation.results(), args.seed)
     print_summary(summary, Path(args.scores_dir) / f"{args.model_prefix}_summary.csv")
-    print(f"The report is {report_cross_validation(validation, summary)}")
+    page = report_cross_validation(validation, summary)
+    means = {f"{row.stage} {row.score}": row.mean for row in summary.itertuples()}
+    log_report(validation.folder, args, page, means)
+    print(f"The report is {page}")
 
 
 def find_cases(args, folder: Path) -> tuple[list, dict]:

@@ -405,6 +405,11 @@ def test_cross_validation_ends_with_mean_and_deviation_over_folds(cross_validate
     assert summary.loc[("rpn", "lesion_coverage"), ["low", "high"]].tolist() == [over_all.low, over_all.high]
     assert summary.loc[("rpn", "map"), ["low", "high"]].isna().all()
     assert "lesion_coverage" in done.out and f"{dice.mean():.3f}" in done.out
+    page = (cwd / "scores/seg_report.html").read_text()
+    assert f"<td>{dice.mean():.3f}</td>" in page and "The report is scores/seg_report.html" in done.out
+    assert all(scan in page for scan in per_scan.scan)
+    (logged,) = cwd.glob("StrokeFormer/seg/wandb/offline-run-*/files/media/html/*.html")
+    assert logged.read_text() == page
 
 
 def test_folds_run_apart_and_summed_up_give_the_tables_of_a_whole_run(cross_validated, tmp_path):

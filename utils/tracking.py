@@ -54,6 +54,21 @@ def _show_in_tensorboard(logger: TensorBoardLogger, title: str, paths: list[Path
 SHOW_PICTURES = {WandbLogger: _show_in_wandb, TensorBoardLogger: _show_in_tensorboard}
 
 
+def log_report(folder: Path, args, page: Path, scores: dict[str, float]) -> None:
+    """Log the report of a cross-validation with its mean scores, as a W&B run beside those of its trainings.
+
+    Args:
+        folder: of the cross-validation.
+        page: the report, one HTML file.
+    """
+    loggers = _wandb_loggers(folder, args) if "wandb" in args.logger else []
+    for logger in loggers:
+        import wandb
+
+        logger.experiment.log({**scores, "report": wandb.Html(page.read_text(), inject=False)})
+    close_loggers(loggers)
+
+
 def close_loggers(loggers: list[Logger]) -> None:
     """Write what has been logged since the training ended, and end the W&B run."""
     for logger in loggers:
