@@ -15,7 +15,7 @@ from data.prepared import PreparedScan
 from data.space import resample
 from data.volumes import write_like
 from models.gradcam import find_layers, gradcam
-from models.maps import MapWriter
+from models.maps import MapWriter, lesion_probability
 from models.strokeformer import StrokeFormer
 from utils.files import STAGE_2_TABLES, intervals_file, update_table, write_json
 from utils.intervals import Estimate, interval_rows, means, ratios
@@ -82,7 +82,7 @@ def evaluate_strokeformer(
         write_like(folder / "predictions" / result_name(case.scan, "prediction"), prediction, case.scan)
         maps.write(case, scan, regions, probabilities, on_own_grid)
         if keep:
-            keep(case, prediction > 0, 1 - on_own_grid[0])
+            keep(case, prediction > 0, lesion_probability(on_own_grid))
         target = None if case.mask is None else read_mask(case)
         volumes[case.name] = _volumes(prediction > 0, target, scan.own_spacing_mm)
         if target is not None:
