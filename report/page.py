@@ -61,8 +61,8 @@ def chart(figure: Figure, label: str) -> Markup:
     return Markup(f'<figure class="chart" role="img" aria-label="{escape(label)}">{drawing}</figure>')
 
 
-def picture(source: Figure | Path, label: str) -> Markup:
-    """A figure with scans, or a picture file, as PNG; the width of the page bounds it."""
+def picture(source: Figure | Path, label: str, small: bool = False) -> Markup:
+    """A figure with scans, or a picture file, as PNG; the width of the page bounds it, or a third if it is `small`."""
     if isinstance(source, Figure):
         stream = io.BytesIO()
         source.savefig(stream, format="png", dpi=DPI)
@@ -71,7 +71,8 @@ def picture(source: Figure | Path, label: str) -> Markup:
     else:
         content = source.read_bytes()
     code = base64.b64encode(content).decode()
-    return Markup(f'<figure><img alt="{escape(label)}" src="data:image/png;base64,{code}"></figure>')
+    size = ' class="small"' if small else ""
+    return Markup(f'<figure{size}><img alt="{escape(label)}" src="data:image/png;base64,{code}"></figure>')
 
 
 def table(frame: pd.DataFrame, digits: int = 3) -> Markup:

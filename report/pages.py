@@ -10,18 +10,19 @@ from data.cohort import Case
 from report.page import Section, write_page
 from report.sections import (
     PER_LESION_FILE,
+    PREDICTION_NOTE,
     RPN_PER_LESION_FILE,
     STAGE_1_SCORES,
     STAGE_2_SCORES,
     all_scans_section,
     calibration_section,
     found_section,
-    pictures_section,
     read_rows,
     read_scans,
     scans_section,
     scores_section,
     settings_section,
+    slices_section,
     training_section,
     volume_charts,
     volumes_section,
@@ -56,8 +57,8 @@ def report_rpn(args: Namespace, name: str, n_scans: int) -> None:
     sections = [
         scores_section("Scores", _intervals(args, name), STAGE_1_SCORES),
         found_section("Lesions by volume", _covered(args.scores_dir, [name]), args.seed, COVERED_NOTE),
-        pictures_section("Misses", _pngs(folder / "misses"), "The slices with most lesion left out."),
-        pictures_section("Slices", _pngs(folder / "predictions"), folded=True),
+        slices_section("Misses", folder / "misses", "The slices in which the regions leave out most lesion."),
+        slices_section("Slices", folder / "predictions", "What was detected and proposed in some slices.", folded=True),
         calibration_section([run]),
         training_section([run]),
         settings_section(read_json(folder / "run.json")),
@@ -121,7 +122,7 @@ def _unscored(args: Namespace, name: str, cases: list[Case]) -> list[Section]:
     """What there is to say of scans without masks."""
     scans = read_scans(Path(args.scores_dir), [name], scored=False)
     none = pd.DataFrame(columns=["model_name", "scan", "kind", "slice", "voxels", "found"])
-    return [volumes_section(scans), scans_section(Path(args.scores_dir), scans, none, cases)]
+    return [volumes_section(scans), scans_section(Path(args.scores_dir), scans, none, cases, PREDICTION_NOTE)]
 
 
 def _intervals(args: Namespace, name: str) -> pd.DataFrame:
@@ -141,7 +142,3 @@ def _with_folds(summary: pd.DataFrame, results: list[dict]) -> pd.DataFrame:
     rows = pd.DataFrame(results)
     folds = rows.assign(folds=[estimate.mean for estimate in rows.estimate]).groupby(["stage", "score"]).folds.agg(list)
     return summary.drop(columns="folds").join(folds, on=["stage", "score"])
-
-
-def _pngs(folder: Path) -> list[Path]:
-    return sorted(folder.glob("*.png"))

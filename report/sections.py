@@ -23,10 +23,11 @@ STAGE_2_SCORES = [
 ]
 INTERVAL_NOTE = "Bars are 95 % intervals by the bootstrap over scans."
 KINDS_NOTE = (
-    "Green is lesion that was found, blue lesion that was missed, vermilion what was predicted and is none. In the "
-    "pictures the true lesion is outlined in green. Slices through missed and false lesions come first; click into a "
-    "view to move its three planes."
+    "In the pictures what was predicted is vermilion and the true lesion outlined in green; slices through missed and "
+    "false lesions come first. In the views green is lesion that was found, blue lesion that was missed, vermilion what "
+    "was predicted and is none; a click moves the three planes."
 )
+PREDICTION_NOTE = "What was predicted is vermilion. A click into a view moves its three planes."
 
 
 def read_rows(path: Path, names: Iterable[str]) -> pd.DataFrame:
@@ -93,7 +94,9 @@ def volumes_section(scans: pd.DataFrame) -> Section:
 # --- scans ---------------------------------------------------------------------------------------------
 
 
-def scans_section(scores_dir: Path, scans: pd.DataFrame, lesions: pd.DataFrame, cases: list[Case]) -> Section:
+def scans_section(
+    scores_dir: Path, scans: pd.DataFrame, lesions: pd.DataFrame, cases: list[Case], note: str = KINDS_NOTE
+) -> Section:
     """The worst, the median and the best scan, with a view each.
 
     Args:
@@ -108,7 +111,7 @@ def scans_section(scores_dir: Path, scans: pd.DataFrame, lesions: pd.DataFrame, 
         prediction = scores_dir / row.model_name / "predictions" / result_name(case.scan, "prediction")
         if prediction.exists():
             parts += show_scan(ShownScan(rank, case, row, those, prediction))
-    return Section("Scans", parts, KINDS_NOTE)
+    return Section("Scans", parts, note)
 
 
 def all_scans_section(scans: pd.DataFrame) -> Section:
@@ -121,9 +124,9 @@ def all_scans_section(scans: pd.DataFrame) -> Section:
 # --- how it came about ---------------------------------------------------------------------------------
 
 
-def pictures_section(title: str, files: Iterable[Path], note: str = "", folded: bool = False) -> Section:
-    """Pictures that are there already; those that are not are left out."""
-    shown = [picture(file, f"{title}: {file.parent.name}/{file.stem}") for file in files if file.exists()]
+def slices_section(title: str, folder: Path, note: str, folded: bool = False) -> Section:
+    """All pictures of slices in a folder."""
+    shown = [picture(file, file.stem, small=True) for file in sorted(folder.glob("*.png"))]
     return Section(title, shown, note, folded)
 
 
@@ -134,11 +137,16 @@ def calibration_section(folders: Iterable[Path]) -> Section:
         folders: of its trainings.
     """
     note = "What stage 1 covers of the validation scans' lesions against what it proposes of the brain."
-    return pictures_section("Calibration of stage 1", (folder / "calibration.png" for folder in folders), note)
+    return Section("Calibration of stage 1", _pictures("calibration.png", folders), note)
 
 
 def training_section(folders: Iterable[Path]) -> Section:
-    return pictures_section("Training", (folder / "loss_curves.png" for folder in folders), folded=True)
+    return Section("Training", _pictures("loss_curves.png", folders), folded=True)
+
+
+def _pictures(file: str, folders: Iterable[Path]) -> list[Markup]:
+    """A picture of each training that has it."""
+    return [picture(folder / file, f"{folder.name}: {file}") for folder in folders if (folder / file).exists()]
 
 
 def settings_section(run: dict) -> Section:

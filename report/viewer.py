@@ -1,5 +1,7 @@
 """An interactive view of a scan with its lesions, that turns with a click and needs no network."""
 
+import warnings
+
 import nibabel as nib
 import numpy as np
 from markupsafe import Markup
@@ -11,7 +13,7 @@ from utils.plots import DETECTION, PREDICTION, TARGET
 FOUND, MISSED, FALSE = 1, 2, 3
 COLOURS = {FOUND: TARGET, MISSED: DETECTION, FALSE: PREDICTION}
 LARGEST_VOXELS = 2e6  # of a view; scans of more are shown on a coarser grid, so that the page stays small
-WIDTH, HEIGHT = 860, 470  # pixels
+WIDTH, HEIGHT = 860, 440  # pixels
 
 
 def lesion_kinds(prediction: np.ndarray, target: np.ndarray | None) -> np.ndarray:
@@ -34,21 +36,23 @@ def view(scan: np.ndarray, kinds: np.ndarray, affine: np.ndarray, centre: tuple[
 
     head, lesions = (nib.Nifti1Image(array.transpose(1, 2, 0), affine) for array in (scan.astype(np.float32), kinds))
     d, h, w = centre
-    shown = view_img(
-        place_evenly(lesions, "nearest"),
-        bg_img=place_evenly(head, "continuous"),
-        cut_coords=tuple(nib.affines.apply_affine(affine, (h, w, d))),
-        cmap=ListedColormap(list(COLOURS.values())),
-        threshold=0.5,
-        vmin=FOUND - 0.5,
-        vmax=FALSE + 0.5,
-        symmetric_cmap=False,
-        resampling_interpolation="nearest",
-        black_bg=True,
-        colorbar=False,
-        opacity=0.7,
-        title=None,
-    )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*must not exceed.*")  # of a scan without any lesion
+        shown = view_img(
+            place_evenly(lesions, "nearest"),
+            bg_img=place_evenly(head, "continuous"),
+            cut_coords=tuple(nib.affines.apply_affine(affine, (h, w, d))),
+            cmap=ListedColormap(list(COLOURS.values())),
+            threshold=0.5,
+            vmin=FOUND - 0.5,
+            vmax=FALSE + 0.5,
+            symmetric_cmap=False,
+            resampling_interpolation="nearest",
+            black_bg=True,
+            colorbar=False,
+            opacity=0.7,
+            title=None,
+        )
     return Markup(shown.get_iframe(width=WIDTH, height=HEIGHT))
 
 
