@@ -45,8 +45,8 @@ def main(args) -> None:
     scans = StackedScans(table, args.resize_to)
     name = args.model_name or run_name(args.ckpt_path)
     scores = evaluate_rpn(model, scan_loader(scans, args.num_workers), len(scans), args, name)
-    report_rpn(args, name, len(scans))
     print_scores(scores, Path(args.scores_dir) / name)
+    print(f"The report is {report_rpn(args, name, len(scans))}")
 
 
 def print_layers(args) -> None:

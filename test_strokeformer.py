@@ -65,8 +65,8 @@ def main(args) -> None:
         prediction_settings(args, name, model.decision.threshold, model.decision.smallest_cm3)
     )
     scores = evaluate_strokeformer(model, cases, scans, regions_of, args, name, keep)
-    report_strokeformer(args, name, cases)
     print_scores(scores, Path(args.scores_dir) / name)
+    print(f"The report is {report_strokeformer(args, name, cases)}")
 
 
 def print_layers(args) -> None:

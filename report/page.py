@@ -34,17 +34,18 @@ class Section:
     folded: bool = False
 
 
-def write_page(path: Path | str, title: str, facts: dict[str, str], sections: list[Section]) -> None:
-    """Write a page, whole or not at all; sections without parts are left out.
+def write_page(path: Path | str, title: str, facts: dict, sections: list[Section]) -> Path:
+    """Write a page, whole or not at all, and return its path; sections without parts are left out.
 
     Args:
-        facts: what stands below the title, in a line.
+        facts: names and values that stand below the title, in a line.
     """
     environment = Environment(loader=PackageLoader("report"), autoescape=select_autoescape(), trim_blocks=True)
     shown = [section for section in sections if section.parts]
     html = environment.get_template("page.html").render(title=title, facts=facts, sections=shown)
     with atomic_path(path) as temporary:
         temporary.write_text(html, encoding="utf-8")
+    return Path(path)
 
 
 # --- parts ---------------------------------------------------------------------------------------------

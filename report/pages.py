@@ -36,8 +36,8 @@ FOLDS_NOTE = " Ticks are the scores of single folds."
 COVERED_NOTE = "A lesion is found if half of its voxels or more lie inside the proposed regions."
 
 
-def report_strokeformer(args: Namespace, name: str, cases: list[Case]) -> None:
-    """Write ``report.html`` into the folder of an evaluation of stage 2, beside its predictions.
+def report_strokeformer(args: Namespace, name: str, cases: list[Case]) -> Path:
+    """Write ``report.html`` into the folder of an evaluation of stage 2, beside its predictions; returns where it is.
 
     Args:
         args: of ``test_strokeformer.py``, whose tables are written.
@@ -48,10 +48,10 @@ def report_strokeformer(args: Namespace, name: str, cases: list[Case]) -> None:
     findings = _scored(args, name, cases) if args.masks else _unscored(args, name, cases)
     end = [calibration_section(runs), training_section(runs), settings_section(read_json(folder / "run.json"))]
     facts = {"scans": len(cases), "checkpoint": args.ckpt_path}
-    write_page(folder / REPORT_FILE, f"{name}: segmentation", facts, [*findings, *end])
+    return write_page(folder / REPORT_FILE, f"{name}: segmentation", facts, [*findings, *end])
 
 
-def report_rpn(args: Namespace, name: str, n_scans: int) -> None:
+def report_rpn(args: Namespace, name: str, n_scans: int) -> Path:
     """Write ``report.html`` into the folder of an evaluation of stage 1; `args` are those of ``test_rpn.py``."""
     folder, run = Path(args.scores_dir) / name, Path(args.ckpt_path).parent.parent
     sections = [
@@ -64,7 +64,7 @@ def report_rpn(args: Namespace, name: str, n_scans: int) -> None:
         settings_section(read_json(folder / "run.json")),
     ]
     facts = {"scans": n_scans, "checkpoint": args.ckpt_path}
-    write_page(folder / REPORT_FILE, f"{name}: region proposals", facts, sections)
+    return write_page(folder / REPORT_FILE, f"{name}: region proposals", facts, sections)
 
 
 def report_cross_validation(validation, summary: pd.DataFrame) -> Path:
@@ -94,8 +94,7 @@ def report_cross_validation(validation, summary: pd.DataFrame) -> Path:
     ]
     path = Path(args.scores_dir) / f"{args.model_prefix}_{REPORT_FILE}"
     facts = {"folds": validation.k, "test scans": len(scans), "subjects": len({c.subject for c in validation.cases})}
-    write_page(path, f"{args.model_prefix}: cross-validation", facts, sections)
-    return path
+    return write_page(path, f"{args.model_prefix}: cross-validation", facts, sections)
 
 
 # --- findings ------------------------------------------------------------------------------------------

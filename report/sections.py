@@ -24,8 +24,8 @@ STAGE_2_SCORES = [
 INTERVAL_NOTE = "Bars are 95 % intervals by the bootstrap over scans."
 KINDS_NOTE = (
     "In the pictures what was predicted is vermilion and the true lesion outlined in green; slices through missed and "
-    "false lesions come first. In the views green is lesion that was found, blue lesion that was missed, vermilion what "
-    "was predicted and is none; a click moves the three planes."
+    "false lesions come first. In the views green is lesion that was found, blue lesion that was missed, vermilion "
+    "what was predicted and is none; a click moves the three planes."
 )
 PREDICTION_NOTE = "What was predicted is vermilion. A click into a view moves its three planes."
 
