@@ -1,4 +1,4 @@
-"""Segmentation losses: MONAI's and two that count lesions, by name; blind to voxels outside the proposed regions."""
+"""Segmentation losses: MONAI's and three that count lesions, by name; blind to voxels outside the proposed regions."""
 
 import monai.losses
 import numpy as np
@@ -10,6 +10,8 @@ from torch.nn import functional
 from utils.errors import UserError
 
 CERTAIN = 20.0  # a logit gap whose cross-entropy (2e-9) and Dice gradient vanish in float32
+SURE = 0.5  # the probability above which voxels are a predicted lesion
+CENTRE = 7  # voxels along the edge of the cube that stands for a lesion's centre
 SMOOTH = 1e-5  # of a Dice, as in MONAI: that of nothing found where nothing is is 1
 
 # --- by name -------------------------------------------------------------------------------------------
@@ -115,7 +117,34 @@ class BlobLoss(nn.Module):
         return loss + self.lesion_weight * _dice_ce(own[0], found_all, own[2], errors_all, voxels).mean()
 
 
-OWN = {"CCDiceCELoss": CCDiceCELoss, "BlobLoss": BlobLoss}
+class ICILoss(nn.Module):
+    """DiceCE of the batch, the mean over lesions of the Dice of each, and the Dice of the centres of all.
+
+    A lesion is compared with the predicted lesions that touch it, less what these have in common with other lesions.
+    For the centres each lesion, true or predicted, is one cube of `CENTRE` voxels, so that a missed and a false one
+    cost the same whatever their size; a predicted cube has the mean probability of its lesion. Instance-wise and
+    centre-of-instance loss, Rachmadi et al., 2023, arXiv 2304.06229, which uses Dice alone for the batch.
+
+    Args:
+        lesion_weight, centre_weight: beside the loss of the batch.
+        config: of MONAI's ``DiceCELoss`` for the batch, with softmax.
+    """
+
+    def __init__(self, lesion_weight: float = 1.0, centre_weight: float = 1.0, **config) -> None:
+        super().__init__()
+        self.batch_loss, self.lesion_weight, self.centre_weight = _softmax_dice_ce(config), lesion_weight, centre_weight
+
+    def forward(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Logits (B, K, D, H, W), class 0 background, and class indices (B, 1, D, H, W) to a scalar."""
+        (lesions, windows), (found, _) = number_lesions(labels), _lesion_maps(logits, labels)
+        predicted, predicted_windows = number_lesions((found > SURE)[:, None])
+        loss, counts = self.batch_loss(logits, labels), (len(windows), len(predicted_windows))
+        if len(windows):
+            loss = loss + self.lesion_weight * _dices_of_lesions(found, lesions, predicted, *counts).mean()
+        return loss + self.centre_weight * _dice_of_centres(found, lesions, predicted, counts[1])
+
+
+OWN = {"CCDiceCELoss": CCDiceCELoss, "BlobLoss": BlobLoss, "ICILoss": ICILoss}
 
 
 def number_lesions(labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -145,6 +174,44 @@ def nearest_lesions(lesions: torch.Tensor) -> torch.Tensor:
             places = ndimage.distance_transform_edt(window == 0, return_distances=False, return_indices=True)
             window[:] = window[tuple(places)]
     return torch.from_numpy(nearest).to(lesions.device)
+
+
+def _dices_of_lesions(
+    found: torch.Tensor, lesions: torch.Tensor, predicted: torch.Tensor, n_lesions: int, n_predicted: int
+) -> torch.Tensor:
+    """(N,) Dice loss of each lesion with the predicted ones that touch it.
+
+    Args:
+        found: (B, D, H, W) lesion probability.
+        lesions, predicted: (B, D, H, W) numbers of the true and of the predicted lesions (`number_lesions`).
+    """
+    touching = found.new_zeros(n_lesions + 1, n_predicted + 1)
+    touching[lesions.flatten(), predicted.flatten()] = 1
+    own, size = (_sums(values, lesions, n_lesions) for values in (found, torch.ones_like(found)))
+    beside = _sums(found * (lesions == 0), predicted, n_predicted)
+    return 1 - (2 * own + SMOOTH) / (own + touching[1:, 1:] @ beside + size + SMOOTH)
+
+
+def _dice_of_centres(
+    found: torch.Tensor, lesions: torch.Tensor, predicted: torch.Tensor, n_predicted: int
+) -> torch.Tensor:
+    """The Dice loss of the cubes that stand for lesions; arguments as for `_dices_of_lesions`."""
+    total, voxels = (_sums(values, predicted, n_predicted) for values in (found, torch.ones_like(found)))
+    probability = torch.cat([total.new_zeros(1), total / voxels])[_cubes(predicted)]
+    true = (_cubes(lesions) > 0).to(found)
+    return 1 - (2 * (probability * true).sum() + SMOOTH) / (probability.sum() + true.sum() + SMOOTH)
+
+
+def _cubes(numbers: torch.Tensor) -> torch.Tensor:
+    """Numbered lesions (B, D, H, W) as numbered cubes about their centres of mass, cut off at the window."""
+    lesions = numbers.cpu().numpy()
+    cubes = np.zeros_like(lesions)
+    for window, cube in zip(lesions, cubes, strict=True):
+        present = np.unique(window[window > 0])
+        for number, centre in zip(present, ndimage.center_of_mass(window > 0, window, present), strict=True):
+            starts = [round(place) - CENTRE // 2 for place in centre]
+            cube[tuple(slice(max(start, 0), start + CENTRE) for start in starts)] = number
+    return torch.from_numpy(cubes).to(numbers.device)
 
 
 def _softmax_dice_ce(config: dict) -> nn.Module:

@@ -15,7 +15,11 @@ from utils.errors import UserError
 ROW = torch.tensor([1, 0, 0, 0, 0, 1, 1, 0]).reshape(1, 1, 1, 1, 8)
 UNSURE = torch.zeros(1, 2, 1, 1, 8)  # logits: lesion probability 0.5 everywhere, cross-entropy log 2
 LN2 = math.log(2)
-BATCH_ONCE = {"CCDiceCELoss": {}, "BlobLoss": {"batch_weight": 1}}  # arguments that leave the batch's loss as it is
+BATCH_ONCE = {
+    "CCDiceCELoss": {},
+    "BlobLoss": {"batch_weight": 1},
+    "ICILoss": {},
+}  # arguments that leave the batch's loss as it is
 
 
 def lesion_term(name, logits, labels, **weights):
@@ -65,7 +69,57 @@ def test_cross_entropy_is_that_of_the_lesions_own_voxels():
     assert lesion_term("CCDiceCELoss", logits, ROW) == pytest.approx(wrong / 2, abs=1e-3)
 
 
-@pytest.mark.parametrize("name", ["CCDiceCELoss", "BlobLoss"])
+def test_instance_loss_compares_a_lesion_with_what_touches_it_and_counts_centres():
+    # Nothing is predicted for sure: Dice 2 * 0.5 / (0.5 + 1) and 2 * 1 / (1 + 2), and no centre is found.
+    assert lesion_term("ICILoss", UNSURE, ROW) == pytest.approx(1 / 3 + 1, abs=1e-4)
+    assert lesion_term("ICILoss", UNSURE, ROW, lesion_weight=0, centre_weight=2) == pytest.approx(2, abs=1e-4)
+    # Voxels 1 and 3 to 6: the second prediction touches the second lesion and has two voxels too many; the first is
+    # false. Its cube lies about voxel 1, 0 to 4; the other about 4.5, which is rounded to even: 1 to 7.
+    sure = torch.tensor([0, 1, 0, 1, 1, 1, 1, 0]) * 40.0 - 20
+    logits = torch.stack([-sure, sure]).reshape(1, 2, 1, 1, 8)
+    lesions = (1 + (1 - 2 * 2 / (4 + 2))) / 2
+    true, predicted = 8, 8  # the cubes of lesions: 0 to 3 about voxel 0, 3 to 7 about 5.5; all voxels both times
+    assert lesion_term("ICILoss", logits, ROW, centre_weight=0) == pytest.approx(lesions, abs=1e-4)
+    centres = 1 - 2 * 8 / (true + predicted)
+    assert lesion_term("ICILoss", logits, ROW, lesion_weight=0) == pytest.approx(centres, abs=1e-4)
+
+
+def test_what_lies_on_another_lesion_is_no_error_of_this_one():
+    row = torch.tensor([0, 1, 0, 1, 0, 0, 0, 0]).reshape(1, 1, 1, 1, 8)
+    sure = torch.tensor([0, 1, 1, 1, 0, 0, 0, 0]) * 40.0 - 20  # one prediction over both
+    logits = torch.stack([-sure, sure]).reshape(1, 2, 1, 1, 8)
+    assert lesion_term("ICILoss", logits, row, centre_weight=0) == pytest.approx(1 - 2 * 1 / (2 + 1), abs=1e-4)
+
+
+def test_false_and_missed_centres_cost_the_same_whatever_their_size():
+    labels = torch.zeros(1, 1, 32, 32, 32, dtype=torch.int64)
+    labels[0, 0, 6, 6, 6] = labels[0, 0, 16, 16, 16] = 1
+    labels[0, 0, 22:28, 22:28, 22:28] = 1
+
+    def term(seen):
+        return lesion_term("ICILoss", torch.cat([1 - seen, seen], 1) * 40.0 - 20, labels, lesion_weight=0)
+
+    without_small, without_large, with_false = (labels.clone() for _ in range(3))
+    without_small[0, 0, 16, 16, 16], without_large[0, 0, 22:28, 22:28, 22:28], with_false[0, 0, 6, 6, 26] = 0, 0, 1
+    assert term(labels) == pytest.approx(0, abs=1e-4)
+    assert term(without_small) == pytest.approx(1 - 4 / 5, abs=1e-3) == term(without_large)
+    assert term(with_false) == pytest.approx(1 - 6 / 7, abs=1e-3)
+
+
+def test_false_lesion_in_a_window_without_any_is_unlearned_through_its_centre():
+    labels = torch.zeros(2, 1, 8, 8, 8, dtype=torch.int64)
+    labels[0, 0, 2, 2, 2] = 1
+    logits = torch.zeros(2, 2, 8, 8, 8)
+    logits[:, 1] = -5
+    logits[0, 1, 2, 2, 2] = logits[1, 1, 5, 5, 5] = 1
+    logits.requires_grad_()
+    without_batch = {**LOSS_CONFIG, "lambda_dice": 0, "lambda_ce": 0}
+    build_loss("ICILoss", {**without_batch, "lesion_weight": 0})(logits, labels).backward()
+    assert logits.grad[0, 1, 2, 2, 2] < -0.01 and logits.grad[1, 1, 5, 5, 5] > 0.01
+    assert torch.count_nonzero(logits.grad) == 4  # of both classes
+
+
+@pytest.mark.parametrize("name", ["CCDiceCELoss", "BlobLoss", "ICILoss"])
 def test_missed_small_lesion_costs_as_much_as_a_missed_large_one(name):
     """In MONAI's Dice it hardly counts."""
     labels = torch.zeros(1, 1, 16, 16, 16, dtype=torch.int64)
@@ -118,7 +172,7 @@ def test_lesion_losses_agree_with_a_slow_reference(name):
     assert lesion_term(name, logits, labels, **BATCH_ONCE[name]) == pytest.approx(expected, abs=1e-4)
 
 
-@pytest.mark.parametrize("name", ["CCDiceCELoss", "BlobLoss"])
+@pytest.mark.parametrize("name", ["CCDiceCELoss", "BlobLoss", "ICILoss"])
 def test_lesion_losses_refuse_what_they_cannot_do(name):
     with pytest.raises(UserError, match=f"--seg_loss_cfg does not fit {name}: it needs softmax"):
         build_loss(name, {"sigmoid": True})

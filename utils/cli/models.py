@@ -74,7 +74,7 @@ def add_segmenter(parser, loss_config: dict) -> None:
     group.add_argument(
         "--seg_loss",
         default="DiceCELoss",
-        help="a MONAI segmentation loss by name, or CCDiceCELoss or BlobLoss: small lesions count like large ones",
+        help="a MONAI loss by name, or CCDiceCELoss, BlobLoss or ICILoss: small lesions count like large ones",
     )
     group.add_argument(
         "--seg_loss_cfg",
