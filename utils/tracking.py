@@ -8,6 +8,7 @@ import warnings
 from functools import cache
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytorch_lightning as pl
 import torch
@@ -147,6 +148,26 @@ def _first_line(error: Exception) -> str:
 # --- callbacks -----------------------------------------------------------------------------------------
 
 
+class SeededSteps(pl.Callback):
+    """Seeds torch anew for each batch, so that a resumed training draws what it would have drawn without a stop.
+
+    Items draw by their own seeds (`data.sampling.item_rng`); this is for what networks draw, such as dropout and the
+    anchors that a detector learns from. Lightning resumes the weights, but not torch's generator.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+
+    def on_train_batch_start(self, trainer, module, batch, batch_index) -> None:
+        self._seed(trainer.current_epoch, batch_index)
+
+    def on_validation_batch_start(self, trainer, module, batch, batch_index, dataloader_index=0) -> None:
+        self._seed(trainer.current_epoch, batch_index)
+
+    def _seed(self, *place: int) -> None:
+        torch.manual_seed(int(np.random.SeedSequence([self.seed, *place]).generate_state(1, np.uint64)[0]))
+
+
 class FiniteLoss(pl.Callback):
     """Stops a run whose loss has become NaN or infinite, before it spends the night on nothing."""
 
@@ -226,9 +247,7 @@ def build_trainer(folder: Path, args, monitor: str, mode: str, callbacks: list[p
     """
     _quieten()
     on_gpu = torch.cuda.is_available()
-    checkpoints = ModelCheckpoint(
-        folder / "checkpoints", "best", monitor=monitor, mode=mode, save_last=True, enable_version_counter=False
-    )
+    checkpoints = {"dirpath": folder / "checkpoints", "enable_version_counter": False}
     return pl.Trainer(
         default_root_dir=folder,
         accelerator="gpu" if on_gpu else "cpu",
@@ -240,7 +259,9 @@ def build_trainer(folder: Path, args, monitor: str, mode: str, callbacks: list[p
         enable_model_summary=False,
         enable_progress_bar=False,  # `EpochLines` takes its place
         callbacks=[
-            checkpoints,
+            SeededSteps(args.seed),
+            ModelCheckpoint(filename="best", monitor=monitor, mode=mode, **checkpoints),
+            ModelCheckpoint(filename="last", **checkpoints),  # `save_last` would be content with the best
             EarlyStopping(monitor, min_delta=args.min_delta, patience=args.patience, mode=mode),
             LearningRateMonitor(args.lr_logging_interval),
             EpochLines(folder.name, monitor),

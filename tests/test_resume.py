@@ -1,0 +1,68 @@
+"""A training that is stopped goes on as if it had not been: same batches, same chance, same weights."""
+
+from types import SimpleNamespace
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import EMAWeightAveraging
+from torch import nn
+from torch.utils.data import DataLoader
+
+from models.runs import best_checkpoint, resume_point
+from utils.tracking import build_trainer
+
+EPOCHS = 5
+
+
+class Network(pl.LightningModule):
+    """Draws in training and in validation, and is best after its first epoch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Dropout(0.5), nn.Linear(8, 1))
+
+    def training_step(self, batch, index):
+        loss = (self.layers(batch) + torch.rand(1) - 1).square().mean()
+        self.log("train_loss", loss, on_step=False, on_epoch=True)
+        return loss
+
+    def validation_step(self, batch, index):
+        self.log("val_loss", self.current_epoch + torch.rand(1).item() / 2)
+
+    def configure_optimizers(self):
+        return torch.optim.AdamW(self.parameters(), 0.01)
+
+
+class Stop(pl.Callback):
+    """The power fails in the middle of an epoch."""
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_index) -> None:
+        if trainer.current_epoch == 3 and batch_index == 1:
+            raise InterruptedError
+
+
+def train(folder, *callbacks) -> dict[str, torch.Tensor]:
+    """Train on from what is in the folder; returns the weights."""
+    names = {"seed": 3, "logger": ["csv"], "max_epochs": EPOCHS, "patience": EPOCHS, "min_delta": 0.0}
+    args = SimpleNamespace(**names, devices=[0], lr_logging_interval="epoch", offline=True)
+    torch.manual_seed(1)
+    network, images = Network(), torch.arange(32.0).reshape(8, 4) / 32
+    torch.manual_seed(torch.seed())  # each process begins somewhere else
+    trainer = build_trainer(folder, args, "val_loss", "min", [EMAWeightAveraging(decay=0.9), *callbacks])
+    loaders = DataLoader(images, 2), DataLoader(images, 4)
+    trainer.fit(network, *loaders, ckpt_path=resume_point(folder), weights_only=True)
+    return network.state_dict()
+
+
+def test_resumed_training_ends_with_the_weights_of_an_undisturbed_one(tmp_path):
+    whole = train(tmp_path / "whole")
+    with pytest.raises(InterruptedError):
+        train(tmp_path / "parts", Stop())
+    assert torch.load(resume_point(tmp_path / "parts"), weights_only=True)["epoch"] == 2  # and not the best, 0
+    parts = train(tmp_path / "parts")
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+    best, again = (
+        torch.load(best_checkpoint(tmp_path / name), weights_only=True)["state_dict"] for name in ("whole", "parts")
+    )
+    assert all(torch.equal(best[name], again[name]) for name in best)
