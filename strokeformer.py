@@ -26,6 +26,7 @@ from data.prepared import PreparedScan, prepare_scan
 from data.space import Space, resample
 from data.volumes import image_like, read_header, read_volume, refusing, volume_image
 from models.checkpoints import grid_at_test, load_rpn, load_strokeformer, require_channels, require_spacing
+from models.ensembles import RPNEnsemble, StrokeFormerEnsemble
 from models.proposals import rpn_source
 from models.rpn import RPN
 from models.strokeformer import StrokeFormer
@@ -50,6 +51,8 @@ __all__ = [
 
 Image = nib.spatialimages.SpatialImage
 Volume = str | Path | Image
+Proposer = RPN | RPNEnsemble
+Segmenter = StrokeFormer | StrokeFormerEnsemble
 # The defaults of `test_strokeformer.py`: other windows or batches may round otherwise, and a mask differ by a voxel.
 AS_THE_SCRIPT = {"subvolume_depth": SUBVOLUME_DEPTH, "batch_size": 8}
 
@@ -59,8 +62,8 @@ AS_THE_SCRIPT = {"subvolume_depth": SUBVOLUME_DEPTH, "batch_size": 8}
 
 def segment(
     scan: Volume,
-    rpn: RPN | None,
-    model: StrokeFormer,
+    rpn: Proposer | None,
+    model: Segmenter,
     brain: Volume | None = None,
     scan_dim: Sequence[int] | None = None,
     **windows,
@@ -88,8 +91,8 @@ def segment(
 
 def lesion_probability(
     scan: Volume,
-    rpn: RPN | None,
-    model: StrokeFormer,
+    rpn: Proposer | None,
+    model: Segmenter,
     brain: Volume | None = None,
     scan_dim: Sequence[int] | None = None,
     **windows,
@@ -104,7 +107,7 @@ def lesion_probability(
 
 
 def propose(
-    scan: Volume, rpn: RPN, model: StrokeFormer, brain: Volume | None = None, scan_dim: Sequence[int] | None = None
+    scan: Volume, rpn: Proposer, model: Segmenter, brain: Volume | None = None, scan_dim: Sequence[int] | None = None
 ) -> Image:
     """The regions in which stage 2 looks for lesions, as one mask, uint8 of 0 and 1.
 
@@ -185,7 +188,7 @@ def _read_masks(prediction: Volume, truth: Volume) -> tuple[np.ndarray, np.ndarr
 
 @contextmanager
 def _opened(
-    scan: Volume, rpn: RPN | None, model: StrokeFormer, brain: Volume | None, scan_dim: Sequence[int] | None
+    scan: Volume, rpn: Proposer | None, model: Segmenter, brain: Volume | None, scan_dim: Sequence[int] | None
 ) -> Iterator[tuple[Case, PreparedScan]]:
     """The case of a scan and the scan as both networks see it; the case's files last as long as the block."""
     grid = _common_grid(rpn, model, scan_dim)
@@ -197,7 +200,7 @@ def _opened(
         yield case, prepare_scan(case, grid, Path(folder))
 
 
-def _common_grid(rpn: RPN | None, model: StrokeFormer, scan_dim: Sequence[int] | None) -> Grid:
+def _common_grid(rpn: Proposer | None, model: Segmenter, scan_dim: Sequence[int] | None) -> Grid:
     """The grid of both networks; refuses those of two voxel sizes, and a grid of other channels."""
     grid = grid_at_test(model, scan_dim, None, "the network of stage 2")
     require_channels(grid.scan_dim[0], model, "the network of stage 2")
@@ -206,11 +209,11 @@ def _common_grid(rpn: RPN | None, model: StrokeFormer, scan_dim: Sequence[int] |
     return grid
 
 
-def _regions(prepared: PreparedScan, rpn: RPN | None, model: StrokeFormer) -> list[Region] | None:
+def _regions(prepared: PreparedScan, rpn: Proposer | None, model: Segmenter) -> list[Region] | None:
     return None if rpn is None else rpn_source(rpn, model.hparams.roi_size)(prepared)
 
 
-def _probabilities(prepared: PreparedScan, rpn: RPN | None, model: StrokeFormer, windows: dict) -> np.ndarray:
+def _probabilities(prepared: PreparedScan, rpn: Proposer | None, model: Segmenter, windows: dict) -> np.ndarray:
     """Class probabilities (K, D, H, W) on the networks' grid."""
     return model.segment(prepared, _regions(prepared, rpn, model), **AS_THE_SCRIPT | windows)
 

@@ -4,6 +4,7 @@ from functools import partial
 from pathlib import Path
 
 from utils import cli
+from utils.errors import UserError
 from utils.files import STAGE_2_TABLES, require_tables, require_writable
 
 
@@ -13,15 +14,15 @@ def parse_args(argv: list[str] | None = None):
     parser.add_argument("--scans", nargs="+", required=True, help="scans or folders of scans (.npy, .nii, .nii.gz)")
     parser.add_argument("--masks", nargs="+", default=None, help="their masks or folders of masks; None for no scores")
     cli.add_patterns(parser, "--scans or --masks")
-    parser.add_argument("--ckpt_path", required=True, help="StrokeFormer checkpoint")
+    cli.add_checkpoints(parser)
     parser.add_argument("--model_name", default=None, help="name in tables and folders; None for the checkpoint's run")
     cli.add_brains(parser)
-    cli.add_regions_source(parser)
+    cli.add_regions_source(parser, several=True)
     cli.add_grid(parser)
     cli.add_loader(parser, batch_size=8)
     cli.add_sliding_window(parser)
     cli.add_num_classes(parser)
-    cli.add_decision(parser, "that of the checkpoint")
+    cli.add_decision(parser, "that of the checkpoint, or the mean of several")
     cli.add_gradcam(parser)
     cli.add_maps(parser)
     cli.add_n_predictions(parser)
@@ -50,11 +51,12 @@ def main(args) -> None:
     from report.pages import report_strokeformer
     from utils.tables import print_scores
 
+    find_checkpoints(args)
     model = load_strokeformer(args.ckpt_path, args.lesion_threshold, args.smallest_lesion_cm3)
-    require_classes(args.num_classes, model.hparams.num_classes, args.ckpt_path)
-    require_channels(args.scan_dim[0], model, args.ckpt_path)
+    require_classes(args.num_classes, model.hparams.num_classes, args.ckpt_path[0])
+    require_channels(args.scan_dim[0], model, args.ckpt_path[0])
     find_layers(model, args.target_layers)  # so that a wrong one is refused now
-    grid = grid_at_test(model, cli.wanted_scan_dim(args), args.resize_to, args.ckpt_path)
+    grid = grid_at_test(model, cli.wanted_scan_dim(args), args.resize_to, args.ckpt_path[0])
     regions_of = region_source(args, [case.name for case in cases], model.hparams.roi_size, grid.spacing_mm)
     name = args.model_name or run_name(args.ckpt_path)
     brains = Path(args.scores_dir) / name / "brains"
@@ -69,10 +71,21 @@ def main(args) -> None:
     print(f"The report is {report_strokeformer(args, name, cases)}")
 
 
+def find_checkpoints(args) -> None:
+    """Put checkpoints in the place of folders of cross-validations, so that all that follows names the files."""
+    from models.fold_results import checkpoints_in
+
+    args.ckpt_path = checkpoints_in(args.ckpt_path)
+    args.rpn_ckpt_path = args.rpn_ckpt_path and checkpoints_in(args.rpn_ckpt_path, "rpn_")
+    if args.target_layers and len(args.ckpt_path) > 1:
+        raise UserError("--target_layers explains one network; give one --ckpt_path, or leave it out for an ensemble")
+
+
 def print_layers(args) -> None:
     from models.checkpoints import load_strokeformer
     from models.gradcam import window_layers
 
+    find_checkpoints(args)
     print(window_layers(load_strokeformer(args.ckpt_path)).table("--target_layers"))
 
 

@@ -93,11 +93,14 @@ class Derivative:
 
 def prediction_settings(args: Namespace, name: str, threshold: float, smallest_cm3: float) -> dict:
     """What made the predictions, for the sidecars; `args` are those of ``test_strokeformer.py``."""
-    files = {"Checkpoint": args.ckpt_path, "RegionCheckpoint": args.rpn_ckpt_path, "Regions": args.regions}
+    regions = [args.regions] if args.regions else None
+    files = {"Checkpoint": args.ckpt_path, "RegionCheckpoint": args.rpn_ckpt_path, "Regions": regions}
     settings = {"Model": name}
-    for key, path in files.items():
-        if path:
-            settings |= {key: Path(path).name, f"{key}SHA256": _sha256(path)}
+    for key, paths in files.items():
+        if paths:
+            names, digests = [Path(path).name for path in paths], [_sha256(path) for path in paths]
+            alone = len(paths) == 1
+            settings |= {key: names[0] if alone else names, f"{key}SHA256": digests[0] if alone else digests}
     return settings | {
         "LesionThreshold": threshold,
         "SmallestLesionCm3": smallest_cm3,

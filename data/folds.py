@@ -73,11 +73,7 @@ def write_folds(path: Path | str, folds: list[Fold], **settings) -> None:
 
 def read_folds(path: Path | str, subjects: set[str]) -> list[Fold]:
     """Read ``folds.json`` and check it against the cohort's subjects."""
-    content = read_json(path)
-    try:
-        folds = [Fold(f["train"], f["val"], f["test"]) for f in content["folds"]]
-    except (KeyError, TypeError):
-        raise UserError(f"{path} has no list 'folds' of train, val and test subjects") from None
+    folds = listed_folds(path)
     for number, fold in enumerate(folds):
         listed = fold.train + fold.val + fold.test
         if len(listed) != len(set(listed)):
@@ -85,6 +81,15 @@ def read_folds(path: Path | str, subjects: set[str]) -> list[Fold]:
         if strangers := set(listed) - subjects:
             raise UserError(f"{path}: subject {min(strangers)} of fold {number} is not in the cohort; bring it back")
     return folds
+
+
+def listed_folds(path: Path | str) -> list[Fold]:
+    """The folds of a ``folds.json``, whatever the cohort."""
+    content = read_json(path)
+    try:
+        return [Fold(f["train"], f["val"], f["test"]) for f in content["folds"]]
+    except (KeyError, TypeError):
+        raise UserError(f"{path} has no list 'folds' of train, val and test subjects") from None
 
 
 def read_begun_folds(path: Path, subjects: set[str]) -> list[Fold]:

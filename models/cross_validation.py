@@ -28,7 +28,7 @@ from data.listing import counted
 from data.prepared import brains_in, cached_scan
 from models.checkpoints import load_rpn, load_strokeformer
 from models.evaluation import evaluate_strokeformer
-from models.fold_results import missing_results, read_results, write_results
+from models.fold_results import fold_name, missing_results, read_results, write_results
 from models.proposals import collect_regions, rpn_source
 from models.rpn_evaluation import evaluate_rpn
 from models.runs import best_checkpoint, inputs_of, is_finished, is_trained, run_folder
@@ -78,7 +78,7 @@ class CrossValidation:
 
     def names(self, number: int) -> tuple[str, str]:
         """Names of the runs of a fold, of stage 1 and of stage 2."""
-        return f"{self.rpn_args.model_prefix}_fold-{number}", f"{self.args.model_prefix}_fold-{number}"
+        return fold_name(self.rpn_args.model_prefix, number), fold_name(self.args.model_prefix, number)
 
     def folders(self, number: int) -> tuple[Path, Path]:
         rpn_name, name = self.names(number)

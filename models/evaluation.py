@@ -14,6 +14,7 @@ from data.names import result_name, stem_of
 from data.prepared import PreparedScan
 from data.space import resample
 from data.volumes import write_like
+from models.ensembles import StrokeFormerEnsemble
 from models.gradcam import find_layers, gradcam
 from models.maps import MapWriter, lesion_probability
 from models.strokeformer import StrokeFormer
@@ -45,7 +46,7 @@ class CaseScores:
 
 
 def evaluate_strokeformer(
-    model: StrokeFormer,
+    model: StrokeFormer | StrokeFormerEnsemble,
     cases: list[Case],
     scans: Iterable[PreparedScan],
     regions_of: Callable[[PreparedScan], list[Region]] | None,
@@ -120,7 +121,7 @@ def _by_scan(rows: dict[str, dict]) -> pd.DataFrame:
     return pd.DataFrame([{"scan": scan, **row} for scan, row in rows.items()])
 
 
-def _picture_maker(model: StrokeFormer, args: Namespace, folder: Path, maps: MapWriter):
+def _picture_maker(model: StrokeFormer | StrokeFormerEnsemble, args: Namespace, folder: Path, maps: MapWriter):
     """A function (case, scan, prediction, regions) that draws the prediction and, where wanted, its Grad-CAM.
 
     Grad-CAM is also written as a map.

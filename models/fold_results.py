@@ -1,12 +1,57 @@
-"""What the folds of a cross-validation scored, kept a file each, so that they can be run apart and joined."""
+"""What the folds of a cross-validation leave: checkpoints, and scores in a file each, so that they can be joined."""
 
+import os
+from collections.abc import Iterable
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
 
+from data.folds import listed_folds
+from data.listing import counted
+from models.runs import best_checkpoint
 from utils.errors import UserError
 from utils.files import read_json, write_json
 from utils.intervals import Estimate
+from utils.provenance import read_run
+
+
+def fold_name(prefix: str, number: int) -> str:
+    """Name of a fold's training, of either stage, by ``--model_prefix`` or ``--rpn_model_prefix``."""
+    return f"{prefix}_fold-{number}"
+
+
+def checkpoints_in(paths: Iterable[str], prefix: str = "") -> list[str]:
+    """The checkpoints among paths; the folder of a cross-validation stands for those of its folds.
+
+    Args:
+        prefix: of the stage's arguments of ``cross_validation.py``: ``rpn_`` for stage 1.
+
+    Raises:
+        UserError: a folder of something else, or of a cross-validation with folds yet to run.
+    """
+    found = [fold_checkpoints(Path(path), prefix) if Path(path).is_dir() else [path] for path in paths]
+    return list(chain.from_iterable(found))
+
+
+def fold_checkpoints(folder: Path, prefix: str) -> list[str]:
+    """The best checkpoints of a stage of all folds of a cross-validation; arguments and errors are as above."""
+    if not (folder / "folds.json").exists() or not (settings := read_run(folder).get("settings")):
+        raise UserError(
+            f"{folder} is no folder of a cross-validation, which holds folds.json and run.json; give that "
+            "(StrokeFormer/<model_prefix>) or .ckpt files"
+        )
+    k = len(listed_folds(folder / "folds.json"))
+    if missing := missing_results(folder, k):
+        raise UserError(
+            f"{counted(len(missing), 'fold')} of {folder} yet to run; run cross_validation.py with --folds_to_run "
+            f"{' '.join(map(str, missing))}, or give the .ckpt files of the others"
+        )
+    # Both stages may have been moved together.
+    root = os.path.relpath(settings[f"{prefix}default_root_dir"], settings["default_root_dir"])
+    name = settings[f"{prefix}model_prefix"]
+    folders = [folder.parent / root / fold_name(name, number) for number in range(k)]
+    return [os.path.normpath(best_checkpoint(each)) for each in folders]
 
 
 def results_file(folder: Path, number: int) -> Path:

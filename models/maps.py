@@ -12,6 +12,7 @@ from data.names import result_name
 from data.prepared import PreparedScan
 from data.space import resample
 from data.volumes import write_like
+from models.ensembles import StrokeFormerEnsemble
 from models.strokeformer import StrokeFormer
 from utils.regions.region import Region
 
@@ -23,7 +24,7 @@ class MapWriter:
     args: arguments of ``test_strokeformer.py``.
     """
 
-    model: StrokeFormer
+    model: StrokeFormer | StrokeFormerEnsemble
     args: Namespace
     folder: Path
 
@@ -44,7 +45,7 @@ class MapWriter:
         if self.args.probabilities:
             self._write("probabilities", "probability", lesion_probability(on_own_grid), case)
         if self.args.uncertainty:
-            if not self.args.flip_average:
+            if isinstance(self.model, StrokeFormer) and not self.args.flip_average:
                 where = self.args.overlap, self.args.subvolume_depth, self.args.batch_size
                 mirrored = self.model.segment_mirrored(scan, regions, *where)
                 on_own_grid = scan.to_own_grid((probabilities + mirrored) / 2)
@@ -68,8 +69,9 @@ def predictive_entropy(lesion: np.ndarray) -> np.ndarray:
     """How uncertain a mean prediction is, in bits (Kendall and Gal, 2017, arXiv 1703.04977, section 2.1).
 
     Of a voxel whose mean probability of lesion is p it is -p log2(p) - (1 - p) log2(1 - p): 0 where lesion or
-    background is certain, 1 at 0.5. The mean is that of ``--flip_average``, over the scan and its mirror image. So it
-    is large where each says about 0.5, and where one is as sure of a lesion as the other is of none.
+    background is certain, 1 at 0.5. The mean is that of ``--flip_average``, over the scan and its mirror image, or that
+    over the members of an ensemble (Lakshminarayanan et al., 2017, arXiv 1612.01474). So it is large where each says
+    about 0.5, and where one is as sure of a lesion as the other is of none.
 
     Args:
         lesion: p, in [0, 1].

@@ -4,7 +4,8 @@ from argparse import Namespace
 from collections.abc import Callable, Collection
 
 from data.prepared import PreparedScan
-from models.checkpoints import load_rpn, read_grid, require_spacing
+from models.checkpoints import load_rpn, paths_of, read_grid, require_spacing
+from models.ensembles import RPNEnsemble
 from models.rpn import RPN
 from utils.errors import UserError
 from utils.progress import progress
@@ -22,7 +23,7 @@ def region_source(
     """
     if args.rpn_ckpt_path:
         model = load_rpn(args.rpn_ckpt_path, args.score_threshold)
-        require_spacing(spacing_mm, model, args.rpn_ckpt_path, "take a network of stage 1 of that size")
+        require_spacing(spacing_mm, model, paths_of(args.rpn_ckpt_path)[0], "take a network of stage 1 of that size")
         return rpn_source(model, roi_size)
     if args.regions:
         regions = read_regions(args.regions)
@@ -40,7 +41,7 @@ def spacing_of_proposer(args: Namespace) -> tuple[float, ...] | None:
     return grid and grid.spacing_mm
 
 
-def rpn_source(model: RPN, roi_size: tuple[int, int, int]) -> Callable[[PreparedScan], list[Region]]:
+def rpn_source(model: RPN | RPNEnsemble, roi_size: tuple[int, int, int]) -> Callable[[PreparedScan], list[Region]]:
     return lambda scan: model.propose(scan, model.detect_volume(scan), roi_size)
 
 

@@ -187,7 +187,7 @@ class RPN(pl.LightningModule):
         """The boxes of a volume that propose its regions, at the threshold (None for the model's own)."""
         hp = self.hparams
         threshold = hp.score_threshold if threshold is None else threshold
-        return keep_boxes(detections, threshold, hp.consistency, hp.evidence_growth, prepared.brain.shape, roi_size)
+        return keep_boxes([detections], threshold, hp.consistency, hp.evidence_growth, prepared.brain.shape, roi_size)
 
 
 def _to_cpu(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

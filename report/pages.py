@@ -44,10 +44,11 @@ def report_strokeformer(args: Namespace, name: str, cases: list[Case]) -> Path:
         name: of the model in them.
     """
     folder = Path(args.scores_dir) / name
-    runs = [Path(path).parent.parent for path in (args.rpn_ckpt_path, args.ckpt_path) if path]
+    runs = [Path(path).parent.parent for path in (*(args.rpn_ckpt_path or []), *args.ckpt_path)]
     findings = _scored(args, name, cases) if args.masks else _unscored(args, name, cases)
     end = [calibration_section(runs), training_section(runs), settings_section(read_json(folder / "run.json"))]
-    facts = {"scans": len(cases), "checkpoint": args.ckpt_path}
+    what = "checkpoint" if len(args.ckpt_path) == 1 else "checkpoints"
+    facts = {"scans": len(cases), what: ", ".join(args.ckpt_path)}
     return write_page(folder / REPORT_FILE, f"{name}: segmentation", facts, [*findings, *end])
 
 

@@ -36,6 +36,7 @@ from utils.cli.parser import make_parser, recipes, run, without_prefix
 from utils.cli.results import (
     LIST,
     add_bids_derivatives,
+    add_checkpoints,
     add_eigencam,
     add_gradcam,
     add_maps,
@@ -66,6 +67,7 @@ __all__ = [
     "add_bids_derivatives",
     "add_brains",
     "add_calibration",
+    "add_checkpoints",
     "add_cohort",
     "add_decision",
     "add_eigencam",

@@ -24,12 +24,23 @@ def add_sliding_window(parser) -> None:
     )
 
 
-def add_regions_source(parser) -> None:
+# Of the networks of a stage that are used together.
+CHECKPOINTS = {"nargs": "+", "metavar": "PATH"}
+MEMBERS = "a checkpoint, or several or the folder of a cross-validation for the mean of what they say"
+
+
+def add_checkpoints(parser) -> None:
+    parser.add_argument("--ckpt_path", **CHECKPOINTS, required=True, help=f"StrokeFormer: {MEMBERS}")
+
+
+def add_regions_source(parser, several: bool = False) -> None:
+    """Where regions come from; `several` RPNs may propose them together."""
     group = parser.add_argument_group(
         "regions (without either, whole volumes are segmented)"
     ).add_mutually_exclusive_group()
     group.add_argument("--regions", default=None, help="JSON of regions proposed before")
-    group.add_argument("--rpn_ckpt_path", default=None, help="checkpoint of an RPN that proposes them now")
+    members, more = (MEMBERS, CHECKPOINTS) if several else ("a checkpoint", {})
+    group.add_argument("--rpn_ckpt_path", default=None, help=f"RPN that proposes them now: {members}", **more)
     add_score_threshold(parser)
 
 
@@ -95,7 +106,8 @@ def add_maps(parser) -> None:
     parser.add_argument(
         "--uncertainty",
         action="store_true",
-        help="write the entropy, in bits, of its mean over the scan and its mirror image (that of --flip_average)",
+        help="write the entropy, in bits, of its mean over the scan and its mirror image (that of --flip_average) or, "
+        "with several checkpoints, over these",
     )
 
 

@@ -7,7 +7,7 @@ and every slice in which it is seen adds to its evidence.
 
 import numpy as np
 from scipy.sparse.csgraph import connected_components
-from scipy.special import logit
+from scipy.special import expit, logit
 
 from utils.regions.boxes import enclosing_box, pairwise_iou
 from utils.regions.region import Region, expand_region, region_mask, region_of, voxel_region
@@ -16,19 +16,31 @@ from utils.regions.region import Region, expand_region, region_mask, region_of, 
 LINK_IOU = 0.3
 GAP = 2  # slices in which a lesion may go unseen between two in which it is seen
 LOWEST_SCORE = 0.05  # boxes below are noise: they add nothing but chains between candidates
+SUREST = 1 - np.finfo(float).eps  # 1 has no finite log odds
 
 
-def link_boxes(slices: np.ndarray, boxes: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def link_boxes(
+    slices: np.ndarray,
+    boxes: np.ndarray,
+    scores: np.ndarray,
+    networks: np.ndarray | None = None,
+    n_networks: int = 1,
+) -> tuple[np.ndarray, np.ndarray]:
     """Link boxes into candidates and weigh the evidence for each.
 
     The evidence is the probability that a candidate is right in at least one slice if its best boxes of each slice are
     right with the probability of their score and independent (a noisy or): a sure box is enough, and unsure ones in
     several slices count for more than a lone one.
 
+    Several networks that look at one volume have their candidates in common. Each has its own evidence for a candidate,
+    from its own boxes, and `LOWEST_SCORE` where it has none; the evidence is what `pooled` makes of these.
+
     Args:
         slices: (N,) int, the slice of each box.
         boxes: (N, 4) xyxy in voxels.
         scores: (N,) in [0, 1].
+        networks: (N,) int, the network that each box is of, from 0; None for one network.
+        n_networks: how many have looked, those without any box included.
 
     Returns:
         (N,) int, the candidate of each box, and (N,) float, the evidence for that candidate.
@@ -37,9 +49,25 @@ def link_boxes(slices: np.ndarray, boxes: np.ndarray, scores: np.ndarray) -> tup
         return np.zeros(0, int), np.zeros(0)
     near = np.abs(slices[:, None] - slices[None]) <= 1 + GAP
     n, candidate = connected_components(near & (pairwise_iou(boxes) >= LINK_IOU), directed=False)
-    best = np.zeros((n, int(slices.max()) + 1))
-    np.maximum.at(best, (candidate, slices), scores)
-    return candidate, (1 - np.prod(1 - best, axis=1))[candidate]
+    best = np.zeros((n_networks, n, int(slices.max()) + 1))
+    np.maximum.at(best, (0 if networks is None else networks, candidate, slices), scores)
+    evidence = 1 - np.prod(1 - best, axis=2)
+    evidence[evidence == 0] = LOWEST_SCORE
+    return candidate, pooled(evidence)[candidate]
+
+
+def pooled(probabilities: np.ndarray) -> np.ndarray:
+    """What several networks say as one: the probability whose log odds are the mean of theirs.
+
+    Args:
+        probabilities: (M, ...) of M networks; of one alone they stay as they are, to the bit.
+
+    Returns:
+        (...) in [0, 1].
+    """
+    if len(probabilities) == 1:
+        return probabilities[0]
+    return expit(logit(np.clip(probabilities, 1 - SUREST, SUREST)).mean(0))
 
 
 def trusted(

@@ -7,6 +7,7 @@ region of its own.
 consistent over groups of anatomically similar slices.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,7 +32,7 @@ class Kept:
 
 
 def keep_boxes(
-    detections: dict[int, dict[str, ArrayLike]],
+    detections: Sequence[dict[int, dict[str, ArrayLike]]],
     threshold: float,
     rule: str,
     growth: float,
@@ -41,27 +42,29 @@ def keep_boxes(
     """The boxes that the rule lets propose regions.
 
     Args:
-        detections: by slice, ``boxes`` (N, 4) and ``scores`` (N,).
+        detections: of each network that has looked; by slice, ``boxes`` (N, 4) and ``scores`` (N,).
         threshold: of a box's score (``grouped``) or of its candidate's evidence (``linked``).
-        rule: ``linked`` or ``grouped``.
+        rule: ``linked`` or, of one network, ``grouped``.
         growth: of the evidence asked for (``linked``; `utils.regions.linked.trusted`).
         shape, roi_size: (D, H, W) in voxels.
     """
-    slices, boxes, scores = _stack(detections)
+    networks, slices, boxes, scores = _stack(detections)
     above = scores >= (LOWEST_SCORE if rule == "linked" else threshold)
-    slices, boxes, scores = slices[above], boxes[above], scores[above]
+    networks, slices, boxes, scores = networks[above], slices[above], boxes[above], scores[above]
     if rule == "grouped":
         return Kept(slices, boxes, np.arange(len(slices)))
-    candidates, evidence = link_boxes(slices, boxes, scores)
+    candidates, evidence = link_boxes(slices, boxes, scores, networks, len(detections))
     enough = trusted(slices, boxes, candidates, evidence, threshold, growth, shape, roi_size)
     return Kept(slices[enough], boxes[enough], candidates[enough])
 
 
-def _stack(detections: dict[int, dict[str, ArrayLike]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    slices = np.repeat(list(detections), [len(found["scores"]) for found in detections.values()]).astype(int)
-    boxes = [np.asarray(found["boxes"]) for found in detections.values()]
-    scores = [np.asarray(found["scores"]) for found in detections.values()]
-    return slices, np.concatenate([np.zeros((0, 4)), *boxes]), np.concatenate([np.zeros(0), *scores])
+def _stack(detections: Sequence[dict[int, dict[str, ArrayLike]]]) -> tuple[np.ndarray, ...]:
+    """Network and slice (N,) int, box (N, 4) and score (N,) of every detection."""
+    found = [(network, z, one) for network, by_slice in enumerate(detections) for z, one in by_slice.items()]
+    counts = [len(one["scores"]) for *_, one in found]
+    networks, slices = (np.repeat([each[i] for each in found], counts).astype(int) for i in (0, 1))
+    boxes, scores = ([np.asarray(one[part]) for *_, one in found] for part in ("boxes", "scores"))
+    return networks, slices, np.concatenate([np.zeros((0, 4)), *boxes]), np.concatenate([np.zeros(0), *scores])
 
 
 def regions_of(kept: Kept, brain: np.ndarray, roi_size: tuple[int, int, int], rule: str) -> list[Region]:
