@@ -10,7 +10,7 @@ from augmentation.lesions import Lesion, allowed_region, cut_lesion, place, plac
 from augmentation.pairs import Criteria, Pair, find_pairs
 from augmentation.poisson import blend, soft_rim
 from data.cutting import EIGHT_CONNECTED
-from utils.lesions import TWENTY_SIX_CONNECTED
+from utils.components import TWENTY_SIX_CONNECTED
 
 # Where lesions go unless told otherwise. A slice is like its partner, so the donor's place is a likely one; whole
 # lesions helped most in places of their own.

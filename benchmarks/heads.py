@@ -28,7 +28,7 @@ from data.head import head_mask
 from data.names import brain_name
 from data.space import Space
 from data.volumes import read_volume
-from utils.lesions import TWENTY_SIX_CONNECTED
+from utils.components import TWENTY_SIX_CONNECTED
 
 SEEDS = {"brain": 9, "lesions": 31, "grids": 5}
 HEADS = {"brain": 20, "lesions": 20, "grids": 10}

@@ -24,7 +24,7 @@ sys.path.insert(0, str(ROOT))
 from data.cohort import pair_cases
 from data.folds import Fold, write_folds
 from data.volumes import read_volume
-from utils.lesions import voxel_cm3
+from utils.components import voxel_cm3
 
 N_TRAIN, N_VAL, N_TEST = 50, 10, 24
 SEED = 61

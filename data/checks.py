@@ -1,11 +1,12 @@
 """Checks of a cohort's headers and voxels before any work, and reading of scans and masks that refuses bad ones."""
 
+import csv
+from collections import defaultdict
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 
 from data.cohort import Case
 from data.fingerprints import stamp_of
@@ -33,34 +34,40 @@ def spacing_table(case: Case) -> Path | None:
 def read_spacing(case: Case) -> tuple[float, float, float] | None:
     """(D, H, W) spacing in mm of a ``.npy`` scan from the ``cohort.csv`` beside its folder; None if untold."""
     table = spacing_table(case)
-    rows = None if table is None else _spacing_rows(table)
-    if rows is None or case.name not in set(rows.scan):
+    told = None if table is None else _told_sizes(table)
+    if told is None or case.name not in told:
         return None
     try:
-        (text,) = rows.spacing_mm[rows.scan == case.name].unique()
+        (text,) = told[case.name]
         h, w, d = (float(size) for size in text.split())
-    except (ValueError, AttributeError):  # of two rows, or of a row without text
+    except ValueError:  # of two rows, or of a row without three numbers
         h = w = d = np.nan
     if not is_voxel_size((d, h, w)):
         raise UserError(f"{table} gives no three numbers H W D in mm as spacing_mm of {case.name}; fix it")
     return d, h, w
 
 
-def _spacing_rows(table: Path) -> pd.DataFrame | None:
-    """The columns ``scan`` and ``spacing_mm`` of a table, as text; None if it lacks one of them."""
-    return _parse_rows(table, stamp_of(table))
+def _told_sizes(table: Path) -> dict[str, set[str]] | None:
+    """What the column ``spacing_mm`` of a table says of each of its ``scan``; None if it lacks one of the columns."""
+    return _parse_sizes(table, stamp_of(table))
 
 
 @lru_cache(maxsize=8)  # each scan of a cohort asks, some several times
-def _parse_rows(table: Path, stamp: tuple) -> pd.DataFrame | None:
+def _parse_sizes(table: Path, stamp: tuple) -> dict[str, set[str]] | None:
+    told = defaultdict(set)
     try:
-        with table.open(encoding="utf-8-sig") as file:
+        with table.open(encoding="utf-8-sig", newline="") as file:
             separator = max(SEPARATORS, key=file.readline().count)
-        rows = pd.read_csv(table, sep=separator, dtype=str, encoding="utf-8-sig")
-    except (ValueError, OSError) as error:
+            file.seek(0)
+            rows = csv.DictReader(file, delimiter=separator)
+            if not {"scan", "spacing_mm"} <= set(rows.fieldnames or ()):
+                return None
+            for row in rows:
+                told[row["scan"]].add(row["spacing_mm"] or "")
+    except (ValueError, OSError, csv.Error) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"{table} is no readable table ({reason}); fix or remove it") from None
-    return rows[["scan", "spacing_mm"]] if {"scan", "spacing_mm"} <= set(rows.columns) else None
+    return told
 
 
 def say_untold_spacing(cases: list[Case]) -> None:
@@ -75,10 +82,10 @@ def say_untold_spacing(cases: list[Case]) -> None:
 
 
 def _gap_in(table: Path, names: list[str]) -> str | None:
-    rows = _spacing_rows(table)
-    if rows is None:
+    told = _told_sizes(table)
+    if told is None:
         return f"{table} lacks the columns scan and spacing_mm"
-    untold = [name for name in names if name not in set(rows.scan)]
+    untold = [name for name in names if name not in told]
     return f"{table} has no row for {len(untold)} of {len(names)} scans, e.g. {untold[0]}" if untold else None
 
 

@@ -13,6 +13,8 @@ from utils.regions.region import Region
 
 # --- slices --------------------------------------------------------------------------------------------
 
+Window = tuple[slice, slice]  # rows and columns of a slice
+WINDOW_MARGIN = 2  # pixels of a slice that are looked at around the heads
 CHANNELS = {"neighbours": 2, "mirror": 1}  # how many each adds for one channel of the scan
 
 
@@ -49,9 +51,33 @@ def mirrored(image: np.ndarray) -> np.ndarray:
     return np.roll(image[:, ::-1], int(inside[0] + inside[-1]) - image.shape[1] + 1, axis=1)
 
 
+def network_slices(scan: np.ndarray, brain: np.ndarray, context: Sequence[str]) -> dict[int, np.ndarray]:
+    """What stage 1 sees of every slice with brain, (C, H, W) float32 with its context, by the slice's index.
+
+    Args:
+        scan: (C, D, H, W) in [0, 1].
+        brain: (D, H, W) bool.
+    """
+    slices = {z: scan[:, z].astype(np.float32) for z in np.flatnonzero(brain.any((1, 2))).tolist()}
+    return {z: with_context(image, slices.get(z - 1), slices.get(z + 1), context) for z, image in slices.items()}
+
+
+def head_window(heads: np.ndarray) -> Window:
+    """The rows and columns that hold what is True of an (H, W) mask, with a margin; all of them where nothing is."""
+    return _span(heads.any(1)), _span(heads.any(0))
+
+
+def _span(occupied: np.ndarray) -> slice:
+    inside = np.flatnonzero(occupied)
+    if not len(inside):
+        return slice(0, len(occupied))
+    return slice(max(int(inside[0]) - WINDOW_MARGIN, 0), min(int(inside[-1]) + 1 + WINDOW_MARGIN, len(occupied)))
+
+
 # --- windows -------------------------------------------------------------------------------------------
 
 POSITION_CHANNELS = 3  # along D, away from the midline, along W
+Start = tuple[int, int, int]  # first voxel (D, H, W) of a window
 
 
 def window_channels(in_channels: int, context: Sequence[str]) -> int:

@@ -4,11 +4,11 @@ import math
 
 import numpy as np
 from scipy import ndimage
-from skimage.filters import threshold_otsu
 
 # The head begins at this share of the way from air to tissue. On ATLAS's raw T1w, where air is 0 and the median
 # tissue about 60, that is the reference threshold of 8.0.
 HEAD_SHARE = 0.13
+OTSU_BINS = 256
 OTSU_PERCENTILES = (0.5, 99.5)  # intensities outside are clipped: a spike would leave Otsu's histogram one bin
 STRAY, STRAY_SHARE = 3, 0.001  # voxels or share of a plane: padding is padding though so few are something else
 PADDED_CORNERS = 4  # of 8: padding on one side fills four corners, about a rotated field all
@@ -121,8 +121,22 @@ def _otsu_medians(intensities: np.ndarray) -> tuple[float, float]:
     if not low < high:
         return float(low), float(high)
     clipped = np.clip(intensities, low, high).ravel()
-    otsu = threshold_otsu(clipped)
+    otsu = otsu_threshold(clipped)
     return float(np.median(clipped[clipped <= otsu])), float(np.median(clipped[clipped > otsu]))
+
+
+def otsu_threshold(values: np.ndarray) -> float:
+    """The threshold of Otsu (1979, 10.1109/TSMC.1979.4310076), that of scikit-image, of values that are not all one.
+
+    Written out, since the runner of exported models does without scikit-image.
+    """
+    counts, edges = np.histogram(values, OTSU_BINS)
+    counts, centres = counts.astype(np.float32), (edges[:-1] + edges[1:]) / 2
+    darker, brighter = np.cumsum(counts), np.cumsum(counts[::-1])[::-1]
+    mean_darker = np.cumsum(counts * centres) / darker
+    mean_brighter = np.cumsum((counts * centres)[::-1])[::-1] / brighter
+    between = darker[:-1] * brighter[1:] * (mean_darker[:-1] - mean_brighter[1:]) ** 2
+    return float(centres[between.argmax()])
 
 
 def _open(mask: np.ndarray) -> np.ndarray:

@@ -14,7 +14,7 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from data.cohort import Case
-from data.context import cut_mirrored, join_channels, read_window
+from data.context import Start, cut_mirrored, join_channels, read_window
 from data.grid import Grid
 from data.prepared import PreparedScan, cached_scan
 from data.sampling import item_rng
@@ -28,8 +28,6 @@ ABOUT = ("lesion", "brain", "lesion", "region")
 # always sits in the middle.
 JITTER = 0.3
 TRIALS = 100  # to hit the brain of a box; where less than a thirtieth of it is brain, any voxel may be taken
-
-Start = tuple[int, int, int]  # first voxel (D, H, W) of a window
 
 
 @dataclass

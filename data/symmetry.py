@@ -9,7 +9,6 @@ from collections.abc import Sequence
 import numpy as np
 from scipy import ndimage
 from scipy.optimize import minimize
-from skimage.morphology import convex_hull_image
 
 from data.space import Space, centred_space, resample
 
@@ -25,6 +24,8 @@ def add_what_the_mirror_has(brain: np.ndarray, head: np.ndarray, own: Space) -> 
         brain, head: (D, H, W) bool, H across the head.
         own: where they lie.
     """
+    from skimage.morphology import convex_hull_image  # here, since the runner of exported models does without it
+
     shape = np.ceil(np.multiply(own.shape, own.spacing_mm) / COARSE_MM).astype(int)
     centre = tuple((np.array(own.shape) - 1) / 2)
     coarse = centred_space(own, centre, tuple(shape.tolist()), (COARSE_MM,) * 3)

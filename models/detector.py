@@ -12,6 +12,8 @@ from torchvision.models.detection.roi_heads import RoIHeads, fastrcnn_loss
 from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
 from torchvision.ops import MultiScaleRoIAlign, sigmoid_focal_loss
 
+from data import context
+from data.context import Window
 from models.anchors import ASPECT_RATIOS, STRIDES, anchors_at
 from utils.errors import UserError
 
@@ -32,11 +34,7 @@ MATCHING = {
     "torchvision": {"anchors": (0.7, 0.3, 0.5), "boxes": (0.5, 0.5, 0.25)},
 }
 SAMPLES = {"anchors": 256, "boxes": 32}  # that a slice's loss looks at
-WINDOW_MARGIN = 2  # pixels of a slice that are looked at around the heads
 FOCAL_BIAS = -4.6  # log odds of 0.01, the published start: else the many anchors without lesion drown the first steps
-
-
-Window = tuple[slice, slice]
 
 
 class Detector(nn.Module):
@@ -99,15 +97,7 @@ class Detector(nn.Module):
 
 def head_window(images: list[torch.Tensor]) -> Window:
     """The rows and columns that hold all of the heads (what is above 0), with a margin; all of them without a head."""
-    heads = torch.stack([(image > 0).any(0) for image in images]).any(0)
-    return _span(heads.any(1)), _span(heads.any(0))
-
-
-def _span(occupied: torch.Tensor) -> slice:
-    inside = occupied.nonzero().flatten()
-    if not len(inside):
-        return slice(0, len(occupied))
-    return slice(max(int(inside[0]) - WINDOW_MARGIN, 0), min(int(inside[-1]) + 1 + WINDOW_MARGIN, len(occupied)))
+    return context.head_window(torch.stack([(image > 0).any(0) for image in images]).any(0).cpu().numpy())
 
 
 class Anchors(AnchorGenerator):

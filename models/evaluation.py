@@ -18,9 +18,10 @@ from models.ensembles import StrokeFormerEnsemble
 from models.gradcam import find_layers, gradcam
 from models.maps import MapWriter, lesion_probability
 from models.strokeformer import StrokeFormer
+from utils.components import lesion_load
 from utils.files import STAGE_2_TABLES, intervals_file, update_table, write_json
 from utils.intervals import Estimate, interval_rows, means, ratios
-from utils.lesions import lesion_load, lesion_rows
+from utils.lesions import lesion_rows
 from utils.metrics import SIZE_BINS, scan_scores, scores_by_size, slice_scores
 from utils.overlap import OVERLAP_SCORES
 from utils.plots import pictures_per_scan, plot_gradcam, plot_volume_prediction, save_figure

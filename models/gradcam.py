@@ -64,4 +64,4 @@ def gradcam(
             maps = torch.from_numpy(np.ascontiguousarray(maps)).to(windows.device)
             return (maps * probability.amax((1, 2, 3), keepdim=True))[:, None]
 
-        return model.slide(heat, prepared, regions, [0.0], overlap, batch_size=1)[0]
+        return model.slide(heat, prepared, regions, [0.0], overlap, None, 1)[0]

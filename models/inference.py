@@ -1,20 +1,59 @@
 """Inference of stage 2: windows laid over the regions of a scan, and what they say averaged.
 
 Windows of all regions form one stream of batches. What regions share is looked at once, and where there is no brain
-nothing is looked at.
+nothing is looked at. Nothing but NumPy is needed, so that the runner of exported models lays the same windows.
 """
 
 import itertools
 from collections.abc import Callable, Sequence
 
 import numpy as np
-import torch
-from monai.data.utils import compute_importance_map
 
-from data.subvolumes import Start
-from utils.regions.region import Region, bounding_region, expand_region, region_of
+from data.context import Start, join_channels, read_window
+from data.prepared import PreparedScan
+from utils.regions.region import Region, bounding_region, expand_region, region_mask, region_of, whole_volume
 
 DEFAULT_OVERLAP = 0.25  # MONAI's own default
+GAUSSIAN_SIGMA, LEAST_WEIGHT = 0.125, 1e-3  # of a window's size, and of its middle's weight: MONAI's own, too
+
+
+def slide(
+    predict: Callable[[np.ndarray], np.ndarray],
+    prepared: PreparedScan,
+    regions: list[Region] | None,
+    outside: Sequence[float],
+    window: tuple[int, int, int],
+    context: Sequence[str],
+    overlap: float | None = None,
+    subvolume_depth: int | None = None,
+    batch_size: int = 4,
+) -> np.ndarray:
+    """Maps (K, D, H, W) of what `predict` says of windows (B, C, *window), inside the brain of the regions.
+
+    Args:
+        regions: regions of the scan's grid; None for the whole volume.
+        outside: (K,) what each map holds elsewhere.
+        window: (D, H, W) of a window.
+        context: further channels of a window (`data.context`).
+        overlap: of neighbouring windows; None for `DEFAULT_OVERLAP`.
+        subvolume_depth: slices segmented at a time; None for all.
+        batch_size: windows at a time.
+    """
+    brain = bounding_region(prepared.brain) if context else None
+    regions = [whole_volume(prepared.brain.shape)] if regions is None else regions
+    inside = region_mask(regions, prepared.brain.shape) & prepared.brain
+    pieces = split_by_depth(regions, subvolume_depth)
+    starts = lay_windows(pieces, inside, window, DEFAULT_OVERLAP if overlap is None else overlap)
+    return average_windows(
+        predict,
+        lambda start: join_channels(read_window(prepared.scan, start, window, context, brain)),
+        starts,
+        inside,
+        window,
+        outside,
+        batch_size,
+    )
+
 
 # --- where windows lie ---------------------------------------------------------------------------------
 
@@ -87,7 +126,7 @@ def _span(start: Start, window: tuple[int, int, int]) -> tuple[slice, ...]:
 
 
 def average_windows(
-    predict: Callable[[torch.Tensor], torch.Tensor],
+    predict: Callable[[np.ndarray], np.ndarray],
     image_at: Callable[[Start], np.ndarray],
     starts: list[Start],
     inside: np.ndarray,
@@ -98,7 +137,7 @@ def average_windows(
     """Run `predict` on windows and average where they overlap, each weighed with a Gaussian about its middle.
 
     Args:
-        predict: from windows (B, C, *window) to maps (B, K, *window).
+        predict: from windows (B, C, *window) float32 to maps (B, K, *window).
         image_at: from the first voxel of a window to its image, (C, *window) float32.
         starts: of windows that see all of `inside`, as `lay_windows` gives them.
         inside: (D, H, W) bool, where the maps count.
@@ -114,11 +153,11 @@ def average_windows(
     # Nothing is summed beyond the box that holds the windows: regions are a small part of a volume.
     low, high = np.min(starts, 0), np.minimum(np.max(starts, 0) + window, inside.shape)
     box = tuple(map(slice, low, high))
-    weights = compute_importance_map(window, "gaussian").numpy()
+    weights = gaussian_weights(window)
     summed, total = np.zeros((len(outside), *(high - low)), np.float32), np.zeros(high - low, np.float32)
     for first in range(0, len(starts), batch_size):
         batch = starts[first : first + batch_size]
-        maps = predict(torch.from_numpy(np.stack([image_at(start) for start in batch]))).float().cpu().numpy()
+        maps = predict(np.stack([image_at(start) for start in batch]))
         for start, found in zip(batch, maps, strict=True):
             place = _span(start - low, window)
             within = tuple(map(slice, total[place].shape))  # a window may leave the volume behind its end
@@ -126,3 +165,12 @@ def average_windows(
             total[place] += weights[within]
     np.divide(summed, total, out=volume[(slice(None), *box)], where=inside[box])
     return volume
+
+
+def gaussian_weights(window: tuple[int, int, int]) -> np.ndarray:
+    """What each voxel of a window counts where windows overlap, (D, H, W) float32: MONAI's ``gaussian``."""
+    weights = np.ones((), np.float32)
+    for size in window:
+        off_middle = np.arange(size, dtype=np.float32) - np.float32((size - 1) / 2)
+        weights = weights[..., None] * np.exp(-(off_middle**2) / np.float32(2 * (GAUSSIAN_SIGMA * size) ** 2))
+    return np.maximum(weights, LEAST_WEIGHT)

@@ -2,12 +2,11 @@
 
 from collections.abc import Iterable
 
-import numpy as np
 import pytorch_lightning as pl
 import torch
 from torch import nn
 
-from data.context import network_channels, with_context
+from data.context import network_channels, network_slices
 from data.prepared import PreparedScan
 from models.anchors import ANCHOR_SIZES, REFERENCE_SIZE
 from models.detector import build_detector, head_window
@@ -159,12 +158,8 @@ class RPN(pl.LightningModule):
 
     def network_slices(self, prepared: PreparedScan) -> dict[int, torch.Tensor]:
         """What `detect` takes of every slice with brain, (C, H, W) float32 with context, by slice index."""
-        with_brain = np.flatnonzero(prepared.brain.any((1, 2)))
-        slices = {z: prepared.scan[:, z].astype(np.float32) for z in with_brain.tolist()}
-        return {
-            z: torch.from_numpy(with_context(image, slices.get(z - 1), slices.get(z + 1), self.hparams.context))
-            for z, image in slices.items()
-        }
+        slices = network_slices(prepared.scan, prepared.brain, self.hparams.context)
+        return {z: torch.from_numpy(image) for z, image in slices.items()}
 
     def propose(
         self,

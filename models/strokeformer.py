@@ -7,17 +7,17 @@ import pytorch_lightning as pl
 import torch
 from torch import nn
 
-from data.context import join_channels, read_window, window_channels
+from data.context import window_channels
 from data.prepared import PreparedScan
-from models.decisions import Decision
 from models.defaults import LOSS_CONFIG
-from models.inference import DEFAULT_OVERLAP, average_windows, lay_windows, split_by_depth
+from models.inference import slide
 from models.losses import build_classification_loss, build_loss, mask_outside
 from models.precision import autocast
 from models.schedule import optimise
 from models.segmenters import SEGMENTERS, build_segmenter
+from utils.decision import Decision
 from utils.overlap import overlap_scores
-from utils.regions.region import Region, bounding_region, region_mask, whole_volume
+from utils.regions.region import Region
 
 LEFT_RIGHT = 3  # axis of windows (B, C, D, H, W)
 
@@ -160,7 +160,7 @@ class StrokeFormer(pl.LightningModule):
 
         Args:
             regions: regions of the scan's grid; None for the whole volume.
-            overlap: of neighbouring windows; None for `DEFAULT_OVERLAP`.
+            overlap: of neighbouring windows; None for `models.inference.DEFAULT_OVERLAP`.
             subvolume_depth: slices segmented at a time; None for all.
             batch_size: windows at a time.
             flip_average: whether each window is looked at from both sides, left and right exchanged.
@@ -206,29 +206,15 @@ class StrokeFormer(pl.LightningModule):
         prepared: PreparedScan,
         regions: list[Region] | None,
         outside: Sequence[float],
-        overlap: float | None = None,
-        subvolume_depth: int | None = None,
-        batch_size: int = 4,
+        *windows,
     ) -> np.ndarray:
-        """Maps (K, D, H, W) of what `predict` says of windows (B, C, *window), inside the brain of the regions.
+        """`models.inference.slide` with what a function of tensors says of the model's windows, on its device.
 
         Args:
-            outside: (K,) what each map holds elsewhere.
-
-        The others are those of `segment`.
+            windows: overlap, sub-volume depth and batch size of `models.inference.slide`, as the others are.
         """
-        context = self.hparams.seg_context
-        brain = bounding_region(prepared.brain) if context else None
-        regions = [whole_volume(prepared.brain.shape)] if regions is None else regions
-        inside = region_mask(regions, prepared.brain.shape) & prepared.brain
-        pieces = split_by_depth(regions, subvolume_depth)
-        starts = lay_windows(pieces, inside, self.window, DEFAULT_OVERLAP if overlap is None else overlap)
-        return average_windows(
-            lambda windows: predict(windows.to(self.device)),
-            lambda start: join_channels(read_window(prepared.scan, start, self.window, context, brain)),
-            starts,
-            inside,
-            self.window,
-            outside,
-            batch_size,
-        )
+
+        def said(images: np.ndarray) -> np.ndarray:
+            return predict(torch.from_numpy(images).to(self.device)).float().cpu().numpy()
+
+        return slide(said, prepared, regions, outside, self.window, self.hparams.seg_context, *windows)

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy.ndimage import label
 
-from models.decisions import Decision, choose_decision, decision_summary, decision_table
+from models.decisions import choose_decision, decision_summary, decision_table
+from utils.decision import Decision
 from utils.metrics import scan_scores
 
 SHAPE = (6, 8, 8)

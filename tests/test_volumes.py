@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from skimage.filters import threshold_otsu
 
 from data.checks import check_headers, find_head, read_binary, read_spacing, require_mask_in_head
 from data.cohort import Case
-from data.head import head_mask, normalise
+from data.head import head_mask, normalise, otsu_threshold
 from data.volumes import read_header, read_volume, volume_shape, write_like, write_volume
 from tests.drawn import ball
 from tests.fuzz_readers import try_readers, valid_files, write_edited, write_mutated
@@ -305,6 +306,15 @@ def test_on_atlas_intensities_the_head_is_what_exceeds_the_reference_threshold()
 
 def test_constant_scan_has_no_head():
     assert not head_mask(np.full((4, 5, 6), 3.0, np.float32)).any()
+
+
+@pytest.mark.parametrize("scale", [0.001, 1, 4000])
+def test_otsus_threshold_is_that_of_scikit_image(scale):
+    rng = np.random.default_rng(0)
+    values = scale * np.concatenate([rng.normal(0, 5, 30000), rng.normal(60, 15, 9000), rng.normal(90, 5, 1000)])
+    for those in (values, values.astype(np.float32), np.round(values)):
+        if np.ptp(those):
+            assert otsu_threshold(those) == threshold_otsu(those)
 
 
 @pytest.mark.parametrize("inner", [100, 50])

@@ -9,7 +9,8 @@ import warnings
 import numpy as np
 import pandas as pd
 
-from utils.lesions import lesion_scores, voxel_cm3
+from utils.components import voxel_cm3
+from utils.lesions import lesion_scores
 from utils.overlap import OVERLAP_SCORES, as_masks, bounding_box, count_overlap, overlap_scores
 
 # Lesion size in a slice: the upper bound, included, of its share of the slice's brain area.

@@ -3,9 +3,8 @@
 import sys
 import time
 from collections.abc import Iterable, Iterator
+from importlib.util import find_spec
 from typing import TypeVar
-
-from tqdm import tqdm
 
 Item = TypeVar("Item")
 WORTH_A_LINE_S = 10  # a log file is told of what took longer
@@ -21,7 +20,9 @@ def progress(items: Iterable[Item], what: str, total: int | None = None, unit: s
         total: how many there are, where `items` do not tell; a bar of one item is none.
     """
     total = len(items) if total is None else total
-    if on_terminal():
+    if on_terminal() and find_spec("tqdm"):  # the runner of exported models does without it
+        from tqdm import tqdm
+
         yield from tqdm(items, what, total, unit=unit, leave=False, disable=total < 2)
     else:
         yield from _with_lines(items, what, total, unit)

@@ -12,7 +12,7 @@ from data.head import normalise
 from data.prepare.records import read_record, record_path
 from data.space import Space
 from data.volumes import read_volume
-from utils.lesions import TWENTY_SIX_CONNECTED, voxel_cm3
+from utils.components import TWENTY_SIX_CONNECTED, voxel_cm3
 from utils.metrics import size_bin
 from utils.plots import save_figure
 from utils.plots_cohort import plot_cohort

@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 from scipy import ndimage
 
+from utils.components import TWENTY_SIX_CONNECTED, voxel_cm3
 from utils.intervals import Estimate, estimate, without_interval
-from utils.lesions import TWENTY_SIX_CONNECTED, voxel_cm3
 from utils.metrics import SIZE_BINS, size_bin
 from utils.overlap import as_masks, bounding_box
 from utils.regions.boxes import enclosing_box, pairwise_iou

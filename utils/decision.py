@@ -1,0 +1,31 @@
+"""What is lesion, given its probability. `models.decisions` chooses it."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import ndimage
+
+from utils.components import TWENTY_SIX_CONNECTED, voxel_cm3
+from utils.overlap import bounding_box
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What is lesion, given its probability.
+
+    threshold: of a voxel's probability of any lesion, in [0, 1].
+    smallest_cm3: volume below which a 26-connected component is none.
+    """
+
+    threshold: float = 0.5
+    smallest_cm3: float = 0.0
+
+    def classes(self, probabilities: np.ndarray, spacing_mm: tuple[float, float, float]) -> np.ndarray:
+        """The class of each voxel, (D, H, W) uint8, of class probabilities (K, D, H, W); class 0 is background."""
+        lesion = 1 - probabilities[0] > self.threshold
+        if self.smallest_cm3:
+            box = bounding_box(lesion)
+            labels, count = ndimage.label(lesion[box], TWENTY_SIX_CONNECTED)
+            large = np.bincount(labels.ravel(), minlength=count + 1) * voxel_cm3(spacing_mm) >= self.smallest_cm3
+            lesion[box] &= large[labels]
+        return np.where(lesion, 1 + probabilities[1:].argmax(0), 0).astype(np.uint8)
