@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data.brain import brain_is, has_brain, keep_brain, read_brain, say_heads
+from data.brain import Finder, brain_is, has_brain, keep_brain, read_brain, say_heads
 from data.checks import find_head, read_mask, read_scan, require_mask_in_head
 from data.cohort import Case
 from data.fingerprints import case_files, content_digest
@@ -47,13 +47,19 @@ class Facts:
 
 
 def admit(
-    cases: Sequence[Case], grid: Grid, brains: Path, num_workers: int = 0, cache_dir: Path | None = None
+    cases: Sequence[Case],
+    grid: Grid,
+    brains: Path,
+    num_workers: int = 0,
+    cache_dir: Path | None = None,
+    finder: Finder | None = None,
 ) -> dict[Case, Facts]:
     """Look at all cases, find the brains that nobody gave, and tell of small losses.
 
     Args:
         brains: folder of the brains that are found.
         cache_dir: where scans are prepared and looks remembered (`data.prepared.cached_scan`); None for neither.
+        finder: what finds brains; None for `data.brain.find_brain`.
 
     Raises:
         UserError: for the first case, in their order, that has impossible voxels, a mask outside the head, or a brain
@@ -64,7 +70,7 @@ def admit(
     # A brain takes long to find: none is looked for before all scans have passed.
     for what, find in (("Checking scans", False), ("Finding brains", True)):
         unknown = [case for case in facts if facts[case] is None]
-        look = partial(_look, grid=grid, brains=brains, cache_dir=cache_dir, find=find)
+        look = partial(_look, grid=grid, brains=brains, cache_dir=cache_dir, find=find, finder=finder)
         seen = map_in_order(look, unknown, num_workers)
         facts.update(zip(unknown, progress(seen, what, len(unknown)), strict=True))
     _say(facts)
@@ -74,7 +80,9 @@ def admit(
 # --- one case ------------------------------------------------------------------------------------------
 
 
-def _look(case: Case, grid: Grid, brains: Path, cache_dir: Path | None, find: bool) -> Facts | None:
+def _look(
+    case: Case, grid: Grid, brains: Path, cache_dir: Path | None, find: bool, finder: Finder | None
+) -> Facts | None:
     """The facts of a case; None for one whose brain has yet to be found, unless `find` asks for that."""
     folder = cache_dir and cache_folder(case, grid, cache_dir)  # first: the files may change meanwhile
     scan = read_scan(case)
@@ -85,7 +93,7 @@ def _look(case: Case, grid: Grid, brains: Path, cache_dir: Path | None, find: bo
     if not has_brain(case, brains):
         if not find:
             return None
-        keep_brain(case, brains, scan, head)
+        keep_brain(case, brains, scan, head, finder)
     brain, own = read_brain(case, brains), own_space(case, grid)
     space = grid.space_about(brain, own)
     facts = Facts(

@@ -9,7 +9,7 @@ import ctypes
 import re
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -34,6 +34,7 @@ LEAST_BRAIN = 0.15  # of the head; less is no brain but a failure
 COARSE = (128, 128, 128)  # voxels that deepbet's first network sees of a scan
 CERTAIN = 0.5
 BRAINS_DIR = "--brains_dir"
+Finder = Callable[[np.ndarray, np.ndarray, str | None, Space], np.ndarray | None]  # as `find_brain`
 FOUND, HEAD = "_desc-brain_mask", "_desc-head_mask"  # behind a scan's name: a brain, and a head in its stead
 
 
@@ -68,6 +69,11 @@ def find_brain(scan: np.ndarray, head: np.ndarray, contrast: str | None, own: Sp
     if np.count_nonzero(brain) < LEAST_BRAIN * np.count_nonzero(head):
         return None
     return add_what_the_mirror_has(brain, head, own)
+
+
+def take_for_stripped(scan: np.ndarray, head: np.ndarray, contrast: str | None, own: Space) -> np.ndarray:
+    """The head as the brain, without a look at whether it is: in the place of `find_brain` where PyTorch is missing."""
+    return head
 
 
 def is_stripped(ras: np.ndarray, head: np.ndarray) -> bool:
@@ -191,9 +197,14 @@ def has_brain(case: Case, folder: Path) -> bool:
     return bool(case.brain or _kept(case, folder))
 
 
-def keep_brain(case: Case, folder: Path, scan: np.ndarray, head: np.ndarray) -> Path:
-    """Find the brain of a case, scan (C, D, H, W) and head (D, H, W), and return where it is kept now."""
-    brain = find_brain(scan[0], head, contrast_of(case.scan), space_of(case) or Space(head.shape, np.eye(4)))
+def keep_brain(case: Case, folder: Path, scan: np.ndarray, head: np.ndarray, finder: Finder | None = None) -> Path:
+    """Find the brain of a case, scan (C, D, H, W) and head (D, H, W), and return where it is kept now.
+
+    Args:
+        finder: what finds it; None for `find_brain`.
+    """
+    own = space_of(case) or Space(head.shape, np.eye(4))
+    brain = (finder or find_brain)(scan[0], head, contrast_of(case.scan), own)
     path = _path(case, folder, HEAD if brain is None else FOUND)
     write_like(path, (head if brain is None else brain).astype(np.uint8), case.scan)
     return path

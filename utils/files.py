@@ -56,9 +56,13 @@ def require_writable(folder: Path | str, argument: str, n_bytes: int = 0) -> Non
         raise UserError(f"{argument} {folder} needs {n_bytes / 1e9:.1f} GB but {free / 1e9:.1f} GB are free; make room")
 
 
-def write_json(path: Path | str, content) -> None:
+def write_text(path: Path | str, text: str) -> None:
     with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=1) + "\n")
+        temporary.write_text(text)
+
+
+def write_json(path: Path | str, content) -> None:
+    write_text(path, json.dumps(content, indent=1) + "\n")
 
 
 def read_json(path: Path | str):

@@ -1,7 +1,9 @@
 """What made a result: the command line, settings, versions and git commit, kept beside it in ``run.json``."""
 
+import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -23,7 +25,7 @@ FREE_SETTINGS = {
 }  # fmt: skip
 
 
-def describe_run(settings: dict) -> dict:
+def describe_run(settings: dict, packages: Sequence[str] = PACKAGES) -> dict:
     """The command line, its recipes, its settings, the git commit and the versions that made a result."""
     return {
         "command": sys.argv,
@@ -32,7 +34,7 @@ def describe_run(settings: dict) -> dict:
         "started": datetime.now().astimezone().isoformat(timespec="seconds"),
         "git_commit": git_commit(),
         "python": sys.version.split()[0],
-        "versions": {package: version(package) for package in PACKAGES},
+        "versions": {package: version(package) for package in packages},
     }
 
 
@@ -42,7 +44,9 @@ def git_commit() -> str | None:
 
 
 def _git(*arguments: str) -> str | None:
-    """What git answers; it writes nothing, or a run that is killed could leave the repository locked."""
+    """What git answers, where there is one; it writes nothing, or a killed run could leave the repository locked."""
+    if not shutil.which("git"):
+        return None
     command = ["git", "--no-optional-locks", "-C", str(Path(__file__).parent), *arguments]
     answer = subprocess.run(command, capture_output=True, text=True, check=False)
     return answer.stdout.strip() or None

@@ -11,9 +11,9 @@ def enclosing_box(boxes: np.ndarray) -> np.ndarray:
 
 
 def pairwise_iou(boxes: np.ndarray) -> np.ndarray:
-    """(N, N) intersection over union of (N, 4) boxes."""
-    low = np.maximum(boxes[:, None, :2], boxes[None, :, :2])
-    high = np.minimum(boxes[:, None, 2:], boxes[None, :, 2:])
+    """(..., N, N) intersection over union of (..., N, 4) boxes."""
+    one, other = boxes[..., :, None, :], boxes[..., None, :, :]
+    low, high = np.maximum(one[..., :2], other[..., :2]), np.minimum(one[..., 2:], other[..., 2:])
     common = np.clip(high - low, 0, None).prod(-1)
-    areas = (boxes[:, 2:] - boxes[:, :2]).prod(-1)
-    return common / np.maximum(areas[:, None] + areas[None] - common, 1e-12)
+    areas = (boxes[..., 2:] - boxes[..., :2]).prod(-1)
+    return common / np.maximum(areas[..., :, None] + areas[..., None, :] - common, 1e-12)

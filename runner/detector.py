@@ -1,0 +1,136 @@
+"""Stage 1 of an exported model: boxes of slices from two ONNX networks.
+
+What torchvision's Faster R-CNN (0.29) computes between and behind its networks is written out in NumPy:
+`RegionProposalNetwork.filter_proposals`, `MultiScaleRoIAlign` but for its pooling, `RoIHeads.postprocess_detections`.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.special import expit
+
+from data.context import head_window
+from models.exported import DetectorSettings
+from utils.regions.boxes import pairwise_iou
+
+Network = Callable[..., list[np.ndarray]]
+LEVEL_EPSILON = 1e-6  # torchvision's, so that a box of just the canonical side is of its level
+
+
+@dataclass(frozen=True)
+class Detector:
+    """Faster R-CNN over slices.
+
+    find: from slices (B, C, h, w) to the features of the pooled levels, then the objectness (B, A, h, w) of all levels,
+        then their offsets (B, 4 A, h, w), A anchors a place.
+    judge: from boxes (L, N, 4) in the pixels of each pooled level, the slice (N,) and the level (N,) of each, and the
+        features, to scores (N,) in [0, 1] and offsets (N, 4).
+    """
+
+    find: Network
+    judge: Network
+    settings: DetectorSettings
+
+    def detect(self, slices: dict[int, np.ndarray], batch_size: int = 32) -> dict[int, dict[str, np.ndarray]]:
+        """Detections of slices (C, H, W) float32 in [0, 1] of one shape, context included, by their index.
+
+        Returns:
+            By index ``boxes`` (N, 4) xyxy in voxels and ``scores`` (N,) in [0, 1], best first.
+        """
+        if not slices:
+            return {}
+        images = np.stack(list(slices.values()))
+        rows, columns = head_window((images > 0).any((0, 1)))
+        corner, found = np.array([columns.start, rows.start] * 2, np.float32), []
+        for first in range(0, len(images), batch_size):
+            found += self._detect_batch(images[first : first + batch_size, :, rows, columns])
+        for one in found:
+            one["boxes"] = one["boxes"] / np.float32(self.settings.scale) + corner
+        return dict(zip(slices, found, strict=True))
+
+    def _detect_batch(self, images: np.ndarray) -> list[dict[str, np.ndarray]]:
+        """Detections of slices (B, C, h, w), boxes in pixels."""
+        hp, size = self.settings, tuple(int(side * self.settings.scale) for side in images.shape[-2:])
+        maps, n_levels = self.find(images), len(self.settings.anchors)
+        features, objectness = maps[: hp.pooled_levels], maps[hp.pooled_levels : hp.pooled_levels + n_levels]
+        proposals = self._propose(objectness, maps[hp.pooled_levels + n_levels :], size)
+        boxes = np.concatenate(proposals)
+        of_slice = np.repeat(np.arange(len(proposals)), list(map(len, proposals)))
+        in_levels = boxes[None] / np.array(hp.strides[: hp.pooled_levels], np.float32)[:, None, None]
+        scores, offsets = self.judge(in_levels, of_slice.astype(np.float32), self._levels_of(boxes), *features)
+        boxes = clip(decode(offsets / np.array(hp.box_weights, np.float32), boxes, hp.largest_log_scale), size)
+        return [self._best(boxes[of_slice == i], scores[of_slice == i]) for i in range(len(images))]
+
+    def _propose(self, objectness: list[np.ndarray], offsets: list[np.ndarray], size: tuple[int, int]) -> list:
+        """The surest boxes (N, 4) of each slice, in pixels of slices of that size (H, W)."""
+        hp, levels = self.settings, []
+        for maps, shifts, cell, stride in zip(objectness, offsets, hp.anchors, hp.strides, strict=True):
+            n, _, height, width = maps.shape
+            logits = maps.transpose(0, 2, 3, 1).reshape(n, -1)
+            shifts = shifts.reshape(n, -1, 4, height, width).transpose(0, 3, 4, 1, 2).reshape(n, -1, 4)
+            order = np.argsort(-logits, axis=1, kind="stable")[:, : hp.candidates]
+            anchors = grid_anchors(np.array(cell, np.float32), stride, (height, width))[order]
+            boxes = decode(np.take_along_axis(shifts, order[..., None], 1), anchors, hp.largest_log_scale)
+            boxes = clip(boxes, size)
+            kept = suppress(boxes, is_large(boxes, hp.smallest_proposal), hp.proposal_iou)
+            levels.append((boxes, expit(np.take_along_axis(logits, order, 1)), kept))
+        boxes, scores, kept = (np.concatenate(parts, axis=1) for parts in zip(*levels, strict=True))
+        surest = [np.argsort(-s[k], kind="stable")[: hp.proposals] for s, k in zip(scores, kept, strict=True)]
+        return [b[k][order] for b, k, order in zip(boxes, kept, surest, strict=True)]
+
+    def _levels_of(self, boxes: np.ndarray) -> np.ndarray:
+        """The pooled level (N,) that each box (N, 4) takes its features from."""
+        hp, sides = self.settings, np.sqrt((boxes[:, 2:] - boxes[:, :2]).prod(1))
+        finest, coarsest = np.log2(hp.strides[0]), np.log2(hp.strides[hp.pooled_levels - 1])
+        levels = hp.canonical_level + np.log2(sides / np.float32(hp.canonical_side)) + np.float32(LEVEL_EPSILON)
+        return (np.clip(np.floor(levels), finest, coarsest) - finest).astype(np.int64)
+
+    def _best(self, boxes: np.ndarray, scores: np.ndarray) -> dict[str, np.ndarray]:
+        """The detections among the judged boxes (N, 4) of a slice."""
+        hp, order = self.settings, np.argsort(-scores, kind="stable")
+        boxes, scores = boxes[order], scores[order]
+        counted = (scores > hp.min_score) & is_large(boxes, hp.smallest_detection)
+        kept = np.flatnonzero(suppress(boxes, counted, hp.detection_iou))[: hp.detections]
+        return {"boxes": boxes[kept], "scores": scores[kept]}
+
+
+def grid_anchors(cell: np.ndarray, stride: int, shape: tuple[int, int]) -> np.ndarray:
+    """The anchors (H * W * A, 4) of a map (H, W), given those about a place, (A, 4)."""
+    y, x = (stride * places for places in np.indices(shape))
+    return (np.stack([x, y, x, y], -1)[:, :, None] + cell).reshape(-1, 4).astype(np.float32)
+
+
+def decode(offsets: np.ndarray, boxes: np.ndarray, largest_log_scale: float) -> np.ndarray:
+    """The boxes (..., 4) that lie at offsets (..., 4) from others (Girshick et al., 2014, arXiv 1311.2524, app. C)."""
+    sides = boxes[..., 2:] - boxes[..., :2]
+    centres = boxes[..., :2] + np.float32(0.5) * sides + offsets[..., :2] * sides
+    halves = np.float32(0.5) * np.exp(np.minimum(offsets[..., 2:], np.float32(largest_log_scale))) * sides
+    return np.concatenate([centres - halves, centres + halves], -1)
+
+
+def clip(boxes: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """The boxes (..., 4) as far as they lie in a slice of that size (H, W)."""
+    height, width = size
+    return np.clip(boxes, 0, np.array([width, height] * 2, boxes.dtype))
+
+
+def is_large(boxes: np.ndarray, smallest: float) -> np.ndarray:
+    """Whether both sides of boxes (..., 4) have that length, (...) bool."""
+    return (boxes[..., 2:] - boxes[..., :2] >= smallest).all(-1)
+
+
+def suppress(boxes: np.ndarray, counted: np.ndarray, iou: float) -> np.ndarray:
+    """Non-maximum suppression of several sets of boxes at once.
+
+    Args:
+        boxes: (..., N, 4), the surest of each set first.
+        counted: (..., N) bool; the others neither stay nor drop any.
+
+    Returns:
+        (..., N) bool, which of them stay: those that overlap no surer one that stays by more than `iou`.
+    """
+    overlap, kept = pairwise_iou(boxes) > iou, counted.copy()
+    for i in range(boxes.shape[-2]):
+        kept[..., i + 1 :] &= ~(overlap[..., i, i + 1 :] & kept[..., i, None])
+    return kept

@@ -1,0 +1,78 @@
+"""An exported model, ready to run: what `strokeformer.segment` does, by onnxruntime."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from data.context import network_slices
+from data.prepared import PreparedScan
+from models.exported import BOXES, PROPOSALS, SEGMENTER, ExportedModel
+from models.inference import slide
+from runner.detector import Detector, Network
+from utils.decision import Decision
+from utils.errors import UserError
+from utils.regions.region import Region
+from utils.regions.rules import keep_boxes, regions_of
+
+
+@dataclass(frozen=True)
+class Runner:
+    """Both stages of an exported model.
+
+    segmenter: from windows (B, C, D, H, W) to class probabilities (B, K, D, H, W).
+    """
+
+    model: ExportedModel
+    detector: Detector
+    segmenter: Network
+
+    @property
+    def decision(self) -> Decision:
+        """What the model takes for lesion, given the probabilities of `segment`."""
+        return Decision(self.model.stage_2.lesion_threshold, self.model.stage_2.smallest_lesion_cm3)
+
+    def propose(self, scan: PreparedScan) -> list[Region]:
+        """The regions of a scan's grid that stage 1 proposes."""
+        hp, roi_size = self.model.stage_1, tuple(self.model.stage_2.roi_size)
+        detections = self.detector.detect(network_slices(scan.scan, scan.brain, hp.context))
+        how = hp.score_threshold, hp.consistency, hp.evidence_growth
+        kept = keep_boxes(detections, *how, scan.brain.shape, roi_size)
+        return regions_of(kept, scan.brain, roi_size, hp.consistency)
+
+    def segment(self, scan: PreparedScan, regions: list[Region], batch_size: int = 8) -> np.ndarray:
+        """Class probabilities (K, D, H, W) float32: background with certainty outside the brain and the regions."""
+        hp = self.model.stage_2
+        outside, windows = [1.0] + [0.0] * (hp.num_classes - 1), (hp.overlap, hp.subvolume_depth, batch_size)
+        predict = lambda images: self.segmenter(images)[0]  # noqa: E731
+        return slide(predict, scan, regions, outside, tuple(hp.window), hp.context, *windows)
+
+
+def load_runner(folder: Path | str, model: ExportedModel, num_threads: int = 0) -> Runner:
+    """The networks of a model folder, ready to run on the CPU.
+
+    Args:
+        num_threads: that onnxruntime computes with; 0 for one a core.
+
+    Raises:
+        UserError: onnxruntime is missing, or cannot read a network.
+    """
+    find, judge, segment = (_open(Path(folder) / name, num_threads) for name in (PROPOSALS, BOXES, SEGMENTER))
+    return Runner(model, Detector(find, judge, model.stage_1), segment)
+
+
+def _open(path: Path, num_threads: int) -> Network:
+    """A network of an ONNX file as a function of its inputs, in their order, that returns all outputs."""
+    try:
+        import onnxruntime
+    except ImportError:
+        raise UserError("onnxruntime is missing; pip install -r requirements-runner.txt") from None
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = num_threads
+    try:
+        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime raises a dozen types for a file that it cannot read
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"{path} cannot be read by onnxruntime {onnxruntime.__version__} ({reason})") from None
+    names = [given.name for given in session.get_inputs()]
+    return lambda *inputs: session.run(None, dict(zip(names, inputs, strict=True)))
