@@ -1,0 +1,330 @@
+"""Exported models: ONNX against PyTorch, and the runner where there is no PyTorch."""
+
+import json
+import shutil
+import subprocess
+import venv
+from importlib.metadata import Distribution, distribution
+from pathlib import Path
+from types import SimpleNamespace
+
+import nibabel as nib
+import numpy as np
+import onnx
+import pytest
+import torch
+from packaging.requirements import Requirement
+from torchvision.models.detection._utils import BoxCoder
+from torchvision.ops import nms
+
+import runner.__main__ as runner_script
+import test_strokeformer
+from data.brain import with_brains
+from data.cohort import Case, pair_cases
+from data.context import network_slices
+from data.prepared import prepare_scan
+from data.volumes import read_volume, write_volume
+from models import export, onnx_networks
+from models.checkpoints import load_rpn, load_strokeformer, store_hyperparameters
+from models.exported import NETWORKS, read_model
+from runner.detector import decode, suppress
+from runner.model import load_runner
+from tests.drawn import dice
+from tests.running import BARE, ROOT
+from utils.errors import UserError
+
+# Of networks after two epochs: what proposes and what is lesion is lowered until something is found.
+EAGER = {"rpn": {"score_threshold": 0.01}, "seg": {"lesion_threshold": 0.3, "smallest_lesion_cm3": 1.0}}
+OTHER_GRID = np.array([[-8.0, 0, 0, 90], [0, -8.0, 0, 100], [0, 0, 4.0, -70], [0, 0, 0, 1]])  # LPS, thinner slices
+
+
+@pytest.fixture(scope="module", autouse=True)
+def in_float32():
+    """PyTorch computes as onnxruntime does, whatever the processor has."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("models.precision.has_bfloat16", lambda device: False)
+        yield
+
+
+@pytest.fixture(scope="module")
+def files(workspace, tmp_path_factory) -> SimpleNamespace:
+    """Both checkpoints, in the folders of their runs, two scans with their brains, and a scan of another grid."""
+    folder = tmp_path_factory.mktemp("export")
+    for name, run in (("rpn", workspace.rpn.parent.parent), ("seg", workspace.seg.parent.parent)):
+        shutil.copytree(run, folder / name, ignore=shutil.ignore_patterns("wandb", "tensorboard", "predictions"))
+        store_hyperparameters(folder / name / "checkpoints/best.ckpt", **EAGER[name])
+    for part in ("Scans", "Brains"):
+        (folder / "cohort" / part).mkdir(parents=True)
+        for path in sorted((workspace.scans.parent / part).iterdir())[:2]:
+            shutil.copy(path, folder / "cohort" / part)
+    shutil.copy(workspace.scans.parent / "cohort.csv", folder / "cohort")
+    scan = next((folder / "cohort/Scans").iterdir())
+    turned = np.repeat(np.load(scan)[0, ::-1, ::-1], 2, axis=2)
+    nib.save(nib.Nifti1Image(turned, OTHER_GRID), folder / "turned.nii.gz")
+    rpn, seg = (folder / name / "checkpoints/best.ckpt" for name in ("rpn", "seg"))
+    return SimpleNamespace(
+        folder=folder, rpn=rpn, seg=seg, scans=folder / "cohort/Scans", turned=folder / "turned.nii.gz"
+    )
+
+
+@pytest.fixture(scope="module")
+def models(files) -> SimpleNamespace:
+    """The exported folders: float32, and float16 of the same tracing, which takes 15 s."""
+    traced = {}
+
+    def trace_once(network, inputs, names, dynamic, trace=onnx_networks._export):
+        if names[0] not in traced:
+            traced[names[0]] = trace(network, inputs, names, dynamic)
+        copy = onnx.ModelProto()
+        copy.CopyFrom(traced[names[0]])
+        return copy
+
+    made = SimpleNamespace(full=files.folder / "float32", half=files.folder / "float16")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(onnx_networks, "_export", trace_once)
+        for folder, flags in ((made.full, []), (made.half, ["--fp16"])):
+            given = ["--rpn_ckpt_path", files.rpn, "--ckpt_path", files.seg, "--out_dir", folder, *flags]
+            export.main(export.parse_args(list(map(str, given))))
+    return made
+
+
+@pytest.fixture(scope="module")
+def bare(tmp_path_factory) -> Path:
+    """The Python of an environment that holds what requirements-runner.txt names, and what that needs, alone."""
+    root = tmp_path_factory.mktemp("bare")
+    venv.create(root, symlinks=True, with_pip=False)
+    (site,) = root.glob("lib/python*/site-packages")
+    lines = (ROOT / "requirements-runner.txt").read_text().splitlines()
+    wanted = [Requirement(line) for line in lines if not line.startswith("#")]
+    for package in with_needs(wanted, {}).values():
+        for name in {file.parts[0] for file in package.files} - {"..", "__pycache__"}:
+            if not (site / name).exists():
+                (site / name).symlink_to(package.locate_file(name))
+    return root / "bin/python"
+
+
+def with_needs(wanted: list[Requirement], found: dict[str, Distribution]) -> dict[str, Distribution]:
+    for requirement in wanted:
+        if requirement.name not in found and (not requirement.marker or requirement.marker.evaluate({"extra": ""})):
+            package = found[requirement.name] = distribution(requirement.name)
+            assert requirement.specifier.contains(package.version)
+            with_needs([Requirement(need) for need in package.requires or []], found)
+    return found
+
+
+def run_runner(python: Path, model: Path, scans: Path, out_dir: Path, *arguments) -> str:
+    command = ["-m", "runner", "--model", model, "--scans", scans, "--out_dir", out_dir, *arguments]
+    environment = {**BARE, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [str(python), *map(str, command), "--num_threads", "1"],
+        cwd=out_dir.parent,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0 and done.stderr == "", done.stderr
+    return done.stdout
+
+
+def run_torch(files, scans: Path, out_dir: Path) -> Path:
+    """``test_strokeformer.py`` with both checkpoints; returns the folder of its results."""
+    given = ["--scans", scans, "--ckpt_path", files.seg, "--rpn_ckpt_path", files.rpn, "--scores_dir", out_dir]
+    command = [*given, "--model_name", "torch", "--n_predictions", 0, "--probabilities"]
+    test_strokeformer.main(test_strokeformer.parse_args(list(map(str, command))))
+    return out_dir / "torch"
+
+
+def volumes_of(folder: Path) -> dict[str, np.ndarray]:
+    paths = sorted((*folder.glob("predictions/*.n*"), *folder.glob("probabilities/*.n*")))
+    return {path.name: read_volume(path).array[0] for path in paths}
+
+
+def cases_of(files) -> list[Case]:
+    return with_brains(pair_cases([files.scans], None), None)
+
+
+# --- against PyTorch -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scans", ["scans", "turned"])
+def test_runner_without_torch_gives_the_masks_and_probabilities_of_the_script(
+    files, models, bare, no_skulls, tmp_path, scans
+):
+    said = run_runner(bare, models.full, getattr(files, scans), tmp_path / "out", "--probabilities")
+    expected = volumes_of(run_torch(files, getattr(files, scans), tmp_path / "scores"))
+    found = volumes_of(tmp_path / "out")
+    assert found.keys() == expected.keys() and len(found) == (4 if scans == "scans" else 2)
+    for name, volume in expected.items():
+        if "probability" in name:
+            np.testing.assert_allclose(found[name], volume, atol=1e-5)
+        else:
+            np.testing.assert_array_equal(found[name], volume)
+        assert volume.any()
+    regions = [json.loads((tmp_path / where / "regions.json").read_text()) for where in ("out", "scores/torch")]
+    assert regions[0] == regions[1] and all(regions[0].values())
+    assert ("1 scan without brain mask (e.g. turned.nii.gz): all that is not air" in said) == (scans == "turned")
+    (_, first, *_) = (tmp_path / "out/volumes.csv").read_text().splitlines()
+    (_, expected_first, *_) = (tmp_path / "scores/volumes.csv").read_text().splitlines()
+    assert expected_first.startswith(f"torch,{first},")
+
+
+def test_environment_of_the_runner_has_no_torch(bare):
+    done = subprocess.run([str(bare), "-c", "import onnxruntime, torch"], capture_output=True, text=True, check=False)
+    assert "No module named 'torch'" in done.stderr
+
+
+def test_prediction_lies_on_the_grid_of_its_scan(files, models, tmp_path):
+    command = ["--model", models.full, "--scans", files.turned, "--out_dir", tmp_path]
+    runner_script.main(runner_script.parse_args(list(map(str, command))))
+    scan, mask = nib.load(files.turned), nib.load(tmp_path / "predictions/turned_prediction.nii.gz")
+    assert mask.shape == scan.shape and mask.get_data_dtype() == np.uint8
+    np.testing.assert_array_equal(mask.affine, scan.affine)
+
+
+def test_half_of_the_size_gives_the_same_lesions(files, models):
+    sizes = [sum((folder / name).stat().st_size for name in NETWORKS) for folder in (models.full, models.half)]
+    assert 0.45 < sizes[1] / sizes[0] < 0.55
+    for case in cases_of(files):
+        masks, probabilities = [], []
+        for folder in (models.full, models.half):
+            model = read_model(folder)
+            networks = load_runner(folder, model, 1)
+            scan = prepare_scan(case, model.grid, files.folder / "brains")
+            probabilities.append(networks.segment(scan, networks.propose(scan)))
+            masks.append(networks.decision.classes(probabilities[-1], scan.space.spacing_mm) > 0)
+        assert masks[0].any() and dice(*masks) > 1 - 1e-3
+        assert np.abs(probabilities[0] - probabilities[1]).max() > 0  # they are two models
+
+
+def test_boxes_of_every_slice_are_those_of_torchvision_whatever_the_batch(files, models):
+    model, rpn = read_model(models.full), load_rpn(files.rpn)
+    detector = load_runner(models.full, model, 1).detector
+    (case, *_) = cases_of(files)
+    scan = prepare_scan(case, model.grid, files.folder / "brains")
+    slices = network_slices(scan.scan, scan.brain, model.stage_1.context)
+    expected = rpn.detect_volume(scan)
+    for batch_size in (32, 3):
+        found = detector.detect(slices, batch_size)
+        assert found.keys() == expected.keys() and sum(len(one["scores"]) for one in found.values()) > 50
+        for z, one in found.items():
+            np.testing.assert_allclose(one["boxes"], expected[z]["boxes"], atol=1e-3)
+            np.testing.assert_allclose(one["scores"], expected[z]["scores"], atol=1e-4)
+    assert detector.detect({}) == {}
+    assert detector.detect({3: np.zeros_like(slices[min(slices)])})[3]["boxes"].shape[1:] == (4,)
+
+
+def test_nothing_proposed_is_all_background(files, models):
+    model = read_model(models.full)
+    (case, *_) = cases_of(files)
+    scan = prepare_scan(case, model.grid, files.folder / "brains")
+    probabilities = load_runner(models.full, model, 1).segment(scan, [])
+    assert (probabilities[0] == 1).all() and (probabilities[1:] == 0).all()
+
+
+# --- torchvision's formulas ----------------------------------------------------------------------------
+
+
+def boxes_from(rng: np.random.Generator, n: int) -> np.ndarray:
+    corners = rng.uniform(0, 8, (n, 2))
+    return np.concatenate([corners, corners + rng.uniform(1, 20, (n, 2))], 1).astype(np.float32)
+
+
+@pytest.mark.parametrize("iou", [0.1, 0.5, 0.7])
+def test_suppression_is_torchvisions(iou):
+    rng = np.random.default_rng(0)
+    boxes, counted = np.stack([boxes_from(rng, 60) for _ in range(5)]), rng.random((5, 60)) < 0.8
+    for these, those, kept in zip(boxes, counted, suppress(boxes, counted, iou), strict=True):
+        places = np.flatnonzero(those)
+        scores = torch.linspace(1, 0, len(places))  # the surest first
+        expected = places[nms(torch.from_numpy(these[places]), scores, iou).numpy()]
+        assert np.flatnonzero(kept).tolist() == sorted(expected) and 0 < len(expected) < len(places)
+
+
+def test_decoding_is_torchvisions():
+    rng, coder = np.random.default_rng(0), BoxCoder((10.0, 10.0, 5.0, 5.0))
+    boxes, offsets = boxes_from(rng, 50), rng.normal(0, 20, (50, 4)).astype(np.float32)
+    expected = coder.decode(torch.from_numpy(offsets), [torch.from_numpy(boxes)])[:, 0].numpy()
+    found = decode(offsets / np.array(coder.weights, np.float32), boxes, coder.bbox_xform_clip)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-3)
+
+
+# --- the folder ----------------------------------------------------------------------------------------
+
+
+def test_folder_tells_all_that_surrounds_the_networks(files, models):
+    content, rpn, seg = (
+        json.loads((models.half / "model.json").read_text()),
+        load_rpn(files.rpn),
+        load_strokeformer(files.seg),
+    )
+    assert content["grid"] == {"scan_dim": [1, 24, 25, 29], "resize_to": None, "spacing_mm": [8.0, 8.0, 8.0]}
+    assert content["orientation"] == "RAS" and content["normalisation_percentiles"] == [1, 99]
+    one, two = content["stage_1"], content["stage_2"]
+    assert (one["score_threshold"], one["consistency"], one["evidence_growth"]) == (0.01, "linked", 5.0)
+    assert (two["roi_size"], two["overlap"], two["lesion_threshold"]) == ([8, 8, 16], 0.25, 0.3)
+    assert two["smallest_lesion_cm3"] == 1.0 and one["context"] == list(rpn.hparams.context)
+    assert content["weights"] == "float16" and two["window"] == list(seg.window)
+    for name in NETWORKS:
+        network = onnx.load(models.half / name)
+        assert [(opset.domain, opset.version) for opset in network.opset_import] == [("", content["opset"])]
+        assert str(ROOT).encode() not in (models.full / name).read_bytes()  # nor any other path of this machine
+        onnx.checker.check_model(network, full_check=True)
+
+
+def test_card_tells_data_scores_and_limits_and_names_no_scan(files, models):
+    card = (models.full / "MODEL_CARD.md").read_text()
+    assert "Not a medical device" in card and "Intended use" in card
+    assert "| stage 1 | 6 | 6 |" in card and "| stage 2 | 6 | 6 |" in card
+    assert "lesion coverage" in card and "opset 20, weights in float32" in card
+    assert not [path.name for path in files.scans.iterdir() if path.stem in card]
+
+
+# --- refusals ------------------------------------------------------------------------------------------
+
+
+def refusal(model: Path, scans: Path, out_dir: Path, *arguments) -> str:
+    command = ["--model", model, "--scans", scans, "--out_dir", out_dir, *arguments]
+    with pytest.raises(UserError) as error:
+        runner_script.main(runner_script.parse_args(list(map(str, command))))
+    assert not out_dir.exists() or not list(out_dir.rglob("*prediction*"))
+    return str(error.value)
+
+
+def test_runner_refuses_a_folder_that_is_no_whole_model(files, models, tmp_path):
+    assert "none holds no model.json; give a folder that" in refusal(tmp_path / "none", files.scans, tmp_path / "out")
+    broken = shutil.copytree(models.half, tmp_path / "broken")
+    with (broken / "stage2.onnx").open("r+b") as file:
+        file.write(b"\0")
+    assert "stage2.onnx is not the network that model.json tells of" in refusal(broken, files.scans, tmp_path / "out")
+    (broken / "stage1_boxes.onnx").unlink()
+    assert "stage1_boxes.onnx is not the network that" in refusal(broken, files.scans, tmp_path / "out")
+    content = json.loads((broken / "model.json").read_text())
+    (broken / "model.json").write_text(json.dumps({**content, "format": 0}))
+    assert "model.json is of another version" in refusal(broken, files.scans, tmp_path / "out")
+    (broken / "model.json").write_text(json.dumps({**content, "stage_1": {"scale": 1}}))
+    assert "model.json is of another version" in refusal(broken, files.scans, tmp_path / "out")
+    (broken / "model.json").write_text('{"format": ')
+    assert "model.json is no readable JSON" in refusal(broken, files.scans, tmp_path / "out")
+
+
+def test_runner_refuses_scans_that_the_script_refuses(files, models, tmp_path):
+    out_dir = tmp_path / "out"
+    assert "none.nii does not exist" in refusal(models.full, tmp_path / "none.nii", out_dir)
+    write_volume(tmp_path / "two.npy", np.random.default_rng(0).random((2, 24, 25, 29), np.float32))
+    assert "two.npy has 2 channels" in refusal(models.full, tmp_path / "two.npy", out_dir)
+    write_volume(tmp_path / "flat.npy", np.random.default_rng(0).random((1, 1, 25, 29), np.float32))
+    assert "flat.npy is a single slice" in refusal(models.full, tmp_path / "flat.npy", out_dir)
+    small = refusal(models.full, files.scans, out_dir, "--scan_dim", 1, 8, 8, 8)
+    assert "give at least --scan_dim 1" in small
+
+
+def test_export_refuses_what_is_no_checkpoint_of_the_stage(files, tmp_path):
+    out_dir = str(tmp_path / "model")
+    for rpn, seg, line in (
+        (tmp_path / "none.ckpt", files.seg, "--rpn_ckpt_path .*none.ckpt does not exist; give the path"),
+        (files.seg, files.seg, "is a checkpoint of StrokeFormer, not of RPN"),
+    ):
+        with pytest.raises(UserError, match=line):
+            export.main(export.parse_args(["--rpn_ckpt_path", str(rpn), "--ckpt_path", str(seg), "--out_dir", out_dir]))
+    assert not Path(out_dir).exists()
