@@ -38,6 +38,7 @@ from utils.cli import positive_int
 from utils.defaults import SUBVOLUME_DEPTH
 from utils.files import write_json
 from utils.overlap import count_overlap, overlap_scores
+from utils.regions.region import Region
 
 SEED, BATCH = 41, 8
 REFERENCE, WEIGHTS = "torch, float32", {"float32": [], "float16": ["--fp16"]}
@@ -81,7 +82,10 @@ def engine(propose: Callable, segment: Callable, decision) -> Engine:
 
 def torch_engine(args: argparse.Namespace) -> Engine:
     rpn, model = load_rpn(args.rpn_ckpt_path).cpu(), load_strokeformer(args.ckpt_path).cpu()
-    segment = lambda scan, regions: model.segment(scan, regions, None, SUBVOLUME_DEPTH, BATCH)  # noqa: E731
+
+    def segment(scan: PreparedScan, regions: list[Region]) -> np.ndarray:
+        return model.segment(scan, regions, None, SUBVOLUME_DEPTH, BATCH)
+
     return engine(rpn_source(rpn, model.hparams.roi_size), segment, model.decision)
 
 

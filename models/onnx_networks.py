@@ -85,25 +85,22 @@ def export_stage_1(model: RPN, scale: float, shape: tuple[int, int]) -> tuple[on
         scale: pixels of the network a voxel.
         shape: (H, W) of slices to trace with.
     """
-    finder, slices = Finder(model.detector, scale).eval(), torch.rand(2, _channels_of(model), *shape)
+    channels = model.detector.backbone.body.conv1.in_channels
+    finder, slices = Finder(model.detector, scale).eval(), torch.zeros(2, channels, *shape)
     found = _export(finder, (slices,), ["slices"], ({0: Dim.DYNAMIC, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC},))
     with torch.no_grad():
         features = finder(slices)[: len(model.detector.roi_heads.box_roi_pool.featmap_names)]
     n_boxes = 5
-    boxes = torch.rand(len(features), n_boxes, 4).cumsum(-1), torch.zeros(n_boxes), torch.zeros(n_boxes).long()
+    boxes = torch.zeros(len(features), n_boxes, 4), torch.zeros(n_boxes), torch.zeros(n_boxes).long()
     names = ["boxes", "of_slice", "of_level", *(f"features_{level}" for level in range(len(features)))]
     maps = tuple({0: Dim.DYNAMIC, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC} for _ in features)
     dynamic = ({1: Dim.DYNAMIC}, {0: Dim.DYNAMIC}, {0: Dim.DYNAMIC}, maps)
     return found, _export(Judge(model.detector).eval(), (*boxes, *features), names, dynamic)
 
 
-def _channels_of(model: RPN) -> int:
-    return model.detector.backbone.body.conv1.in_channels
-
-
 def export_stage_2(model: StrokeFormer, channels: int) -> onnx.ModelProto:
     """The network that `Segmenter` describes, for any number of windows of the model's size and these channels."""
-    windows = torch.rand(2, channels, *model.window)
+    windows = torch.zeros(2, channels, *model.window)
     return _export(Segmenter(model).eval(), (windows,), ["windows"], ({0: Dim.DYNAMIC},))
 
 

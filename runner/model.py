@@ -44,7 +44,10 @@ class Runner:
         """Class probabilities (K, D, H, W) float32: background with certainty outside the brain and the regions."""
         hp = self.model.stage_2
         outside, windows = [1.0] + [0.0] * (hp.num_classes - 1), (hp.overlap, hp.subvolume_depth, batch_size)
-        predict = lambda images: self.segmenter(images)[0]  # noqa: E731
+
+        def predict(images: np.ndarray) -> np.ndarray:
+            return self.segmenter(images)[0]
+
         return slide(predict, scan, regions, outside, tuple(hp.window), hp.context, *windows)
 
 
