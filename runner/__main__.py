@@ -1,6 +1,7 @@
 """Segment 3D scans with an exported model: onnxruntime, NumPy, SciPy and nibabel are all that it needs."""
 
 import csv
+import math
 from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import replace
@@ -102,7 +103,7 @@ def write_volumes(path: Path, rows: Sequence[tuple[str, int, float]]) -> None:
     with atomic_path(path) as temporary, temporary.open("w", newline="") as file:
         table = csv.writer(file)
         table.writerow(["scan", "predicted_lesions", "predicted_cm3"])
-        table.writerows((scan, n, cm3 if cm3 == cm3 else "") for scan, n, cm3 in rows)
+        table.writerows((scan, n, "" if math.isnan(cm3) else cm3) for scan, n, cm3 in rows)
 
 
 if __name__ == "__main__":
