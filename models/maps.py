@@ -45,7 +45,7 @@ class MapWriter:
         if self.args.probabilities:
             self._write("probabilities", "probability", lesion_probability(on_own_grid), case)
         if self.args.uncertainty:
-            if isinstance(self.model, StrokeFormer) and not self.args.flip_average:
+            if not isinstance(self.model, StrokeFormerEnsemble) and not self.args.flip_average:
                 where = self.args.overlap, self.args.subvolume_depth, self.args.batch_size
                 mirrored = self.model.segment_mirrored(scan, regions, *where)
                 on_own_grid = scan.to_own_grid((probabilities + mirrored) / 2)

@@ -37,7 +37,7 @@ class Runner:
         hp, roi_size = self.model.stage_1, tuple(self.model.stage_2.roi_size)
         detections = self.detector.detect(network_slices(scan.scan, scan.brain, hp.context))
         how = hp.score_threshold, hp.consistency, hp.evidence_growth
-        kept = keep_boxes(detections, *how, scan.brain.shape, roi_size)
+        kept = keep_boxes([detections], *how, scan.brain.shape, roi_size)
         return regions_of(kept, scan.brain, roi_size, hp.consistency)
 
     def segment(self, scan: PreparedScan, regions: list[Region], batch_size: int = 8) -> np.ndarray:
