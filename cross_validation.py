@@ -83,10 +83,10 @@ def sum_up(validation) -> None:
     from utils.tables import print_summary, summarise_folds
     from utils.tracking import log_report
 
-    args = validation.args
-    summary = summarise_folds(validation.results(), args.seed)
+    args, results = validation.args, validation.results()
+    summary = summarise_folds(results, args.seed)
     print_summary(summary, Path(args.scores_dir) / f"{args.model_prefix}_summary.csv")
-    page = report_cross_validation(validation, summary)
+    page = report_cross_validation(validation, results, summary)
     means = {f"{row.stage} {row.score}": row.mean for row in summary.itertuples()}
     log_report(validation.folder, args, page, means)
     print(f"The report is {page}")

@@ -30,6 +30,7 @@ from models.ensembles import RPNEnsemble, StrokeFormerEnsemble
 from models.proposals import rpn_source
 from models.rpn import RPN
 from models.strokeformer import StrokeFormer
+from utils import decision
 from utils.defaults import SUBVOLUME_DEPTH
 from utils.errors import UserError
 from utils.lesions import lesion_rows
@@ -85,7 +86,7 @@ def segment(
         UserError: a scan that cannot be read or has no head, a brain larger than the grid, networks of two voxel sizes.
     """
     with _opened(scan, rpn, model, brain, scan_dim) as (case, prepared):
-        probabilities = prepared.to_own_grid(_probabilities(prepared, rpn, model, windows))
+        probabilities = _probabilities(prepared, rpn, model, windows)
         return _image(model.decision.classes(probabilities, prepared.own.spacing_mm), case)
 
 
@@ -102,8 +103,7 @@ def lesion_probability(
     Arguments and errors are those of `segment`.
     """
     with _opened(scan, rpn, model, brain, scan_dim) as (case, prepared):
-        background, *_ = prepared.to_own_grid(_probabilities(prepared, rpn, model, windows))
-        return _image(1 - background, case)
+        return _image(decision.lesion_probability(_probabilities(prepared, rpn, model, windows)), case)
 
 
 def propose(
@@ -214,8 +214,8 @@ def _regions(prepared: PreparedScan, rpn: Proposer | None, model: Segmenter) -> 
 
 
 def _probabilities(prepared: PreparedScan, rpn: Proposer | None, model: Segmenter, windows: dict) -> np.ndarray:
-    """Class probabilities (K, D, H, W) on the networks' grid."""
-    return model.segment(prepared, _regions(prepared, rpn, model), **AS_THE_SCRIPT | windows)
+    """Class probabilities (K, D, H, W) on the scan's own grid."""
+    return prepared.to_own_grid(model.segment(prepared, _regions(prepared, rpn, model), **AS_THE_SCRIPT | windows))
 
 
 # --- files and images ----------------------------------------------------------------------------------

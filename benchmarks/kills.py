@@ -20,11 +20,8 @@ import numpy as np
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.peers import keep_brains
 from benchmarks.proposals import run
-from data.brain import read_brain
-from data.cohort import BRAINS, pair_cases
-from data.names import brain_name
-from data.volumes import write_like
 
 LONGER = 1.5  # a start repeats the epoch that was cut off, and checks all scans
 TABLES = ("scores/scores.csv", "scores/per_scan_scores.csv", "rpn_scores/scores.csv", "scores/demo_summary.csv")
@@ -33,10 +30,7 @@ TABLES = ("scores/scores.csv", "scores/per_scan_scores.csv", "rpn_scores/scores.
 def draw_cohort(folder: Path) -> None:
     """The demo's cohort, with its brains found once for both runs."""
     run("-m", "data.phantom", "--out_dir", folder, "--n_subjects", 48, "--spacing", 3, "--seed", 7)
-    for case in pair_cases([folder / "Scans"], [folder / "Masks"]):
-        path = folder / BRAINS / brain_name(case.scan)
-        if not path.exists():
-            write_like(path, read_brain(case, folder / "brains").astype(np.uint8), case.scan)
+    keep_brains(folder)
 
 
 def start_demo(cohort: Path, folder: Path) -> subprocess.Popen:

@@ -16,9 +16,10 @@ from data.space import resample
 from data.volumes import write_like
 from models.ensembles import StrokeFormerEnsemble
 from models.gradcam import find_layers, gradcam
-from models.maps import MapWriter, lesion_probability
+from models.maps import MapWriter
 from models.strokeformer import StrokeFormer
 from utils.components import lesion_load
+from utils.decision import lesion_probability
 from utils.files import STAGE_2_TABLES, intervals_file, update_table, write_json
 from utils.intervals import Estimate, interval_rows, means, ratios
 from utils.lesions import lesion_rows

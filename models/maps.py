@@ -14,6 +14,7 @@ from data.space import resample
 from data.volumes import write_like
 from models.ensembles import StrokeFormerEnsemble
 from models.strokeformer import StrokeFormer
+from utils.decision import lesion_probability
 from utils.regions.region import Region
 
 
@@ -58,11 +59,6 @@ class MapWriter:
 
     def _write(self, folder: str, kind: str, values: np.ndarray, case: Case) -> None:
         write_like(self.folder / folder / result_name(case.scan, kind), values, case.scan)
-
-
-def lesion_probability(probabilities: np.ndarray) -> np.ndarray:
-    """Of any lesion, (D, H, W) in [0, 1], given class probabilities (K, D, H, W); class 0 is background."""
-    return np.clip(1 - probabilities[0], 0, 1)
 
 
 def predictive_entropy(lesion: np.ndarray) -> np.ndarray:

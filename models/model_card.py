@@ -5,7 +5,7 @@ from pathlib import Path
 
 from data.grid import size_text
 from models.exported import ExportedModel
-from models.runs import is_trained
+from models.runs import folder_of, is_trained
 from utils.files import read_json
 
 UNKNOWN = "not recorded beside the checkpoint"
@@ -91,7 +91,7 @@ def model_card(model: ExportedModel, rpn_ckpt: Path | str, ckpt: Path | str) -> 
 
 def _run_of(checkpoint: Path | str) -> Path | None:
     """The folder of the training that left a checkpoint; None where it lies elsewhere."""
-    folder = Path(checkpoint).resolve().parent.parent
+    folder = folder_of(Path(checkpoint).resolve())
     return folder if is_trained(folder) and (folder / "run.json").is_file() else None
 
 

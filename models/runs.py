@@ -18,6 +18,11 @@ def best_checkpoint(folder: Path) -> Path:
     return folder / "checkpoints/best.ckpt"
 
 
+def folder_of(checkpoint: Path | str) -> Path:
+    """The run's folder that a checkpoint lies in, as `best_checkpoint` has it."""
+    return Path(checkpoint).parent.parent
+
+
 def is_trained(folder: Path) -> bool:
     """Whether anything in a run's folder depends on what it was begun with."""
     return any((folder / "checkpoints").glob("*.ckpt"))

@@ -7,6 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 from data.cohort import Case
+from models.runs import folder_of
 from report.page import Section, write_page
 from report.sections import (
     PER_LESION_FILE,
@@ -44,7 +45,7 @@ def report_strokeformer(args: Namespace, name: str, cases: list[Case]) -> Path:
         name: of the model in them.
     """
     folder = Path(args.scores_dir) / name
-    runs = [Path(path).parent.parent for path in (*(args.rpn_ckpt_path or []), *args.ckpt_path)]
+    runs = [folder_of(path) for path in (*(args.rpn_ckpt_path or []), *args.ckpt_path)]
     findings = _scored(args, name, cases) if args.masks else _unscored(args, name, cases)
     end = [calibration_section(runs), training_section(runs), settings_section(read_json(folder / "run.json"))]
     what = "checkpoint" if len(args.ckpt_path) == 1 else "checkpoints"
@@ -54,7 +55,7 @@ def report_strokeformer(args: Namespace, name: str, cases: list[Case]) -> Path:
 
 def report_rpn(args: Namespace, name: str, n_scans: int) -> Path:
     """Write ``report.html`` into the folder of an evaluation of stage 1; `args` are those of ``test_rpn.py``."""
-    folder, run = Path(args.scores_dir) / name, Path(args.ckpt_path).parent.parent
+    folder, run = Path(args.scores_dir) / name, folder_of(args.ckpt_path)
     sections = [
         scores_section("Scores", _intervals(args, name), STAGE_1_SCORES),
         found_section("Lesions by volume", _covered(args.scores_dir, [name]), args.seed, COVERED_NOTE),
@@ -68,17 +69,18 @@ def report_rpn(args: Namespace, name: str, n_scans: int) -> Path:
     return write_page(folder / REPORT_FILE, f"{name}: region proposals", facts, sections)
 
 
-def report_cross_validation(validation, summary: pd.DataFrame) -> Path:
+def report_cross_validation(validation, results: list[dict], summary: pd.DataFrame) -> Path:
     """Write ``<model_prefix>_report.html`` beside the summary of a cross-validation, and return where it is.
 
     Args:
         validation: a `models.cross_validation.CrossValidation` whose folds have all been run.
-        summary: what `utils.tables.summarise_folds` returns of its results.
+        results: of its folds.
+        summary: what `utils.tables.summarise_folds` returns of these.
     """
     args, numbers = validation.args, range(validation.k)
     rpn_names, names = zip(*(validation.names(number) for number in numbers), strict=True)
     rpn_runs, runs = zip(*(validation.folders(number) for number in numbers), strict=True)
-    by_fold = _with_folds(summary, validation.results())
+    by_fold = _with_folds(summary, results)
     lesions = read_rows(Path(args.scores_dir) / PER_LESION_FILE, names)
     scans = read_scans(Path(args.scores_dir), names, scored=True)
     covered = _covered(validation.rpn_args.scores_dir, rpn_names)

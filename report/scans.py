@@ -49,6 +49,8 @@ def ranked(scans: pd.DataFrame) -> dict[str, pd.Series]:
     else:
         names = ("most lesion", "median", "least lesion")
         ordered = scans.sort_values(["predicted_cm3", "predicted_lesions"], ascending=False)
+    if ordered.empty:
+        return {}
     places = dict(zip(names, (0, len(ordered) // 2, len(ordered) - 1), strict=True))
     firsts = {place: name for name, place in reversed(places.items())}  # of two names for a scan the first
     return {name: ordered.iloc[place] for place, name in sorted(firsts.items())}

@@ -105,7 +105,7 @@ def scans_section(
     """
     by_name = {case.name: case for case in cases}
     parts = []
-    for rank, row in ranked(scans).items():
+    for rank, row in ranked(scans[scans.scan.isin(by_name)]).items():  # a scan may be gone since it was tested
         case = by_name[row.scan]
         those = lesions[(lesions.scan == row.scan) & (lesions.model_name == row.model_name)]
         prediction = scores_dir / row.model_name / "predictions" / result_name(case.scan, "prediction")

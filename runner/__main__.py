@@ -77,6 +77,7 @@ def segment_cases(runner, cases: Sequence, grid, brains: Path, args: Namespace) 
     from data.prepared import prepare_scan
     from data.volumes import write_like
     from utils.components import lesion_load
+    from utils.decision import lesion_probability
     from utils.progress import progress
     from utils.provenance import describe_run
     from utils.regions.region import write_regions
@@ -89,8 +90,8 @@ def segment_cases(runner, cases: Sequence, grid, brains: Path, args: Namespace) 
         classes = runner.decision.classes(probabilities, scan.own.spacing_mm)
         write_like(folder / "predictions" / result_name(case.scan, "prediction"), classes, case.scan)
         if args.probabilities:
-            lesion = (1 - probabilities[0]).clip(0, 1)
-            write_like(folder / "probabilities" / result_name(case.scan, "probability"), lesion, case.scan)
+            path = folder / "probabilities" / result_name(case.scan, "probability")
+            write_like(path, lesion_probability(probabilities), case.scan)
         volumes.append((case.name, *lesion_load(classes > 0, scan.own_spacing_mm)))
     write_regions(folder / "regions.json", regions)
     write_volumes(folder / TABLE, volumes)

@@ -17,10 +17,11 @@ from data.space import Space
 from models.eigencam import BackboneCAM, eigencam, find_layers, slice_layers
 from models.gradcam import find_layers as find_3d_layers
 from models.gradcam import gradcam, window_layers
-from models.maps import MapWriter, lesion_probability, predictive_entropy
+from models.maps import MapWriter, predictive_entropy
 from models.rpn import RPN
 from models.strokeformer import StrokeFormer
 from tests import drawn
+from utils.decision import lesion_probability
 from utils.errors import UserError
 
 

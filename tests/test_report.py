@@ -39,6 +39,10 @@ def test_a_scan_is_shown_once_where_there_are_few():
     assert {rank: row.scan for rank, row in ranked(scans).items()} == {"worst": "b", "median": "a"}
 
 
+def test_nothing_is_shown_where_no_scan_is_left():
+    assert ranked(volumes(dice=[0.9] * 5, true_lesions=[1] * 5)[:0]) == {}
+
+
 def test_without_masks_the_largest_prediction_comes_first():
     scans = volumes(predicted_cm3=[0.0, 7.0, 2.0, 1.0, 0.5], predicted_lesions=[0, 1, 5, 1, 1])
     assert {rank: row.scan for rank, row in ranked(scans).items()} == {

@@ -29,3 +29,8 @@ class Decision:
             large = np.bincount(labels.ravel(), minlength=count + 1) * voxel_cm3(spacing_mm) >= self.smallest_cm3
             lesion[box] &= large[labels]
         return np.where(lesion, 1 + probabilities[1:].argmax(0), 0).astype(np.uint8)
+
+
+def lesion_probability(probabilities: np.ndarray) -> np.ndarray:
+    """Of any lesion, (D, H, W) in [0, 1], given class probabilities (K, D, H, W); class 0 is background."""
+    return np.clip(1 - probabilities[0], 0, 1)

@@ -28,9 +28,7 @@ WANDB_TIMEOUT_S = 30  # a server that does not answer within this time does not 
 
 def build_loggers(folder: Path, args) -> list[Logger]:
     """The logs that ``--logger`` names. The CSV log is always among them: the curves are drawn from it."""
-    loggers = [CSVLogger(folder, name="logs")]
-    if "wandb" in args.logger:
-        loggers += _wandb_loggers(folder, args)
+    loggers = [CSVLogger(folder, name="logs"), *_wandb_loggers(folder, args)]
     if "tensorboard" in args.logger:  # without versions: a training that goes on continues its curves
         loggers += [TensorBoardLogger(folder, name="tensorboard", version="", default_hp_metric=False)]
     return loggers
@@ -62,7 +60,7 @@ def log_report(folder: Path, args, page: Path, scores: dict[str, float]) -> None
         folder: of the cross-validation.
         page: the report, one HTML file.
     """
-    loggers = _wandb_loggers(folder, args) if "wandb" in args.logger else []
+    loggers = _wandb_loggers(folder, args)
     for logger in loggers:
         import wandb
 
@@ -114,8 +112,8 @@ def wandb_mode(offline: bool) -> str:
 
 
 def _wandb_loggers(folder: Path, args) -> list[WandbLogger]:
-    """A W&B log that has begun, offline where the server does not take it; none where W&B is disabled or broken."""
-    mode = wandb_mode(args.offline)
+    """A W&B log that has begun, offline where the server does not take it; none where it is not asked for or broken."""
+    mode = wandb_mode(args.offline) if "wandb" in args.logger else "disabled"
     if mode == "disabled":
         return []
     import wandb
