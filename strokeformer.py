@@ -27,6 +27,7 @@ from data.space import Space, resample
 from data.volumes import image_like, read_header, read_volume, refusing, volume_image
 from models.checkpoints import grid_at_test, load_rpn, load_strokeformer, require_channels, require_spacing
 from models.ensembles import RPNEnsemble, StrokeFormerEnsemble
+from models.inference import seen_on_own_grid
 from models.proposals import rpn_source
 from models.rpn import RPN
 from models.strokeformer import StrokeFormer
@@ -86,8 +87,10 @@ def segment(
         UserError: a scan that cannot be read or has no head, a brain larger than the grid, networks of two voxel sizes.
     """
     with _opened(scan, rpn, model, brain, scan_dim) as (case, prepared):
-        probabilities = _probabilities(prepared, rpn, model, windows)
-        return _image(model.decision.classes(probabilities, prepared.own.spacing_mm), case)
+        regions = _regions(prepared, rpn, model)
+        probabilities = _probabilities(prepared, regions, model, windows)
+        seen = seen_on_own_grid(prepared, regions)
+        return _image(model.decision.classes(probabilities, prepared.own.spacing_mm, seen), case)
 
 
 def lesion_probability(
@@ -103,7 +106,8 @@ def lesion_probability(
     Arguments and errors are those of `segment`.
     """
     with _opened(scan, rpn, model, brain, scan_dim) as (case, prepared):
-        return _image(decision.lesion_probability(_probabilities(prepared, rpn, model, windows)), case)
+        probabilities = _probabilities(prepared, _regions(prepared, rpn, model), model, windows)
+        return _image(decision.lesion_probability(probabilities), case)
 
 
 def propose(
@@ -213,9 +217,9 @@ def _regions(prepared: PreparedScan, rpn: Proposer | None, model: Segmenter) -> 
     return None if rpn is None else rpn_source(rpn, model.hparams.roi_size)(prepared)
 
 
-def _probabilities(prepared: PreparedScan, rpn: Proposer | None, model: Segmenter, windows: dict) -> np.ndarray:
+def _probabilities(prepared: PreparedScan, regions: list[Region] | None, model: Segmenter, windows: dict) -> np.ndarray:
     """Class probabilities (K, D, H, W) on the scan's own grid."""
-    return prepared.to_own_grid(model.segment(prepared, _regions(prepared, rpn, model), **AS_THE_SCRIPT | windows))
+    return prepared.to_own_grid(model.segment(prepared, regions, **AS_THE_SCRIPT | windows))
 
 
 # --- files and images ----------------------------------------------------------------------------------

@@ -32,6 +32,7 @@ from data.cohort import Case, pair_cases
 from data.prepared import PreparedScan, prepare_scan
 from models.checkpoints import load_rpn, load_strokeformer
 from models.exported import read_model
+from models.inference import seen_on_own_grid
 from models.proposals import rpn_source
 from runner.model import load_runner
 from utils.cli import positive_int
@@ -72,9 +73,11 @@ def draw(out_dir: Path, n_volumes: int, spacing_mm: tuple[float, ...]) -> list[C
 def engine(propose: Callable, segment: Callable, decision) -> Engine:
     def answer(scan: PreparedScan) -> Answer:
         started = time.perf_counter()
-        probabilities = segment(scan, propose(scan))
+        regions = propose(scan)
+        probabilities = segment(scan, regions)
         seconds = time.perf_counter() - started
-        mask = decision.classes(scan.to_own_grid(probabilities), scan.own.spacing_mm) > 0
+        seen = seen_on_own_grid(scan, regions)
+        mask = decision.classes(scan.to_own_grid(probabilities), scan.own.spacing_mm, seen) > 0
         return Answer(1 - probabilities[0], mask, seconds)
 
     return answer

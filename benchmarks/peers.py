@@ -43,6 +43,7 @@ from data.names import brain_name
 from data.prepared import PreparedScan, cached_scan
 from data.volumes import write_like
 from models.checkpoints import load_rpn, load_strokeformer
+from models.inference import seen_on_own_grid
 from models.proposals import rpn_source
 from utils import intervals
 from utils.compare import compare
@@ -169,8 +170,9 @@ def load_ours(run_dir: Path, name: str) -> tuple[Callable[[PreparedScan], np.nda
         regions_of, size = rpn_source(rpn, ROI_SIZE), size_of(rpn)
 
     def predict(scan: PreparedScan) -> np.ndarray:
-        probabilities = scan.to_own_grid(model.segment(scan, regions_of(scan)))
-        return model.decision.classes(probabilities, scan.own.spacing_mm) > 0
+        regions = regions_of(scan)
+        probabilities = scan.to_own_grid(model.segment(scan, regions))
+        return model.decision.classes(probabilities, scan.own.spacing_mm, seen_on_own_grid(scan, regions)) > 0
 
     return predict, size + size_of(model)
 

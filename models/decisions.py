@@ -19,6 +19,7 @@ def decision_table(
     scans: Iterable[PreparedScan],
     thresholds: Sequence[float] = THRESHOLDS,
     smallest_cm3: Sequence[float] = SMALLEST_CM3,
+    seen: Callable[[PreparedScan], np.ndarray | None] = lambda scan: None,
 ) -> pd.DataFrame:
     """What every `Decision` that may be chosen gives on scans with masks, a row each.
 
@@ -28,6 +29,7 @@ def decision_table(
     Args:
         segment: from a scan to its class probabilities (K, D, H, W).
         thresholds, smallest_cm3: of the decisions.
+        seen: from a scan to what stage 1 saw of it (`utils.regions.region.seen_mask`).
 
     Returns:
         Columns ``threshold``, ``smallest_cm3``; ``dice``, the mean over scans with lesions, NaN without any;
@@ -35,11 +37,12 @@ def decision_table(
     """
     rows = []
     for scan in scans:
-        lesion = 1 - segment(scan)[0]
+        lesion, looked_at = 1 - segment(scan)[0], seen(scan)
         for threshold in thresholds:
             components = find_components(lesion > threshold, scan.mask)
+            confirmed = True if looked_at is None else components.touching(looked_at)
             for smallest in smallest_cm3:
-                kept = components.predicted_voxels * voxel_cm3(scan.space.spacing_mm) >= smallest
+                kept = confirmed & (components.predicted_voxels * voxel_cm3(scan.space.spacing_mm) >= smallest)
                 rows.append({"threshold": threshold, "smallest_cm3": smallest, **_counts(components, kept)})
     by_decision = pd.DataFrame(rows).groupby(["threshold", "smallest_cm3"], as_index=False)
     table = by_decision.agg({"dice": "mean", "found": "sum", "missed": "sum", "false": "sum"})

@@ -16,6 +16,7 @@ from data.space import resample
 from data.volumes import write_like
 from models.ensembles import StrokeFormerEnsemble
 from models.gradcam import find_layers, gradcam
+from models.inference import seen_on_own_grid
 from models.maps import MapWriter
 from models.strokeformer import StrokeFormer
 from utils.components import lesion_load
@@ -28,7 +29,7 @@ from utils.overlap import OVERLAP_SCORES
 from utils.plots import pictures_per_scan, plot_gradcam, plot_volume_prediction, save_figure
 from utils.progress import progress
 from utils.provenance import describe_run
-from utils.regions.region import Region, write_regions
+from utils.regions.region import Region, seen_mask, write_regions
 
 PER_SCAN_FILE, PER_LESION_FILE, VOLUMES_FILE = STAGE_2_TABLES
 
@@ -81,7 +82,7 @@ def evaluate_strokeformer(
             scan, regions, args.overlap, args.subvolume_depth, args.batch_size, args.flip_average
         )
         on_own_grid = scan.to_own_grid(probabilities)
-        prediction = model.decision.classes(on_own_grid, scan.own.spacing_mm)
+        prediction = model.decision.classes(on_own_grid, scan.own.spacing_mm, seen_on_own_grid(scan, regions))
         write_like(folder / "predictions" / result_name(case.scan, "prediction"), prediction, case.scan)
         maps.write(case, scan, regions, probabilities, on_own_grid)
         if keep:
@@ -91,7 +92,8 @@ def evaluate_strokeformer(
         if target is not None:
             scored[case.name] = _score_case(scan, prediction > 0, target)
         if pictures:
-            draw(case, scan, model.decision.classes(probabilities, scan.space.spacing_mm) > 0, regions)
+            seen = seen_mask(regions, scan.brain.shape)
+            draw(case, scan, model.decision.classes(probabilities, scan.space.spacing_mm, seen) > 0, regions)
         all_regions[case.name] = regions
     if regions_of is not None:
         write_regions(folder / "regions.json", all_regions)

@@ -5,13 +5,23 @@ nothing is looked at. Nothing but NumPy is needed, so that the runner of exporte
 """
 
 import itertools
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from data.context import Start, join_channels, read_window
 from data.prepared import PreparedScan
-from utils.regions.region import Region, bounding_region, expand_region, region_mask, region_of, whole_volume
+from data.space import resample
+from utils.regions.region import (
+    Region,
+    bounding_region,
+    expand_region,
+    region_mask,
+    region_of,
+    seen_mask,
+    whole_volume,
+)
 
 DEFAULT_OVERLAP = 0.25  # MONAI's own default
 GAUSSIAN_SIGMA, LEAST_WEIGHT = 0.125, 1e-3  # of a window's size, and of its middle's weight: MONAI's own, too
@@ -53,6 +63,17 @@ def slide(
         outside,
         batch_size,
     )
+
+
+def seen_on_own_grid(scan: PreparedScan, regions: list[Region] | None) -> np.ndarray | None:
+    """What stage 1 saw of a scan, (D, H, W) bool on the scan's own grid; None without regions.
+
+    Its boxes grow by a voxel of that grid: between thick slices a small box would fall through.
+    """
+    if regions is None:
+        return None
+    margin = [math.ceil(max(scan.own.spacing_mm) / side) for side in scan.space.spacing_mm]
+    return resample(seen_mask(regions, scan.brain.shape, margin)[None], scan.space, scan.own)[0]
 
 
 # --- where windows lie ---------------------------------------------------------------------------------

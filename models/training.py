@@ -33,7 +33,7 @@ from utils.files import atomic_path, write_json
 from utils.plots import plot_coverage, plot_loss_curves, plot_slice_boxes, plot_volume_prediction, save_figure
 from utils.progress import progress
 from utils.provenance import open_run
-from utils.regions.region import Region
+from utils.regions.region import Region, seen_mask
 from utils.tracking import PredictionPictures, build_trainer, close_loggers, log_pictures, logged_metrics
 
 
@@ -170,15 +170,19 @@ def _decide(
     """Store what is lesion, as asked for or as it suits the validation scans best, in the checkpoint."""
     model, scans = load_strokeformer(checkpoint), (cached_scan(case, grid, cache_dir) for case in val)
 
+    def proposed(scan: PreparedScan) -> list[Region] | None:
+        return None if regions is None else regions[scan.name]
+
     def segment(scan: PreparedScan) -> np.ndarray:
-        proposed = None if regions is None else regions[scan.name]
-        return model.segment(scan, proposed, args.overlap, args.subvolume_depth, args.batch_size, args.flip_average)
+        windows = args.overlap, args.subvolume_depth, args.batch_size, args.flip_average
+        return model.segment(scan, proposed(scan), *windows)
 
     table = decision_table(
         segment,
         progress(scans, "Choosing what is lesion", len(val)),
         THRESHOLDS if args.lesion_threshold is None else [args.lesion_threshold],
         SMALLEST_CM3 if args.smallest_lesion_cm3 is None else [args.smallest_lesion_cm3],
+        lambda scan: seen_mask(proposed(scan), scan.brain.shape),
     )
     with atomic_path(folder / "decisions.csv") as temporary:
         table.to_csv(temporary, index=False)
@@ -263,7 +267,8 @@ def _draw_volumes(module: StrokeFormer, shown: list[Case], regions, grid: Grid, 
         prepared = cached_scan(case, grid, cache_dir)
         proposed = None if regions is None else regions.get(case.name, [])
         probabilities = module.segment(prepared, proposed, args.overlap, args.subvolume_depth)
-        predicted = module.decision.classes(probabilities, prepared.space.spacing_mm) > 0
+        seen = seen_mask(proposed, prepared.brain.shape)
+        predicted = module.decision.classes(probabilities, prepared.space.spacing_mm, seen) > 0
         yield (
             case.stem,
             plot_volume_prediction(

@@ -76,6 +76,7 @@ def segment_cases(runner, cases: Sequence, grid, brains: Path, args: Namespace) 
     from data.names import result_name
     from data.prepared import prepare_scan
     from data.volumes import write_like
+    from models.inference import seen_on_own_grid
     from utils.components import lesion_load
     from utils.decision import lesion_probability
     from utils.progress import progress
@@ -87,7 +88,8 @@ def segment_cases(runner, cases: Sequence, grid, brains: Path, args: Namespace) 
         scan = prepare_scan(case, grid, brains)
         regions[case.name] = runner.propose(scan)
         probabilities = scan.to_own_grid(runner.segment(scan, regions[case.name], args.batch_size))
-        classes = runner.decision.classes(probabilities, scan.own.spacing_mm)
+        seen = seen_on_own_grid(scan, regions[case.name])
+        classes = runner.decision.classes(probabilities, scan.own.spacing_mm, seen)
         write_like(folder / "predictions" / result_name(case.scan, "prediction"), classes, case.scan)
         if args.probabilities:
             path = folder / "probabilities" / result_name(case.scan, "probability")

@@ -45,6 +45,15 @@ def test_threshold_and_smallest_component(threshold, smallest_cm3, voxels):
     assert classes.dtype == np.uint8 and np.count_nonzero(classes) == voxels
 
 
+def test_lesion_that_stage_1_has_seen_nothing_of_is_none():
+    lesion, seen = probabilities_of(two_lesions()), np.zeros(SHAPE, bool)
+    seen[2, 2, 2:5] = True  # a corner of the first
+    assert np.count_nonzero(Decision(0.3).classes(lesion, MM, seen)) == 8
+    assert np.count_nonzero(Decision(0.3, 0.09).classes(lesion, MM, seen)) == 0
+    assert np.count_nonzero(Decision(0.5).classes(lesion, MM, seen)) == 0
+    assert np.count_nonzero(Decision(0.3).classes(lesion, MM, np.zeros(SHAPE, bool))) == 0
+
+
 def test_of_several_kinds_of_lesion_the_likeliest_is_taken():
     probabilities = np.zeros((3, 1, 1, 2))
     probabilities[:, 0, 0, 0], probabilities[:, 0, 0, 1] = (0.4, 0.25, 0.35), (0.7, 0.2, 0.1)
@@ -58,13 +67,17 @@ def test_table_holds_the_scores_of_what_each_decision_would_predict():
     masks = [rng.random(SHAPE) > 0.95, two_lesions() == 0.9, ~brain]
     scans = [drawn.prepared(f"{n}.npy", brain[None] * 1.0, brain, mask) for n, mask in enumerate(masks)]
     found = {scan.name: probabilities_of(lesion) for scan, lesion in zip(scans, lesions, strict=True)}
-    table = decision_table(lambda scan: found[scan.name], scans, (0.1, 0.3, 0.5), (0.0, 0.003))
+    seen = dict(zip(found, [rng.random(SHAPE) > 0.9, None, two_lesions() == 0.4], strict=True))
+    table = decision_table(
+        lambda scan: found[scan.name], scans, (0.1, 0.3, 0.5), (0.0, 0.003), lambda scan: seen[scan.name]
+    )
     assert len(table) == 6
     for row in table.itertuples():
         decision = Decision(row.threshold, row.smallest_cm3)
         each = [
-            scan_scores(decision.classes(found[s.name], s.space.spacing_mm) > 0, s.mask, s.space.spacing_mm)
+            scan_scores(classes > 0, s.mask, s.space.spacing_mm)
             for s in scans
+            for classes in [decision.classes(found[s.name], s.space.spacing_mm, seen[s.name])]
         ]
         assert row.dice == pytest.approx(np.mean([scores["dice"] for scores in each[:2]]))
         assert row.false == sum(scores["false_lesions_isles"] for scores in each)

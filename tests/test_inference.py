@@ -6,9 +6,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from monai.inferers import sliding_window_inference
+from scipy.spatial.transform import Rotation
 
-from data.space import cut
-from models.inference import average_windows, lay_windows, split_by_depth
+from data.prepared import PreparedScan
+from data.space import Space, cut
+from models.inference import average_windows, lay_windows, seen_on_own_grid, split_by_depth
 from utils.regions.region import Region, expand_region, region_mask, region_of, whole_volume
 
 ROI = (16, 16, 16)
@@ -28,6 +30,28 @@ def run(predict, scan, regions, inside, roi_size, overlap, outside=(0.0,), batch
     return average_windows(
         said, lambda start: cut(scan, start, roi_size), starts, inside, roi_size, outside, batch_size
     )
+
+
+# --- what stage 1 saw ---------------------------------------------------------------------------------
+
+
+@given(
+    st.lists(st.sampled_from((0.5, 1.0, 2.0, 5.0)), min_size=3, max_size=3),
+    st.lists(st.integers(8, 30), min_size=3, max_size=3),
+    st.lists(st.floats(-40, 40), min_size=3, max_size=3),
+)
+def test_no_box_falls_through_the_voxels_of_the_scan(own_mm, corner, degrees):
+    """A voxel that stage 1 saw is seen on the scan's own grid, however thick and oblique its slices."""
+    space = Space((40, 40, 40), np.eye(4))
+    turned = np.eye(4)
+    turned[:3, :3] = Rotation.from_euler("xyz", degrees, degrees=True).as_matrix() * own_mm
+    h, w, d = (int(80 / side) for side in own_mm)
+    turned[:3, 3] = 20 - turned[:3, :3] @ (np.array([h, w, d]) - 1) / 2
+    scan = PreparedScan(
+        "a", "1", np.zeros((1, 40, 40, 40)), everywhere((40, 40, 40)), None, space, Space((d, h, w), turned), True
+    )
+    z, y, x = corner
+    assert seen_on_own_grid(scan, [Region(0, 40, 0, 0, 40, 40, seen=(Region(z, z + 1, x, y, x + 1, y + 1),))]).any()
 
 
 # --- where windows lie ---------------------------------------------------------------------------------

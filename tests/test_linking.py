@@ -49,7 +49,7 @@ def test_region_goes_around_all_boxes_of_a_candidate_and_grows_to_the_roi():
     slices, boxes = np.array([4, 6]), np.array([(10, 12, 16, 18), (12, 12, 22, 16.5)])
     (region,) = linked_regions(slices, boxes, np.array([0, 0]), SHAPE, ROI)
     # D 4 to 7 grows to 8 about 5.5, W 10 to 22 is larger than 8 already, H 12 to 18 grows about 15.
-    assert region == Region(1, 9, 10, 11, 22, 19)
+    assert region == Region(1, 9, 10, 11, 22, 19) and region.seen == (Region(4, 7, 10, 12, 22, 18),)
 
 
 def test_near_candidates_share_a_region_and_far_ones_do_not():
@@ -57,6 +57,11 @@ def test_near_candidates_share_a_region_and_far_ones_do_not():
     boxes = np.array([(10, 10, 12, 12), (14, 14, 16, 16), (40, 40, 42, 42)], float)
     regions = linked_regions(slices, boxes, np.array([0, 1, 2]), SHAPE, ROI)
     assert len(regions) == 2 and all(region.shape == ROI for region in regions)
+    near = Region(4, 5, 10, 10, 12, 12), Region(4, 5, 14, 14, 16, 16)
+    assert [sorted(region.seen, key=lambda box: box.xmin) for region in regions] == [
+        [*near],
+        [Region(30, 31, 40, 40, 42, 42)],
+    ]
 
 
 candidates = st.lists(

@@ -53,6 +53,11 @@ class Components:
         """Which predicted components have no voxel of a lesion, (predicted components,) bool."""
         return ~self.common.any(0)
 
+    def touching(self, mask: np.ndarray) -> np.ndarray:
+        """Which predicted components have a voxel of a mask (D, H, W), (predicted components,) bool."""
+        box = tuple(slice(first, first + side) for first, side in zip(self.corner, self.predicted.shape, strict=True))
+        return np.isin(np.arange(1, self.shared.shape[1]), self.predicted[mask[box]])
+
 
 def find_components(
     prediction: np.ndarray, target: np.ndarray, connectivity: np.ndarray = TWENTY_SIX_CONNECTED

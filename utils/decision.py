@@ -15,19 +15,32 @@ class Decision:
 
     threshold: of a voxel's probability of any lesion, in [0, 1].
     smallest_cm3: volume below which a 26-connected component is none.
+
+    A component is also none where stage 1 has seen nothing. Regions are larger than that, so that stage 2 sees what is
+    around a lesion, and what only one of the two stages sees is seldom one: on 60 synthetic heads unlike the training's
+    the false lesions fell from 0.82 to 0.47 a scan, and no Dice was lost (docs/peers.md).
     """
 
     threshold: float = 0.5
     smallest_cm3: float = 0.0
 
-    def classes(self, probabilities: np.ndarray, spacing_mm: tuple[float, float, float]) -> np.ndarray:
-        """The class of each voxel, (D, H, W) uint8, of class probabilities (K, D, H, W); class 0 is background."""
+    def classes(
+        self, probabilities: np.ndarray, spacing_mm: tuple[float, float, float], seen: np.ndarray | None = None
+    ) -> np.ndarray:
+        """The class of each voxel, (D, H, W) uint8, of class probabilities (K, D, H, W); class 0 is background.
+
+        Args:
+            seen: (D, H, W) bool, what a component must have a voxel of (`models.inference.seen_on_own_grid`); None
+                for anything.
+        """
         lesion = 1 - probabilities[0] > self.threshold
-        if self.smallest_cm3:
+        if self.smallest_cm3 or seen is not None:
             box = bounding_box(lesion)
             labels, count = ndimage.label(lesion[box], TWENTY_SIX_CONNECTED)
-            large = np.bincount(labels.ravel(), minlength=count + 1) * voxel_cm3(spacing_mm) >= self.smallest_cm3
-            lesion[box] &= large[labels]
+            kept = np.bincount(labels.ravel(), minlength=count + 1) * voxel_cm3(spacing_mm) >= self.smallest_cm3
+            if seen is not None:
+                kept &= np.isin(np.arange(count + 1), labels[seen[box]])
+            lesion[box] &= kept[labels]
         return np.where(lesion, 1 + probabilities[1:].argmax(0), 0).astype(np.uint8)
 
 

@@ -5,6 +5,8 @@ is what its boxes make of it: boxes that overlap from slice to slice are one can
 and every slice in which it is seen adds to its evidence.
 """
 
+from dataclasses import replace
+
 import numpy as np
 from scipy.sparse.csgraph import connected_components
 from scipy.special import expit, logit
@@ -118,6 +120,8 @@ def linked_regions(
 ) -> list[Region]:
     """One region around the boxes of each candidate, grown to the RoI size; neighbours share one where that is smaller.
 
+    What a region has seen are the boxes around its candidates.
+
     Args:
         slices, boxes: as in `link_boxes`.
         candidates: (N,) int, the candidate of each box.
@@ -127,7 +131,8 @@ def linked_regions(
     for candidate in np.unique(candidates):
         own = candidates == candidate
         first, last = int(slices[own].min()), int(slices[own].max())
-        tight.append(voxel_region(first, last + 1, enclosing_box(boxes[own]), shape))
+        around = voxel_region(first, last + 1, enclosing_box(boxes[own]), shape)
+        tight.append(replace(around, seen=(around,)))
     return [expand_region(region, roi_size, shape) for region in _share(tight, roi_size, shape)]
 
 
@@ -153,7 +158,8 @@ def _shareable(regions: list[Region], roi_size, shape) -> tuple[int, int] | None
 
 def _around(one: Region, other: Region) -> Region:
     spans = zip(one.slices, other.slices, strict=True)
-    return region_of(tuple(slice(min(a.start, b.start), max(a.stop, b.stop)) for a, b in spans))
+    both = region_of(tuple(slice(min(a.start, b.start), max(a.stop, b.stop)) for a, b in spans))
+    return replace(both, seen=one.seen + other.seen)
 
 
 def _voxels(region: Region) -> int:

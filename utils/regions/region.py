@@ -1,7 +1,8 @@
 """A region of a volume: its place, how it grows to the RoI, and the regions JSON."""
 
 import math
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -9,10 +10,15 @@ import numpy as np
 from utils.errors import UserError
 from utils.files import read_json, write_json
 
+EDGES = ("region_start", "region_end", "xmin", "ymin", "xmax", "ymax")
+
 
 @dataclass(frozen=True)
 class Region:
-    """A half-open box of voxels: slices [region_start, region_end), rows [ymin, ymax), columns [xmin, xmax)."""
+    """A half-open box of voxels: slices [region_start, region_end), rows [ymin, ymax), columns [xmin, xmax).
+
+    seen: the boxes about what stage 1 saw, from which the region has grown; none where that is not known.
+    """
 
     region_start: int
     region_end: int
@@ -20,6 +26,7 @@ class Region:
     ymin: int
     xmax: int
     ymax: int
+    seen: tuple["Region", ...] = field(default=(), compare=False)
 
     @property
     def slices(self) -> tuple[slice, slice, slice]:
@@ -76,7 +83,7 @@ def expand_region(region: Region, roi_size: tuple[int, int, int], shape: tuple[i
         shape: (D, H, W) of the volume.
 
     Returns:
-        A region that holds the given one; smaller than `roi_size` only where the volume is.
+        A region that holds the given one and has seen the same; smaller than `roi_size` only where the volume is.
     """
     grown = []
     for span, roi, size in zip(region.slices, roi_size, shape, strict=True):
@@ -84,7 +91,24 @@ def expand_region(region: Region, roi_size: tuple[int, int, int], shape: tuple[i
         start = (span.start + span.stop - length) // 2
         start = min(max(start, 0), size - length)
         grown.append(slice(start, start + length))
-    return region_of(tuple(grown))
+    return replace(region_of(tuple(grown)), seen=region.seen)
+
+
+def seen_mask(
+    regions: list[Region] | None, shape: tuple[int, int, int], margin: Sequence[int] = (0, 0, 0)
+) -> np.ndarray | None:
+    """(D, H, W) bool: what stage 1 saw, and all of a region that does not tell it; None without regions.
+
+    Args:
+        margin: voxels by which the boxes grow on either side, along each axis.
+    """
+    if regions is None:
+        return None
+    mask = np.zeros(shape, bool)
+    for box in (box for region in regions for box in region.seen or (region,)):
+        spans = zip(box.slices, margin, strict=True)
+        mask[tuple(slice(max(span.start - more, 0), span.stop + more) for span, more in spans)] = True
+    return mask
 
 
 # --- on disk -------------------------------------------------------------------------------------------
@@ -92,7 +116,12 @@ def expand_region(region: Region, roi_size: tuple[int, int, int], shape: tuple[i
 
 def write_regions(path: Path | str, regions: dict[str, list[Region]]) -> None:
     """Write ``{scan file name: [region, ...]}`` as JSON."""
-    write_json(path, {name: [asdict(r) for r in listed] for name, listed in regions.items()})
+    write_json(path, {name: [_entry_of(r) for r in listed] for name, listed in regions.items()})
+
+
+def _entry_of(region: Region) -> dict:
+    entry = {edge: getattr(region, edge) for edge in EDGES}
+    return {**entry, "seen": [_entry_of(box) for box in region.seen]} if region.seen else entry
 
 
 def read_regions(path: Path | str) -> dict[str, list[Region]]:
@@ -105,10 +134,10 @@ def read_regions(path: Path | str) -> dict[str, list[Region]]:
 
 
 def _parse_region(entry: dict, path, name: str) -> Region:
-    keys = list(Region.__dataclass_fields__)
-    if sorted(entry) != sorted(keys) or not all(type(v) is int for v in entry.values()):
-        raise UserError(f"regions file {path}: a region of {name} needs whole numbers for {', '.join(keys)}")
-    region = Region(**entry)
+    edges = {key: value for key, value in entry.items() if key != "seen"}
+    if sorted(edges) != sorted(EDGES) or not all(type(v) is int for v in edges.values()):
+        raise UserError(f"regions file {path}: a region of {name} needs whole numbers for {', '.join(EDGES)}")
+    region = Region(**edges, seen=tuple(_parse_region(box, path, name) for box in entry.get("seen", ())))
     if min(s.start for s in region.slices) < 0 or min(region.shape) < 1:
         raise UserError(f"regions file {path}: the region {entry} of {name} is empty or starts below 0")
     return region
