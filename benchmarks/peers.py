@@ -11,16 +11,18 @@ scripts of ours count epochs, so theirs are chosen to stay below it, both stages
 what each took. What is there already is not repeated, so that calls may run beside each other (with
 ``OMP_NUM_THREADS=1`` each).
 
-Contestants: ``ours``; ``true_boxes``, ours with boxes around the true lesions in place of proposals, what is left when
-stage 1 errs no more; ``whole``, our network of stage 2 over the whole volume; ``regions_segresnet``, a convolutional
-network inside our regions; ``identity``, ours without its transformer's blocks; and `whole_volume.PEERS`.
+Contestants: ``ours``, which also learns from copies of the training scans with transferred lesions; ours with a part
+taken away or replaced (`OURS`), which shows what that part brings; and `whole_volume.PEERS`.
 """
 
 import argparse
+import math
 import resource
+import shutil
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -33,7 +35,7 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.ablated import NETWORKS
-from benchmarks.proposals import GRID, ROI, ROI_SIZE, SHIFT, draw, link_cases, run
+from benchmarks.proposals import GRID, ROI, ROI_SIZE, SHIFT, draw, link, link_cases, run
 from benchmarks.whole_volume import PEERS, segment, train
 from data.brain import read_brain, with_brains
 from data.checks import read_mask
@@ -47,6 +49,7 @@ from models.inference import seen_on_own_grid
 from models.proposals import rpn_source
 from utils import intervals
 from utils.compare import compare
+from utils.decision import Decision
 from utils.files import atomic_path, read_json, write_json
 from utils.metrics import scan_scores
 from utils.progress import progress
@@ -55,16 +58,61 @@ from utils.regions.region import Region, expand_region, region_of, write_regions
 N_TRAIN, N_VAL, N_TEST = 40, 10, 60
 SEEDS = {"development": 121, "alike": 122, "shifted": 123}
 SECONDS = {"full": 10800, "half": 5400, "quarter": 2700, "eighth": 1350}  # of processor time for a training
-EPOCHS = {"full": (24, 800), "half": (14, 380), "quarter": (8, 170), "eighth": (4, 80)}  # of stage 1 and of stage 2
-OURS = {"ours": None, "true_boxes": None, "whole": None, "regions_segresnet": "segresnet", "identity": "identity"}
+# Of stage 1 and of stage 2, over the scans of ``train`` alone: with copies an epoch is as much longer.
+EPOCHS = {"full": (48, 960), "half": (24, 480), "quarter": (12, 240), "eighth": (8, 120)}
 STAGE_1 = ["--dataset_anchors", "auto", "--lr", "1e-3", "--batch_size", "16"]
 STAGE_2 = ["--max_lr", "2e-3", "--batch_size", "4", "--ema_decay", "0.99"]
 TRANSFORMS = ["--transforms", "flip", "affine", "contrast", "lesion_contrast"]
+WHOLE = 30  # windows that see a volume, for each that sees its regions
+COPIES = 3  # of each training scan, with a lesion of another
+TRANSFER = ["--mode", "volume", "--lesions", 1, "--rim", 0, "--seed", 1]
 SCORES = [
     *["dice", "lesion_f1_isles", "dice_with_lesions", "lesion_f1_atlas"],
     *["lesion_recall_isles", "false_lesions_isles", "hd95"],
 ]
 TIMED = 5  # scans of which the seconds a volume are the mean
+
+
+@dataclass(frozen=True)
+class Ours:
+    """Our pipeline, or what is left of it.
+
+    boxes: ``proposed``; ``true`` ones around the lesions, what is left when stage 1 errs no more; or ``whole`` for our
+        network of stage 2 over the whole volume.
+    network: in the place of that of stage 2, a key of `ablated.NETWORKS`.
+    copies: of each training scan, with transferred lesions.
+    arguments: more of ``train_strokeformer.py``.
+    trained_as: the contestant before it that has the same networks.
+    decision: in the place of the one chosen on validation scans.
+    must_be_seen: whether a lesion counts only where stage 1 has seen something.
+    """
+
+    boxes: str = "proposed"
+    network: str | None = None
+    copies: int = COPIES
+    arguments: tuple[str, ...] = ()
+    trained_as: str | None = None
+    decision: Decision | None = None
+    must_be_seen: bool = True
+
+    @property
+    def stage_1(self) -> str:
+        return "rpn" if self.copies else "rpn_own_lesions"
+
+
+OURS = {
+    "ours": Ours(),
+    "true_boxes": Ours(boxes="true"),
+    "whole": Ours(boxes="whole"),
+    "regions_segresnet": Ours(network="segresnet"),
+    "identity": Ours(network="identity"),
+    "own_lesions": Ours(copies=0),
+    "cc_loss": Ours(arguments=("--seg_loss", "CCDiceCELoss")),
+    "ici_loss": Ours(arguments=("--seg_loss", "ICILoss")),
+    "mirror": Ours(arguments=("--seg_context", "mirror")),
+    "argmax": Ours(trained_as="ours", decision=Decision(), must_be_seen=False),
+    "unseen": Ours(trained_as="ours", must_be_seen=False),
+}
 
 
 # --- cohorts -------------------------------------------------------------------------------------------
@@ -101,49 +149,61 @@ def prepared(folder: Path) -> list[PreparedScan]:
 # --- ours ----------------------------------------------------------------------------------------------
 
 
-def folders(out_dir: Path, kind: str) -> list:
+def training_folder(out_dir: Path, run_dir: Path, variant: Ours) -> Path:
+    """``train``, or the folder that has copies of its scans with transferred lesions beside them."""
+    own, new, together = out_dir / "train", run_dir / "transferred", run_dir / "train"
+    if not variant.copies:
+        return own
+    cohort = ["--scans_dir", own / "Scans", "--masks_dir", own / "Masks"]
+    run("-m", "augmentation", *cohort, "--out_dir", new, "--copies", variant.copies, *TRANSFER)
+    for kind in ("Scans", "Masks", BRAINS):
+        for path in [*own.glob(f"{kind}/*"), *new.glob(f"{kind}/*")]:
+            link(path, together / kind / path.name)
+    link(own / "cohort.csv", together / "cohort.csv")
+    return together
+
+
+def folders(train: Path, val: Path, kind: str) -> list:
     """Arguments of a training's scans and masks: of slices, or of volumes where `kind` is empty."""
     return [
         word
-        for part in ("train", "val")
+        for part, folder in (("train", train), ("val", val))
         for name in ("Scans", "Masks")
-        for word in (f"--{part}_{name.lower()}", out_dir / part / kind / name)
+        for word in (f"--{part}_{name.lower()}", folder / kind / name)
     ]
 
 
-def train_stage_1(out_dir: Path, run_dir: Path, epochs: int, seed: int) -> Path:
-    for part in ("train", "val"):
-        cohort = ["--scans_dir", out_dir / part / "Scans", "--masks_dir", out_dir / part / "Masks"]
-        run("-m", "data.slices", *cohort, *GRID, "--out_dir", out_dir / part / "slices")
+def train_stage_1(train: Path, val: Path, run_dir: Path, name: str, epochs: int, seed: int) -> Path:
+    for folder in (train, val):
+        cohort = ["--scans_dir", folder / "Scans", "--masks_dir", folder / "Masks"]
+        run("-m", "data.slices", *cohort, *GRID, "--out_dir", folder / "slices")
     run(
-        *["train_rpn.py", *folders(out_dir, "slices"), *ROI, *STAGE_1, *TRANSFORMS, "--offline", "--num_samples", 0],
+        *["train_rpn.py", *folders(train, val, "slices"), *ROI, *STAGE_1, *TRANSFORMS, "--offline", "--num_samples", 0],
         *["--seed", seed, "--max_epochs", epochs, "--patience", epochs],
-        *["--model_prefix", "rpn", "--default_root_dir", run_dir],
-    )
-    return run_dir / "rpn/checkpoints/best.ckpt"
-
-
-def train_stage_2(out_dir: Path, run_dir: Path, name: str, regions: list, epochs: int, seed: int) -> Path:
-    replaced = [ROOT / "benchmarks/ablated.py", OURS[name]] if OURS[name] else []
-    run(
-        *[*replaced, "train_strokeformer.py", *folders(out_dir, ""), *GRID, *ROI, *STAGE_2, *TRANSFORMS, *regions],
-        *["--offline", "--num_samples", 0, "--seed", seed, "--max_epochs", epochs, "--patience", epochs],
         *["--model_prefix", name, "--default_root_dir", run_dir],
     )
     return run_dir / name / "checkpoints/best.ckpt"
 
 
 def train_ours(out_dir: Path, run_dir: Path, name: str, budget: str, seed: int) -> None:
-    rpn_epochs, epochs = EPOCHS[budget]
-    if name == "whole":
-        regions = []
-    elif name == "true_boxes":
-        boxes = {scan.name: true_regions(scan) for part in ("train", "val") for scan in prepared(out_dir / part)}
+    """Train both stages; stage 1 and the copies of scans are made once for all contestants that have the same."""
+    variant, val = OURS[name], out_dir / "val"
+    train = training_folder(out_dir, run_dir, variant)
+    rpn_epochs, epochs = (math.ceil(count / (1 + variant.copies)) for count in EPOCHS[budget])
+    if variant.boxes == "whole":
+        regions, epochs = [], math.ceil(epochs / WHOLE)
+    elif variant.boxes == "true":
+        boxes = {scan.name: true_regions(scan) for folder in (train, val) for scan in prepared(folder)}
         write_regions(run_dir / "true.json", boxes)
         regions = ["--regions", run_dir / "true.json"]
     else:
-        regions = ["--rpn_ckpt_path", train_stage_1(out_dir, run_dir, rpn_epochs, seed)]
-    train_stage_2(out_dir, run_dir, name, regions, epochs, seed)
+        regions = ["--rpn_ckpt_path", train_stage_1(train, val, run_dir, variant.stage_1, rpn_epochs, seed)]
+    replaced = [ROOT / "benchmarks/ablated.py", variant.network] if variant.network else []
+    run(
+        *[*replaced, "train_strokeformer.py", *folders(train, val, ""), *GRID, *ROI, *STAGE_2, *TRANSFORMS, *regions],
+        *["--offline", "--num_samples", 0, "--seed", seed, "--max_epochs", epochs, "--patience", epochs],
+        *["--model_prefix", name, "--default_root_dir", run_dir, *variant.arguments],
+    )
 
 
 def true_regions(scan: PreparedScan) -> list[Region]:
@@ -158,21 +218,24 @@ def load_ours(run_dir: Path, name: str) -> tuple[Callable[[PreparedScan], np.nda
     """From a prepared scan to its lesions, (D, H, W) bool on its own grid, and the parameters that takes."""
     from models import strokeformer
 
-    if OURS[name]:
-        strokeformer.build_segmenter = NETWORKS[OURS[name]]
-    model, size = load_strokeformer(run_dir / name / "checkpoints/best.ckpt"), 0
-    if name == "whole":
+    variant = OURS[name]
+    if variant.network:
+        strokeformer.build_segmenter = NETWORKS[variant.network]
+    model, size = load_strokeformer(run_dir / (variant.trained_as or name) / "checkpoints/best.ckpt"), 0
+    decision = variant.decision or model.decision
+    if variant.boxes == "whole":
         regions_of = lambda scan: None  # noqa: E731
-    elif name == "true_boxes":
+    elif variant.boxes == "true":
         regions_of = true_regions
     else:
-        rpn = load_rpn(run_dir / "rpn/checkpoints/best.ckpt")
+        rpn = load_rpn(run_dir / variant.stage_1 / "checkpoints/best.ckpt")
         regions_of, size = rpn_source(rpn, ROI_SIZE), size_of(rpn)
 
     def predict(scan: PreparedScan) -> np.ndarray:
         regions = regions_of(scan)
         probabilities = scan.to_own_grid(model.segment(scan, regions))
-        return model.decision.classes(probabilities, scan.own.spacing_mm, seen_on_own_grid(scan, regions)) > 0
+        seen = seen_on_own_grid(scan, regions) if variant.must_be_seen else None
+        return decision.classes(probabilities, scan.own.spacing_mm, seen) > 0
 
     return predict, size + size_of(model)
 
@@ -205,6 +268,9 @@ def load_peer(run_dir: Path, name: str) -> tuple[Callable[[PreparedScan], np.nda
 
 def train_contestant(out_dir: Path, run_dir: Path, name: str, budget: str, seed: int) -> None:
     """Train and note the processor time that it took; of stage 1 as well, where it is not trained already."""
+    if name in OURS and (same := OURS[name].trained_as):
+        shutil.copy(run_dir / f"{same}.json", run_dir / f"{name}.json")
+        return
     before = processor_seconds()
     if name in OURS:
         train_ours(out_dir, run_dir, name, budget, seed)
