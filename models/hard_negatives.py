@@ -22,6 +22,11 @@ class HardNegatives(pl.Callback):
     def on_train_epoch_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         if trainer.current_epoch == 0:  # an untrained network finds nothing hard
             return
+        # Found by one process: rounding on other devices could make others choose others.
+        hard = self._find(trainer, module) if trainer.is_global_zero else None
+        trainer.datamodule.hard = trainer.strategy.broadcast(hard)
+
+    def _find(self, trainer: pl.Trainer, module: pl.LightningModule) -> np.ndarray:
         data, healthy = trainer.datamodule, np.flatnonzero(~trainer.datamodule.sick)
         in_epoch = healthy_in_epoch(data.sick)
         rng = np.random.default_rng([data.seed, trainer.current_epoch])
@@ -29,4 +34,4 @@ class HardNegatives(pl.Callback):
         found = module.detect(torch.from_numpy(data.train.image(index)) for index in pool)
         module.train()
         surest = [float(f["scores"][0]) if len(f["scores"]) else 0.0 for f in found]
-        data.hard = pool[np.argsort(surest)[::-1][: round(self.share * in_epoch)]]
+        return pool[np.argsort(surest)[::-1][: round(self.share * in_epoch)]]
