@@ -5,6 +5,7 @@ import pytorch_lightning as pl
 import torch
 
 from data.sampling import healthy_in_epoch
+from models.shared_batch import from_first
 
 POOL = 2  # how many healthy slices are looked at for each that an epoch holds
 
@@ -23,8 +24,7 @@ class HardNegatives(pl.Callback):
         if trainer.current_epoch == 0:  # an untrained network finds nothing hard
             return
         # Found by one process: rounding on other devices could make others choose others.
-        hard = self._find(trainer, module) if trainer.is_global_zero else None
-        trainer.datamodule.hard = trainer.strategy.broadcast(hard)
+        trainer.datamodule.hard = from_first(lambda: self._find(trainer, module))
 
     def _find(self, trainer: pl.Trainer, module: pl.LightningModule) -> np.ndarray:
         data, healthy = trainer.datamodule, np.flatnonzero(~trainer.datamodule.sick)

@@ -4,6 +4,9 @@ Each process runs the network on its share of a batch (`data.sampling.SharedBatc
 asked of the others here: the statistics of batch norms, and what a loss sums over the batch.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import pytorch_lightning as pl
 import torch
 from torch import distributed, nn
@@ -70,6 +73,11 @@ def from_all(item) -> list:
     found = [None] * processes()
     distributed.all_gather_object(found, item)
     return found
+
+
+def from_first(find: Callable[[], Any]) -> Any:
+    """What the first process finds, the same object of one process and a copy in the others."""
+    return from_all(find() if processes() == 1 or distributed.get_rank() == 0 else None)[0]
 
 
 class _Sum(torch.autograd.Function):

@@ -101,9 +101,9 @@ class StrokeFormer(pl.LightningModule):
         """What the network says of a batch, ``logits`` and ``presence``, beside what is true of it."""
         share = take_share(self, batch_index, len(batch["image"]))
         logits = self.half_precision(batch["image"])
-        found = {name: batch[name] for name in ("mask", "region", "has_lesion")} | {"logits": logits}
+        found = {"mask": batch["mask"], "region": batch["region"], "logits": logits}
         if self.cls_loss is not None:
-            found["presence"] = self.classify(logits)
+            found |= {"has_lesion": batch["has_lesion"], "presence": self.classify(logits)}
         return whole_batch(share, found)
 
     def _loss(self, stage: str, found: dict[str, torch.Tensor]) -> torch.Tensor:

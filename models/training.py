@@ -270,13 +270,15 @@ def _train(
 
 
 def compile_network(model: pl.LightningModule) -> None:
-    """Compile what of a model has the same shapes in each step, in place, so that checkpoints stay as they are.
+    """Compile the part of a model that does the most work, in place, so that checkpoints stay as they are.
 
     Where torch cannot compile it, for want of a compiler or otherwise, it runs as it is.
     """
     torch._dynamo.config.suppress_errors = True
-    network = model.detector.backbone if isinstance(model, RPN) else model.net
-    network.compile()
+    if isinstance(model, RPN):
+        model.detector.backbone.compile(dynamic=True)  # slices are cut to their heads: each batch has a size of its own
+    else:
+        model.net.compile()
 
 
 # --- pictures while training ---------------------------------------------------------------------------
