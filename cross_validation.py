@@ -48,7 +48,13 @@ def main(args) -> None:
     cases, augmented = find_cases(args, folder)  # first: a wrong path is refused before the heavy libraries load
 
     from models.cross_validation import CrossValidation
+    from models.precision import use_precision
+    from utils.processes import follow, require_devices
 
+    require_devices(args, batch_size=args.batch_size, rpn_batch_size=args.rpn_batch_size)
+    use_precision(args.precision)
+    if follow(args):
+        return
     check_models(args)
     args.group = args.group or args.model_prefix  # the runs of all folds and both stages belong together
     args.rpn_group = args.rpn_group or args.model_prefix

@@ -14,6 +14,7 @@ def parse_args(argv: list[str] | None = None):
     parser.add_argument("--ckpt_path", required=True, help="RPN checkpoint")
     parser.add_argument("--model_name", default=None, help="name in tables and folders; None for the checkpoint's run")
     cli.add_loader(parser, batch_size=32)
+    cli.add_precision(parser)
     cli.add_resize_to(parser)
     cli.add_num_classes(parser)
     cli.add_roi_size(parser)
@@ -32,10 +33,12 @@ def main(args) -> None:
     from data.datamodules import StackedScans, scan_loader
     from data.slices import channels_of, grid_of_slices
     from models.checkpoints import load_rpn, require_channels, require_classes, require_spacing, run_name
+    from models.precision import use_precision
     from models.rpn_evaluation import evaluate_rpn
     from report.pages import report_rpn
     from utils.tables import print_scores
 
+    use_precision(args.precision)
     model = load_rpn(args.ckpt_path, args.score_threshold)
     require_classes(args.num_classes, 2, args.ckpt_path)
     require_channels(channels_of(table), model, args.ckpt_path)

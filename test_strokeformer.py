@@ -20,6 +20,7 @@ def parse_args(argv: list[str] | None = None):
     cli.add_regions_source(parser, several=True)
     cli.add_grid(parser)
     cli.add_loader(parser, batch_size=8)
+    cli.add_precision(parser)
     cli.add_sliding_window(parser)
     cli.add_num_classes(parser)
     cli.add_decision(parser, "that of the checkpoint, or the mean of several")
@@ -47,10 +48,12 @@ def main(args) -> None:
     from models.checkpoints import grid_at_test, load_strokeformer, require_channels, require_classes, run_name
     from models.evaluation import evaluate_strokeformer
     from models.gradcam import find_layers
+    from models.precision import use_precision
     from models.proposals import region_source
     from report.pages import report_strokeformer
     from utils.tables import print_scores
 
+    use_precision(args.precision)
     find_checkpoints(args)
     model = load_strokeformer(args.ckpt_path, args.lesion_threshold, args.smallest_lesion_cm3)
     require_classes(args.num_classes, model.hparams.num_classes, args.ckpt_path[0])

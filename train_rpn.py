@@ -21,9 +21,15 @@ def main(args) -> None:
     train, val = find_slices(args)  # first: a wrong path is refused before the heavy libraries load
 
     from data.slices import admit_slices
+    from models.precision import use_precision
     from models.runs import run_folder
     from models.training import train_rpn
+    from utils.processes import follow, require_devices
 
+    require_devices(args, batch_size=args.batch_size)
+    use_precision(args.precision)
+    if follow(args):
+        return
     store = run_folder(args, args.model_prefix) / "fingerprints.json"
     inputs = admit_slices({"train": train, "val": val}, store, args.num_workers)
     print(f"Best checkpoint: {train_rpn(args, train, val, args.model_prefix, inputs)}")

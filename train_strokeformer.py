@@ -35,9 +35,15 @@ def main(args) -> None:
     from data.datamodules import ScanDataset, scan_loader
     from data.grid import choose_spacing, grid_of
     from data.prepared import brains_in, bytes_to_prepare, cached_scan
+    from models.precision import use_precision
     from models.proposals import collect_regions, region_source, spacing_of_proposer
     from models.training import build_strokeformer, train_strokeformer
+    from utils.processes import follow, require_devices
 
+    require_devices(args, batch_size=args.batch_size)
+    use_precision(args.precision)
+    if follow(args):
+        return
     cases = train + val
     build_strokeformer(args)  # an argument that does not fit is refused now
     args.spacing = choose_spacing(cases, args.spacing or spacing_of_proposer(args), args.resize_to)

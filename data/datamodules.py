@@ -1,6 +1,6 @@
 """Lightning data modules of the two stages."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Sized
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,7 @@ from data.grid import UNKNOWN_MM, Grid
 from data.head import head_mask
 from data.nifti import affine_of
 from data.prepared import PreparedScan
-from data.sampling import SAMPLING, EpochSampler, balanced_indices, item_rng
+from data.sampling import SAMPLING, EpochSampler, SharedBatches, balanced_indices, item_rng
 from data.slices import read_slice
 from data.space import Space, resample, resized_space
 from data.subvolumes import RegionWindows, TrainingWindows, WindowCutter
@@ -146,6 +146,23 @@ def _as_it_is(item: PreparedScan) -> PreparedScan:
     return item
 
 
+def batch_loader(
+    data: pl.LightningDataModule, items: Dataset, sampler: Sized, batch_size: int, num_workers: int, **loading
+) -> DataLoader:
+    """A loader of this process's shares of the batches that `sampler` makes of `items`.
+
+    Args:
+        data: of the training that it is for.
+        batch_size: items of a batch, those of all processes.
+    """
+    trainer, on_gpu = data.trainer, torch.cuda.is_available()
+    batches = SharedBatches(sampler, batch_size, *((trainer.global_rank, trainer.world_size) if trainer else ()))
+    # A GPU takes batches from pinned memory while it computes. A CPU has no use for that, nor for the memory of workers
+    # that wait for the next epoch.
+    ahead = {"pin_memory": on_gpu, "persistent_workers": on_gpu and num_workers > 0}
+    return DataLoader(items, batch_sampler=batches, num_workers=num_workers, **ahead, **loading)
+
+
 class RPNDataModule(pl.LightningDataModule):
     """Slices for stage 1, drawn anew each epoch in training.
 
@@ -179,12 +196,12 @@ class RPNDataModule(pl.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader:
         sampler = EpochSampler(lambda rng: self.sampling(self.sick, rng, self.hard), self.seed)
-        return DataLoader(self.train, sampler=sampler, **self.loading)
+        return batch_loader(self, self.train, sampler, **self.loading)
 
     def val_dataloader(self) -> DataLoader:
         chosen = np.sort(balanced_indices(self.val_sick, np.random.default_rng(self.seed)))
         sampler = [(0, int(index)) for index in chosen]
-        return DataLoader(self.val, sampler=sampler, **self.loading)
+        return batch_loader(self, self.val, sampler, **self.loading)
 
 
 class SegmentationDataModule(pl.LightningDataModule):
@@ -224,7 +241,7 @@ class SegmentationDataModule(pl.LightningDataModule):
     def train_dataloader(self) -> DataLoader:
         # In order: what a window lies about goes by its number, so that each batch holds as much of everything.
         sampler = EpochSampler(lambda rng: np.arange(len(self.train)), self.seed)
-        return DataLoader(self.train, sampler=sampler, **self.loading)
+        return batch_loader(self, self.train, sampler, **self.loading)
 
     def val_dataloader(self) -> DataLoader:
-        return DataLoader(self.val, **self.loading)
+        return batch_loader(self, self.val, range(len(self.val)), **self.loading)

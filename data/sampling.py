@@ -1,9 +1,11 @@
-"""Which items an epoch visits: shuffled, and for slices balanced between sick and healthy."""
+"""Which items an epoch visits: shuffled, and for slices balanced between sick and healthy; and who visits them."""
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Sized
+from dataclasses import dataclass
 
 import numpy as np
-from torch.utils.data import Sampler
+from torch.utils.data import BatchSampler, Sampler
 
 
 class EpochSampler(Sampler):
@@ -32,6 +34,50 @@ class EpochSampler(Sampler):
     def __iter__(self) -> Iterator[tuple[int, int]]:
         chosen = self.choose(np.random.default_rng([self.seed, self.epoch]))
         return iter([(self.epoch, int(index)) for index in chosen])
+
+
+@dataclass(frozen=True)
+class Share:
+    """What one of the processes of a training has of a batch.
+
+    own, whole: items of this process and of all.
+    place: of the first of its own in the batch.
+    """
+
+    own: int
+    whole: int
+    place: int
+
+
+class SharedBatches(Sampler):
+    """The batches of a sampler's items, each split over the processes of a training: no item twice, none left out.
+
+    A batch is the same for any number of processes. Where it holds fewer items than there are processes, the last ones
+    are handed its first item, so that all take the same steps; their `share` of it is 0.
+
+    Args:
+        sampler: of the items of an epoch.
+        batch_size: items of a batch, those of all processes.
+        rank: of this process.
+    """
+
+    def __init__(self, sampler: Sized, batch_size: int, rank: int = 0, processes: int = 1) -> None:
+        self.sampler, self.batch_size, self.rank, self.processes = sampler, batch_size, rank, processes
+
+    def __len__(self) -> int:
+        return math.ceil(len(self.sampler) / self.batch_size)
+
+    def __iter__(self) -> Iterator[list]:
+        for index, batch in enumerate(BatchSampler(self.sampler, self.batch_size, drop_last=False)):
+            share = self.share(index)
+            yield batch[share.place : share.place + share.own] or batch[:1]
+
+    def share(self, index: int) -> Share:
+        """What this process has of a batch of the epoch."""
+        whole = min(self.batch_size, len(self.sampler) - index * self.batch_size)
+        each = math.ceil(whole / self.processes)
+        place = min(self.rank * each, whole)
+        return Share(min(each, whole - place), whole, place)
 
 
 def healthy_in_epoch(sick: np.ndarray) -> int:

@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torchvision.models import resnet18
+from torchvision.models.detection._utils import BalancedPositiveNegativeSampler
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.backbone_utils import BackboneWithFPN
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
@@ -58,7 +59,11 @@ class Detector(nn.Module):
         self.image_size, self.slice_side = image_size, slice_side
 
     def forward(
-        self, images: list[torch.Tensor], targets: list[dict] | None = None, window: Window | None = None
+        self,
+        images: list[torch.Tensor],
+        targets: list[dict] | None = None,
+        window: Window | None = None,
+        place: int = 0,
     ) -> dict[str, torch.Tensor] | list[dict[str, torch.Tensor]]:
         """Losses in training mode, detections otherwise.
 
@@ -66,6 +71,7 @@ class Detector(nn.Module):
             images: (C, H, W) in [0, 1], all of one shape.
             targets: ``boxes`` (N, 4) xyxy in pixels of a slice and ``labels`` (N,) of each; for training.
             window: rows and columns to look at; None for those of `head_window`.
+            place: of the first image in the batch, of which other processes may have other parts.
 
         Returns:
             Training: the losses by name. Otherwise a dict a slice: ``boxes`` (N, 4) xyxy in pixels of the slice,
@@ -74,6 +80,8 @@ class Detector(nn.Module):
         rows, columns = window = head_window(images) if window is None else window
         scale, batch = self.scale(images), self.look_at(images, window)
         corner = torch.tensor([columns.start, rows.start] * 2, dtype=batch.dtype, device=batch.device)
+        for sampler in (self.rpn.fg_bg_sampler, self.roi_heads.fg_bg_sampler):
+            sampler.place = place
         if targets is not None:
             targets = [{**target, "boxes": (target["boxes"] - corner) * scale} for target in targets]
         listed = ImageList(batch, [tuple(batch.shape[-2:])] * len(batch))
@@ -112,6 +120,31 @@ class Anchors(AnchorGenerator):
         return [anchors] * len(image_list.image_sizes)
 
 
+class SamplesByImage(BalancedPositiveNegativeSampler):
+    """torchvision's choice of the anchors and boxes to learn from, by chance of its own for each image of a batch, so
+    that it does not depend on how the batch is split over processes.
+
+    Attributes:
+        place: of the first image in the batch.
+    """
+
+    place = 0
+
+    @classmethod
+    def like(cls, sampler: BalancedPositiveNegativeSampler) -> "SamplesByImage":
+        return cls(sampler.batch_size_per_image, sampler.positive_fraction)
+
+    def __call__(self, matched_idxs: list[torch.Tensor]) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        device, seed = matched_idxs[0].device, torch.initial_seed()
+        chosen = []
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            for place, matched in enumerate(matched_idxs, self.place):
+                torch.manual_seed((seed + place) % 2**63)
+                chosen.append(super().__call__([matched]))
+        positive, negative = zip(*chosen, strict=True)
+        return [found for (found,) in positive], [found for (found,) in negative]
+
+
 class ProposalNetwork(RegionProposalNetwork):
     """torchvision's, with the focal loss (Lin et al., 2017, arXiv 1708.02002, eq. 5) over all anchors as an option.
 
@@ -121,6 +154,7 @@ class ProposalNetwork(RegionProposalNetwork):
 
     def __init__(self, *args, focal: bool, **kwargs) -> None:
         super().__init__(*args, **kwargs)
+        self.fg_bg_sampler = SamplesByImage.like(self.fg_bg_sampler)
         self.focal = focal
 
     def compute_loss(self, objectness, pred_bbox_deltas, labels, regression_targets):
@@ -142,6 +176,7 @@ class BoxHeads(RoIHeads):
 
     def __init__(self, *args, label_smoothing: float, **kwargs) -> None:
         super().__init__(*args, **kwargs)
+        self.fg_bg_sampler = SamplesByImage.like(self.fg_bg_sampler)
         self.label_smoothing = label_smoothing
 
     def forward(self, features, proposals, image_shapes, targets=None):

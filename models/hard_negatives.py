@@ -5,6 +5,7 @@ import pytorch_lightning as pl
 import torch
 
 from data.sampling import healthy_in_epoch
+from models.shared_batch import from_first
 
 POOL = 2  # how many healthy slices are looked at for each that an epoch holds
 
@@ -22,6 +23,10 @@ class HardNegatives(pl.Callback):
     def on_train_epoch_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         if trainer.current_epoch == 0:  # an untrained network finds nothing hard
             return
+        # Found by one process: rounding on other devices could make others choose others.
+        trainer.datamodule.hard = from_first(lambda: self._find(trainer, module))
+
+    def _find(self, trainer: pl.Trainer, module: pl.LightningModule) -> np.ndarray:
         data, healthy = trainer.datamodule, np.flatnonzero(~trainer.datamodule.sick)
         in_epoch = healthy_in_epoch(data.sick)
         rng = np.random.default_rng([data.seed, trainer.current_epoch])
@@ -29,4 +34,4 @@ class HardNegatives(pl.Callback):
         found = module.detect(torch.from_numpy(data.train.image(index)) for index in pool)
         module.train()
         surest = [float(f["scores"][0]) if len(f["scores"]) else 0.0 for f in found]
-        data.hard = pool[np.argsort(surest)[::-1][: round(self.share * in_epoch)]]
+        return pool[np.argsort(surest)[::-1][: round(self.share * in_epoch)]]

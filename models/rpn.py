@@ -6,12 +6,14 @@ import pytorch_lightning as pl
 import torch
 from torch import nn
 
-from data.context import network_channels, network_slices
+from data.context import Window, network_channels, network_slices
 from data.prepared import PreparedScan
+from data.sampling import Share
 from models.anchors import ANCHOR_SIZES, REFERENCE_SIZE
 from models.detector import build_detector, head_window
 from models.precision import autocast
 from models.schedule import optimise
+from models.shared_batch import from_all, largest, processes, take_share
 from utils.regions.measures import box_scores
 from utils.regions.region import Region
 from utils.regions.rules import Kept, keep_boxes, regions_of
@@ -71,32 +73,38 @@ class RPN(pl.LightningModule):
         self.detector = build_detector(
             channels, anchor_sizes, image_size, slice_side, backbone_weights, matching, focal, label_smoothing
         )
-        self.val_detections: list[dict] = []
-        self.val_targets: list[dict] = []
+        self.val_slices: list[list[tuple[dict, dict]]] = []  # detections and targets, by batch
 
     # --- training ------------------------------------------------------------------------------------
 
     def training_step(self, batch, batch_index):
         images, targets = batch
+        share = take_share(self, batch_index, len(images))
         with autocast(self.device):
-            losses = self.detector(images, targets)
-        return self._log_losses("train", losses, len(images))
+            losses = self.detector(images, targets, _shared_window(images), share.place)
+        return self._log_losses("train", losses, share) * share.own * processes() / share.whole
 
     def validation_step(self, batch, batch_index):
         images, targets = batch
-        self._log_losses("val", self.validation_losses(images, targets), len(images))
+        share, window = take_share(self, batch_index, len(images)), _shared_window(images)
+        self._log_losses("val", self.validation_losses(images, targets, window, share.place), share)
         with autocast(self.device):
-            self.val_detections += [_to_cpu(d) for d in self.detector(images)]
-        self.val_targets += [_to_cpu({k: t[k] for k in ("boxes", "labels")}) for t in targets]
+            found = [_to_cpu(d) for d in self.detector(images, window=window)]
+        true = [_to_cpu({k: t[k] for k in ("boxes", "labels")}) for t in targets]
+        self.val_slices.append(list(zip(found, true, strict=True))[: share.own])
 
     def on_validation_epoch_end(self) -> None:
-        kept = [found["boxes"][found["scores"] >= DEFAULT_THRESHOLD].numpy() for found in self.val_detections]
-        scores = box_scores(self.val_detections, self.val_targets, kept)
-        self.log_dict({f"val_{name}": value for name, value in scores.items()})
-        self.val_detections, self.val_targets = [], []
+        batches = zip(*from_all(self.val_slices), strict=True)
+        slices = [pair for shares in batches for share in shares for pair in share]
+        detections, targets = (list(part) for part in zip(*slices, strict=True)) if slices else ([], [])
+        kept = [found["boxes"][found["scores"] >= DEFAULT_THRESHOLD].numpy() for found in detections]
+        self.log_dict({f"val_{name}": value for name, value in box_scores(detections, targets, kept).items()})
+        self.val_slices = []
 
     @torch.no_grad()
-    def validation_losses(self, images: list[torch.Tensor], targets: list[dict]) -> dict[str, torch.Tensor]:
+    def validation_losses(
+        self, images: list[torch.Tensor], targets: list[dict], window: Window | None = None, place: int = 0
+    ) -> dict[str, torch.Tensor]:
         """Losses without a trace: torchvision gives them in training mode alone, so the batch norms are held in
         evaluation mode and the random sampling of anchors uses a stream of its own, the same each time."""
         self.detector.train()
@@ -106,17 +114,18 @@ class RPN(pl.LightningModule):
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
             torch.manual_seed(0)
             with autocast(self.device):
-                losses = self.detector(images, targets)
+                losses = self.detector(images, targets, window, place)
         self.detector.eval()
         return losses
 
-    def _log_losses(self, stage: str, losses: dict[str, torch.Tensor], batch_size: int) -> torch.Tensor:
+    def _log_losses(self, stage: str, losses: dict[str, torch.Tensor], share: Share) -> torch.Tensor:
         total = sum(losses.values())
         self.log_dict(
             {f"{stage}_loss": total, **{f"{stage}_{name}": v for name, v in losses.items()}},
             on_step=False,
             on_epoch=True,
-            batch_size=batch_size,
+            batch_size=share.own,
+            sync_dist=processes() > 1,
         )
         return total
 
@@ -183,6 +192,14 @@ class RPN(pl.LightningModule):
         hp = self.hparams
         threshold = hp.score_threshold if threshold is None else threshold
         return keep_boxes([detections], threshold, hp.consistency, hp.evidence_growth, prepared.brain.shape, roi_size)
+
+
+def _shared_window(images: list[torch.Tensor]) -> Window:
+    """The window of the heads of a batch, those that other processes have included."""
+    rows, columns = head_window(images)
+    ends = torch.tensor([-rows.start, rows.stop, -columns.start, columns.stop], device=images[0].device)
+    top, bottom, left, right = largest(ends).tolist()
+    return slice(-top, bottom), slice(-left, right)
 
 
 def _to_cpu(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

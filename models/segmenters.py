@@ -37,6 +37,7 @@ SEGFORMER_SIZES = {
     "small": {"features": (32, 64, 128, 192), "heads": (1, 2, 4, 6), "layers": 2, "decoder_features": 128},
     "base": {"features": (32, 64, 160, 256), "heads": (1, 2, 5, 8), "layers": 2, "decoder_features": 256},
 }
+UNUSED = "norm_cross_attn"  # MONAI's transformer blocks hold it for a cross-attention that ours do not ask for
 SEGMENTERS = {
     "trans_unet": Segmenter(
         TransUNet,
@@ -86,4 +87,8 @@ def build_segmenter(
             f"windows of {tuple(window)} (--window_size, else --roi_size) do not fit --arch {arch}; use multiples of "
             f"{stride}, not all {stride}"
         )
-    return segmenter.build(in_channels, num_classes, window, **segmenter.sizes[size])
+    network = segmenter.build(in_channels, num_classes, window, **segmenter.sizes[size])
+    for name, parameter in network.named_parameters():
+        # Processes that train together wait for each gradient, and these have none.
+        parameter.requires_grad_(UNUSED not in name)
+    return network

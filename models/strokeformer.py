@@ -15,6 +15,7 @@ from models.losses import build_classification_loss, build_loss, mask_outside
 from models.precision import autocast
 from models.schedule import optimise
 from models.segmenters import SEGMENTERS, build_segmenter
+from models.shared_batch import processes, take_share, whole_batch
 from utils.decision import Decision
 from utils.overlap import overlap_scores
 from utils.regions.region import Region
@@ -81,34 +82,44 @@ class StrokeFormer(pl.LightningModule):
         return self.net(image)
 
     def half_precision(self, image: torch.Tensor) -> torch.Tensor:
-        """The logits as float32, computed in bfloat16 where the hardware has it: twice as many steps a minute."""
+        """The logits as float32, computed in half precision where that is asked for or the hardware has bfloat16: twice
+        as many steps a minute."""
         with autocast(self.device, self.narrowest_map):
             return self(image).float()
 
     # --- training ------------------------------------------------------------------------------------
 
     def training_step(self, batch, batch_index):
-        return self._losses("train", batch)[0]
+        return self._loss("train", self._found(batch, batch_index)) * processes()
 
     def validation_step(self, batch, batch_index):
-        _, logits = self._losses("val", batch)
-        self._count(logits, batch)
+        found = self._found(batch, batch_index)
+        self._loss("val", found)
+        self._count(found["logits"], found)
 
-    def _losses(self, stage: str, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    def _found(self, batch: dict[str, torch.Tensor], batch_index: int) -> dict[str, torch.Tensor]:
+        """What the network says of a batch, ``logits`` and ``presence``, beside what is true of it."""
+        share = take_share(self, batch_index, len(batch["image"]))
         logits = self.half_precision(batch["image"])
-        seg_loss = self.seg_loss(*mask_outside(logits, batch["mask"].long(), batch["region"]))
+        found = {"mask": batch["mask"], "region": batch["region"], "logits": logits}
+        if self.cls_loss is not None:
+            found |= {"has_lesion": batch["has_lesion"], "presence": self.classify(logits)}
+        return whole_batch(share, found)
+
+    def _loss(self, stage: str, found: dict[str, torch.Tensor]) -> torch.Tensor:
+        seg_loss = self.seg_loss(*mask_outside(found["logits"], found["mask"].long(), found["region"]))
         losses = {"loss": seg_loss}
         if self.cls_loss is not None:
-            cls_loss = self.cls_loss(self.classify(logits), batch["has_lesion"])
+            cls_loss = self.cls_loss(found["presence"], found["has_lesion"])
             total = self.hparams.seg_loss_weight * seg_loss + self.hparams.cls_loss_weight * cls_loss
             losses = {"loss": total, "seg_loss": seg_loss, "cls_loss": cls_loss}
         self.log_dict(
             {f"{stage}_{name}": value for name, value in losses.items()},
             on_step=False,
             on_epoch=True,
-            batch_size=len(logits),
+            batch_size=len(found["logits"]),
         )
-        return losses["loss"], logits
+        return losses["loss"]
 
     def classify(self, logits: torch.Tensor) -> torch.Tensor:
         """Logit (B,) of "this region holds a lesion", from the mean and the largest logit of each class."""

@@ -45,6 +45,7 @@ class Stop(pl.Callback):
 def train(folder, *callbacks) -> dict[str, torch.Tensor]:
     """Train on from what is in the folder; returns the weights."""
     names = {"seed": 3, "logger": ["csv"], "max_epochs": EPOCHS, "patience": EPOCHS, "min_delta": 0.0}
+    names |= {"num_nodes": 1, "strategy": "auto", "accumulate_grad_batches": 1}
     args = SimpleNamespace(**names, devices=[0], lr_logging_interval="epoch", offline=True)
     torch.manual_seed(1)
     network, images = Network(), torch.arange(32.0).reshape(8, 4) / 32

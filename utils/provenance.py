@@ -16,7 +16,8 @@ PACKAGES = ("torch", "torchvision", "pytorch-lightning", "monai", "numpy", "niba
 # Settings that change where or how fast a run goes, not what it computes: a resumed run may differ in them. What lies
 # behind a path is told by its digest.
 FREE_SETTINGS = {
-    "devices", "num_workers", "offline", "entity", "project", "rpn_project", "group", "rpn_group", "max_epochs",
+    "devices", "num_nodes", "strategy", "compile",
+    "num_workers", "offline", "entity", "project", "rpn_project", "group", "rpn_group", "max_epochs",
     "rpn_max_epochs", "patience", "rpn_patience", "num_samples", "log_every_n_val_epochs", "lr_logging_interval",
     "n_predictions", "target_layers", "rpn_target_layers", "probabilities", "uncertainty", "out_dir", "scans_dir",
     "masks_dir", "brains_dir", "augmented_dir", "folds", "folds_to_run", "aggregate", "logger",

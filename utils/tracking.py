@@ -5,6 +5,7 @@ import math
 import os
 import time
 import warnings
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
@@ -15,9 +16,12 @@ import torch
 from matplotlib.image import imread
 from pytorch_lightning.callbacks import EarlyStopping, LearningRateMonitor, ModelCheckpoint
 from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
+from pytorch_lightning.plugins.environments import LightningEnvironment
+from pytorch_lightning.strategies import DDPStrategy
 from tqdm import tqdm
 
 from utils.errors import UserError
+from utils.processes import devices_of, node_rank, processes_of
 from utils.progress import duration, on_terminal
 
 LINES_IN_A_LOG = 20
@@ -26,8 +30,14 @@ WANDB_TIMEOUT_S = 30  # a server that does not answer within this time does not 
 # --- loggers -------------------------------------------------------------------------------------------
 
 
-def build_loggers(folder: Path, args) -> list[Logger]:
-    """The logs that ``--logger`` names. The CSV log is always among them: the curves are drawn from it."""
+def build_loggers(folder: Path, args, rank: int = 0) -> list[Logger]:
+    """The logs that ``--logger`` names. The CSV log is always among them: the curves are drawn from it.
+
+    Args:
+        rank: of this process among those of the training; the first alone writes.
+    """
+    if rank:
+        return [CSVLogger(folder, name="logs")]  # which writes nothing there; some callbacks want a log
     loggers = [CSVLogger(folder, name="logs"), *_wandb_loggers(folder, args)]
     if "tensorboard" in args.logger:  # without versions: a training that goes on continues its curves
         loggers += [TensorBoardLogger(folder, name="tensorboard", version="", default_hp_metric=False)]
@@ -162,7 +172,7 @@ class SeededSteps(pl.Callback):
     def on_validation_batch_start(self, trainer, module, batch, batch_index, dataloader_index=0) -> None:
         self._seed(trainer.current_epoch, batch_index)
 
-    def _seed(self, *place: int) -> None:
+    def _seed(self, *place: int) -> None:  # alike in all processes: what stage 1 draws goes by the image's place
         torch.manual_seed(int(np.random.SeedSequence([self.seed, *place]).generate_state(1, np.uint64)[0]))
 
 
@@ -225,7 +235,7 @@ class PredictionPictures(pl.Callback):
         self.draw, self.folder, self.every = draw, folder, every
 
     def on_validation_epoch_end(self, trainer, module) -> None:
-        if (trainer.current_epoch + 1) % self.every or trainer.sanity_checking:
+        if (trainer.current_epoch + 1) % self.every or not trainer.is_global_zero:
             return
         from utils.plots import save_figure
 
@@ -237,21 +247,30 @@ class PredictionPictures(pl.Callback):
             log_pictures(trainer.loggers, "predictions", paths, trainer.global_step)
 
 
-def build_trainer(folder: Path, args, monitor: str, mode: str, callbacks: list[pl.Callback]) -> pl.Trainer:
+def build_trainer(
+    folder: Path,
+    args,
+    monitor: str,
+    mode: str,
+    callbacks: list[pl.Callback],
+    plugins: Sequence[object] = (),
+) -> pl.Trainer:
     """A Lightning trainer that keeps the best and the last checkpoint, stops early and logs to `folder`.
 
     Args:
         monitor, mode: the logged value that tells the best epoch, and whether ``"min"`` or ``"max"`` is best.
+        plugins: of Lightning.
     """
     _quieten()
-    on_gpu = torch.cuda.is_available()
+    place, rank = _place(args)
     checkpoints = {"dirpath": folder / "checkpoints", "enable_version_counter": False}
     return pl.Trainer(
         default_root_dir=folder,
-        accelerator="gpu" if on_gpu else "cpu",
-        devices=args.devices if on_gpu else 1,
+        **place,
+        plugins=list(plugins),
+        accumulate_grad_batches=args.accumulate_grad_batches,
         max_epochs=args.max_epochs,
-        logger=build_loggers(folder, args),
+        logger=build_loggers(folder, args, rank),
         num_sanity_val_steps=0,
         log_every_n_steps=1,
         enable_model_summary=False,
@@ -262,16 +281,34 @@ def build_trainer(folder: Path, args, monitor: str, mode: str, callbacks: list[p
             ModelCheckpoint(filename="last", **checkpoints),  # `save_last` would be content with the best
             EarlyStopping(monitor, min_delta=args.min_delta, patience=args.patience, mode=mode),
             LearningRateMonitor(args.lr_logging_interval),
-            EpochLines(folder.name, monitor),
+            *([] if rank else [EpochLines(folder.name, monitor)]),
             FiniteLoss(),
             *callbacks,
         ],
     )
 
 
+def _place(args) -> tuple[dict, int]:
+    """Lightning's arguments on where a training runs, and the rank of this process there."""
+    on_gpu = torch.cuda.is_available()
+    accelerator = "gpu" if on_gpu else "cpu"
+    if processes_of(args) == 1:
+        return {"accelerator": accelerator, "devices": args.devices if on_gpu else 1}, 0
+    place = {"accelerator": accelerator, "devices": args.devices if on_gpu else devices_of(args)}
+    # Our loaders split the batches, and batch norms share their statistics as they are made: nothing is left to bring
+    # into line in each step. `utils.processes` has started this process, so SLURM is not asked for its place.
+    strategy = DDPStrategy(broadcast_buffers=False, cluster_environment=LightningEnvironment())
+    place |= {"num_nodes": args.num_nodes, "strategy": strategy, "use_distributed_sampler": False}
+    return place, node_rank() * devices_of(args) + int(os.environ["LOCAL_RANK"])
+
+
 def _quieten() -> None:
     """Silence advice that a user of these scripts cannot follow."""
-    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+    for name in ("pytorch_lightning", "lightning_fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", ".*does not have many workers.*")
     warnings.filterwarnings("ignore", ".*isinstance.treespec, LeafSpec.*")  # Lightning's own use of torch
+    warnings.filterwarnings("ignore", ".*use `self.log.*sync_dist=True.*")  # the same on all processes already
+    warnings.filterwarnings("ignore", ".*broadcast_buffers. is deprecated.*")  # by a name that torch 2.11 has not
+    warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides.*")  # of channels-last kernels
     warnings.filterwarnings("ignore", ".*Checkpoint directory .* exists and is not empty.*")

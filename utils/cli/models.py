@@ -1,6 +1,7 @@
 """Arguments on the networks of both stages and their training."""
 
 from utils.cli.types import (
+    DevicesAction,
     fraction,
     json_object,
     logger,
@@ -12,6 +13,8 @@ from utils.cli.types import (
 )
 
 ARCHITECTURES = ("trans_unet", "unetr", "swin_unetr", "segformer3d", "segformer3d_full")
+PRECISIONS = ("auto", "32-true", "bf16-mixed", "16-mixed")
+STRATEGIES = ("auto", "ddp")
 LOGGERS = ("wandb", "csv", "tensorboard")
 ARCH_SIZES = ("tiny", "small", "base")
 CONTEXT = ("neighbours", "mirror")
@@ -230,6 +233,36 @@ def add_training(parser, root: str, prefix: str = "", max_epochs: int = 250, pat
     )
 
 
+def add_devices(group) -> None:
+    group.add_argument(
+        "--devices",
+        type=non_negative_int,
+        nargs="+",
+        action=DevicesAction,
+        default=[0],
+        help="GPU indices; without a GPU, the CPU, in as many processes with --strategy ddp",
+    )
+    group.add_argument("--num_nodes", type=positive_int, default=1, help="machines, each of which runs this command")
+    group.add_argument(
+        "--strategy",
+        choices=STRATEGIES,
+        default="auto",
+        help="how several devices train: ddp splits each batch over them; auto is ddp on GPUs, one process on a CPU",
+    )
+    group.add_argument(
+        "--accumulate_grad_batches", type=positive_int, default=1, help="batches whose gradients make one step"
+    )
+
+
+def add_precision(group) -> None:
+    group.add_argument(
+        "--precision",
+        choices=PRECISIONS,
+        default="auto",
+        help="of the networks' numbers; auto is bf16-mixed where the hardware computes in it, else 32-true",
+    )
+
+
 def add_logging(parser) -> None:
     group = parser.add_argument_group("logging and devices")
     group.add_argument(
@@ -242,8 +275,12 @@ def add_logging(parser) -> None:
     )
     group.add_argument("--entity", default="neurone-lab", help="W&B entity")
     group.add_argument("--offline", action="store_true", help="keep W&B records on this machine")
+    add_devices(group)
+    add_precision(group)
     group.add_argument(
-        "--devices", type=non_negative_int, nargs="+", default=[0], help="GPU indices; without a GPU, the CPU"
+        "--compile",
+        action="store_true",
+        help="compile the networks that are trained: slow first steps, faster ones from then on",
     )
     group.add_argument(
         "--min_delta",

@@ -49,6 +49,15 @@ def logger(text: str) -> str:
     return text
 
 
+class DevicesAction(argparse.Action):
+    """``--devices 0 1``: each once."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        if len(set(values)) < len(values):
+            parser.error(f"argument {option_string}: {values} names a device twice")
+        setattr(namespace, self.dest, values)
+
+
 class SplitsAction(argparse.Action):
     """``--splits TRAIN VAL TEST``: whole percentages that sum to 100, with something to train and test on."""
 
