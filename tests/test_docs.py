@@ -1,0 +1,53 @@
+"""Every command of the documentation is one that its program understands."""
+
+import argparse
+import re
+import runpy
+import shlex
+import sys
+
+import pytest
+
+from tests.running import ROOT
+
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+class Understood(Exception):
+    """A program has parsed its command line."""
+
+
+def commands() -> list[str]:
+    """The commands of all pages' shell blocks that start a program of ours, each once."""
+    blocks = [block for page in PAGES for block in re.findall(r"```sh\n(.*?)```", page.read_text(), re.DOTALL)]
+    lines = dict.fromkeys("\n".join(blocks).replace("\\\n", " ").splitlines())
+    return [line for line in lines if line.startswith("python ") and not line.startswith("python -c ")]
+
+
+def start(command: str, patch: pytest.MonkeyPatch) -> None:
+    """Run a command in this process until it has parsed its arguments."""
+    _, *words = shlex.split(command, comments=True)
+    patch.setattr(sys, "argv", words[1:] if words[0] == "-m" else words)
+    if words[0] == "-m":
+        runpy.run_module(words[1], run_name="__main__", alter_sys=True)
+    else:
+        runpy.run_path(str(ROOT / words[0]), run_name="__main__")
+
+
+def stopping(parse):
+    """A method of a parser that goes no further once it has parsed."""
+
+    def parsed(*args, **kwargs):
+        parse(*args, **kwargs)
+        raise Understood
+
+    return parsed
+
+
+@pytest.mark.parametrize("command", commands())
+def test_command_is_understood(command, monkeypatch):
+    monkeypatch.chdir(ROOT)  # where recipes are
+    monkeypatch.setattr(sys, "path", [str(ROOT), str(ROOT / "benchmarks"), *sys.path])
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", stopping(argparse.ArgumentParser.parse_args))
+    with pytest.raises(Understood):
+        start(command, monkeypatch)
