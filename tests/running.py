@@ -1,13 +1,15 @@
 """Running the scripts as a user would, small."""
 
 import atexit
+import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
+from functools import cache
 from pathlib import Path
-from resource import RLIMIT_FSIZE, setrlimit
 from types import SimpleNamespace
 
 ROOT = Path(__file__).parent.parent
@@ -34,23 +36,47 @@ def run_script(*command, cwd: Path, code: int = 0, largest_file: int | None = No
     Args:
         largest_file: bytes that a file may have, as if the disk were full behind them.
     """
-    limit = None if largest_file is None else lambda: setrlimit(RLIMIT_FSIZE, (largest_file, largest_file))
+    module = command[:2] if command[0] == "-m" else [ROOT / command[0]]
+    program = [*map(str, module), *map(str, command[len(module) :])]
+    with tempfile.NamedTemporaryFile("w+") as out, tempfile.NamedTemporaryFile("w+") as err:
+        job = {"command": program, "cwd": str(cwd), "largest_file": largest_file, "out": out.name, "err": err.name}
+        ended = _run_warm(job)
+        done = SimpleNamespace(out=out.read(), err=err.read())
+    assert ended == code, f"{command} ended with {ended}:\n{done.out}\n{done.err}"
+    return done
 
-    # A file that Python compiles may not be cut off at the limit: the next program would read half of it.
-    compiled = {} if largest_file is None else {"PYTHONDONTWRITEBYTECODE": "1"}
-    program = command[1:] if command[0] == "-m" else command
-    script = ["-m", program[0]] if command[0] == "-m" else [str(ROOT / program[0])]
-    done = subprocess.run(
-        [sys.executable, *script, *map(str, program[1:])],
-        cwd=cwd,
-        env={**BARE, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **compiled},
-        capture_output=True,
+
+def start_python_anew() -> None:
+    """Let the next program run in another Python, in which sets have another order."""
+    _warm_process().communicate()
+    _warm_process.cache_clear()
+
+
+def _run_warm(job: dict) -> int:
+    """The exit code of a job of ``tests/warm.py``."""
+    process = _warm_process()
+    try:
+        process.stdin.write(json.dumps(job) + "\n")
+        process.stdin.flush()
+        return int(process.stdout.readline())
+    except BaseException:  # a test that runs out of time leaves no program behind
+        os.killpg(process.pid, signal.SIGKILL)
+        _warm_process.cache_clear()
+        raise
+
+
+@cache
+def _warm_process() -> subprocess.Popen:
+    process = subprocess.Popen(
+        [sys.executable, ROOT / "tests/warm.py"],
+        env={**BARE, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
         text=True,
-        check=False,
-        preexec_fn=limit,
+        start_new_session=True,
     )
-    assert done.returncode == code, f"{command} ended with {done.returncode}:\n{done.stdout}\n{done.stderr}"
-    return SimpleNamespace(out=done.stdout, err=done.stderr)
+    atexit.register(process.communicate)  # it ends when there are no more jobs
+    return process
 
 
 def is_png(path: Path) -> bool:

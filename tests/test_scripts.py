@@ -1,4 +1,4 @@
-"""Every script end to end, as a subprocess on a tiny cohort, and the mistakes a user can make with them."""
+"""Every script end to end, as a process of its own on a tiny cohort, and the mistakes a user can make with them."""
 
 import json
 import re
@@ -12,7 +12,7 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from tests.running import GRID, QUICK, ROI, is_png, run_script
+from tests.running import GRID, QUICK, ROI, is_png, run_script, start_python_anew
 from utils.intervals import estimate
 from utils.regions.region import read_regions, region_mask
 
@@ -414,6 +414,7 @@ def test_cross_validation_ends_with_mean_and_deviation_over_folds(cross_validate
 
 def test_folds_run_apart_and_summed_up_give_the_tables_of_a_whole_run(cross_validated, tmp_path):
     whole, command, _ = cross_validated
+    start_python_anew()
     assert "there are 2 folds, from 0 to 1" in run_script(*command, "--folds_to_run", 2, cwd=tmp_path, code=2).err
     assert "2 folds of " in run_script(*command, "--aggregate", cwd=tmp_path, code=2).err
     done = run_script(*command, "--folds_to_run", 1, cwd=tmp_path)
