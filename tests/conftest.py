@@ -14,6 +14,13 @@ settings.load_profile("suite")
 
 from tests.running import GRID, QUICK, ROI, run_script
 
+LONGEST = ["test_scripts.py", "test_refusals.py", "test_readme.py"]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first, or one worker would be left with one of them when the others have no more work."""
+    items.sort(key=lambda item: item.path.name not in LONGEST)
+
 
 @pytest.fixture(scope="session")
 def cohort(tmp_path_factory) -> Path:

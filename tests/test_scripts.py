@@ -483,6 +483,7 @@ def test_cross_validation_uses_no_augmented_scan_with_a_foreign_donor(cross_vali
         provenance[target.name] = {"mask": target_mask.name, "recipient": fold["train"][0], "donors": [donor]}
     (tmp_path / "Augmented/provenance.json").write_text(json.dumps(provenance))
     extra = ["--use_augmented", "--augmented_dir", tmp_path / "Augmented", "--rpn_max_epochs", 1, "--max_epochs", 1]
+    extra += ["--folds_to_run", 0]
     done = run_script(*command, *extra, cwd=tmp_path)
     assert "Fold 1 of 2" in done.out and "1 of 2 augmented scans" in done.out
     regions = json.loads((tmp_path / "StrokeFormer/seg/regions_fold-0.json").read_text())
