@@ -245,7 +245,6 @@ def _train_and_finish(
     trainer = _train(model, data, args, folder, monitor, callbacks)
     if not trainer.is_global_zero:
         return
-    save_figure(plot_loss_curves(logged_metrics(folder)), folder / "loss_curves.png")
     finish(folder, best_checkpoint(folder))
     log_pictures(trainer.loggers, "training", sorted(folder.glob("*.png")), trainer.global_step)
     close_loggers(trainer.loggers)
@@ -260,7 +259,7 @@ def _train(
     monitor: tuple[str, str],
     callbacks: list[pl.Callback],
 ) -> pl.Trainer:
-    """Train on from the folder's last checkpoint, if any."""
+    """Train on from the folder's last checkpoint, if any, and draw the curves."""
     resume_from = resume_point(folder)
     trainer = build_trainer(folder, args, *monitor, [*callbacks, *_averaging(args)], gradient_scaling())
     if trainer.world_size > 1:
@@ -270,6 +269,8 @@ def _train(
     # Steps take 1.2 to 1.4 times as long otherwise: a CPU's convolutions of few channels at full resolution.
     model = model.to(memory_format=torch.channels_last if isinstance(model, RPN) else torch.channels_last_3d)
     trainer.fit(model, data, ckpt_path=resume_from, weights_only=True)
+    if trainer.is_global_zero:
+        save_figure(plot_loss_curves(logged_metrics(folder)), folder / "loss_curves.png")
     return trainer
 
 

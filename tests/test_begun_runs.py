@@ -91,7 +91,7 @@ class Recorder:
         seen = {name: self.cohort.version[name] for name in names}
         (folder / "checkpoints/best.ckpt").write_text(json.dumps({"seen": seen, "epochs": args.max_epochs}))
         self.groups[folder.name] = args.group
-        return SimpleNamespace(current_epoch=args.max_epochs, global_step=0, loggers=[])
+        return SimpleNamespace(is_global_zero=True, current_epoch=args.max_epochs, global_step=0, loggers=[])
 
     def check(self, network: SimpleNamespace, scans) -> dict[str, Estimate]:
         for name, version in network.seen.items():
