@@ -281,7 +281,7 @@ def test_training_and_cross_validation_of_one_name_do_not_mix(tmp_path):
     assert "holds a training" in bench.run("--model_prefix", "seg_fold-0")
     with recording(bench.recorder), pytest.raises(UserError, match="seg holds a cross-validation"):
         args = argparse.Namespace(default_root_dir=tmp_path / "StrokeFormer")
-        models.training._fit(None, None, args, "seg", {}, ("val_loss", "min"), None, None, [])
+        models.training._fit(None, None, args, "seg", {}, ("val_loss", "min"), None, None, [], None)
 
 
 def test_subject_that_joined_may_stay_out_by_giving_the_folds(tmp_path):
