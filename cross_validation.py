@@ -2,14 +2,16 @@
 
 For each fold: train the RPN on the fold's slices, propose and save the regions of its scans, train StrokeFormer on
 them, test both stages. Ends with the mean and standard deviation of every score over the folds. A run that was
-interrupted goes on where it stopped. ``--folds_to_run`` runs some of the folds, so that the jobs of a cluster can share
-them, and ``--aggregate`` sums up what they scored.
+interrupted goes on where it stopped. ``--launcher ray`` runs the folds as tasks of a Ray cluster. ``--folds_to_run``
+runs some of them, so that the jobs of a cluster can share them, and ``--aggregate`` sums up what they scored.
 """
 
+from functools import partial
 from pathlib import Path
 
 from models.defaults import LOSS_CONFIG
 from utils import cli
+from utils.errors import UserError
 from utils.files import STAGE_1_TABLES, STAGE_2_TABLES, require_tables, require_writable
 
 
@@ -19,6 +21,7 @@ def parse_args(argv: list[str] | None = None):
     cli.add_cohort(parser)
     cli.add_brains(parser)
     cli.add_folds(parser)
+    cli.add_launcher(parser)
     cli.add_grid(parser)
     cli.add_spacing(parser)
     cli.add_transforms(parser)
@@ -51,6 +54,8 @@ def main(args) -> None:
     from models.precision import use_precision
     from utils.processes import follow, require_devices
 
+    if args.launcher == "ray" and args.num_nodes > 1:
+        raise UserError("--num_nodes: Ray gives each fold the devices of one node; leave it out with --launcher ray")
     require_devices(args, batch_size=args.batch_size, rpn_batch_size=args.rpn_batch_size)
     use_precision(args.precision)
     if follow(args):
@@ -69,18 +74,15 @@ def main(args) -> None:
 
 
 def run_folds(validation) -> None:
-    """Run the folds of ``--folds_to_run``, or all."""
-    validation.admit()
-    folds = validation.choose_folds()
-    validation.begin(folds)
-    slices = validation.cut_slices()
-    for number in validation.args.folds_to_run or range(len(folds)):
-        fold = folds[number]
-        print(
-            f"Fold {number + 1} of {len(folds)}: {len(fold.train)} training, {len(fold.val)} validation and "
-            f"{len(fold.test)} test subjects"
-        )
-        validation.run_fold(number, fold, slices)
+    """Run the folds of ``--folds_to_run``, or all, where ``--launcher`` says."""
+    from models.launchers import choose_launcher
+
+    args = validation.args
+    launch = choose_launcher(args)  # first: a cluster that is not there is refused before scans are read
+    folds, slices = validation.get_ready()
+    needed = [args.scans_dir, args.masks_dir, validation.folder / "folds.json"]
+    work = partial(validation.run_fold, folds=folds, slices=slices)
+    launch(work, args.folds_to_run or range(len(folds)), [Path(path) for path in needed])
 
 
 def sum_up(validation) -> None:
@@ -90,6 +92,7 @@ def sum_up(validation) -> None:
     from utils.tracking import log_report
 
     args, results = validation.args, validation.results()
+    validation.order_tables()
     summary = summarise_folds(results, args.seed)
     print_summary(summary, Path(args.scores_dir) / f"{args.model_prefix}_summary.csv")
     page = report_cross_validation(validation, results, summary)

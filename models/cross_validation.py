@@ -29,11 +29,13 @@ from data.prepared import brains_in, cached_scan
 from models.checkpoints import load_rpn, load_strokeformer
 from models.evaluation import evaluate_strokeformer
 from models.fold_results import fold_name, missing_results, read_results, write_results
+from models.precision import use_precision
 from models.proposals import collect_regions, rpn_source
 from models.rpn_evaluation import evaluate_rpn
 from models.runs import best_checkpoint, inputs_of, is_finished, is_trained, run_folder
 from models.training import train_rpn, train_strokeformer
 from utils.errors import UserError
+from utils.files import STAGE_1_TABLES, STAGE_2_TABLES, locked, order_rows, score_files
 from utils.provenance import open_run, require_inputs, require_settings
 from utils.regions.region import write_regions
 
@@ -107,6 +109,17 @@ class CrossValidation:
 
     def scans_of(self, cases: list[Case]):
         return scan_loader(ScanDataset(cases, self.prepare), self.args.num_workers)
+
+    def get_ready(self) -> tuple[list[Fold], pd.DataFrame]:
+        """Do once what the folds share: prepare the scans, record the run, cut the slices; folds and slices.
+
+        Jobs that share a cross-validation wait for the first of them.
+        """
+        with locked(self.folder / "folds.json"):
+            self.admit()
+            folds = self.choose_folds()
+            self.begin(folds)
+            return folds, self.cut_slices()
 
     # --- a begun run -------------------------------------------------------------------------------------
 
@@ -183,12 +196,18 @@ class CrossValidation:
 
     # --- a fold ------------------------------------------------------------------------------------------
 
-    def run_fold(self, number: int, fold: Fold, slices: pd.DataFrame) -> None:
+    def run_fold(self, number: int, folds: list[Fold], slices: pd.DataFrame) -> None:
         """The four steps of one fold, whose scores are kept for `results`.
 
         Args:
-            slices: what `cut_slices` returns.
+            folds, slices: what `get_ready` returns.
         """
+        use_precision(self.args.precision)  # a fold may run in a process of its own
+        fold = folds[number]
+        print(
+            f"Fold {number + 1} of {len(folds)}: {len(fold.train)} training, {len(fold.val)} validation and "
+            f"{len(fold.test)} test subjects"
+        )
         train, val, test = self.sides(fold)
         rpn_name, name = self.names(number)
         if self.augmented:
@@ -219,6 +238,14 @@ class CrossValidation:
             for score, estimate in found.items()
         ]
         write_results(self.folder, number, rows, self.networks(number))
+
+    def order_tables(self) -> None:
+        """Put the folds' rows in all tables of scores into their order, whichever fold ended first."""
+        rpn_names, names = zip(*map(self.names, range(self.k)), strict=True)
+        for args, tables, listed in ((self.rpn_args, STAGE_1_TABLES, rpn_names), (self.args, STAGE_2_TABLES, names)):
+            for file in score_files(args.scores_file, *tables):
+                order_rows(Path(args.scores_dir) / file, listed)
+        order_rows(Path(self.args.scores_dir) / self.args.per_size_scores_file, names)
 
     def missing(self) -> list[int]:
         """The folds that have not been run to their end."""

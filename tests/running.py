@@ -8,6 +8,8 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
@@ -77,6 +79,36 @@ def _warm_process() -> subprocess.Popen:
     )
     atexit.register(process.communicate)  # it ends when there are no more jobs
     return process
+
+
+def start_script(script: str, *arguments, cwd: Path) -> subprocess.Popen:
+    """Start ``python SCRIPT``, as `run_script` does, and go on while it runs."""
+    return subprocess.Popen(
+        [sys.executable, str(ROOT / script), *map(str, arguments)],
+        cwd=cwd,
+        env={**BARE, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def wait_for(find, program: subprocess.Popen, seconds: float = 120):
+    """What `find` finds, as soon as that is something, while the program runs."""
+    until = time.monotonic() + seconds
+    while not (found := find()):
+        assert program.poll() is None and time.monotonic() < until, "it never came"
+        time.sleep(0.05)
+    return found
+
+
+def processes_called(title: str) -> list[int]:
+    """The processes whose title begins so."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):  # it has ended meanwhile
+            found += [int(path.parent.name)] if path.read_bytes().startswith(title.encode()) else []
+    return found
 
 
 def is_png(path: Path) -> bool:

@@ -1,9 +1,12 @@
 """Every script end to end, as a process of its own on a tiny cohort, and the mistakes a user can make with them."""
 
 import json
+import os
 import re
 import shutil
+import signal
 from collections import Counter
+from importlib.util import find_spec
 
 import nibabel as nib
 import numpy as np
@@ -12,7 +15,17 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from tests.running import GRID, QUICK, ROI, is_png, run_script, start_python_anew
+from tests.running import (
+    GRID,
+    QUICK,
+    ROI,
+    is_png,
+    processes_called,
+    run_script,
+    start_python_anew,
+    start_script,
+    wait_for,
+)
 from utils.intervals import estimate
 from utils.regions.region import read_regions, region_mask
 
@@ -412,6 +425,31 @@ def test_cross_validation_ends_with_mean_and_deviation_over_folds(cross_validate
     assert logged.read_text() == page
 
 
+def require_same_tables(folder, other):
+    """All tables of two cross-validations are the same to the last byte."""
+    tables = sorted(path.relative_to(other) for path in other.glob("*scores/*.csv"))
+    assert len(tables) == 12
+    for table in tables:
+        assert (folder / table).read_bytes() == (other / table).read_bytes(), table
+
+
+@pytest.mark.skipif(not find_spec("ray"), reason="pip install -r requirements-ray.txt")
+def test_ray_with_a_worker_killed_in_the_middle_of_a_fold_gives_the_tables_of_one_process(cross_validated, tmp_path):
+    whole, command, _ = cross_validated
+    program = start_script(*command, "--launcher", "ray", cwd=tmp_path)
+    begun = wait_for(lambda: next(tmp_path.glob("RPN/rpn_fold-*/checkpoints/last.ckpt"), None), program)
+    number = begun.parent.parent.name[-1]
+    (worker,) = processes_called(f"ray::fold-{number}")
+    assert not (tmp_path / f"StrokeFormer/seg/results_fold-{number}.json").exists()
+    os.kill(worker, signal.SIGKILL)
+    out, err = program.communicate(timeout=240)
+    assert program.returncode == 0, out + err
+    assert "each with CPUs: " in out and out.count("has ended") == 2
+    require_same_tables(tmp_path, whole)
+    record = json.loads((tmp_path / "RPN/rpn_fold-0/run.json").read_text())
+    assert record["command"][1:] == list(map(str, [*command[1:], "--launcher", "ray"]))
+
+
 def test_folds_run_apart_and_summed_up_give_the_tables_of_a_whole_run(cross_validated, tmp_path):
     whole, command, _ = cross_validated
     start_python_anew()
@@ -424,12 +462,7 @@ def test_folds_run_apart_and_summed_up_give_the_tables_of_a_whole_run(cross_vali
     (tmp_path / "scores/seg_summary.csv").unlink()
     run_script(*command, "--aggregate", cwd=tmp_path)
     assert (tmp_path / "scores/seg_summary.csv").read_bytes() == (whole / "scores/seg_summary.csv").read_bytes()
-    for table in ("scores/scores.csv", "scores/per_scan_scores.csv", "rpn_scores/scores.csv"):
-        parts, at_once = (pd.read_csv(folder / table, dtype=str) for folder in (tmp_path, whole))
-        order = [column for column in ("model_name", "scan") if column in parts]
-        pd.testing.assert_frame_equal(
-            parts.sort_values(order, ignore_index=True), at_once.sort_values(order, ignore_index=True)
-        )
+    require_same_tables(tmp_path, whole)
     torch.save({}, tmp_path / "StrokeFormer/seg_fold-0/checkpoints/best.ckpt")
     assert "is of other networks than there are now" in run_script(*command, "--aggregate", cwd=tmp_path, code=2).err
 

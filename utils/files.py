@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import tempfile
+from collections.abc import Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -78,9 +79,14 @@ def intervals_file(scores_file: str) -> str:
     return str(path.with_name(f"{path.stem}_intervals.csv"))
 
 
+def score_files(scores_file: str, *others: str) -> tuple[str, ...]:
+    """The names of all tables of an evaluation."""
+    return scores_file, intervals_file(scores_file), *others
+
+
 def require_tables(folder: Path | str, scores_file: str, *others: str) -> None:
     """Refuse, before long work, a folder in which a table that will get new rows is no table of scores."""
-    for file in (scores_file, intervals_file(scores_file), *others):
+    for file in score_files(scores_file, *others):
         read_scores(Path(folder) / file)
 
 
@@ -112,7 +118,7 @@ def update_table(path: Path | str, name: str, rows) -> None:
 
     rows = rows.copy()
     rows.insert(0, "model_name", name)
-    with _locked(Path(path)):
+    with locked(Path(path)):
         earlier = read_scores(path)
         if earlier is not None:
             rows = pd.concat([earlier[earlier.model_name != name], rows], ignore_index=True)
@@ -120,8 +126,20 @@ def update_table(path: Path | str, name: str, rows) -> None:
             rows.to_csv(temporary, index=False)
 
 
+def order_rows(path: Path | str, names: Sequence[str]) -> None:
+    """Put the rows of these models behind all others of a table, in this order; a table that is not there stays so."""
+    import pandas as pd
+
+    with locked(Path(path)):
+        if (table := read_scores(path)) is None:
+            return
+        parts = [table[~table.model_name.isin(names)], *(table[table.model_name == name] for name in names)]
+        with atomic_path(path) as temporary:
+            pd.concat(parts).to_csv(temporary, index=False)
+
+
 @contextmanager
-def _locked(path: Path):
+def locked(path: Path):
     """Keep other processes from a file: folds that run at the same time write into the same tables."""
     from filelock import FileLock
 

@@ -21,6 +21,7 @@ FREE_SETTINGS = {
     "rpn_max_epochs", "patience", "rpn_patience", "num_samples", "log_every_n_val_epochs", "lr_logging_interval",
     "n_predictions", "target_layers", "rpn_target_layers", "probabilities", "uncertainty", "out_dir", "scans_dir",
     "masks_dir", "brains_dir", "augmented_dir", "folds", "folds_to_run", "aggregate", "logger",
+    "launcher", "ray_address", "gpus_per_fold",
     "train_scans", "train_masks", "val_scans", "val_masks", "regions", "rpn_ckpt_path", "default_root_dir",
     "rpn_default_root_dir", "scores_dir", "scores_file", "per_size_scores_file", "rpn_scores_dir", "rpn_scores_file",
 }  # fmt: skip

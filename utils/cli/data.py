@@ -3,6 +3,7 @@
 from utils.cli.types import SplitsAction, extension, non_negative_int, positive_float, positive_int
 from utils.defaults import SCAN_DIM
 
+LAUNCHERS = ("sequential", "ray")
 TRANSFORM_NAMES = ("flip", "affine", "contrast", "noise", "bias_field", "resolution", "lesion_contrast")
 
 
@@ -93,6 +94,28 @@ def add_folds(parser) -> None:
         "--augmented_dir",
         default="data/ATLAS_2/Processed/Augmented/",
         help="folder with Scans/, Masks/ and provenance.json of the augmented scans",
+    )
+
+
+def add_launcher(parser) -> None:
+    group = parser.add_argument_group("where folds run")
+    group.add_argument(
+        "--launcher",
+        choices=LAUNCHERS,
+        default="sequential",
+        help="one fold after the other in this process, or each as a task of a Ray cluster (requirements-ray.txt)",
+    )
+    group.add_argument(
+        "--ray_address",
+        default=None,
+        metavar="HOST:PORT",
+        help="the Ray cluster, auto for that of this machine; None to start one here and end it",
+    )
+    group.add_argument(
+        "--gpus_per_fold",
+        type=non_negative_int,
+        default=None,
+        help="GPUs of each fold under Ray; None for 1 where the cluster has any",
     )
 
 
