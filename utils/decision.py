@@ -18,7 +18,7 @@ class Decision:
 
     A component is also none where stage 1 has seen nothing. Regions are larger than that, so that stage 2 sees what is
     around a lesion, and what only one of the two stages sees is seldom one: on 60 synthetic heads unlike the training's
-    the false lesions fell from 0.82 to 0.47 a scan, and no Dice was lost (docs/peers.md).
+    the false lesions fell from 0.82 to 0.50 a scan, and no Dice was lost (docs/peers.md).
     """
 
     threshold: float = 0.5
