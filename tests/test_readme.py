@@ -67,6 +67,7 @@ def project(cohort, tmp_path_factory) -> Path:
     return clone
 
 
+@pytest.mark.timeout(900)  # a dozen programs, one after the other, on a machine that may be busy
 def test_every_training_and_evaluation_command_works_as_written_without_an_account(project):
     commands = readme_commands()
     assert {program for program, _ in commands} == set(SMALL)
