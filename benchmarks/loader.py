@@ -18,8 +18,8 @@ class Epoch:
 def simulate(making_s: np.ndarray, step_s: float, workers: int, prefetch: int = PREFETCH) -> Epoch:
     """An epoch whose batches are made by `workers` processes, each on a core of its own, and used by one device.
 
-    As in PyTorch (`torch.utils.data.dataloader`), batch i is made by worker i mod `workers` and used in order. Worker by
-    worker, up to `prefetch` batches are ordered ahead; the next one is ordered when one is taken.
+    As in PyTorch (`torch.utils.data.dataloader`), batch i is made by worker i mod `workers` and used in order. Up to
+    `prefetch` batches a worker are ordered ahead; the next one is ordered when one is taken.
 
     Args:
         making_s: (N,) seconds to make each batch; `step_s`, the seconds that the device takes for each.
