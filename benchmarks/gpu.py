@@ -24,6 +24,7 @@ import torch
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.export import dice
 from benchmarks.peers import print_markdown
 from benchmarks.proposals import run
 from benchmarks.volume import regions_of, run_once, timed
@@ -37,7 +38,6 @@ from models.precision import precision_on, use_precision
 from models.rpn import RPN
 from models.strokeformer import StrokeFormer
 from models.training import compile_network
-from utils.overlap import overlap_scores
 from utils.regions.region import Region, whole_volume
 
 SAME = 1e-3  # the most by which the Dice of two devices may differ
@@ -192,11 +192,6 @@ def apart(model: StrokeFormer, scan: PreparedScan, device: torch.device, precisi
         "difference": f"{difference:.1e} ({'the same' if difference < SAME else 'NOT the same'})",
         "largest of a probability": f"{np.abs(expected - found).max():.1e}",
     }
-
-
-def dice(predicted: np.ndarray, true: np.ndarray) -> float:
-    counts = (predicted & true).sum(), (predicted & ~true).sum(), (~predicted & true).sum(), (~predicted & ~true).sum()
-    return float(overlap_scores(*map(int, counts))["dice"])
 
 
 # --- all of it -----------------------------------------------------------------------------------------

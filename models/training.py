@@ -227,22 +227,17 @@ def _fit(
         return best
     pictures = PredictionPictures(draw, folder / "predictions", args.log_every_n_val_epochs)
     callbacks = [MarkCheckpoint(grid), pictures, *callbacks]
-    launch(partial(_train_and_finish, model, data, args, folder, monitor, callbacks, finish), args)
+    train = partial(_train, model, data, args, folder, monitor, callbacks)
+    launch(partial(_train_and_finish, train, args, folder, finish), args)
     return best
 
 
 def _train_and_finish(
-    model: pl.LightningModule,
-    data: pl.LightningDataModule,
-    args: Namespace,
-    folder: Path,
-    monitor: tuple[str, str],
-    callbacks: list[pl.Callback],
-    finish: Callable[[Path, Path], None],
+    train: Callable[[], pl.Trainer], args: Namespace, folder: Path, finish: Callable[[Path, Path], None]
 ) -> None:
     """The work of each process of a training; what is left to do after it is done by the first."""
     use_precision(args.precision)
-    trainer = _train(model, data, args, folder, monitor, callbacks)
+    trainer = train()
     if not trainer.is_global_zero:
         return
     finish(folder, best_checkpoint(folder))

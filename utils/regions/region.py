@@ -104,11 +104,13 @@ def seen_mask(
     """
     if regions is None:
         return None
-    mask = np.zeros(shape, bool)
-    for box in (box for region in regions for box in region.seen or (region,)):
-        spans = zip(box.slices, margin, strict=True)
-        mask[tuple(slice(max(span.start - more, 0), span.stop + more) for span, more in spans)] = True
-    return mask
+    return region_mask([_grown(box, margin) for region in regions for box in region.seen or (region,)], shape)
+
+
+def _grown(box: Region, margin: Sequence[int]) -> Region:
+    """A box with some voxels more on either side; it may leave the volume behind its end."""
+    spans = zip(box.slices, margin, strict=True)
+    return region_of(tuple(slice(max(span.start - more, 0), span.stop + more) for span, more in spans))
 
 
 # --- on disk -------------------------------------------------------------------------------------------
