@@ -2,9 +2,9 @@
 
     python benchmarks/kills.py --out_dir runs/kills [--kills 10] [--seed 0]
 
-Each start is killed, with all its processes, after a random time: uniform, so that ten of them fall over a run that is
-half as long again as the undisturbed one, which says how long that is. Then it may end. Both runs share cohort and
-brains. The program exits with 1 if a file of scores differs, or if a start fails by itself.
+Each start is killed, with all its processes, after a random time: uniform, and together about as long as the
+undisturbed run took. A start repeats the epoch that was cut off and checks all scans, so that the kills fall before the
+end. Then it may end. Both runs share cohort and brains. The program exits with 1 if a file of scores differs, or if a start fails by itself.
 """
 
 import argparse
@@ -23,7 +23,6 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.peers import keep_brains
 from benchmarks.proposals import run
 
-LONGER = 1.5  # a start repeats the epoch that was cut off, and checks all scans
 TABLES = ("scores/scores.csv", "scores/per_scan_scores.csv", "rpn_scores/scores.csv", "scores/demo_summary.csv")
 
 
@@ -80,7 +79,7 @@ def main() -> None:
     finish(start_demo(cohort, calm), calm)
     duration = time.monotonic() - started
     print(f"undisturbed: {duration:.0f} s", flush=True)
-    for seconds in np.random.default_rng(args.seed).uniform(0, 2 * LONGER * duration / args.kills, args.kills):
+    for seconds in np.random.default_rng(args.seed).uniform(0, 2 * duration / args.kills, args.kills):
         going = kill_after(start_demo(cohort, killed), seconds, killed)
         print(f"{'killed' if going else 'had ended'} after {seconds:.0f} s: {last_line(killed)}", flush=True)
     finish(start_demo(cohort, killed), killed)
