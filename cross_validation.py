@@ -54,8 +54,7 @@ def main(args) -> None:
     from models.precision import use_precision
     from utils.processes import follow, require_devices
 
-    if args.launcher == "ray" and args.num_nodes > 1:
-        raise UserError("--num_nodes: Ray gives each fold the devices of one node; leave it out with --launcher ray")
+    check_launcher(args)
     require_devices(args, batch_size=args.batch_size, rpn_batch_size=args.rpn_batch_size)
     use_precision(args.precision)
     if follow(args):
@@ -71,6 +70,19 @@ def main(args) -> None:
         print(f"Folds yet to run: {', '.join(map(str, missing))}; --aggregate sums up when they have been")
     else:
         sum_up(validation)
+
+
+def check_launcher(args) -> None:
+    """Refuse what Ray cannot do, and what is meant for Ray alone."""
+    if args.launcher == "ray":
+        if args.num_nodes > 1:
+            raise UserError(
+                "--num_nodes: Ray gives each fold the devices of one node; leave it out with --launcher ray"
+            )
+        return
+    for name in ("ray_address", "gpus_per_fold"):
+        if getattr(args, name) is not None:
+            raise UserError(f"--{name} is for Ray; add --launcher ray, or leave it out")
 
 
 def run_folds(validation) -> None:

@@ -205,7 +205,11 @@ def _opened(
 
 
 def _common_grid(rpn: Proposer | None, model: Segmenter, scan_dim: Sequence[int] | None) -> Grid:
-    """The grid of both networks; refuses those of two voxel sizes, and a grid of other channels."""
+    """The grid of both networks; refuses exchanged ones, two voxel sizes, and a grid of other channels."""
+    if not isinstance(rpn, Proposer | None) or not isinstance(model, Segmenter):
+        raise UserError(
+            "rpn and model must be what load_rpn and load_strokeformer returned, in this order; exchange them"
+        )
     grid = grid_at_test(model, scan_dim, None, "the network of stage 2")
     require_channels(grid.scan_dim[0], model, "the network of stage 2")
     if rpn is not None:

@@ -4,7 +4,8 @@
 
 Each start is killed, with all its processes, after a random time: uniform, and together about as long as the
 undisturbed run took. A start repeats the epoch that was cut off and checks all scans, so that the kills fall before the
-end. Then it may end. Both runs share cohort and brains. The program exits with 1 if a file of scores differs, or if a start fails by itself.
+end. Then it may end. Both runs share cohort and brains. The program exits with 1 if a file of scores differs, or if a
+start fails by itself.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""Every command of the documentation is one that its program understands."""
+"""Every command of the documentation is one that its program understands, and every name in its tables is there."""
 
 import argparse
 import re
@@ -51,3 +51,17 @@ def test_command_is_understood(command, monkeypatch):
     monkeypatch.setattr(argparse.ArgumentParser, "parse_args", stopping(argparse.ArgumentParser.parse_args))
     with pytest.raises(Understood):
         start(command, monkeypatch)
+
+
+def named_parts() -> list[tuple[str, str]]:
+    """(name, files) of the rows of docs/architecture.md that tell which function of which file does something."""
+    cells = [line.strip("| ").split(" | ") for line in (ROOT / "docs/architecture.md").read_text().splitlines()]
+    rows = [row for row in cells if len(row) == 3 and re.search(r"\.py`|/`", row[2])]
+    return [(name, files) for _, names, files in rows for name in re.findall(r"`([\w.]+)`", names)]
+
+
+@pytest.mark.parametrize(("name", "files"), named_parts())
+def test_name_is_in_the_file_that_the_architecture_tells(name, files):
+    paths = [ROOT / path for path in re.findall(r"`([^`]+)`", files)]
+    code = [file.read_text() for path in paths for file in ([path] if path.is_file() else path.glob("*.py"))]
+    assert all(re.search(rf"\b{part}", "\n".join(code)) for part in name.strip(".").split("."))

@@ -11,6 +11,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from cross_validation import check_launcher
 from models import launchers
 from models.launchers import choose_launcher, cpus_each
 from utils.errors import UserError
@@ -57,6 +58,20 @@ def test_rows_of_folds_come_into_order_behind_those_of_other_models(tmp_path):
 
 
 # --- refused -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [
+        ({"ray_address": "auto"}, "--ray_address"),
+        ({"gpus_per_fold": 0}, "--gpus_per_fold"),
+        ({"launcher": "ray", "num_nodes": 2}, "--num_nodes"),
+    ],
+)
+def test_argument_that_the_launcher_would_ignore_is_refused(given, named):
+    args = {"launcher": "sequential", "ray_address": None, "gpus_per_fold": None, "num_nodes": 1, **given}
+    with pytest.raises(UserError, match=f"{named}.* leave it out"):
+        check_launcher(argparse.Namespace(**args))
 
 
 def test_missing_ray_is_refused_with_what_installs_it(monkeypatch):

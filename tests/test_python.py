@@ -144,6 +144,9 @@ def test_what_the_scripts_refuse_is_refused(results, networks, no_skulls, tmp_pa
         segment("none.nii", rpn, model)
     with pytest.raises(UserError, match="give at least --scan_dim 1"):
         segment(scan, rpn, model, scan_dim=(1, 8, 8, 8))
+    for exchanged in ((model, rpn), (model, model), (rpn, rpn), (rpn, None)):
+        with pytest.raises(UserError, match="load_rpn and load_strokeformer returned, in this order"):
+            segment(scan, *exchanged)
     mask = segment(scan, rpn, model)
     with pytest.raises(UserError, match="has shape"):
         scores(mask, nib.Nifti1Image(np.zeros((4, 4, 4), np.uint8), mask.affine))
