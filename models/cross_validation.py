@@ -11,7 +11,7 @@ from data.admission import Facts, admit
 from data.cohort import Case
 from data.cutting import cut_cohort
 from data.datamodules import ScanDataset, scan_loader
-from data.fingerprints import check_sources, combined, content_digest, fingerprint
+from data.fingerprints import check_sources, code_digest, combined, content_digest, fingerprint
 from data.folds import (
     Fold,
     cases_of,
@@ -25,18 +25,19 @@ from data.folds import (
 )
 from data.grid import Grid, grid_of
 from data.listing import counted
+from data.names import result_name
 from data.prepared import brains_in, cached_scan
 from models.checkpoints import load_rpn, load_strokeformer
 from models.evaluation import evaluate_strokeformer
-from models.fold_results import fold_name, missing_results, read_results, write_results
+from models.fold_results import fold_name, has_results, missing_results, read_results, results_file, write_results
 from models.precision import use_precision
 from models.proposals import collect_regions, rpn_source
 from models.rpn_evaluation import evaluate_rpn
 from models.runs import best_checkpoint, inputs_of, is_finished, is_trained, run_folder
 from models.training import train_rpn, train_strokeformer
 from utils.errors import UserError
-from utils.files import STAGE_1_TABLES, STAGE_2_TABLES, locked, order_rows, score_files
-from utils.provenance import open_run, require_inputs, require_settings
+from utils.files import STAGE_1_TABLES, STAGE_2_TABLES, has_rows, locked, order_rows, score_files
+from utils.provenance import open_run, require_inputs, require_settings, settings_of_results
 from utils.regions.region import write_regions
 
 
@@ -85,6 +86,9 @@ class CrossValidation:
     def folders(self, number: int) -> tuple[Path, Path]:
         rpn_name, name = self.names(number)
         return run_folder(self.rpn_args, rpn_name), run_folder(self.args, name)
+
+    def regions_file(self, number: int) -> Path:
+        return self.folder / f"regions_fold-{number}.json"
 
     def sides(self, fold: Fold) -> tuple[list[Case], list[Case], list[Case]]:
         """The scans of a fold: training, with the augmented ones that it may use, validation and test."""
@@ -164,8 +168,8 @@ class CrossValidation:
     def begin(self, folds: list[Fold]) -> None:
         """Record the run, or refuse a begun one that is of other settings, folds or data, before any work.
 
-        A begun network belongs to what it learns from. A scan that it never saw may change or be new: proposals and
-        scores are made anew each time.
+        A begun network belongs to what it learns from. A scan that it never saw may change or be new: then the fold is
+        tested anew.
         """
         open_run(self.folder, vars(self.args), {"folds.json": digest_of(folds)}, self.is_begun(len(folds)))
         if self.augmented:
@@ -197,7 +201,7 @@ class CrossValidation:
     # --- a fold ------------------------------------------------------------------------------------------
 
     def run_fold(self, number: int, folds: list[Fold], slices: pd.DataFrame) -> None:
-        """The four steps of one fold, whose scores are kept for `results`.
+        """The four steps of one fold, whose scores are kept for `results`; nothing, where they are there already.
 
         Args:
             folds, slices: what `get_ready` returns.
@@ -208,6 +212,13 @@ class CrossValidation:
             f"Fold {number + 1} of {len(folds)}: {len(fold.train)} training, {len(fold.val)} validation and "
             f"{len(fold.test)} test subjects"
         )
+        if self.is_tested(number, fold):
+            print(f"Fold {number + 1} is trained and tested already")
+        else:
+            results_file(self.folder, number).unlink(missing_ok=True)  # the tables are about to change
+            self._train_and_test(number, fold, slices)
+
+    def _train_and_test(self, number: int, fold: Fold, slices: pd.DataFrame) -> None:
         train, val, test = self.sides(fold)
         rpn_name, name = self.names(number)
         if self.augmented:
@@ -220,7 +231,7 @@ class CrossValidation:
 
         # 2. Propose regions and save them.
         regions = collect_regions(rpn_source(rpn, tuple(self.args.roi_size)), self.scans_of(train + val + test))
-        write_regions(self.folder / f"regions_fold-{number}.json", regions)
+        write_regions(self.regions_file(number), regions)
 
         # 3. Train StrokeFormer on the regions.
         inputs = self.inputs(fold, self.rpn_digest(number))
@@ -237,15 +248,42 @@ class CrossValidation:
             for stage, found in (("rpn", rpn_scores), ("strokeformer", scores))
             for score, estimate in found.items()
         ]
-        write_results(self.folder, number, rows, self.networks(number))
+        write_results(self.folder, number, rows, self.networks(number), self.test_digest(fold))
+
+    def is_tested(self, number: int, fold: Fold) -> bool:
+        """Whether all that a fold leaves is there already, of the same networks, scans, settings and code."""
+        epochs = self.rpn_args.max_epochs, self.args.max_epochs
+        if not all(map(is_finished, self.folders(number), epochs)):
+            return False
+        same = has_results(self.folder, number, self.networks(number), self.test_digest(fold))
+        return same and self.has_outputs(number, self.sides(fold)[2])
+
+    def test_digest(self, fold: Fold) -> str:
+        """Of what the results of a fold's test depend on beside its networks."""
+        scans = {case.name: self.digests[case.name] for case in self.sides(fold)[2]}
+        settings = repr(sorted(settings_of_results(vars(self.args)).items()))
+        return combined({**scans, "settings": settings, "code": code_digest("data", "models", "utils")})
+
+    def has_outputs(self, number: int, test: list[Case]) -> bool:
+        """Whether tables and predictions of a fold are where they were written."""
+        folder = Path(self.args.scores_dir) / self.names(number)[1] / "predictions"
+        files = [self.regions_file(number), *(folder / result_name(case.scan, "prediction") for case in test)]
+        tables = zip(self.tables, self.names(number), strict=True)
+        return all(file.exists() for file in files) and all(has_rows(t, name) for paths, name in tables for t in paths)
+
+    @property
+    def tables(self) -> tuple[list[Path], list[Path]]:
+        """All tables of scores of stage 1 and of stage 2."""
+        args, rpn_args = self.args, self.rpn_args
+        rpn_files = score_files(rpn_args.scores_file, *STAGE_1_TABLES)
+        files = score_files(args.scores_file, *STAGE_2_TABLES, args.per_size_scores_file)
+        return [Path(rpn_args.scores_dir) / file for file in rpn_files], [Path(args.scores_dir) / f for f in files]
 
     def order_tables(self) -> None:
         """Put the folds' rows in all tables of scores into their order, whichever fold ended first."""
-        rpn_names, names = zip(*map(self.names, range(self.k)), strict=True)
-        for args, tables, listed in ((self.rpn_args, STAGE_1_TABLES, rpn_names), (self.args, STAGE_2_TABLES, names)):
-            for file in score_files(args.scores_file, *tables):
-                order_rows(Path(args.scores_dir) / file, listed)
-        order_rows(Path(self.args.scores_dir) / self.args.per_size_scores_file, names)
+        for files, names in zip(self.tables, zip(*map(self.names, range(self.k)), strict=True), strict=True):
+            for file in files:
+                order_rows(file, names)
 
     def missing(self) -> list[int]:
         """The folds that have not been run to their end."""

@@ -58,16 +58,24 @@ def results_file(folder: Path, number: int) -> Path:
     return folder / f"results_fold-{number}.json"
 
 
-def write_results(folder: Path, number: int, rows: list[dict], networks: dict[str, str]) -> None:
+def write_results(folder: Path, number: int, rows: list[dict], networks: dict[str, str], test: str) -> None:
     """Keep the scores of a fold.
 
     Args:
         folder: of the cross-validation.
         rows: ``stage``, ``score`` and ``estimate``, as `CrossValidation.run_fold` returns them.
         networks: digests of what was tested.
+        test: digest of how and on what it was tested.
     """
     plain = [{**row, "estimate": _plain(row["estimate"])} for row in rows]
-    write_json(results_file(folder, number), {"networks": networks, "rows": plain})
+    write_json(results_file(folder, number), {"networks": networks, "test": test, "rows": plain})
+
+
+def has_results(folder: Path, number: int, networks: dict[str, str], test: str) -> bool:
+    """Whether a fold has the scores of these networks in this test; arguments are those of `write_results`."""
+    path = results_file(folder, number)
+    kept = read_json(path) if path.exists() else {}
+    return (kept.get("networks"), kept.get("test")) == (networks, test)
 
 
 def read_results(folder: Path, number: int, networks: dict[str, str]) -> list[dict]:

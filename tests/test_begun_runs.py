@@ -72,12 +72,14 @@ class Recorder:
     """Takes the place of training and evaluation, and checks who is scored by whom.
 
     tested: (run, scan) pairs that were scored in the last run.
+    scores: of a scan by stage 2 in any run: the version of the scan and what the network had seen.
     trainings: how many networks were trained in the last run; after `stop_after` of them the machine goes down.
     groups: the group of each network's log.
     """
 
     def __init__(self, cohort: Cohort) -> None:
         self.cohort, self.tested, self.trainings, self.stop_after, self.groups = cohort, set(), 0, None, {}
+        self.scores = {}
 
     def train(self, model, data, args, folder, monitor, callbacks) -> SimpleNamespace:
         if self.trainings == self.stop_after:
@@ -99,6 +101,8 @@ class Recorder:
         for scan in scans:
             assert scan.name not in network.seen, f"{scan.name} is scored by a network that saw it"
             self.tested.add((network.run, scan.name))
+            if network.run.startswith("seg"):
+                self.scores[scan.name] = self.cohort.version[scan.name], network.seen
         return {"score": without_interval(1.0, len(self.tested))}
 
     def load(self, path: Path) -> SimpleNamespace:
@@ -238,19 +242,48 @@ STEPS = st.tuples(
 )
 
 
+def require_current_scores(bench: Bench) -> None:
+    """The last score of each scan is of the scan as it is, by the network that its fold has now."""
+    for number in range(2):
+        ckpt = bench.root / f"StrokeFormer/seg_fold-{number}/checkpoints/best.ckpt"
+        network = bench.recorder.load(ckpt)
+        for subject in bench.fold(number)["test"]:
+            name = f"sub-{subject}_T1w.npy"
+            assert bench.recorder.scores[name] == (bench.cohort.version[name], network.seen)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.lists(STEPS, min_size=2, max_size=5))
+def test_fold_that_is_not_tested_again_has_the_scores_that_it_would_get(tmp_path_factory, steps):
+    bench = Bench(tmp_path_factory.mktemp("kept"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(models.cross_validation.CrossValidation, "has_outputs", lambda *_: True)
+        for what, which, stop_after in steps:
+            change_cohort(bench, what, which)
+            if bench.run(stop_after=stop_after) == "done":
+                require_current_scores(bench)
+                assert bench.run() == "done" and not bench.recorder.tested
+                assert bench.run("--n_predictions", 1) == "done"
+                assert len(bench.recorder.tested) == 2 * len(bench.cohort.version)
+
+
+def change_cohort(bench: Bench, what: str, which: int) -> None:
+    subject = bench.cohort.subjects()[which % len(bench.cohort.version)]
+    if what == "join":
+        bench.cohort.add()
+    elif what == "leave" and len(bench.cohort.version) > 4:
+        bench.cohort.remove(subject)
+    elif what == "edit":
+        bench.cohort.edit(subject)
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.lists(STEPS, min_size=2, max_size=5))
 def test_no_subject_is_scored_by_a_network_that_saw_it_whatever_happens_between_runs(tmp_path_factory, steps):
     """The recorder also checks that no network is used whose training scans have changed since."""
     bench = Bench(tmp_path_factory.mktemp("begun"))
     for what, which, stop_after in steps:
-        subject = bench.cohort.subjects()[which % len(bench.cohort.version)]
-        if what == "join":
-            bench.cohort.add()
-        elif what == "leave" and len(bench.cohort.version) > 4:
-            bench.cohort.remove(subject)
-        elif what == "edit":
-            bench.cohort.edit(subject)
+        change_cohort(bench, what, which)
         ended = bench.run(stop_after=stop_after)
         if ended == "done":
             assert {name for run, name in bench.recorder.tested if run.startswith("seg")} == set(bench.cohort.version)

@@ -476,8 +476,19 @@ def test_interrupted_cross_validation_goes_on_where_it_stopped(cross_validated):
     for path in sorted((cwd / "StrokeFormer/seg_fold-1").rglob("*"), reverse=True):
         path.rmdir() if path.is_dir() else path.unlink()
     done = run_script(*command, cwd=cwd)
-    assert done.out.count("trained already") == 3 and first.stat().st_mtime_ns == stamp
+    assert done.out.count("is trained and tested already") == 1 and first.stat().st_mtime_ns == stamp
+    assert "rpn_fold-1 is trained already" in done.out
     pd.testing.assert_frame_equal(pd.read_csv(cwd / "scores/scores.csv"), before, rtol=1e-4)
+
+
+def test_finished_fold_is_tested_again_only_where_its_results_would_be_others(cross_validated):
+    cwd, command, _ = cross_validated
+    before = {path: path.stat().st_mtime_ns for path in (cwd / "scores").rglob("*_prediction.npy")}
+    assert run_script(*command, cwd=cwd).out.count("is trained and tested already") == 2
+    assert all(path.stat().st_mtime_ns == stamp for path, stamp in before.items()) and len(before) == 6
+    next((cwd / "scores/seg_fold-1/predictions").glob("*.npy")).unlink()
+    done = run_script(*command, cwd=cwd)
+    assert done.out.count("is trained and tested already") == 1 and all(path.exists() for path in before)
 
 
 def test_cross_validation_of_other_subjects_or_masks_is_refused_once_it_has_trained(cross_validated, cohort, tmp_path):

@@ -108,6 +108,12 @@ def read_scores(path: Path | str):
     return table
 
 
+def has_rows(path: Path, name: str) -> bool:
+    """Whether a table of scores has rows of a model."""
+    table = read_scores(path)
+    return table is not None and name in set(table.model_name)
+
+
 def update_table(path: Path | str, name: str, rows) -> None:
     """Write a model's rows, a DataFrame, into a CSV, in place of its earlier ones.
 

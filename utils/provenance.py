@@ -13,17 +13,21 @@ from utils.errors import UserError
 from utils.files import read_json, write_json
 
 PACKAGES = ("torch", "torchvision", "pytorch-lightning", "monai", "numpy", "nibabel", "scikit-image")
+# Settings of what an evaluation leaves.
+RESULT_SETTINGS = {
+    "n_predictions", "target_layers", "rpn_target_layers", "probabilities", "uncertainty",
+    "scores_dir", "scores_file", "per_size_scores_file", "rpn_scores_dir", "rpn_scores_file",
+}  # fmt: skip
 # Settings that change where or how fast a run goes, not what it computes: a resumed run may differ in them. What lies
 # behind a path is told by its digest.
-FREE_SETTINGS = {
+FREE_SETTINGS = RESULT_SETTINGS | {
     "devices", "num_nodes", "strategy", "compile",
     "num_workers", "offline", "entity", "project", "rpn_project", "group", "rpn_group", "max_epochs",
     "rpn_max_epochs", "patience", "rpn_patience", "num_samples", "log_every_n_val_epochs", "lr_logging_interval",
-    "n_predictions", "target_layers", "rpn_target_layers", "probabilities", "uncertainty", "out_dir", "scans_dir",
-    "masks_dir", "brains_dir", "augmented_dir", "folds", "folds_to_run", "aggregate", "logger",
+    "out_dir", "scans_dir", "masks_dir", "brains_dir", "augmented_dir", "folds", "folds_to_run", "aggregate", "logger",
     "launcher", "ray_address", "gpus_per_fold",
     "train_scans", "train_masks", "val_scans", "val_masks", "regions", "rpn_ckpt_path", "default_root_dir",
-    "rpn_default_root_dir", "scores_dir", "scores_file", "per_size_scores_file", "rpn_scores_dir", "rpn_scores_file",
+    "rpn_default_root_dir",
 }  # fmt: skip
 
 
@@ -89,6 +93,11 @@ def require_settings(folder: Path, settings: dict) -> None:
                 f"{folder} holds a run with --{name} {earlier[name]}, not {now[name]}; "
                 "choose another name or folder, or remove this one"
             )
+
+
+def settings_of_results(settings: dict) -> dict:
+    """The settings that decide what an evaluation leaves, given its networks and scans."""
+    return {k: v for k, v in _plain(settings).items() if k not in FREE_SETTINGS or k in RESULT_SETTINGS}
 
 
 def require_inputs(folder: Path, inputs: dict[str, str] | None) -> None:
