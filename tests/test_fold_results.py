@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from models.fold_results import missing_results, read_results, results_file, write_results
+from models.fold_results import has_results, missing_results, read_results, results_file, write_results
 from utils.errors import UserError
 from utils.files import update_table
 from utils.intervals import Estimate
@@ -25,14 +25,18 @@ ESTIMATES = st.lists(st.tuples(NUMBERS, NUMBERS), max_size=4).flatmap(
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(ESTIMATES)
 def test_scores_come_back_to_the_last_digit(tmp_path, estimate):
-    write_results(tmp_path, 3, [{"fold": 3, "stage": "rpn", "score": "map", "estimate": estimate}], {"rpn": "a"})
+    write_results(tmp_path, 3, [{"fold": 3, "stage": "rpn", "score": "map", "estimate": estimate}], {"rpn": "a"}, "t")
     ((found,),) = (read_results(tmp_path, 3, {"rpn": "a"}),)
     for name, value in vars(estimate).items():
         np.testing.assert_array_equal(getattr(found["estimate"], name), value)
 
 
 def test_scores_of_other_networks_are_refused_and_missing_folds_named(tmp_path):
-    write_results(tmp_path, 1, [], {"rpn": "a", "strokeformer": "b"})
+    write_results(tmp_path, 1, [], {"rpn": "a", "strokeformer": "b"}, "how")
+    assert has_results(tmp_path, 1, {"rpn": "a", "strokeformer": "b"}, "how")
+    assert not has_results(tmp_path, 1, {"rpn": "a", "strokeformer": "c"}, "how")
+    assert not has_results(tmp_path, 1, {"rpn": "a", "strokeformer": "b"}, "otherwise")
+    assert not has_results(tmp_path, 2, {"rpn": "a", "strokeformer": "b"}, "how")
     assert missing_results(tmp_path, 3) == [0, 2]
     with pytest.raises(UserError, match=f"{results_file(tmp_path, 1).name} is of other networks .* --folds_to_run 1"):
         read_results(tmp_path, 1, {"rpn": "a", "strokeformer": "c"})
