@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.ndimage import distance_transform_edt
 
 from data.admission import admit
 from data.brain import with_brains
@@ -391,9 +392,9 @@ def test_scan_of_another_voxel_size_and_orientation_is_segmented_on_its_own_grid
         scan.header["qform_code"],
     )
     (brain,) = (tmp_path / "scores/one/brains").glob("*_desc-brain_mask.nii.gz")
-    assert (
-        nib.load(brain).shape == scan.shape and not np.asarray(written.dataobj)[nib.load(brain).get_fdata() == 0].any()
-    )
+    # The probability of a voxel of 8 mm at the brain's border reaches into the next one.
+    beyond_mm = distance_transform_edt(nib.load(brain).get_fdata() == 0, written.header.get_zooms())
+    assert nib.load(brain).shape == scan.shape and beyond_mm[np.asarray(written.dataobj) > 0].max(initial=0) < 12
     assert "dice" in done.out and (tmp_path / "scores/scores.csv").exists()
 
 
