@@ -17,7 +17,7 @@ from data.head import normalise
 from data.space import Space, resample
 from utils.files import atomic_path, read_json, write_json
 
-PARTS = ("scan", "brain", "mask")
+PARTS = ("scan", "brain", "mask", "own_brain")
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,7 @@ class PreparedScan:
     space: where this grid lies.
     own: where the scan's own grid lies.
     spacing_known: whether the scan told its voxel size, so that millimetres mean something.
+    own_brain: (D, H, W) bool on the scan's own grid; None where its voxels are those of this grid.
     """
 
     name: str
@@ -40,6 +41,7 @@ class PreparedScan:
     space: Space
     own: Space
     spacing_known: bool
+    own_brain: np.ndarray | None = None
 
     @property
     def spacing_mm(self) -> tuple[float, float, float] | None:
@@ -52,8 +54,13 @@ class PreparedScan:
         return self.own.spacing_mm if self.spacing_known else None
 
     def to_own_grid(self, probabilities: np.ndarray) -> np.ndarray:
-        """Class probabilities (C, D, H, W) on the scan's own grid; background, class 0, beyond this one."""
-        return resample(probabilities, self.space, self.own, outside=[1.0] + [0.0] * (len(probabilities) - 1))
+        """Class probabilities (C, D, H, W) on the scan's own grid; background, class 0, beyond this one and brain."""
+        background = [1.0] + [0.0] * (len(probabilities) - 1)
+        on_own_grid = resample(probabilities, self.space, self.own, outside=background)
+        if self.own_brain is not None:  # what is interpolated reaches beyond it
+            for channel, fill in zip(on_own_grid, background, strict=True):
+                channel[~self.own_brain] = fill
+        return on_own_grid
 
 
 def prepare_scan(case: Case, grid: Grid, brains: Path) -> PreparedScan:
@@ -72,9 +79,10 @@ def place(
 ) -> PreparedScan:
     """`prepare_scan` of what was read: a scan (C, D, H, W), its brain and its lesions (D, H, W) bool, on `own`."""
     scan = resample(normalise(raw, brain), own, space, outside=[0.0] * len(raw))
+    own_brain = None if space.has_voxels_of(own) else brain
     brain, mask = (m if m is None else resample(m[None], own, space)[0] for m in (brain, mask))
     scan, known = (scan * brain).astype(np.float16), space_of(case) is not None
-    return PreparedScan(case.name, case.subject, scan, brain, mask, space, own, known)
+    return PreparedScan(case.name, case.subject, scan, brain, mask, space, own, known, own_brain)
 
 
 # --- kept ----------------------------------------------------------------------------------------------

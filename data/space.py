@@ -31,6 +31,10 @@ class Space:
         """Whether both have the same shape and no voxel lies further off than a hundredth of its size."""
         return self.shape == other.shape and _whole_steps(_steps(self, other), self.shape) == (0, 0, 0)
 
+    def has_voxels_of(self, other: "Space") -> bool:
+        """Whether the voxels of both grids are the same wherever both lie."""
+        return _whole_steps(_steps(self, other), other.shape) is not None
+
 
 def _steps(source: Space, target: Space) -> np.ndarray:
     """(4, 4) from a voxel (H, W, D) of `target` to where it lies among the voxels of `source`."""
