@@ -73,9 +73,11 @@ def write_results(folder: Path, number: int, rows: list[dict], networks: dict[st
 
 def has_results(folder: Path, number: int, networks: dict[str, str], test: str) -> bool:
     """Whether a fold has the scores of these networks in this test; arguments are those of `write_results`."""
-    path = results_file(folder, number)
-    kept = read_json(path) if path.exists() else {}
-    return (kept.get("networks"), kept.get("test")) == (networks, test)
+    try:
+        kept = read_json(results_file(folder, number))
+        return (kept["networks"], kept["test"]) == (networks, test)
+    except (UserError, KeyError, TypeError):
+        return False  # they only save time: without them the fold is tested anew
 
 
 def read_results(folder: Path, number: int, networks: dict[str, str]) -> list[dict]:

@@ -38,6 +38,9 @@ def test_scores_of_other_networks_are_refused_and_missing_folds_named(tmp_path):
     assert not has_results(tmp_path, 1, {"rpn": "a", "strokeformer": "b"}, "otherwise")
     assert not has_results(tmp_path, 2, {"rpn": "a", "strokeformer": "b"}, "how")
     assert missing_results(tmp_path, 3) == [0, 2]
+    for broken in ("", "[]", "{}", '{"networks"'):
+        results_file(tmp_path, 2).write_text(broken)
+        assert not has_results(tmp_path, 2, {"rpn": "a", "strokeformer": "b"}, "how")
     with pytest.raises(UserError, match=f"{results_file(tmp_path, 1).name} is of other networks .* --folds_to_run 1"):
         read_results(tmp_path, 1, {"rpn": "a", "strokeformer": "c"})
 
