@@ -95,7 +95,7 @@ class Detector(nn.Module):
     def look_at(self, images: list[torch.Tensor], window: Window) -> torch.Tensor:
         """What the backbone sees of slices (C, H, W): (B, C, h, w), their window in the network's pixels."""
         rows, columns = window
-        batch = torch.stack([image[:, rows, columns] for image in images])
+        batch = torch.stack([image[:, rows, columns] for image in images]).to(self.rpn.head.bbox_pred.weight.dtype)
         return F.interpolate(batch, scale_factor=self.scale(images), mode="bilinear")
 
     def scale(self, images: list[torch.Tensor]) -> float:

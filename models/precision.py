@@ -1,4 +1,4 @@
-"""Half precision where the hardware computes in it; elsewhere it would be emulated and slower.
+"""Half precision where the hardware computes in it; elsewhere it would be emulated and slower. Double where asked for.
 
 Chosen here and not by Lightning's ``precision``, which knows nothing of `NARROWEST_MAP`, holds in training alone, and
 would take the losses into half precision as well.
@@ -15,17 +15,26 @@ from utils.errors import UserError
 # results there: with torch 2.14 the gradient of a kernel of 3 over a map 2 deep came from memory never written to, and
 # pytorch issue 169688 reports wrong outputs one voxel wide.
 NARROWEST_MAP = 3
-DTYPES = {"32-true": torch.float32, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+DTYPES = {
+    "64-true": torch.float64,
+    "32-true": torch.float32,
+    "bf16-mixed": torch.bfloat16,
+    "16-mixed": torch.float16,
+}
 
 _asked = "auto"  # of the whole process, as torch's own switches of precision are
 
 
 def use_precision(name: str) -> None:
-    """Compute in one of `DTYPES` from here on, or by ``auto`` in bfloat16 where the hardware has it."""
+    """Compute in one of `DTYPES` from here on, or by ``auto`` in bfloat16 where the hardware has it.
+
+    Weights of networks that are built from here on are in double precision for ``64-true``, else in single.
+    """
     global _asked
     if name == "16-mixed" and not torch.cuda.is_available():
         raise UserError("--precision 16-mixed needs a GPU; leave it out")
     _asked = name
+    torch.set_default_dtype(torch.float64 if name == "64-true" else torch.float32)
 
 
 def precision_on(device: torch.device) -> str:
@@ -43,7 +52,7 @@ def autocast(device: torch.device, narrowest_map: int = NARROWEST_MAP) -> torch.
     """
     wrong = device.type == "cpu" and narrowest_map < NARROWEST_MAP
     dtype = DTYPES[precision_on(device)]
-    half = dtype != torch.float32
+    half = dtype in (torch.bfloat16, torch.float16)
     return torch.autocast(device.type, dtype if half else torch.bfloat16, enabled=half and not wrong)
 
 

@@ -116,6 +116,30 @@ def test_two_processes_train_stage_2_like_one(workspace, tmp_path, monkeypatch):
     assert all((folders[1] / name).exists() for name in ("loss_curves.png", "decisions.csv", "finished.json"))
 
 
+# --- a whole run ---------------------------------------------------------------------------------------
+
+
+def test_a_fold_of_two_processes_scores_like_that_of_one_in_double_precision(cohort, tmp_path):
+    for name, devices in {"one": ["--devices", 0], "two": TWO}.items():
+        (tmp_path / name).mkdir()
+        run_script(
+            *["cross_validation.py", "--scans_dir", cohort / "Scans", "--masks_dir", cohort / "Masks", "--k", 2],
+            *["--splits", 34, 16, 50, "--folds_to_run", 0, "--model_prefix", "seg", "--rpn_model_prefix", "rpn", *GRID],
+            *[*ROI, "--arch_size", "tiny", "--max_epochs", 2, "--max_lr", 1e-3, "--rpn_image_size", 64, "--logger"],
+            *["csv", "--rpn_batch_size", 8, "--rpn_max_epochs", 2, "--rpn_lr", 1e-3, "--score_threshold", 0.01],
+            *["--num_samples", 0, "--n_predictions", 0, "--precision", "64-true", *devices],
+            cwd=tmp_path / name,
+        )
+    folders = [tmp_path / name / "scores" for name in ("one", "two")]
+    scores, stage_1, lesions = (
+        [pd.read_csv(folder / file) for folder in folders]
+        for file in ("per_scan_scores.csv", "../rpn_scores/scores.csv", "per_lesion_scores.csv")
+    )
+    assert scores[0].dice.max() > 0 and len(lesions[0])
+    for tables in (scores, stage_1, lesions):
+        pd.testing.assert_frame_equal(*tables, check_exact=False, rtol=0, atol=1e-4)
+
+
 # --- refusals ------------------------------------------------------------------------------------------
 
 

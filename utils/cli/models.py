@@ -13,7 +13,7 @@ from utils.cli.types import (
 )
 
 ARCHITECTURES = ("trans_unet", "unetr", "swin_unetr", "segformer3d", "segformer3d_full")
-PRECISIONS = ("auto", "32-true", "bf16-mixed", "16-mixed")
+PRECISIONS = ("auto", "64-true", "32-true", "bf16-mixed", "16-mixed")
 STRATEGIES = ("auto", "ddp")
 LOGGERS = ("wandb", "csv", "tensorboard")
 ARCH_SIZES = ("tiny", "small", "base")
