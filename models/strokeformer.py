@@ -82,8 +82,8 @@ class StrokeFormer(pl.LightningModule):
         return self.net(image.to(self.dtype))
 
     def half_precision(self, image: torch.Tensor) -> torch.Tensor:
-        """The logits in the precision of the weights, computed in half precision where that is asked for or the hardware
-        has bfloat16: twice as many steps a minute."""
+        """The logits in the precision of the weights, computed in half precision where that is asked for or the
+        hardware has bfloat16: twice as many steps a minute."""
         with autocast(self.device, self.narrowest_map):
             return self(image).to(self.dtype)
 
