@@ -16,7 +16,7 @@ from utils.files import read_json, write_json
 SETTINGS, CARD = "model.json", "MODEL_CARD.md"
 PROPOSALS, BOXES, SEGMENTER = "stage1_proposals.onnx", "stage1_boxes.onnx", "stage2.onnx"
 NETWORKS = (PROPOSALS, BOXES, SEGMENTER)
-FORMAT = 1  # of the folder; another number for what an earlier runner would misread
+FORMAT = 2  # of the folder; another number for what an earlier runner would misread
 
 
 @dataclass(frozen=True)

@@ -43,24 +43,19 @@ class Finder(nn.Module):
 
 
 class Judge(nn.Module):
-    """From boxes (L, N, 4) in the pixels of each level, the slice and the level (N,) of each, and the levels' features
-    (B, K, h, w) to scores (N,) in [0, 1] and offsets (N, 4) of what is lesion."""
+    """From the boxes of each pooled level, (N, 5) with the number of their slice before their corners in the level's
+    pixels, and then the features of each, (B, K, h, w), to scores (N,) in [0, 1] and offsets (N, 4) of what is lesion:
+    those of all boxes, level by level."""
 
     def __init__(self, detector: Detector) -> None:
         super().__init__()
         self.heads = detector.roi_heads
 
-    def forward(self, boxes, of_slice, of_level, *features) -> tuple[torch.Tensor, torch.Tensor]:
-        pool = self.heads.box_roi_pool
-        # Of each level and then one of them: a level may have no box at all, and boxes are few.
-        pooled = [
-            roi_align(maps, torch.cat([of_slice[:, None], inside], 1), pool.output_size, 1.0, pool.sampling_ratio)
-            for maps, inside in zip(features, boxes, strict=True)
-        ]
-        chosen = pooled[0]
-        for level, candidate in enumerate(pooled[1:], 1):
-            chosen = torch.where((of_level == level)[:, None, None, None], candidate, chosen)
-        logits, offsets = self.heads.box_predictor(self.heads.box_head(chosen))
+    def forward(self, *boxes_and_features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        pool, levels = self.heads.box_roi_pool, len(boxes_and_features) // 2
+        pairs = zip(boxes_and_features[levels:], boxes_and_features[:levels], strict=True)
+        pooled = [roi_align(maps, boxes, pool.output_size, 1.0, pool.sampling_ratio) for maps, boxes in pairs]
+        logits, offsets = self.heads.box_predictor(self.heads.box_head(torch.cat(pooled)))
         return logits.softmax(1)[:, 1], offsets[:, 4:8]
 
 
@@ -90,12 +85,10 @@ def export_stage_1(model: RPN, scale: float, shape: tuple[int, int]) -> tuple[on
     found = _export(finder, (slices,), ["slices"], ({0: Dim.DYNAMIC, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC},))
     with torch.no_grad():
         features = finder(slices)[: len(model.detector.roi_heads.box_roi_pool.featmap_names)]
-    n_boxes = 5
-    boxes = torch.zeros(len(features), n_boxes, 4), torch.zeros(n_boxes), torch.zeros(n_boxes).long()
-    names = ["boxes", "of_slice", "of_level", *(f"features_{level}" for level in range(len(features)))]
-    maps = tuple({0: Dim.DYNAMIC, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC} for _ in features)
-    dynamic = ({1: Dim.DYNAMIC}, {0: Dim.DYNAMIC}, {0: Dim.DYNAMIC}, maps)
-    return found, _export(Judge(model.detector).eval(), (*boxes, *features), names, dynamic)
+    boxes = [torch.zeros(2 + level, 5) for level in range(len(features))]  # as many as another would be one dimension
+    names = [f"{kind}_{level}" for kind in ("boxes", "features") for level in range(len(features))]
+    dynamic = [{0: Dim.DYNAMIC} for _ in boxes] + [{0: Dim.DYNAMIC, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC} for _ in features]
+    return found, _export(Judge(model.detector).eval(), (*boxes, *features), names, (tuple(dynamic),))
 
 
 def export_stage_2(model: StrokeFormer, channels: int) -> onnx.ModelProto:

@@ -24,8 +24,8 @@ class Detector:
 
     find: from slices (B, C, h, w) to the features of the pooled levels, then the objectness (B, A, h, w) of all levels,
         then their offsets (B, 4 A, h, w), A anchors a place.
-    judge: from boxes (L, N, 4) in the pixels of each pooled level, the slice (N,) and the level (N,) of each, and the
-        features, to scores (N,) in [0, 1] and offsets (N, 4).
+    judge: from the boxes of each pooled level, (N, 5) with the number of their slice before their corners in the
+        level's pixels, and the features, to scores (N,) in [0, 1] and offsets (N, 4) of all boxes, level by level.
     """
 
     find: Network
@@ -57,8 +57,7 @@ class Detector:
         proposals = self._propose(objectness, maps[hp.pooled_levels + n_levels :], size)
         boxes = np.concatenate(proposals)
         of_slice = np.repeat(np.arange(len(proposals)), list(map(len, proposals)))
-        in_levels = boxes[None] / np.array(hp.strides[: hp.pooled_levels], np.float32)[:, None, None]
-        scores, offsets = self.judge(in_levels, of_slice.astype(np.float32), self._levels_of(boxes), *features)
+        scores, offsets = self._judge(boxes, of_slice, features)
         boxes = clip(decode(offsets / np.array(hp.box_weights, np.float32), boxes, hp.largest_log_scale), size)
         return [self._best(boxes[of_slice == i], scores[of_slice == i]) for i in range(len(images))]
 
@@ -78,6 +77,16 @@ class Detector:
         boxes, scores, kept = (np.concatenate(parts, axis=1) for parts in zip(*levels, strict=True))
         surest = [np.argsort(-s[k], kind="stable")[: hp.proposals] for s, k in zip(scores, kept, strict=True)]
         return [b[k][order] for b, k, order in zip(boxes, kept, surest, strict=True)]
+
+    def _judge(
+        self, boxes: np.ndarray, of_slice: np.ndarray, features: list[np.ndarray]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Scores (N,) and offsets (N, 4) of boxes (N, 4) in pixels, given the number (N,) of the slice of each."""
+        levels, rows = self._levels_of(boxes), np.column_stack([of_slice, boxes]).astype(np.float32)
+        strides = [np.array([1, *[stride] * 4], np.float32) for stride in self.settings.strides[: len(features)]]
+        judged = self.judge(*(rows[levels == level] / stride for level, stride in enumerate(strides)), *features)
+        back = np.argsort(np.argsort(levels, kind="stable"))
+        return tuple(values[back] for values in judged)
 
     def _levels_of(self, boxes: np.ndarray) -> np.ndarray:
         """The pooled level (N,) that each box (N, 4) takes its features from."""

@@ -12,8 +12,10 @@ def enclosing_box(boxes: np.ndarray) -> np.ndarray:
 
 def pairwise_iou(boxes: np.ndarray) -> np.ndarray:
     """(..., N, N) intersection over union of (..., N, 4) boxes."""
-    one, other = boxes[..., :, None, :], boxes[..., None, :, :]
-    low, high = np.maximum(one[..., :2], other[..., :2]), np.minimum(one[..., 2:], other[..., 2:])
-    common = np.clip(high - low, 0, None).prod(-1)
+    common = np.ones((), boxes.dtype)
+    for axis in (0, 1):  # a last axis of two costs NumPy four times as much
+        low, high = boxes[..., axis], boxes[..., axis + 2]
+        sides = np.minimum(high[..., :, None], high[..., None, :]) - np.maximum(low[..., :, None], low[..., None, :])
+        common = common * np.maximum(sides, 0)
     areas = (boxes[..., 2:] - boxes[..., :2]).prod(-1)
     return common / np.maximum(areas[..., :, None] + areas[..., None, :] - common, 1e-12)
