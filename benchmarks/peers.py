@@ -11,8 +11,8 @@ scripts of ours count epochs, so theirs are chosen to stay below it, both stages
 what each took. What is there already is not repeated, so that calls may run beside each other (with
 ``OMP_NUM_THREADS=1`` each).
 
-Contestants: ``ours``, which also learns from copies of the training scans with transferred lesions; ours with a part
-taken away or replaced (`OURS`), which shows what that part brings; and `whole_volume.PEERS`.
+Contestants: ``ours``; ours with a part taken away, added or replaced (`OURS`), which shows what that part brings; and
+`whole_volume.PEERS`.
 """
 
 import argparse
@@ -89,7 +89,7 @@ class Ours:
 
     boxes: str = "proposed"
     network: str | None = None
-    copies: int = COPIES
+    copies: int = 0
     arguments: tuple[str, ...] = ()
     trained_as: str | None = None
     decision: Decision | None = None
@@ -97,7 +97,7 @@ class Ours:
 
     @property
     def stage_1(self) -> str:
-        return "rpn" if self.copies else "rpn_own_lesions"
+        return "rpn_transferred" if self.copies else "rpn"
 
 
 OURS = {
@@ -106,7 +106,7 @@ OURS = {
     "whole": Ours(boxes="whole"),
     "regions_segresnet": Ours(network="segresnet"),
     "identity": Ours(network="identity"),
-    "own_lesions": Ours(copies=0),
+    "transferred": Ours(copies=COPIES),
     "cc_loss": Ours(arguments=("--seg_loss", "CCDiceCELoss")),
     "ici_loss": Ours(arguments=("--seg_loss", "ICILoss")),
     "mirror": Ours(arguments=("--seg_context", "mirror")),
