@@ -36,7 +36,7 @@ from models.rpn_evaluation import evaluate_rpn
 from models.runs import best_checkpoint, inputs_of, is_finished, is_trained, run_folder
 from models.training import train_rpn, train_strokeformer
 from utils.errors import UserError
-from utils.files import STAGE_1_TABLES, STAGE_2_TABLES, has_rows, locked, order_rows, score_files
+from utils.files import STAGE_1_TABLES, STAGE_2_TABLES, locked, order_rows, rows_of, score_files
 from utils.provenance import open_run, require_inputs, require_settings, settings_of_results
 from utils.regions.region import write_regions
 
@@ -248,15 +248,19 @@ class CrossValidation:
             for stage, found in (("rpn", rpn_scores), ("strokeformer", scores))
             for score, estimate in found.items()
         ]
-        write_results(self.folder, number, rows, self.networks(number), self.test_digest(fold))
+        write_results(self.folder, number, rows, *self.tested(number, fold))
 
     def is_tested(self, number: int, fold: Fold) -> bool:
         """Whether all that a fold leaves is there already, of the same networks, scans, settings and code."""
         epochs = self.rpn_args.max_epochs, self.args.max_epochs
         if not all(map(is_finished, self.folders(number), epochs)):
             return False
-        same = has_results(self.folder, number, self.networks(number), self.test_digest(fold))
+        same = has_results(self.folder, number, *self.tested(number, fold))
         return same and self.has_outputs(number, self.sides(fold)[2])
+
+    def tested(self, number: int, fold: Fold) -> tuple[dict[str, str], str, str]:
+        """What tells the results of a fold's test from others: `models.fold_results.write_results`."""
+        return self.networks(number), self.test_digest(fold), self.tables_digest(number)
 
     def test_digest(self, fold: Fold) -> str:
         """Of what the results of a fold's test depend on beside its networks."""
@@ -264,12 +268,16 @@ class CrossValidation:
         settings = repr(sorted(settings_of_results(vars(self.args)).items()))
         return combined({**scans, "settings": settings, "code": code_digest("data", "models", "utils")})
 
+    def tables_digest(self, number: int) -> str:
+        """Of a fold's rows in all tables of scores: another test of the same name would replace them."""
+        of_stages = zip(self.tables, self.names(number), strict=True)
+        return combined({f"{name}/{path.name}": rows_of(path, name) for paths, name in of_stages for path in paths})
+
     def has_outputs(self, number: int, test: list[Case]) -> bool:
-        """Whether tables and predictions of a fold are where they were written."""
+        """Whether regions and predictions of a fold are where they were written."""
         folder = Path(self.args.scores_dir) / self.names(number)[1] / "predictions"
         files = [self.regions_file(number), *(folder / result_name(case.scan, "prediction") for case in test)]
-        tables = zip(self.tables, self.names(number), strict=True)
-        return all(file.exists() for file in files) and all(has_rows(t, name) for paths, name in tables for t in paths)
+        return all(file.exists() for file in files)
 
     @property
     def tables(self) -> tuple[list[Path], list[Path]]:

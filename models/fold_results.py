@@ -58,7 +58,9 @@ def results_file(folder: Path, number: int) -> Path:
     return folder / f"results_fold-{number}.json"
 
 
-def write_results(folder: Path, number: int, rows: list[dict], networks: dict[str, str], test: str) -> None:
+def write_results(
+    folder: Path, number: int, rows: list[dict], networks: dict[str, str], test: str, tables: str
+) -> None:
     """Keep the scores of a fold.
 
     Args:
@@ -66,16 +68,18 @@ def write_results(folder: Path, number: int, rows: list[dict], networks: dict[st
         rows: ``stage``, ``score`` and ``estimate``, as `CrossValidation.run_fold` returns them.
         networks: digests of what was tested.
         test: digest of how and on what it was tested.
+        tables: digest of its rows in the tables of scores.
     """
     plain = [{**row, "estimate": _plain(row["estimate"])} for row in rows]
-    write_json(results_file(folder, number), {"networks": networks, "test": test, "rows": plain})
+    write_json(results_file(folder, number), {"networks": networks, "test": test, "tables": tables, "rows": plain})
 
 
-def has_results(folder: Path, number: int, networks: dict[str, str], test: str) -> bool:
-    """Whether a fold has the scores of these networks in this test; arguments are those of `write_results`."""
+def has_results(folder: Path, number: int, networks: dict[str, str], test: str, tables: str) -> bool:
+    """Whether a fold has the scores of these networks in this test, and the tables have them still; arguments are those
+    of `write_results`."""
     try:
         kept = read_json(results_file(folder, number))
-        return (kept["networks"], kept["test"]) == (networks, test)
+        return (kept["networks"], kept["test"], kept["tables"]) == (networks, test, tables)
     except (UserError, KeyError, TypeError):
         return False  # they only save time: without them the fold is tested anew
 

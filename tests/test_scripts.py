@@ -26,6 +26,7 @@ from tests.running import (
     start_script,
     wait_for,
 )
+from utils.files import update_table
 from utils.intervals import estimate
 from utils.regions.region import read_regions, region_mask
 
@@ -489,6 +490,10 @@ def test_finished_fold_is_tested_again_only_where_its_results_would_be_others(cr
     next((cwd / "scores/seg_fold-1/predictions").glob("*.npy")).unlink()
     done = run_script(*command, cwd=cwd)
     assert done.out.count("is trained and tested already") == 1 and all(path.exists() for path in before)
+    scores = (cwd / "scores/scores.csv").read_text()
+    update_table(cwd / "scores/scores.csv", "seg_fold-0", pd.DataFrame({"dice": [1.0]}))  # of another network
+    assert run_script(*command, cwd=cwd).out.count("is trained and tested already") == 1
+    assert (cwd / "scores/scores.csv").read_text() == scores
 
 
 def test_cross_validation_of_other_subjects_or_masks_is_refused_once_it_has_trained(cross_validated, cohort, tmp_path):

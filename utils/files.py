@@ -108,10 +108,11 @@ def read_scores(path: Path | str):
     return table
 
 
-def has_rows(path: Path, name: str) -> bool:
-    """Whether a table of scores has rows of a model."""
+def rows_of(path: Path, name: str) -> str:
+    """The rows of a model in a table of scores, as CSV; empty where there are none."""
     table = read_scores(path)
-    return table is not None and name in set(table.model_name)
+    own = None if table is None else table[table.model_name == name]
+    return "" if own is None or own.empty else own.to_csv(index=False)
 
 
 def update_table(path: Path | str, name: str, rows) -> None:
