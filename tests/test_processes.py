@@ -150,14 +150,21 @@ def test_several_devices_without_a_gpu_are_one_process_unless_asked_for():
 # --- precision -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("name", "dtype"), [("32-true", torch.float32), ("bf16-mixed", torch.bfloat16)])
-def test_networks_compute_in_the_precision_asked_for(name, dtype):
+@pytest.mark.parametrize(
+    ("name", "dtype", "on_narrow_maps"),
+    [
+        ("64-true", torch.float64, torch.float64),
+        ("32-true", torch.float32, torch.float32),
+        ("bf16-mixed", torch.bfloat16, torch.float32),
+    ],
+)
+def test_networks_compute_in_the_precision_asked_for(name, dtype, on_narrow_maps):
     use_precision(name)
     try:
         with autocast(torch.device("cpu")):
             assert torch.nn.Linear(2, 2)(torch.ones(1, 2)).dtype == dtype
         with autocast(torch.device("cpu"), narrowest_map=1):
-            assert torch.nn.Linear(2, 2)(torch.ones(1, 2)).dtype == torch.float32
+            assert torch.nn.Linear(2, 2)(torch.ones(1, 2)).dtype == on_narrow_maps
     finally:
         use_precision("auto")
 
