@@ -109,6 +109,7 @@ OURS = {
     "transferred": Ours(copies=COPIES),
     "cc_loss": Ours(arguments=("--seg_loss", "CCDiceCELoss")),
     "ici_loss": Ours(arguments=("--seg_loss", "ICILoss")),
+    "deep_supervision": Ours(arguments=("--deep_supervision",)),
     "mirror": Ours(arguments=("--seg_context", "mirror")),
     "argmax": Ours(trained_as="ours", decision=Decision(), must_be_seen=False),
     "unseen": Ours(trained_as="ours", must_be_seen=False),

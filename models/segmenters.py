@@ -72,12 +72,20 @@ SEGMENTERS = {
 
 
 def build_segmenter(
-    arch: str, in_channels: int, num_classes: int, window: tuple[int, int, int], size: str = "small"
+    arch: str,
+    in_channels: int,
+    num_classes: int,
+    window: tuple[int, int, int],
+    size: str = "small",
+    deep_supervision: bool = False,
 ) -> nn.Module:
     """A network for windows of that size (D, H, W).
 
+    Args:
+        deep_supervision: whether it has a method ``levels`` that gives logits of its coarser levels as well.
+
     Raises:
-        UserError: a side of the window is no multiple of the network's stride.
+        UserError: a side of the window is no multiple of the network's stride, or its levels cannot be supervised.
     """
     segmenter = SEGMENTERS[arch]
     stride = segmenter.stride
@@ -87,7 +95,10 @@ def build_segmenter(
             f"windows of {tuple(window)} (--window_size, else --roi_size) do not fit --arch {arch}; use multiples of "
             f"{stride}, not all {stride}"
         )
-    network = segmenter.build(in_channels, num_classes, window, **segmenter.sizes[size])
+    if deep_supervision and segmenter.build is not TransUNet:
+        raise UserError(f"--deep_supervision needs --arch trans_unet; leave it out for {arch}")
+    more = {"deep_supervision": True} if deep_supervision else {}
+    network = segmenter.build(in_channels, num_classes, window, **segmenter.sizes[size], **more)
     for name, parameter in network.named_parameters():
         # Processes that train together wait for each gradient, and these have none.
         parameter.requires_grad_(UNUSED not in name)

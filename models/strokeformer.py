@@ -6,6 +6,7 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 from torch import nn
+from torch.nn import functional
 
 from data.context import window_channels
 from data.prepared import PreparedScan
@@ -38,6 +39,7 @@ class StrokeFormer(pl.LightningModule):
         cls_loss: a torch loss by name on "does this region hold a lesion", or None for none.
         cls_loss_weight, seg_loss_weight: weights of the two losses where both are used.
         seg_context: further channels of a window, ``mirror`` and ``position`` (`data.context`).
+        deep_supervision: whether the coarser levels of the network learn by a loss of their own.
         lesion_threshold, smallest_lesion_cm3: what is lesion, given its probability (`models.decisions.Decision`).
     """
 
@@ -65,12 +67,13 @@ class StrokeFormer(pl.LightningModule):
         lesion_threshold: float = 0.5,
         smallest_lesion_cm3: float = 0.0,
         window_size: tuple[int, int, int] | None = None,
+        deep_supervision: bool = False,
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
         channels = window_channels(in_channels, seg_context)
         self.window = tuple(window_size or roi_size)
-        self.net = build_segmenter(arch, channels, num_classes, self.window, arch_size)
+        self.net = build_segmenter(arch, channels, num_classes, self.window, arch_size, deep_supervision)
         self.narrowest_map = min(self.window) // SEGMENTERS[arch].stride
         self.seg_loss = build_loss(seg_loss, seg_loss_cfg or LOSS_CONFIG)
         self.cls_loss = build_classification_loss(cls_loss) if cls_loss else None
@@ -87,27 +90,51 @@ class StrokeFormer(pl.LightningModule):
         with autocast(self.device, self.narrowest_map):
             return self(image).to(self.dtype)
 
+    def levels(self, image: torch.Tensor) -> list[torch.Tensor]:
+        """The logits of `half_precision` and, with deep supervision, those of the network's coarser levels; finest
+        first, (B, num_classes, D, H, W) all, interpolated where they are coarser."""
+        if not self.hparams.deep_supervision:
+            return [self.half_precision(image)]
+        with autocast(self.device, self.narrowest_map):
+            levels = [logits.to(self.dtype) for logits in self.net.levels(image.to(self.dtype))]
+        return [levels[0], *(functional.interpolate(each, self.window, mode="trilinear") for each in levels[1:])]
+
     # --- training ------------------------------------------------------------------------------------
 
     def training_step(self, batch, batch_index):
-        return self._loss("train", self._found(batch, batch_index)) * processes()
+        return self._loss("train", self._found(batch, batch_index, self.levels)) * processes()
 
     def validation_step(self, batch, batch_index):
-        found = self._found(batch, batch_index)
+        found = self._found(batch, batch_index, lambda image: [self.half_precision(image)])
         self._loss("val", found)
         self._count(found["logits"], found)
 
-    def _found(self, batch: dict[str, torch.Tensor], batch_index: int) -> dict[str, torch.Tensor]:
-        """What the network says of a batch, ``logits`` and ``presence``, beside what is true of it."""
+    def _found(self, batch: dict[str, torch.Tensor], batch_index: int, look: Callable) -> dict[str, torch.Tensor]:
+        """What the network says of a batch, ``logits``, those of coarser levels (``logits_1``, ...) and ``presence``,
+        beside what is true of it.
+
+        Args:
+            look: from windows to the logits of one level or more, finest first.
+        """
         share = take_share(self, batch_index, len(batch["image"]))
-        logits = self.half_precision(batch["image"])
+        logits, *coarser = look(batch["image"])
         found = {"mask": batch["mask"], "region": batch["region"], "logits": logits}
+        found |= {f"logits_{level}": each for level, each in enumerate(coarser, 1)}
         if self.cls_loss is not None:
             found |= {"has_lesion": batch["has_lesion"], "presence": self.classify(logits)}
         return whole_batch(share, found)
 
+    def _segmentation_loss(self, found: dict[str, torch.Tensor]) -> torch.Tensor:
+        """The segmentation loss: of the logits alone, or the mean over levels, each of half the weight of the finer one
+        before it (deep supervision, Lee et al., 2015, arXiv 1409.5185, with the weights of nnU-Net)."""
+        levels = [logits for name, logits in found.items() if name.startswith("logits")]
+        weights = [0.5**level for level in range(len(levels))]
+        mask, region = found["mask"].long(), found["region"]
+        losses = [w * self.seg_loss(*mask_outside(each, mask, region)) for w, each in zip(weights, levels, strict=True)]
+        return sum(losses) / sum(weights)
+
     def _loss(self, stage: str, found: dict[str, torch.Tensor]) -> torch.Tensor:
-        seg_loss = self.seg_loss(*mask_outside(found["logits"], found["mask"].long(), found["region"]))
+        seg_loss = self._segmentation_loss(found)
         losses = {"loss": seg_loss}
         if self.cls_loss is not None:
             cls_loss = self.cls_loss(found["presence"], found["has_lesion"])

@@ -21,6 +21,7 @@ class TransUNet(nn.Module):
         patch: voxels along an edge of the cube that is one place of the first level.
         features: channels of each level, each of half the resolution of the one before; the last has an eighth.
         layers: transformer blocks.
+        deep_supervision: whether the coarser levels have heads, for `levels`.
     """
 
     def __init__(
@@ -32,6 +33,7 @@ class TransUNet(nn.Module):
         features: tuple[int, ...] = (16, 48, 96),
         layers: int = 4,
         heads: int = 6,
+        deep_supervision: bool = False,
     ) -> None:
         super().__init__()
         tokens = torch.Size([side // 8 for side in roi_size]).numel()
@@ -50,17 +52,31 @@ class TransUNet(nn.Module):
             up(features[level + 1], features[level]) for level in reversed(range(len(features) - 1))
         )
         self.head = nn.Conv3d(features[0], num_classes * patch**3, kernel_size=1)
+        supervised = features[1:] if deep_supervision else ()
+        self.coarse_heads = nn.ModuleList(nn.Conv3d(count, num_classes, kernel_size=1) for count in supervised)
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         """(B, in_channels, *roi_size) to logits (B, num_classes, *roi_size)."""
+        return self.full_logits(self.decode(image)[0])
+
+    def levels(self, image: torch.Tensor) -> list[torch.Tensor]:
+        """The logits of `forward` and those of the coarser levels, (B, num_classes, d, h, w), finest first."""
+        finest, *coarser = self.decode(image)
+        return [self.full_logits(finest), *(head(maps) for head, maps in zip(self.coarse_heads, coarser, strict=True))]
+
+    def full_logits(self, maps: torch.Tensor) -> torch.Tensor:
+        return pixelshuffle(self.head(maps), 3, self.patch)
+
+    def decode(self, image: torch.Tensor) -> list[torch.Tensor]:
+        """What the decoder makes of an image: maps (B, features, d, h, w) of each level, finest first."""
         image, skips = pixelunshuffle(image, 3, self.patch), []
         for encoder in self.encoders:
             image = encoder(image)
             skips.append(image)
-        decoded = self.attend(skips.pop())
+        decoded = [self.attend(skips.pop())]
         for decoder in self.decoders:
-            decoded = decoder(decoded, skips.pop())
-        return pixelshuffle(self.head(decoded), 3, self.patch)
+            decoded.append(decoder(decoded[-1], skips.pop()))
+        return decoded[::-1]
 
     def attend(self, features: torch.Tensor) -> torch.Tensor:
         tokens = features.flatten(2).transpose(1, 2) + self.position

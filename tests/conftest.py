@@ -61,6 +61,7 @@ def workspace(tmp_path_factory, cohort) -> SimpleNamespace:
         *["--score_threshold", 0.01, "--max_epochs", 2, "--max_lr", 1e-3, "--cls_loss", "BCEWithLogitsLoss"],
         *["--transforms", "flip", "affine", "contrast", "noise", "bias_field", "resolution", "lesion_contrast"],
         *[*GRID, *ROI, *QUICK, "--seg_context", "mirror", "position", "--ema_decay", 0.9, "--seg_loss", "CCDiceCELoss"],
+        "--deep_supervision",
         cwd=cwd,
     )
     return SimpleNamespace(

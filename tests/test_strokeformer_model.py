@@ -118,6 +118,31 @@ def test_transformers_can_be_replaced_by_the_identity(arch):
     assert with_transformer and net(torch.rand(1, 1, 32, 32, 32)).shape == (1, 2, 32, 32, 32)
 
 
+def test_coarser_levels_learn_by_a_loss_of_half_the_weight_each_and_say_nothing_later(monkeypatch):
+    torch.manual_seed(0)
+    model = StrokeFormer(roi_size=ROI, deep_supervision=True)
+    monkeypatch.setattr(model, "log_dict", lambda *args, **kwargs: None)
+    image, region = torch.rand(2, 1, *ROI), torch.ones(2, 1, *ROI)
+    mask = (image > 0.9).long()
+    loss = model.training_step({"image": image, "mask": mask, "region": region}, 0)
+    finest, *coarser = model.net.levels(image)
+    assert [each.shape[2:] for each in coarser] == [(4, 4, 4), (2, 2, 2)]
+    torch.testing.assert_close(finest, model(image))
+    shown = [finest, *(torch.nn.functional.interpolate(each, ROI, mode="trilinear") for each in coarser)]
+    one, two, three = (model.seg_loss(each, mask) for each in shown)
+    torch.testing.assert_close(loss, (one + two / 2 + three / 4) / 1.75)
+    loss.backward()
+    assert all(head.weight.grad.any() for head in model.net.coarse_heads)
+    plain = StrokeFormer(roi_size=ROI).eval()
+    plain.load_state_dict({name: w for name, w in model.state_dict().items() if "coarse" not in name})
+    np.testing.assert_array_equal(model.segment(prepared(), None), plain.segment(prepared(), None))
+
+
+def test_deep_supervision_of_a_network_that_has_none_is_refused():
+    with pytest.raises(UserError, match="--deep_supervision needs --arch trans_unet; leave it out for unetr"):
+        build_segmenter("unetr", 1, 2, (32, 32, 32), deep_supervision=True)
+
+
 def test_checkpoint_from_before_there_were_sizes_and_context_loads(model, tmp_path):
     held = {"arch": "trans_unet", "in_channels": 1, "num_classes": 2, "roi_size": ROI}
     old = {"model": "StrokeFormer", "hyper_parameters": held, "state_dict": model.state_dict()}

@@ -65,6 +65,9 @@ def add_segmenter(parser, loss_config: dict) -> None:
         default=[],
         help="further channels of a window: the other side of the head, and where in the head it is",
     )
+    group.add_argument(
+        "--deep_supervision", action="store_true", help="the coarser levels of trans_unet learn by a loss of their own"
+    )
     group.add_argument("--opt_lr", type=positive_float, default=3e-5, help="learning rate at the end")
     group.add_argument("--warmup_lr", type=positive_float, default=4e-6, help="learning rate at the first step")
     group.add_argument("--max_lr", type=positive_float, default=4e-4, help="learning rate after the warm-up")
