@@ -102,19 +102,9 @@ def test_a_fold_of_two_processes_is_that_of_one_in_double_precision(cohort, tmp_
             *["--splits", 34, 16, 50, "--folds_to_run", 0, "--model_prefix", "seg", "--rpn_model_prefix", "rpn", *GRID],
             *[*ROI, "--window_size", 16, 16, 16, "--arch_size", "tiny", "--batch_size", 4, "--max_epochs", 3],
             *["--transforms", "flip", "noise", "--cls_loss", "BCEWithLogitsLoss", "--ema_decay", 0.9, "--max_lr", 1e-3],
-            *[
-                "--deep_supervision",
-                "--rpn_image_size",
-                64,
-                "--rpn_batch_size",
-                8,
-                "--rpn_max_epochs",
-                2,
-                "--rpn_lr",
-                1e-3,
-            ],
+            *["--rpn_image_size", 64, "--rpn_batch_size", 8, "--rpn_max_epochs", 2, "--rpn_lr", 1e-3],
             *["--score_threshold", 0.01, "--num_samples", 1, "--n_predictions", 0, "--logger", "csv"],
-            *["--precision", "64-true", *devices],
+            *["--precision", "64-true", "--deep_supervision", *devices],
             cwd=tmp_path / name,
         )
     one, two = tmp_path / "one", tmp_path / "two"
