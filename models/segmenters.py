@@ -82,7 +82,7 @@ def build_segmenter(
     """A network for windows of that size (D, H, W).
 
     Args:
-        deep_supervision: whether it has a method ``levels`` that gives logits of its coarser levels as well.
+        deep_supervision: whether it gives logits of its coarser levels as well, given ``all_levels``.
 
     Raises:
         UserError: a side of the window is no multiple of the network's stride, or its levels cannot be supervised.

@@ -91,33 +91,29 @@ class StrokeFormer(pl.LightningModule):
             return self(image).to(self.dtype)
 
     def levels(self, image: torch.Tensor) -> list[torch.Tensor]:
-        """The logits of `half_precision` and, with deep supervision, those of the network's coarser levels; finest
-        first, (B, num_classes, D, H, W) all, interpolated where they are coarser."""
-        if not self.hparams.deep_supervision:
+        """The logits of `half_precision` and, in training with deep supervision, those of the network's coarser levels;
+        finest first, (B, num_classes, D, H, W) all, interpolated where they are coarser."""
+        if not (self.training and self.hparams.deep_supervision):
             return [self.half_precision(image)]
         with autocast(self.device, self.narrowest_map):
-            levels = [logits.to(self.dtype) for logits in self.net.levels(image.to(self.dtype))]
+            levels = [logits.to(self.dtype) for logits in self.net(image.to(self.dtype), all_levels=True)]
         return [levels[0], *(functional.interpolate(each, self.window, mode="trilinear") for each in levels[1:])]
 
     # --- training ------------------------------------------------------------------------------------
 
     def training_step(self, batch, batch_index):
-        return self._loss("train", self._found(batch, batch_index, self.levels)) * processes()
+        return self._loss("train", self._found(batch, batch_index)) * processes()
 
     def validation_step(self, batch, batch_index):
-        found = self._found(batch, batch_index, lambda image: [self.half_precision(image)])
+        found = self._found(batch, batch_index)
         self._loss("val", found)
         self._count(found["logits"], found)
 
-    def _found(self, batch: dict[str, torch.Tensor], batch_index: int, look: Callable) -> dict[str, torch.Tensor]:
+    def _found(self, batch: dict[str, torch.Tensor], batch_index: int) -> dict[str, torch.Tensor]:
         """What the network says of a batch, ``logits``, those of coarser levels (``logits_1``, ...) and ``presence``,
-        beside what is true of it.
-
-        Args:
-            look: from windows to the logits of one level or more, finest first.
-        """
+        beside what is true of it."""
         share = take_share(self, batch_index, len(batch["image"]))
-        logits, *coarser = look(batch["image"])
+        logits, *coarser = self.levels(batch["image"])
         found = {"mask": batch["mask"], "region": batch["region"], "logits": logits}
         found |= {f"logits_{level}": each for level, each in enumerate(coarser, 1)}
         if self.cls_loss is not None:

@@ -279,8 +279,6 @@ def compile_network(model: pl.LightningModule) -> None:
         model.detector.backbone.compile(dynamic=True)  # slices are cut to their heads: each batch has a size of its own
     else:
         model.net.compile()
-        if model.hparams.deep_supervision:  # it trains by another method than forward
-            model.net.levels = torch.compile(model.net.levels)
 
 
 # --- pictures while training ---------------------------------------------------------------------------

@@ -21,7 +21,7 @@ class TransUNet(nn.Module):
         patch: voxels along an edge of the cube that is one place of the first level.
         features: channels of each level, each of half the resolution of the one before; the last has an eighth.
         layers: transformer blocks.
-        deep_supervision: whether the coarser levels have heads, for `levels`.
+        deep_supervision: whether the coarser levels have heads of their own.
     """
 
     def __init__(
@@ -55,17 +55,17 @@ class TransUNet(nn.Module):
         supervised = features[1:] if deep_supervision else ()
         self.coarse_heads = nn.ModuleList(nn.Conv3d(count, num_classes, kernel_size=1) for count in supervised)
 
-    def forward(self, image: torch.Tensor) -> torch.Tensor:
-        """(B, in_channels, *roi_size) to logits (B, num_classes, *roi_size)."""
-        return self.full_logits(self.decode(image)[0])
+    def forward(self, image: torch.Tensor, all_levels: bool = False) -> torch.Tensor | list[torch.Tensor]:
+        """(B, in_channels, *roi_size) to logits (B, num_classes, *roi_size).
 
-    def levels(self, image: torch.Tensor) -> list[torch.Tensor]:
-        """The logits of `forward` and those of the coarser levels, (B, num_classes, d, h, w), finest first."""
+        Args:
+            all_levels: for a list of these and the logits of the coarser levels, (B, num_classes, d, h, w).
+        """
         finest, *coarser = self.decode(image)
-        return [self.full_logits(finest), *(head(maps) for head, maps in zip(self.coarse_heads, coarser, strict=True))]
-
-    def full_logits(self, maps: torch.Tensor) -> torch.Tensor:
-        return pixelshuffle(self.head(maps), 3, self.patch)
+        logits = pixelshuffle(self.head(finest), 3, self.patch)
+        if not all_levels:
+            return logits
+        return [logits, *(head(maps) for head, maps in zip(self.coarse_heads, coarser, strict=True))]
 
     def decode(self, image: torch.Tensor) -> list[torch.Tensor]:
         """What the decoder makes of an image: maps (B, features, d, h, w) of each level, finest first."""

@@ -252,7 +252,7 @@ def require_current_scores(bench: Bench) -> None:
             assert bench.recorder.scores[name] == (bench.cohort.version[name], network.seen)
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(st.lists(STEPS, min_size=2, max_size=5))
 def test_fold_that_is_not_tested_again_has_the_scores_that_it_would_get(tmp_path_factory, steps):
     bench = Bench(tmp_path_factory.mktemp("kept"))

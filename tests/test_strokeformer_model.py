@@ -125,7 +125,7 @@ def test_coarser_levels_learn_by_a_loss_of_half_the_weight_each_and_say_nothing_
     image, region = torch.rand(2, 1, *ROI), torch.ones(2, 1, *ROI)
     mask = (image > 0.9).long()
     loss = model.training_step({"image": image, "mask": mask, "region": region}, 0)
-    finest, *coarser = model.net.levels(image)
+    finest, *coarser = model.net(image, all_levels=True)
     assert [each.shape[2:] for each in coarser] == [(4, 4, 4), (2, 2, 2)]
     torch.testing.assert_close(finest, model(image))
     shown = [finest, *(torch.nn.functional.interpolate(each, ROI, mode="trilinear") for each in coarser)]
