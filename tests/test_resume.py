@@ -10,6 +10,8 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from models.runs import best_checkpoint, resume_point
+from utils.errors import UserError
+from utils.provenance import open_run
 from utils.tracking import build_trainer
 
 EPOCHS = 5
@@ -67,3 +69,11 @@ def test_resumed_training_ends_with_the_weights_of_an_undisturbed_one(tmp_path):
         torch.load(best_checkpoint(tmp_path / name), weights_only=True)["state_dict"] for name in ("whole", "parts")
     )
     assert all(torch.equal(best[name], again[name]) for name in best)
+
+
+def test_a_run_begun_before_a_switch_was_there_is_a_run_without_it(tmp_path):
+    begun = {"max_lr": 0.1, "roi_size": (32, 32, 32)}
+    open_run(tmp_path, begun)
+    open_run(tmp_path, {**begun, "new": False, "newer": 0.5})
+    with pytest.raises(UserError, match="a run with --new False, not True; choose another name or folder"):
+        open_run(tmp_path, {**begun, "new": True})

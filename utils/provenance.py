@@ -85,12 +85,13 @@ def read_run(folder: Path) -> dict:
 
 
 def require_settings(folder: Path, settings: dict) -> None:
-    """Refuse a run in `folder` that was begun with other settings."""
+    """Refuse a run in `folder` that was begun with other settings, or before there was a switch that is on now."""
     earlier, now = read_run(folder).get("settings", {}), _plain(settings)
-    for name in now:
-        if name not in FREE_SETTINGS and name in earlier and earlier[name] != now[name]:
+    for name in now if earlier else ():
+        held = earlier.get(name, False if now[name] is True else now[name])
+        if name not in FREE_SETTINGS and held != now[name]:
             raise UserError(
-                f"{folder} holds a run with --{name} {earlier[name]}, not {now[name]}; "
+                f"{folder} holds a run with --{name} {held}, not {now[name]}; "
                 "choose another name or folder, or remove this one"
             )
 
