@@ -1,7 +1,7 @@
 """Inference of stage 2: windows laid over the regions of a scan, and what they say averaged.
 
-Windows of all regions form one stream of batches. What regions share is looked at once, and where there is no brain
-nothing is looked at. Nothing but NumPy is needed, so that the runner of exported models lays the same windows.
+Windows of all regions form one stream of batches. Regions that overlap do not have windows each, and where there is no
+brain nothing is looked at. Nothing but NumPy is needed, so that the runner of exported models lays the same windows.
 """
 
 import itertools
@@ -17,6 +17,7 @@ from utils.regions.region import (
     Region,
     bounding_region,
     expand_region,
+    grow_region,
     region_mask,
     region_of,
     seen_mask,
@@ -94,8 +95,10 @@ def split_by_depth(regions: list[Region], depth: int | None) -> list[Region]:
 def lay_windows(regions: list[Region], inside: np.ndarray, window: tuple[int, int, int], overlap: float) -> list[Start]:
     """Windows that see every voxel of interest in the regions.
 
-    The largest region comes first. Of each further one only what no window has seen yet needs windows, and without such
-    a voxel a window is left out. In a region that is alone and full of brain they lie as in MONAI's sliding window.
+    They reach beyond a region by their overlap, so that its borders, where lesions may lie, are seen as often and from
+    as many sides as its middle (docs/peers.md has what that brings). In a region that is alone and full of brain they
+    lie as in MONAI's sliding window over the region and that margin. The largest region comes first. Of each further
+    one only the rest needs windows, and without a voxel of it a window is left out.
 
     Args:
         inside: (D, H, W) bool, the voxels of interest.
@@ -105,17 +108,16 @@ def lay_windows(regions: list[Region], inside: np.ndarray, window: tuple[int, in
     Returns:
         First voxels of the windows, inside the volume; behind its end where it is smaller than a window.
     """
-    unseen, starts = inside.copy(), []
+    unseen, starts = inside.copy(), {}
+    margin = [round(overlap * side) for side in window]
     for region in sorted(regions, key=lambda region: -np.prod(region.shape)):
         if (rest := _box_of(unseen, region)) is None:
             continue
-        grown = expand_region(rest, window, inside.shape)
+        grown = expand_region(grow_region(rest, margin, inside.shape), window, inside.shape)
         lines = [_starts_along(s, roi, overlap) for s, roi in zip(grown.slices, window, strict=True)]
-        needed = [start for start in itertools.product(*lines) if _see(unseen, rest, start, window)]
-        for start in needed:  # all at once: windows of one region overlap as asked for
-            unseen[_span(start, window)] = False
-        starts += needed
-    return starts
+        starts |= {start: None for start in itertools.product(*lines) if _see(unseen, rest, start, window)}
+        unseen[rest.slices] = False
+    return list(starts)
 
 
 def _box_of(mask: np.ndarray, region: Region) -> Region | None:

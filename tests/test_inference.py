@@ -1,5 +1,7 @@
 """Inference of stage 2: where windows lie, and that what they say comes back to its place."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -11,7 +13,7 @@ from scipy.spatial.transform import Rotation
 from data.prepared import PreparedScan
 from data.space import Space, cut
 from models.inference import average_windows, lay_windows, seen_on_own_grid, split_by_depth
-from utils.regions.region import Region, expand_region, region_mask, region_of, whole_volume
+from utils.regions.region import Region, expand_region, grow_region, region_mask, region_of, whole_volume
 
 ROI = (16, 16, 16)
 
@@ -57,14 +59,21 @@ def test_no_box_falls_through_the_voxels_of_the_scan(own_mm, corner, degrees):
 # --- where windows lie ---------------------------------------------------------------------------------
 
 
-def test_regions_of_the_windows_size_are_windows():
+def test_regions_of_the_windows_size_are_windows_where_none_overlap():
     regions = [Region(0, 16, 0, 0, 16, 16), Region(20, 36, 30, 20, 46, 36)]
-    assert lay_windows(regions, everywhere((40, 40, 50)), ROI, 0.25) == [(0, 0, 0), (20, 20, 30)]
+    assert lay_windows(regions, everywhere((40, 40, 50)), ROI, 0) == [(0, 0, 0), (20, 20, 30)]
 
 
-def test_windows_of_a_large_region_overlap_and_end_with_it():
+def test_windows_reach_beyond_a_region_by_their_overlap():
+    """By 4 voxels, where the volume does not end before."""
+    regions = [Region(0, 16, 0, 0, 16, 16), Region(20, 36, 30, 20, 46, 36)]
+    first, second = itertools.product((0, 4), repeat=3), itertools.product((16, 24), (16, 24), (26, 34))
+    assert lay_windows(regions, everywhere((40, 40, 50)), ROI, 0.25) == [*first, *second]
+
+
+def test_windows_of_a_large_region_overlap_and_end_behind_it():
     starts = lay_windows([Region(0, 16, 0, 0, 40, 16)], everywhere((16, 16, 50)), ROI, 0.25)
-    assert starts == [(0, 0, 0), (0, 0, 12), (0, 0, 24)]
+    assert starts == [(0, 0, 0), (0, 0, 12), (0, 0, 24), (0, 0, 28)]
 
 
 def test_what_regions_share_is_seen_once():
@@ -72,8 +81,8 @@ def test_what_regions_share_is_seen_once():
     shape = (16, 16, 60)
     alone = lay_windows([large], everywhere(shape), ROI, 0.25)
     assert lay_windows([large, large, within], everywhere(shape), ROI, 0.25) == alone
-    # Of 26 columns 16 are left, which is one window and not two.
-    assert lay_windows([beyond, large], everywhere(shape), ROI, 0.25) == [*alone, (0, 0, 40)]
+    # Of 26 columns 16 are left, and 4 on either side.
+    assert lay_windows([beyond, large], everywhere(shape), ROI, 0.25) == [*alone, (0, 0, 36), (0, 0, 44)]
 
 
 def test_windows_without_brain_are_left_out_and_the_others_keep_to_it():
@@ -101,18 +110,20 @@ def test_subvolumes_cut_deep_regions_at_their_borders():
 
 @pytest.mark.parametrize("overlap", [0.0, 0.25, 0.6])
 @pytest.mark.parametrize("shape", [(16, 24, 37), (20, 16, 16), (33, 17, 25)])
-def test_one_region_gives_what_monais_sliding_window_gives(shape, overlap):
+def test_one_region_gives_what_monais_sliding_window_gives_over_it_and_its_margin(shape, overlap):
     torch.manual_seed(0)
     # What it says of a voxel depends on where the window lies.
     net = torch.nn.Sequential(torch.nn.Conv3d(1, 3, 3, padding=1), torch.nn.InstanceNorm3d(3), torch.nn.Softmax(1))
     scan = np.random.default_rng(0).random((1, 40, 40, 40), np.float32)
     region = region_of(tuple(slice(2, 2 + size) for size in shape))
+    around = grow_region(region, [round(16 * overlap)] * 3, scan.shape[1:])
     inside = region_mask([region], scan.shape[1:])
     with torch.no_grad():
         found = run(net, scan, [region], inside, ROI, overlap, (1.0, 0.0, 0.0))
-        image = torch.from_numpy(scan[(slice(None), *region.slices)])[None]
-        expected = sliding_window_inference(image, ROI, 1, net, overlap, mode="gaussian")[0].numpy()
-    np.testing.assert_allclose(found[(slice(None), *region.slices)], expected, atol=1e-5)
+        image = torch.from_numpy(scan[(slice(None), *around.slices)])[None]
+        expected = np.zeros_like(found)
+        expected[(slice(None), *around.slices)] = sliding_window_inference(image, ROI, 1, net, overlap, mode="gaussian")
+    np.testing.assert_allclose(found[:, inside], expected[:, inside], atol=1e-5)
     assert (found[0][~inside] == 1).all() and (found[1:, ~inside] == 0).all()
 
 
@@ -139,6 +150,20 @@ def test_network_that_returns_its_input_gives_the_scan_back_inside_the_regions(s
     found = run(lambda windows: windows, scan, pieces, inside, roi_size, overlap, (1.0, 0.0), batch_size)
     np.testing.assert_allclose(found[:, inside], scan[:, inside], atol=3e-6)
     assert (found[0][~inside] == 1).all() and (found[1][~inside] == 0).all()
+
+
+@given(scenes(), st.floats(0.05, 0.9))
+def test_border_of_a_region_is_not_the_border_of_what_is_seen(scene, overlap):
+    """Each voxel of a region is seen with what lies within the overlap about it, where the volume goes on there."""
+    shape, roi_size, regions, brain = scene
+    inside = region_mask(regions, shape) & brain
+    starts = lay_windows(regions, inside, roi_size, overlap)
+    for axis, (size, roi) in enumerate(zip(shape, roi_size, strict=True)):
+        for place in np.argwhere(inside)[:: max(inside.sum() // 5, 1)]:
+            around = [s for s in starts if all(f <= v < f + r for f, v, r in zip(s, place, roi_size, strict=True))]
+            margin = min(round(overlap * roi), roi - 1)
+            assert min(s[axis] for s in around) <= max(place[axis] - margin, 0)
+            assert max(s[axis] + roi for s in around) >= min(place[axis] + 1 + margin, size)
 
 
 @given(scenes(), st.floats(0, 0.9))

@@ -94,6 +94,12 @@ def expand_region(region: Region, roi_size: tuple[int, int, int], shape: tuple[i
     return replace(region_of(tuple(grown)), seen=region.seen)
 
 
+def grow_region(region: Region, margin: Sequence[int], shape: tuple[int, int, int]) -> Region:
+    """A box with some voxels more on either side of each axis (D, H, W), cut where the volume ends."""
+    spans = zip(region.slices, margin, shape, strict=True)
+    return region_of(tuple(slice(max(s.start - more, 0), min(s.stop + more, size)) for s, more, size in spans))
+
+
 def seen_mask(
     regions: list[Region] | None, shape: tuple[int, int, int], margin: Sequence[int] = (0, 0, 0)
 ) -> np.ndarray | None:
@@ -104,13 +110,8 @@ def seen_mask(
     """
     if regions is None:
         return None
-    return region_mask([_grown(box, margin) for region in regions for box in region.seen or (region,)], shape)
-
-
-def _grown(box: Region, margin: Sequence[int]) -> Region:
-    """A box with some voxels more on either side; it may leave the volume behind its end."""
-    spans = zip(box.slices, margin, strict=True)
-    return region_of(tuple(slice(max(span.start - more, 0), span.stop + more) for span, more in spans))
+    boxes = [box for region in regions for box in region.seen or (region,)]
+    return region_mask([grow_region(box, margin, shape) for box in boxes], shape)
 
 
 # --- on disk -------------------------------------------------------------------------------------------
