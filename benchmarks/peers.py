@@ -85,6 +85,7 @@ class Ours:
     trained_as: the contestant before it that has the same networks.
     decision: in the place of the one chosen on validation scans.
     must_be_seen: whether a lesion counts only where stage 1 has seen something.
+    overlap: of the windows of stage 2; None for the default.
     """
 
     boxes: str = "proposed"
@@ -94,6 +95,7 @@ class Ours:
     trained_as: str | None = None
     decision: Decision | None = None
     must_be_seen: bool = True
+    overlap: float | None = None
 
     @property
     def stage_1(self) -> str:
@@ -113,6 +115,8 @@ OURS = {
     "mirror": Ours(arguments=("--seg_context", "mirror")),
     "argmax": Ours(trained_as="ours", decision=Decision(), must_be_seen=False),
     "unseen": Ours(trained_as="ours", must_be_seen=False),
+    "no_overlap": Ours(trained_as="ours", overlap=0.0),
+    "half_overlap": Ours(trained_as="ours", overlap=0.5),
 }
 
 
@@ -234,7 +238,7 @@ def load_ours(run_dir: Path, name: str) -> tuple[Callable[[PreparedScan], np.nda
 
     def predict(scan: PreparedScan) -> np.ndarray:
         regions = regions_of(scan)
-        probabilities = scan.to_own_grid(model.segment(scan, regions))
+        probabilities = scan.to_own_grid(model.segment(scan, regions, variant.overlap))
         seen = seen_on_own_grid(scan, regions) if variant.must_be_seen else None
         return decision.classes(probabilities, scan.own.spacing_mm, seen) > 0
 

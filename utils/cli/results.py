@@ -15,7 +15,10 @@ def add_sliding_window(parser) -> None:
         help="slices of a scan that are segmented at a time",
     )
     group.add_argument(
-        "--overlap", type=overlap_ratio, default=None, help="overlap of neighbouring windows; None means 0.25"
+        "--overlap",
+        type=overlap_ratio,
+        default=None,
+        help="overlap of neighbouring windows, which reach as far beyond a region; None means 0.25",
     )
     group.add_argument(
         "--flip_average",
