@@ -218,7 +218,7 @@ def curve_of(coverage, recall, fraction):
     [
         ([1.0, 0.99, 0.7], [1.0, 1.0, 0.5], [0.8, 0.3, 0.1], 0.5),  # the highest that reaches 0.98
         ([1.0, 1.0, 1.0], [1.0, 1.0, 1.0], [0.25, 0.23, 0.15], 0.5),  # up to 0.6 times as much again as it takes
-        ([1.0, 1.0, 1.0], [1.0, 1.0, 1.0], [0.35, 0.29, 0.28], 0.5),  # but not beyond the budget
+        ([1.0, 1.0, 1.0], [1.0, 1.0, 1.0], [0.36, 0.34, 0.28], 0.5),  # but not beyond the budget
         ([1.0, 0.7, 0.5], [1.0, 0.7, 0.5], [0.6, 0.5, 0.4], 0.1),  # the target comes before the budget
         ([1.0, 1.0, 0.99], [1.0, 1.0, 0.5], [0.8, 0.3, 0.1], 0.5),  # small lesions count as much as large ones
         ([0.9, 0.8, 0.3], [0.9, 0.8, 0.3], [0.9, 0.2, 0.1], 0.5),  # none reaches it and 0.9 of the brain is too much
@@ -235,7 +235,7 @@ def test_threshold_covers_enough_with_a_margin(coverage, recall, fraction, chose
     ("coverage", "recall", "fraction", "told"),
     [
         (0.99, 0.98, 0.25, "Calibrated: 0.25 of the brain is proposed and holds 0.99 of the lesion voxels and 0.98 of"),
-        (0.99, 0.80, 0.30, "0.98 is out of reach within 0.3: train longer"),
+        (0.99, 0.80, 0.30, "0.98 is out of reach within 0.35: train longer"),
         (0.99, 0.98, 0.61, "validation scans; train longer, or lower --target_coverage, to propose less"),
         (np.nan, np.nan, 0.2, "Not calibrated: no validation scan holds a lesion"),
     ],
