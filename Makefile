@@ -6,7 +6,7 @@ COHORT = data/demo
 .PHONY: demo test clean-demo
 
 demo: .venv/installed
-	$(PY) -m data.phantom --out_dir $(COHORT) --n_subjects 90 --spacing 3 --seed 7 --num_workers 2
+	$(PY) -m data.phantom --out_dir $(COHORT) --n_subjects 96 --spacing 3 --seed 7 --num_workers 2
 	$(PY) cross_validation.py @recipes/demo.args --scans_dir $(COHORT)/Scans --masks_dir $(COHORT)/Masks \
 		--model_prefix demo --rpn_model_prefix demo \
 		--default_root_dir demo/StrokeFormer --rpn_default_root_dir demo/RPN \

@@ -141,7 +141,7 @@ def cross_validate(folder: Path, seed: int, more: list[str]) -> None:
     """What ``make demo`` does, on a cohort of another seed."""
     if (folder / "sc/demo_summary.csv").exists():
         return
-    size = ["--n_subjects", 90, "--spacing", 3, "--seed", seed, *more]
+    size = ["--n_subjects", 96, "--spacing", 3, "--seed", seed, *more]
     run("-m", "data.phantom", "--out_dir", folder / "c", *size)
     cohort = ["--scans_dir", folder / "c/Scans", "--masks_dir", folder / "c/Masks"]
     names = ["--model_prefix", "demo", "--rpn_model_prefix", "demo"]

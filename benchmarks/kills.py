@@ -29,7 +29,7 @@ TABLES = ("scores/scores.csv", "scores/per_scan_scores.csv", "rpn_scores/scores.
 
 def draw_cohort(folder: Path) -> None:
     """The demo's cohort, with its brains found once for both runs."""
-    run("-m", "data.phantom", "--out_dir", folder, "--n_subjects", 90, "--spacing", 3, "--seed", 7)
+    run("-m", "data.phantom", "--out_dir", folder, "--n_subjects", 96, "--spacing", 3, "--seed", 7)
     keep_brains(folder)
 
 

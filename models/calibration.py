@@ -12,9 +12,9 @@ from utils.progress import progress
 from utils.regions.measures import ProposalCounts, count_proposals, proposal_scores
 from utils.regions.region import region_mask
 
-# Share of the brain that may be proposed where the target coverage is out of reach. With more than about a third, stage 1
-# would spare stage 2 too little of the class imbalance; with 0.30, more lesions were lost than false ones spared
-# (docs/proposals.md).
+# Share of the brain that may be proposed where the target coverage is out of reach. With more than about a third,
+# stage 1 would spare stage 2 too little of the class imbalance; with 0.30, more lesions were lost than false ones
+# spared (docs/proposals.md).
 FRACTION_BUDGET = 0.35
 # What the validation scans need is too little for others: on ten of them a target is reached by luck, too. Ten pairs of
 # a network and a synthetic cohort, most with fainter lesions, had a mean recall of small lesions of 0.91 with 1.2 and
