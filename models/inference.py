@@ -115,7 +115,7 @@ def lay_windows(regions: list[Region], inside: np.ndarray, window: tuple[int, in
             continue
         grown = expand_region(grow_region(rest, margin, inside.shape), window, inside.shape)
         lines = [_starts_along(s, roi, overlap) for s, roi in zip(grown.slices, window, strict=True)]
-        starts |= {start: None for start in itertools.product(*lines) if _see(unseen, rest, start, window)}
+        starts |= dict.fromkeys(start for start in itertools.product(*lines) if _see(unseen, rest, start, window))
         unseen[rest.slices] = False
     return list(starts)
 
