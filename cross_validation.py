@@ -50,9 +50,9 @@ def main(args) -> None:
     folder = Path(args.default_root_dir) / args.model_prefix
     cases, augmented = find_cases(args, folder)  # first: a wrong path is refused before the heavy libraries load
 
-    from models.cross_validation import CrossValidation
+    from models.cross_validation.folds import CrossValidation
     from models.precision import use_precision
-    from utils.processes import follow, require_devices
+    from models.training.processes import follow, require_devices
 
     check_launcher(args)
     require_devices(args, batch_size=args.batch_size, rpn_batch_size=args.rpn_batch_size)
@@ -87,7 +87,7 @@ def check_launcher(args) -> None:
 
 def run_folds(validation) -> None:
     """Run the folds of ``--folds_to_run``, or all, where ``--launcher`` says."""
-    from models.launchers import choose_launcher
+    from models.cross_validation.launchers import choose_launcher
 
     args = validation.args
     launch = choose_launcher(args)  # first: a cluster that is not there is refused before scans are read
@@ -99,9 +99,9 @@ def run_folds(validation) -> None:
 
 def sum_up(validation) -> None:
     """Save and print every score over the folds, and write the report."""
+    from models.training.tracking import log_report
     from report.pages import report_cross_validation
-    from utils.tables import print_summary, summarise_folds
-    from utils.tracking import log_report
+    from utils.scores.tables import print_summary, summarise_folds
 
     args, results = validation.args, validation.results()
     validation.order_tables()
@@ -115,11 +115,11 @@ def sum_up(validation) -> None:
 
 def find_cases(args, folder: Path) -> tuple[list, dict]:
     """The cohort and its augmented scans, once all headers and all folders to write to have been checked."""
-    from data.brain import with_brains
-    from data.checks import check_headers
-    from data.cohort import augmented_cases, pair_cases, refuse_augmented
-    from data.grid import choose_spacing, grid_of
-    from data.prepared import bytes_to_prepare
+    from data.scans.brain import with_brains
+    from data.scans.checks import check_headers
+    from data.scans.cohort import augmented_cases, pair_cases, refuse_augmented
+    from data.scans.grid import choose_spacing, grid_of
+    from data.scans.prepared import bytes_to_prepare
 
     cases = pair_cases([args.scans_dir], [args.masks_dir], args.ext, ("--scans_dir", "--masks_dir"))
     refuse_augmented(cases, "--scans_dir")
@@ -139,7 +139,7 @@ def find_cases(args, folder: Path) -> tuple[list, dict]:
 
 def check_models(args) -> None:
     """Build both models once, so that an argument that does not fit is refused now and not hours from now."""
-    from models import eigencam, gradcam
+    from models.evaluation import eigencam, gradcam
 
     rpn, model = build_models(args)
     eigencam.find_layers(rpn, args.rpn_target_layers, "--rpn_target_layers")
@@ -148,16 +148,16 @@ def check_models(args) -> None:
 
 def build_models(args) -> tuple:
     """Both untrained models, stage 1 with anchors that a fold chooses later."""
-    from models.anchors import SMALLEST_ON_LEVEL
-    from models.training import build_rpn, build_strokeformer
+    from models.rpn.anchors import SMALLEST_ON_LEVEL
+    from models.training.fit import build_rpn, build_strokeformer
 
     rpn = build_rpn(cli.without_prefix(args, "rpn_"), args.in_channels, SMALLEST_ON_LEVEL)
     return rpn, build_strokeformer(args)
 
 
 def print_layers(args) -> None:
-    from models.eigencam import slice_layers
-    from models.gradcam import window_layers
+    from models.evaluation.eigencam import slice_layers
+    from models.evaluation.gradcam import window_layers
 
     rpn, model = build_models(args)
     if args.target_layers == cli.LIST:

@@ -15,28 +15,28 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 
-from data.admission import admit
-from data.brain import brain_is, read_brain, say_heads, with_brains
-from data.checks import check_alignment, check_headers, read_binary, space_of
-from data.cohort import Case, pair_files
-from data.grid import UNKNOWN_MM, Grid, say_untold_network
-from data.names import extension_of, stem_of
-from data.nifti import affine_of
-from data.prepared import PreparedScan, prepare_scan
-from data.space import Space, resample
-from data.volumes import image_like, read_header, read_volume, refusing, volume_image
+from data.files.names import extension_of, stem_of
+from data.files.nifti import affine_of
+from data.files.space import Space, resample
+from data.files.volumes import image_like, read_header, read_volume, refusing, volume_image
+from data.scans.admission import admit
+from data.scans.brain import brain_is, read_brain, say_heads, with_brains
+from data.scans.checks import check_alignment, check_headers, read_binary, space_of
+from data.scans.cohort import Case, pair_files
+from data.scans.grid import UNKNOWN_MM, Grid, say_untold_network
+from data.scans.prepared import PreparedScan, prepare_scan
 from models.checkpoints import grid_at_test, load_rpn, load_strokeformer, require_channels, require_spacing
 from models.ensembles import RPNEnsemble, StrokeFormerEnsemble
-from models.inference import seen_on_own_grid
 from models.proposals import rpn_source
-from models.rpn import RPN
-from models.strokeformer import StrokeFormer
-from utils import decision
+from models.rpn.module import RPN
+from models.segmentation.module import StrokeFormer
+from models.segmentation.windows import seen_on_own_grid
 from utils.defaults import SUBVOLUME_DEPTH
 from utils.errors import UserError
-from utils.lesions import lesion_rows
-from utils.metrics import scan_scores
 from utils.regions.region import Region, region_mask
+from utils.scores import decision
+from utils.scores.lesions import lesion_rows
+from utils.scores.metrics import scan_scores
 
 __all__ = [
     "UserError",

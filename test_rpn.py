@@ -30,13 +30,13 @@ def main(args) -> None:
         return print_layers(args)
     table = find_slices(args)  # first: a wrong path is refused before the heavy libraries load
 
-    from data.datamodules import StackedScans, scan_loader
-    from data.slices import channels_of, grid_of_slices
+    from data.batches.datamodules import StackedScans, scan_loader
+    from data.batches.slices import channels_of, grid_of_slices
     from models.checkpoints import load_rpn, require_channels, require_classes, require_spacing, run_name
+    from models.evaluation.proposals import evaluate_rpn
     from models.precision import use_precision
-    from models.rpn_evaluation import evaluate_rpn
     from report.pages import report_rpn
-    from utils.tables import print_scores
+    from utils.scores.tables import print_scores
 
     use_precision(args.precision)
     model = load_rpn(args.ckpt_path, args.score_threshold)
@@ -54,13 +54,13 @@ def main(args) -> None:
 
 def print_layers(args) -> None:
     from models.checkpoints import load_rpn
-    from models.eigencam import slice_layers
+    from models.evaluation.eigencam import slice_layers
 
     print(slice_layers(load_rpn(args.ckpt_path)).table("--target_layers"))
 
 
 def find_slices(args):
-    from data.slices import check_slices, read_slice_table
+    from data.batches.slices import check_slices, read_slice_table
 
     table = read_slice_table(args.scans, args.masks)
     require_writable(args.scores_dir, "--scores_dir")

@@ -36,22 +36,22 @@ def parse_args(argv: list[str] | None = None):
 def main(args) -> None:
     if args.target_layers == cli.LIST:
         return print_layers(args)
-    from data.derivatives import plan_derivative, prediction_settings
+    from models.evaluation.derivatives import plan_derivative, prediction_settings
 
     cases = find_cases(args)  # first: a wrong path is refused before the heavy libraries load
     derivative = plan_derivative(args.bids_derivatives, cases) if args.bids_derivatives else None
 
-    from data.admission import admit
-    from data.datamodules import ScanDataset, scan_loader
-    from data.grid import say_untold_network
-    from data.prepared import prepare_scan
+    from data.batches.datamodules import ScanDataset, scan_loader
+    from data.scans.admission import admit
+    from data.scans.grid import say_untold_network
+    from data.scans.prepared import prepare_scan
     from models.checkpoints import grid_at_test, load_strokeformer, require_channels, require_classes, run_name
-    from models.evaluation import evaluate_strokeformer
-    from models.gradcam import find_layers
+    from models.evaluation.gradcam import find_layers
+    from models.evaluation.segmentation import evaluate_strokeformer
     from models.precision import use_precision
     from models.proposals import region_source
     from report.pages import report_strokeformer
-    from utils.tables import print_scores
+    from utils.scores.tables import print_scores
 
     use_precision(args.precision)
     find_checkpoints(args)
@@ -76,7 +76,7 @@ def main(args) -> None:
 
 def find_checkpoints(args) -> None:
     """Put checkpoints in the place of folders of cross-validations, so that all that follows names the files."""
-    from models.fold_results import checkpoints_in
+    from models.cross_validation.results import checkpoints_in
 
     args.ckpt_path = checkpoints_in(args.ckpt_path)
     args.rpn_ckpt_path = args.rpn_ckpt_path and checkpoints_in(args.rpn_ckpt_path, "rpn_")
@@ -86,17 +86,17 @@ def find_checkpoints(args) -> None:
 
 def print_layers(args) -> None:
     from models.checkpoints import load_strokeformer
-    from models.gradcam import window_layers
+    from models.evaluation.gradcam import window_layers
 
     find_checkpoints(args)
     print(window_layers(load_strokeformer(args.ckpt_path)).table("--target_layers"))
 
 
 def find_cases(args) -> list:
-    from data.brain import with_brains
-    from data.checks import check_headers
-    from data.cohort import pair_cases
-    from data.listing import Patterns
+    from data.files.listing import Patterns
+    from data.scans.brain import with_brains
+    from data.scans.checks import check_headers
+    from data.scans.cohort import pair_cases
 
     patterns = Patterns(args.scan_pattern, args.mask_pattern)
     cases = with_brains(pair_cases(args.scans, args.masks, patterns=patterns), args.brains_dir)

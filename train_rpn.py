@@ -20,11 +20,11 @@ def parse_args(argv: list[str] | None = None):
 def main(args) -> None:
     train, val = find_slices(args)  # first: a wrong path is refused before the heavy libraries load
 
-    from data.slices import admit_slices
+    from data.batches.slices import admit_slices
     from models.precision import use_precision
-    from models.runs import run_folder
-    from models.training import train_rpn
-    from utils.processes import follow, require_devices
+    from models.training.fit import train_rpn
+    from models.training.processes import follow, require_devices
+    from models.training.runs import run_folder
 
     require_devices(args, batch_size=args.batch_size)
     use_precision(args.precision)
@@ -36,8 +36,8 @@ def main(args) -> None:
 
 
 def find_slices(args) -> tuple:
-    from data.cohort import say_shared
-    from data.slices import read_slice_table, require_one_size
+    from data.batches.slices import read_slice_table, require_one_size
+    from data.scans.cohort import say_shared
 
     train = read_slice_table(args.train_scans, args.train_masks, ("--train_scans", "--train_masks"))
     val = read_slice_table(args.val_scans, args.val_masks, ("--val_scans", "--val_masks"))

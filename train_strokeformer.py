@@ -31,14 +31,14 @@ def main(args) -> None:
     cache_dir = Path(args.default_root_dir) / "cache"
     train, val = find_cases(args, cache_dir)  # first: a wrong path is refused before the heavy libraries load
 
-    from data.admission import admit
-    from data.datamodules import ScanDataset, scan_loader
-    from data.grid import choose_spacing, grid_of
-    from data.prepared import brains_in, bytes_to_prepare, cached_scan
+    from data.batches.datamodules import ScanDataset, scan_loader
+    from data.scans.admission import admit
+    from data.scans.grid import choose_spacing, grid_of
+    from data.scans.prepared import brains_in, bytes_to_prepare, cached_scan
     from models.precision import use_precision
     from models.proposals import collect_regions, region_source, spacing_of_proposer
-    from models.training import build_strokeformer, train_strokeformer
-    from utils.processes import follow, require_devices
+    from models.training.fit import build_strokeformer, train_strokeformer
+    from models.training.processes import follow, require_devices
 
     require_devices(args, batch_size=args.batch_size)
     use_precision(args.precision)
@@ -60,8 +60,8 @@ def main(args) -> None:
 
 def find_inputs(args, train: list, val: list, facts: dict) -> dict[str, str]:
     """Digests of scans, masks and what proposes the regions; refuses a training begun with others before the work."""
-    from data.fingerprints import fingerprint
-    from models.runs import inputs_of, is_trained, run_folder
+    from data.scans.fingerprints import fingerprint
+    from models.training.runs import inputs_of, is_trained, run_folder
     from utils.provenance import require_inputs
 
     folder = run_folder(args, args.model_prefix)
@@ -74,9 +74,9 @@ def find_inputs(args, train: list, val: list, facts: dict) -> dict[str, str]:
 
 
 def find_cases(args, cache_dir: Path) -> tuple[list, list]:
-    from data.brain import with_brains
-    from data.checks import check_headers
-    from data.cohort import pair_cases, refuse_twins, say_shared
+    from data.scans.brain import with_brains
+    from data.scans.checks import check_headers
+    from data.scans.cohort import pair_cases, refuse_twins, say_shared
 
     train = pair_cases([args.train_scans], [args.train_masks], args.ext, ("--train_scans", "--train_masks"))
     val = pair_cases([args.val_scans], [args.val_masks], args.ext, ("--val_scans", "--val_masks"))

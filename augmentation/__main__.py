@@ -15,14 +15,14 @@ from augmentation.contact_sheet import draw_contact_sheet
 from augmentation.output import write_all
 from augmentation.pairs import Criteria
 from augmentation.transfer import PLACES, Settings
-from data.admission import admit
-from data.brain import with_brains
-from data.checks import check_headers, require_one_grid
-from data.cohort import pair_cases, refuse_augmented
-from data.fingerprints import fingerprint_cases
-from data.grid import Grid
-from data.prepared import brains_in
-from data.volumes import read_header
+from data.files.volumes import read_header
+from data.scans.admission import admit
+from data.scans.brain import with_brains
+from data.scans.checks import check_headers, require_one_grid
+from data.scans.cohort import pair_cases, refuse_augmented
+from data.scans.fingerprints import fingerprint_cases
+from data.scans.grid import Grid
+from data.scans.prepared import brains_in
 from utils import cli
 from utils.errors import UserError
 from utils.files import require_writable

@@ -9,11 +9,11 @@ from numpy.lib.stride_tricks import sliding_window_view
 from scipy import ndimage
 
 from augmentation.pairs import SliceIndex, index_slices, join
-from data.checks import read_scan
-from data.cohort import Case
-from data.grid import Grid
-from data.head import PERCENTILES
-from data.prepared import cached_scan
+from data.scans.checks import read_scan
+from data.scans.cohort import Case
+from data.scans.grid import Grid
+from data.scans.head import PERCENTILES
+from data.scans.prepared import cached_scan
 from utils.errors import UserError
 from utils.parallel import map_in_order
 from utils.progress import progress

@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from augmentation.cohort import Cohort, Scan
-from data.volumes import read_volume
+from data.files.volumes import read_volume
 from utils.files import read_json
 from utils.plots import DPI, outline, save_figure, show_slice
 

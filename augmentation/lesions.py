@@ -7,7 +7,7 @@ import numpy as np
 from scipy import ndimage
 from skimage.filters import threshold_multiotsu
 
-from data.tissue import surrounding_tissue
+from data.batches.tissue import surrounding_tissue
 
 # Ventricles are deeper inside the brain than the sulci, which are as dark: this share of the deepest voxel's depth.
 VENTRICLE_DEPTH = 0.35

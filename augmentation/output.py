@@ -7,10 +7,10 @@ import numpy as np
 
 from augmentation.cohort import Cohort
 from augmentation.transfer import Settings, augment
-from data.cohort import BRAINS
-from data.fingerprints import code_digest, combined
-from data.names import brain_name, extension_of, stem_of
-from data.volumes import read_header, write_volume
+from data.files.names import brain_name, extension_of, stem_of
+from data.files.volumes import read_header, write_volume
+from data.scans.cohort import BRAINS
+from data.scans.fingerprints import code_digest, combined
 from utils.files import read_json, write_json
 from utils.parallel import map_in_order
 from utils.progress import progress

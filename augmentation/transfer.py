@@ -9,8 +9,8 @@ from augmentation.cohort import Cohort, Scan
 from augmentation.lesions import Lesion, allowed_region, cut_lesion, place, place_anywhere, vary
 from augmentation.pairs import Criteria, Pair, find_pairs
 from augmentation.poisson import blend, soft_rim
-from data.cutting import EIGHT_CONNECTED
-from utils.components import TWENTY_SIX_CONNECTED
+from data.batches.cutting import EIGHT_CONNECTED
+from utils.scores.components import TWENTY_SIX_CONNECTED
 
 # Where lesions go unless told otherwise. A slice is like its partner, so the donor's place is a likely one; whole
 # lesions helped most in places of their own.

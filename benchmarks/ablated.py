@@ -16,7 +16,8 @@ from torch import nn
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-from models import segmenters, strokeformer
+from models.segmentation import module as strokeformer
+from models.segmentation import networks as segmenters
 
 
 def without_attention(network: nn.Module) -> nn.Module:

@@ -29,11 +29,11 @@ from augmentation.cohort import Cohort, Scan, index_cohort
 from augmentation.pairs import Criteria, find_pairs, join
 from augmentation.poisson import blend, soft_rim
 from augmentation.transfer import PLACES, Settings, augment
-from data.cohort import pair_cases
-from data.grid import Grid
-from data.space import cut
-from data.volumes import read_volume, write_volume
-from utils.lesions import TWENTY_SIX_CONNECTED
+from data.files.space import cut
+from data.files.volumes import read_volume, write_volume
+from data.scans.cohort import pair_cases
+from data.scans.grid import Grid
+from utils.scores.lesions import TWENTY_SIX_CONNECTED
 
 GRIDS = {1: Grid((1, 189, 192, 192)), 2: Grid((1, 94, 98, 116))}  # by spacing in mm
 RIMS = (3.0, 1.0, 0.0)

@@ -20,7 +20,7 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.heads import COHORTS, cross_validate, run
 from models.checkpoints import read_grid
-from models.fold_results import fold_checkpoints
+from models.cross_validation.results import fold_checkpoints
 
 SCORES = ["dice", "lesion_f1"]
 TRAINED = COHORTS[0]  # seed of the cohort that is trained on where no cross-validation is given, the demo's

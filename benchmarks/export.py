@@ -26,20 +26,20 @@ sys.path.insert(0, str(ROOT))
 import models.precision
 from benchmarks.peers import print_markdown
 from benchmarks.proposals import run
-from data.brain import with_brains
-from data.checks import read_mask
-from data.cohort import Case, pair_cases
-from data.prepared import PreparedScan, prepare_scan
+from data.scans.brain import with_brains
+from data.scans.checks import read_mask
+from data.scans.cohort import Case, pair_cases
+from data.scans.prepared import PreparedScan, prepare_scan
 from models.checkpoints import load_rpn, load_strokeformer
-from models.exported import read_model
-from models.inference import seen_on_own_grid
+from models.export.exported import read_model
 from models.proposals import rpn_source
+from models.segmentation.windows import seen_on_own_grid
 from runner.model import load_runner
 from utils.cli import positive_int
 from utils.defaults import SUBVOLUME_DEPTH
 from utils.files import write_json
-from utils.overlap import count_overlap, overlap_scores
 from utils.regions.region import Region
+from utils.scores.overlap import count_overlap, overlap_scores
 
 SEED, BATCH = 41, 8
 REFERENCE, WEIGHTS = "torch, float32", {"float32": [], "float16": ["--fp16"]}

@@ -28,16 +28,16 @@ from benchmarks.export import dice
 from benchmarks.peers import print_markdown
 from benchmarks.proposals import run
 from benchmarks.volume import regions_of, run_once, timed
-from data.brain import with_brains
-from data.cohort import pair_cases
-from data.cutting import cut_cohort
-from data.datamodules import RPNDataModule, SegmentationDataModule
-from data.grid import Grid
-from data.prepared import PreparedScan, cached_scan
+from data.batches.cutting import cut_cohort
+from data.batches.datamodules import RPNDataModule, SegmentationDataModule
+from data.scans.brain import with_brains
+from data.scans.cohort import pair_cases
+from data.scans.grid import Grid
+from data.scans.prepared import PreparedScan, cached_scan
 from models.precision import precision_on, use_precision
-from models.rpn import RPN
-from models.strokeformer import StrokeFormer
-from models.training import compile_network
+from models.rpn.module import RPN
+from models.segmentation.module import StrokeFormer
+from models.training.fit import compile_network
 from utils.regions.region import Region, whole_volume
 
 SAME = 1e-3  # the most by which the Dice of two devices may differ

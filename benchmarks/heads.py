@@ -21,14 +21,14 @@ import pandas as pd
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-from data.brain import find_brain
-from data.checks import read_mask, space_of
-from data.cohort import pair_cases
-from data.head import head_mask
-from data.names import brain_name
-from data.space import Space
-from data.volumes import read_volume
-from utils.components import TWENTY_SIX_CONNECTED
+from data.files.names import brain_name
+from data.files.space import Space
+from data.files.volumes import read_volume
+from data.scans.brain import find_brain
+from data.scans.checks import read_mask, space_of
+from data.scans.cohort import pair_cases
+from data.scans.head import head_mask
+from utils.scores.components import TWENTY_SIX_CONNECTED
 
 SEEDS = {"brain": 9, "lesions": 31, "grids": 5}
 HEADS = {"brain": 20, "lesions": 20, "grids": 10}

@@ -17,11 +17,11 @@ from monai.inferers import sliding_window_inference
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from data.nifti import affine_of
-from data.prepared import PreparedScan
-from data.space import Space
-from models.inference import DEFAULT_OVERLAP
-from models.strokeformer import StrokeFormer
+from data.files.nifti import affine_of
+from data.files.space import Space
+from data.scans.prepared import PreparedScan
+from models.segmentation.module import StrokeFormer
+from models.segmentation.windows import DEFAULT_OVERLAP
 from utils.regions.region import Region, whole_volume
 
 SHAPE, ROI, BATCH = (94, 98, 116), (32, 32, 32), 8

@@ -21,15 +21,15 @@ from scipy.stats import wasserstein_distance
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-from data.brain import find_brain
-from data.head import head_mask
+from data.files.space import Space, resample
+from data.files.volumes import read_volume
 from data.phantom.cohort import Settings, make_subject
 from data.phantom.fields import Grid
 from data.phantom.place import affine_of
-from data.space import Space, resample
-from data.volumes import read_volume
-from utils.lesions import TWENTY_SIX_CONNECTED
+from data.scans.brain import find_brain
+from data.scans.head import head_mask
 from utils.plots import save_figure
+from utils.scores.lesions import TWENTY_SIX_CONNECTED
 
 QUANTILES = (1, 5, 25, 50, 75, 95, 99)
 EDGE_QUANTILES = (50, 90, 99)

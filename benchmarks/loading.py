@@ -21,11 +21,11 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from data.cohort import Case
-from data.datamodules import SegmentationDataModule
-from data.grid import Grid
-from data.prepared import cache_folder, cached_scan
-from data.volumes import write_volume
+from data.batches.datamodules import SegmentationDataModule
+from data.files.volumes import write_volume
+from data.scans.cohort import Case
+from data.scans.grid import Grid
+from data.scans.prepared import cache_folder, cached_scan
 from utils.regions.region import Region
 
 GRID, ROI_SIZE = Grid((1, 189, 192, 192)), (64, 64, 64)

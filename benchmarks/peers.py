@@ -37,23 +37,23 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.ablated import NETWORKS
 from benchmarks.proposals import GRID, ROI, ROI_SIZE, SHIFT, draw, link, link_cases, run
 from benchmarks.whole_volume import PEERS, segment, train
-from data.brain import read_brain, with_brains
-from data.checks import read_mask
-from data.cohort import BRAINS, pair_cases
-from data.grid import Grid
-from data.names import brain_name
-from data.prepared import PreparedScan, cached_scan
-from data.volumes import write_like
+from data.files.names import brain_name
+from data.files.volumes import write_like
+from data.scans.brain import read_brain, with_brains
+from data.scans.checks import read_mask
+from data.scans.cohort import BRAINS, pair_cases
+from data.scans.grid import Grid
+from data.scans.prepared import PreparedScan, cached_scan
 from models.checkpoints import load_rpn, load_strokeformer
-from models.inference import seen_on_own_grid
 from models.proposals import rpn_source
-from utils import intervals
-from utils.compare import compare
-from utils.decision import Decision
+from models.segmentation.windows import seen_on_own_grid
+from utils.compare.__main__ import compare
 from utils.files import atomic_path, read_json, write_json
-from utils.metrics import scan_scores
 from utils.progress import progress
 from utils.regions.region import Region, expand_region, region_of, write_regions
+from utils.scores import intervals
+from utils.scores.decision import Decision
+from utils.scores.metrics import scan_scores
 
 N_TRAIN, N_VAL, N_TEST = 40, 10, 60
 SEEDS = {"development": 121, "alike": 122, "shifted": 123}
@@ -221,7 +221,7 @@ def true_regions(scan: PreparedScan) -> list[Region]:
 
 def load_ours(run_dir: Path, name: str) -> tuple[Callable[[PreparedScan], np.ndarray], int]:
     """From a prepared scan to its lesions, (D, H, W) bool on its own grid, and the parameters that takes."""
-    from models import strokeformer
+    from models.segmentation import module as strokeformer
 
     variant = OURS[name]
     if variant.network:

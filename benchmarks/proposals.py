@@ -25,13 +25,13 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.variants import RULES, TRANSFERS, VARIANTS, Variant
-from data.cohort import Case, pair_cases
-from data.datamodules import StackedScans
-from data.slices import read_slice_table
-from models.calibration import choose_threshold, coverage_curve
+from data.batches.datamodules import StackedScans
+from data.batches.slices import read_slice_table
+from data.scans.cohort import Case, pair_cases
 from models.checkpoints import load_rpn, store_hyperparameters
-from models.rpn import DEFAULT_THRESHOLD, RPN
-from models.rpn_evaluation import evaluate_rpn
+from models.evaluation.proposals import evaluate_rpn
+from models.rpn.calibration import choose_threshold, coverage_curve
+from models.rpn.module import DEFAULT_THRESHOLD, RPN
 from utils.files import atomic_path, read_json
 
 GRID = ["--scan_dim", "1", "94", "98", "116"]

@@ -21,10 +21,10 @@ import pandas as pd
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-from data.cohort import pair_cases
-from data.folds import Fold, write_folds
-from data.volumes import read_volume
-from utils.components import voxel_cm3
+from data.files.volumes import read_volume
+from data.scans.cohort import pair_cases
+from data.scans.folds import Fold, write_folds
+from utils.scores.components import voxel_cm3
 
 N_TRAIN, N_VAL, N_TEST = 50, 10, 24
 SEED = 61

@@ -19,15 +19,15 @@ import cross_validation
 from benchmarks.proposals import run
 from benchmarks.startup import draw_heads
 from benchmarks.volume import GRID, ROI_SIZE, regions_of
-from data.admission import admit
-from data.brain import with_brains
-from data.cohort import Case, pair_cases
-from data.cutting import cut_cohort
-from data.datamodules import RPNDataModule, SegmentationDataModule, SliceDataset
-from data.prepared import brains_in, cached_scan
-from data.slices import read_slice_table
-from models.anchors import ANCHOR_SIZES
-from models.training import build_rpn, build_strokeformer
+from data.batches.cutting import cut_cohort
+from data.batches.datamodules import RPNDataModule, SegmentationDataModule, SliceDataset
+from data.batches.slices import read_slice_table
+from data.scans.admission import admit
+from data.scans.brain import with_brains
+from data.scans.cohort import Case, pair_cases
+from data.scans.prepared import brains_in, cached_scan
+from models.rpn.anchors import ANCHOR_SIZES
+from models.training.fit import build_rpn, build_strokeformer
 from utils import cli
 from utils.files import read_json
 

@@ -26,20 +26,20 @@ from torch import nn
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from benchmarks.ablated import without_attention
-from data.checks import read_mask
-from data.cohort import pair_cases
-from data.datamodules import SegmentationDataModule
-from data.folds import cases_of, lesion_loads, make_folds
-from data.grid import Grid
-from data.prepared import PreparedScan, cached_scan
-from data.volumes import volume_shape
-from models.blocks import convolutions
-from models.losses import mask_outside
+from data.batches.datamodules import SegmentationDataModule
+from data.files.volumes import volume_shape
+from data.scans.checks import read_mask
+from data.scans.cohort import pair_cases
+from data.scans.folds import cases_of, lesion_loads, make_folds
+from data.scans.grid import Grid
+from data.scans.prepared import PreparedScan, cached_scan
 from models.schedule import learning_rate
-from models.segmenters import SEGMENTERS, build_segmenter
-from models.strokeformer import StrokeFormer
-from utils.metrics import scan_scores
+from models.segmentation.blocks import convolutions
+from models.segmentation.losses import mask_outside
+from models.segmentation.module import StrokeFormer
+from models.segmentation.networks import SEGMENTERS, build_segmenter
 from utils.regions.region import Region, expand_region, region_of
+from utils.scores.metrics import scan_scores
 
 
 @dataclass(frozen=True)

@@ -15,12 +15,12 @@ from torchvision.models.detection import fasterrcnn_resnet50_fpn
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from data.grid import Grid
-from data.head import normalise
+from data.files.space import Space, resample
 from data.phantom.cohort import Settings, make_subject
-from data.prepared import PreparedScan
-from data.space import Space, resample
-from models.rpn import RPN
+from data.scans.grid import Grid
+from data.scans.head import normalise
+from data.scans.prepared import PreparedScan
+from models.rpn.module import RPN
 from utils.regions.grouped import grouped_regions
 from utils.regions.linked import link_boxes
 

@@ -33,12 +33,12 @@ PARTS = {"Scans": "T1w", "Masks": "label-L_mask", "Brains": "desc-brain_mask"}
 STEPS = {
     "find files, check headers": ("cross_validation", "find_cases"),
     "build both models": ("cross_validation", "check_models"),
-    "check and prepare scans": ("models.cross_validation", "CrossValidation.admit"),
-    "choose folds": ("models.cross_validation", "CrossValidation.choose_folds"),
-    "compare with the run before": ("models.cross_validation", "CrossValidation.begin"),
-    "cut slices": ("models.cross_validation", "CrossValidation.cut_slices"),
-    "choose anchors": ("models.training", "choose_anchors"),
-    "loggers (W&B offline)": ("utils.tracking", "build_loggers"),
+    "check and prepare scans": ("models.cross_validation.folds", "CrossValidation.admit"),
+    "choose folds": ("models.cross_validation.folds", "CrossValidation.choose_folds"),
+    "compare with the run before": ("models.cross_validation.folds", "CrossValidation.begin"),
+    "cut slices": ("models.cross_validation.folds", "CrossValidation.cut_slices"),
+    "choose anchors": ("models.training.fit", "choose_anchors"),
+    "loggers (W&B offline)": ("models.training.tracking", "build_loggers"),
 }
 
 
@@ -127,7 +127,7 @@ def child(told: Path, arguments: list[str]) -> None:
     for step, (module, name) in STEPS.items():
         time_calls(step, module, name, took)
     import cross_validation
-    from models.rpn import RPN
+    from models.rpn.module import RPN
     from utils import cli
 
     marks = {"main": time.time(), "took": took}

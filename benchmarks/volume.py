@@ -24,14 +24,14 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.peers import print_markdown, true_regions
 from benchmarks.proposals import run
 from benchmarks.whole_volume import PEERS, segment
-from data.brain import find_brain
-from data.checks import find_head, read_mask, read_scan, space_of
-from data.cohort import Case, pair_cases
-from data.grid import Grid, own_space
-from data.prepared import PreparedScan, place
-from data.volumes import write_like
-from models.rpn import RPN
-from models.strokeformer import StrokeFormer
+from data.files.volumes import write_like
+from data.scans.brain import find_brain
+from data.scans.checks import find_head, read_mask, read_scan, space_of
+from data.scans.cohort import Case, pair_cases
+from data.scans.grid import Grid, own_space
+from data.scans.prepared import PreparedScan, place
+from models.rpn.module import RPN
+from models.segmentation.module import StrokeFormer
 from utils.files import read_json, write_json
 from utils.regions.region import Region, expand_region, region_mask
 

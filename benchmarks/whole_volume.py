@@ -18,8 +18,8 @@ from monai.losses import DeepSupervisionLoss, DiceCELoss
 from monai.networks.nets import DynUNet, SegResNet, SwinUNETR
 from torch import nn
 
-from data.prepared import PreparedScan
-from data.space import cut
+from data.files.space import cut
+from data.scans.prepared import PreparedScan
 from models.precision import NARROWEST_MAP, autocast
 
 LESION_SHARE = 1 / 3  # of the patches; nnU-Net's share of foreground

@@ -20,13 +20,13 @@ from matplotlib.patches import Rectangle
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-from data.cohort import Case, pair_cases
-from data.grid import Grid
-from data.names import stem_of
-from data.prepared import PreparedScan, prepare_scan
-from data.volumes import volume_shape
+from data.files.names import stem_of
+from data.files.volumes import volume_shape
+from data.scans.cohort import Case, pair_cases
+from data.scans.grid import Grid
+from data.scans.prepared import PreparedScan, prepare_scan
 from models.checkpoints import load_rpn
-from models.rpn import RPN
+from models.rpn.module import RPN
 from utils.plots import DETECTION, PREDICTION, REGION, TARGET, save_figure
 from utils.regions.linked import LOWEST_SCORE
 from utils.regions.region import Region, read_regions

@@ -9,11 +9,11 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 
-from data.grid import ORIENTATION, Grid, size_text
-from data.nifti import SAME_SIZE
+from data.files.nifti import SAME_SIZE
+from data.scans.grid import ORIENTATION, Grid, size_text
 from models.ensembles import SHARED, RPNEnsemble, StrokeFormerEnsemble
-from models.rpn import RPN
-from models.strokeformer import StrokeFormer
+from models.rpn.module import RPN
+from models.segmentation.module import StrokeFormer
 from utils.defaults import SCAN_DIM
 from utils.errors import UserError
 from utils.files import atomic_path

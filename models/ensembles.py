@@ -7,11 +7,11 @@ from statistics import mean
 import numpy as np
 import torch
 
-from data.grid import Grid
-from data.prepared import PreparedScan
-from models.decisions import Decision
-from models.rpn import RPN
-from models.strokeformer import StrokeFormer
+from data.scans.grid import Grid
+from data.scans.prepared import PreparedScan
+from models.rpn.module import RPN
+from models.segmentation.decisions import Decision
+from models.segmentation.module import StrokeFormer
 from utils.regions.linked import pooled
 from utils.regions.region import Region
 from utils.regions.rules import keep_boxes, regions_of

@@ -3,10 +3,10 @@
 from argparse import Namespace
 from collections.abc import Callable, Collection
 
-from data.prepared import PreparedScan
+from data.scans.prepared import PreparedScan
 from models.checkpoints import load_rpn, paths_of, read_grid, require_spacing
 from models.ensembles import RPNEnsemble
-from models.rpn import RPN
+from models.rpn.module import RPN
 from utils.errors import UserError
 from utils.progress import progress
 from utils.regions.region import Region, read_regions

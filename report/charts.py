@@ -6,11 +6,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullFormatter
 
-from data.listing import counted
-from data.names import subject_of
-from utils.intervals import estimate
+from data.files.listing import counted
+from data.files.names import subject_of
 from utils.plots import PREDICTION, TARGET
 from utils.regions.measures import VOLUME_BINS_CM3
+from utils.scores.intervals import estimate
 
 POINTS = {"color": "#0072B2", "alpha": 0.75, "linestyle": "", "marker": "o", "markersize": 5}
 NAMED = 3  # scans whose names stand in a chart

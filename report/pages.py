@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from data.cohort import Case
-from models.runs import folder_of
+from data.scans.cohort import Case
+from models.training.runs import folder_of
 from report.page import Section, write_page
 from report.sections import (
     PER_LESION_FILE,
@@ -73,9 +73,9 @@ def report_cross_validation(validation, results: list[dict], summary: pd.DataFra
     """Write ``<model_prefix>_report.html`` beside the summary of a cross-validation, and return where it is.
 
     Args:
-        validation: a `models.cross_validation.CrossValidation` whose folds have all been run.
+        validation: a `models.cross_validation.folds.CrossValidation` whose folds have all been run.
         results: of its folds.
-        summary: what `utils.tables.summarise_folds` returns of these.
+        summary: what `utils.scores.tables.summarise_folds` returns of these.
     """
     args, numbers = validation.args, range(validation.k)
     rpn_names, names = zip(*(validation.names(number) for number in numbers), strict=True)

@@ -7,9 +7,9 @@ import numpy as np
 import pandas as pd
 from markupsafe import Markup
 
-from data.checks import read_mask, read_scan, space_of
-from data.cohort import Case
-from data.volumes import read_volume
+from data.files.volumes import read_volume
+from data.scans.checks import read_mask, read_scan, space_of
+from data.scans.cohort import Case
 from report.page import picture
 from report.viewer import lesion_kinds, view
 from utils.plots import MAX_SLICES, plot_volume_prediction, slices_to_show

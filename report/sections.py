@@ -6,8 +6,8 @@ from pathlib import Path
 import pandas as pd
 from markupsafe import Markup
 
-from data.cohort import Case
-from data.names import result_name
+from data.files.names import result_name
+from data.scans.cohort import Case
 from report.charts import plot_bland_altman, plot_dice_by_volume, plot_found_by_volume, plot_scores, plot_volumes
 from report.page import Section, chart, listing, picture, table
 from report.scans import ShownScan, ranked, show_scan

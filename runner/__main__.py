@@ -37,12 +37,12 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
 
 
 def main(args: Namespace) -> None:
-    from data.admission import admit
-    from data.brain import take_for_stripped, with_brains
-    from data.checks import check_headers
-    from data.cohort import pair_cases
-    from data.grid import say_untold_network
-    from models.exported import read_model
+    from data.scans.admission import admit
+    from data.scans.brain import take_for_stripped, with_brains
+    from data.scans.checks import check_headers
+    from data.scans.cohort import pair_cases
+    from data.scans.grid import say_untold_network
+    from models.export.exported import read_model
     from runner.model import load_runner
 
     model = read_model(args.model)
@@ -61,8 +61,8 @@ def main(args: Namespace) -> None:
 
 def say_taken_for_stripped(cases: Sequence) -> None:
     """One line on the scans without brain mask: nothing here can find a brain."""
-    from data.listing import counted
-    from data.names import SCAN
+    from data.files.listing import counted
+    from data.files.names import SCAN
 
     if masked := [case.name for case in cases if case.brain is None]:
         print(
@@ -73,15 +73,15 @@ def say_taken_for_stripped(cases: Sequence) -> None:
 
 def segment_cases(runner, cases: Sequence, grid, brains: Path, args: Namespace) -> None:
     """Segment scans; writes all that docs/handover.md lists below ``out_dir``."""
-    from data.names import result_name
-    from data.prepared import prepare_scan
-    from data.volumes import write_like
-    from models.inference import seen_on_own_grid
-    from utils.components import lesion_load
-    from utils.decision import lesion_probability
+    from data.files.names import result_name
+    from data.files.volumes import write_like
+    from data.scans.prepared import prepare_scan
+    from models.segmentation.windows import seen_on_own_grid
     from utils.progress import progress
     from utils.provenance import describe_run
     from utils.regions.region import write_regions
+    from utils.scores.components import lesion_load
+    from utils.scores.decision import lesion_probability
 
     folder, volumes, regions = Path(args.out_dir), [], {}
     for case in progress(cases, "Segmenting"):

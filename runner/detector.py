@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import expit
 
-from data.context import head_window
-from models.exported import DetectorSettings
+from data.batches.context import head_window
+from models.export.exported import DetectorSettings
 from utils.regions.boxes import pairwise_iou
 
 Network = Callable[..., list[np.ndarray]]

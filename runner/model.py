@@ -5,15 +5,15 @@ from pathlib import Path
 
 import numpy as np
 
-from data.context import network_slices
-from data.prepared import PreparedScan
-from models.exported import BOXES, PROPOSALS, SEGMENTER, ExportedModel
-from models.inference import slide
+from data.batches.context import network_slices
+from data.scans.prepared import PreparedScan
+from models.export.exported import BOXES, PROPOSALS, SEGMENTER, ExportedModel
+from models.segmentation.windows import slide
 from runner.detector import Detector, Network
-from utils.decision import Decision
 from utils.errors import UserError
 from utils.regions.region import Region
 from utils.regions.rules import keep_boxes, regions_of
+from utils.scores.decision import Decision
 
 
 @dataclass(frozen=True)

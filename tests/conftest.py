@@ -34,7 +34,7 @@ def cohort(tmp_path_factory) -> Path:
 @pytest.fixture
 def no_skulls(monkeypatch) -> None:
     """Drawings are stripped: the head is the brain, and no network is asked for it."""
-    monkeypatch.setattr("data.brain.find_brain", lambda scan, head, contrast, own: head)
+    monkeypatch.setattr("data.scans.brain.find_brain", lambda scan, head, contrast, own: head)
 
 
 @pytest.fixture(scope="session")

@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from data.nifti import affine_of
-from data.prepared import PreparedScan
-from data.space import Space
+from data.files.nifti import affine_of
+from data.files.space import Space
+from data.scans.prepared import PreparedScan
 
 SHAPE = (3, 4, 5)  # of masks that one can check by eye
 

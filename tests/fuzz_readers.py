@@ -21,8 +21,8 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from data.slices import read_slice
-from data.volumes import read_header, read_volume
+from data.batches.slices import read_slice
+from data.files.volumes import read_header, read_volume
 from utils.errors import UserError
 
 MAX_RSS_KIB = 2 * 2**20

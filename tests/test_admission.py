@@ -6,11 +6,11 @@ from functools import partial
 import numpy as np
 import pytest
 
-from data.admission import FACTS_FILE, admit
-from data.cohort import Case
-from data.cutting import cut_cohort
-from data.grid import Grid
-from data.prepared import brains_in, cached_scan
+from data.batches.cutting import cut_cohort
+from data.scans.admission import FACTS_FILE, admit
+from data.scans.cohort import Case
+from data.scans.grid import Grid
+from data.scans.prepared import brains_in, cached_scan
 from tests.drawn import ball
 from tests.test_grid import case_of
 from utils import progress as progress_module
@@ -46,9 +46,9 @@ def looks(monkeypatch) -> list[str]:
         names.append(case.name)
         return read(case)
 
-    from data.checks import read_scan
+    from data.scans.checks import read_scan
 
-    monkeypatch.setattr("data.admission.read_scan", partial(recorded, read=read_scan))
+    monkeypatch.setattr("data.scans.admission.read_scan", partial(recorded, read=read_scan))
     return names
 
 
@@ -90,7 +90,7 @@ def test_scans_are_looked_at_again_on_another_grid_by_other_code_and_where_the_r
     assert looks == [cases[2].name]
     admit(cases, Grid((1, 24, 30, 28)), brains_in(tmp_path / "cache"), 0, tmp_path / "cache")
     assert len(looks) == 4
-    monkeypatch.setattr("data.prepared.PREPARATION", "of another checkout")
+    monkeypatch.setattr("data.scans.prepared.PREPARATION", "of another checkout")
     admitted(cases, tmp_path / "cache")
     assert len(looks) == 7
 
@@ -111,7 +111,7 @@ def test_no_brain_is_looked_for_before_all_scans_have_passed(tmp_path, monkeypat
     shutil.rmtree(tmp_path / "Brains")
     cases = [Case(case.subject, None, case.scan, case.mask) for case in cases]
     found = []
-    monkeypatch.setattr("data.brain.find_brain", lambda scan, head, *_: found.append(1) or head)
+    monkeypatch.setattr("data.scans.brain.find_brain", lambda scan, head, *_: found.append(1) or head)
     put_voxel(cases[2], np.inf)
     with pytest.raises(UserError, match=r"sub-2_T1w\.npy holds NaN or infinite"):
         admitted(cases, tmp_path / "cache")

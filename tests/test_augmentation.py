@@ -23,12 +23,12 @@ from augmentation.lesions import (
     ventricles,
 )
 from augmentation.pairs import Criteria, count_cells, find_pairs, index_slices, iou, iou_bound, join
-from data.brain import with_brains
-from data.cohort import augmented_cases, pair_cases
-from data.cutting import cut_cohort
-from data.folds import Fold, usable_augmented
-from data.grid import Grid
-from data.prepared import prepare_scan
+from data.batches.cutting import cut_cohort
+from data.scans.brain import with_brains
+from data.scans.cohort import augmented_cases, pair_cases
+from data.scans.folds import Fold, usable_augmented
+from data.scans.grid import Grid
+from data.scans.prepared import prepare_scan
 from tests.running import is_png, run_script
 
 # --- pairs ---------------------------------------------------------------------------------------------

@@ -18,12 +18,12 @@ from hypothesis import strategies as st
 from torch import nn
 
 import cross_validation
-import models.cross_validation
-import models.training
-from data.volumes import write_volume
+import models.cross_validation.folds
+import models.training.fit
+from data.files.volumes import write_volume
 from utils.errors import UserError
-from utils.intervals import Estimate, without_interval
 from utils.regions.region import whole_volume
+from utils.scores.intervals import Estimate, without_interval
 
 SHAPE = (6, 10, 12)
 
@@ -113,13 +113,15 @@ class Recorder:
 def recording(recorder: Recorder):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cross_validation, "check_models", lambda args: None)
-        patch.setattr("data.brain.find_brain", lambda scan, head, contrast, own: head)
-        patch.setattr(models.training, "build_rpn", lambda *_: nn.Identity())
-        patch.setattr(models.training, "build_strokeformer", lambda args: SimpleNamespace(window=tuple(args.roi_size)))
-        patch.setattr(models.training, "_train", recorder.train)
+        patch.setattr("data.scans.brain.find_brain", lambda scan, head, contrast, own: head)
+        patch.setattr(models.training.fit, "build_rpn", lambda *_: nn.Identity())
+        patch.setattr(
+            models.training.fit, "build_strokeformer", lambda args: SimpleNamespace(window=tuple(args.roi_size))
+        )
+        patch.setattr(models.training.fit, "_train", recorder.train)
         for name in ("_calibrate", "_decide"):
-            patch.setattr(models.training, name, lambda *_: None)
-        module = models.cross_validation
+            patch.setattr(models.training.fit, name, lambda *_: None)
+        module = models.cross_validation.folds
         for name in ("load_rpn", "load_strokeformer"):
             patch.setattr(module, name, recorder.load)
         patch.setattr(module, "rpn_source", lambda rpn, _: rpn)
@@ -127,7 +129,7 @@ def recording(recorder: Recorder):
         patch.setattr(module, "evaluate_rpn", lambda rpn, scans, *_: recorder.check(rpn, scans))
         patch.setattr(module, "evaluate_strokeformer", lambda model, _, scans, *__: recorder.check(model, scans))
         patch.setattr("report.pages.report_cross_validation", lambda *_: None)  # there are no tables to report
-        patch.setattr("utils.tracking.log_report", lambda *_: None)
+        patch.setattr("models.training.tracking.log_report", lambda *_: None)
         yield
 
 
@@ -257,7 +259,7 @@ def require_current_scores(bench: Bench) -> None:
 def test_fold_that_is_not_tested_again_has_the_scores_that_it_would_get(tmp_path_factory, steps):
     bench = Bench(tmp_path_factory.mktemp("kept"))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(models.cross_validation.CrossValidation, "has_outputs", lambda *_: True)
+        patch.setattr(models.cross_validation.folds.CrossValidation, "has_outputs", lambda *_: True)
         for what, which, stop_after in steps:
             change_cohort(bench, what, which)
             if bench.run(stop_after=stop_after) == "done":
@@ -292,8 +294,8 @@ def test_no_subject_is_scored_by_a_network_that_saw_it_whatever_happens_between_
 def test_resumed_run_reads_no_voxel_of_the_cohort(tmp_path, monkeypatch):
     bench = Bench(tmp_path)
     assert bench.run(stop_after=ONE_FOLD) == "stopped"
-    monkeypatch.setattr("data.checks.read_volume", lambda *_: pytest.fail("a voxel was read"))
-    monkeypatch.setattr("data.cutting.write_slices", lambda *_: pytest.fail("slices were cut"))
+    monkeypatch.setattr("data.scans.checks.read_volume", lambda *_: pytest.fail("a voxel was read"))
+    monkeypatch.setattr("data.batches.cutting.write_slices", lambda *_: pytest.fail("slices were cut"))
     assert bench.run() == "done" and bench.recorder.trainings == 2
 
 
@@ -314,7 +316,7 @@ def test_training_and_cross_validation_of_one_name_do_not_mix(tmp_path):
     assert "holds a training" in bench.run("--model_prefix", "seg_fold-0")
     with recording(bench.recorder), pytest.raises(UserError, match="seg holds a cross-validation"):
         args = argparse.Namespace(default_root_dir=tmp_path / "StrokeFormer")
-        models.training._fit(None, None, args, "seg", {}, ("val_loss", "min"), None, None, [], None)
+        models.training.fit._fit(None, None, args, "seg", {}, ("val_loss", "min"), None, None, [], None)
 
 
 def test_subject_that_joined_may_stay_out_by_giving_the_folds(tmp_path):

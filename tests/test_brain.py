@@ -6,15 +6,15 @@ import pytest
 import torch
 from deepbet import BrainExtraction
 
-from data.admission import admit
-from data.brain import _deepbet, find_brain, is_stripped, read_brain, with_brains
-from data.checks import check_headers
-from data.cohort import pair_cases
-from data.grid import Grid
-from data.head import head_mask
+from data.files.space import Space, centred_space, resample
+from data.files.volumes import read_volume, write_volume
 from data.phantom.subject import Settings, make_subject
-from data.space import Space, centred_space, resample
-from data.volumes import read_volume, write_volume
+from data.scans.admission import admit
+from data.scans.brain import _deepbet, find_brain, is_stripped, read_brain, with_brains
+from data.scans.checks import check_headers
+from data.scans.cohort import pair_cases
+from data.scans.grid import Grid
+from data.scans.head import head_mask
 from tests.drawn import ball, dice
 from tests.running import ROOT
 from utils.errors import UserError
@@ -50,7 +50,7 @@ class Networks:
 @pytest.fixture
 def networks(monkeypatch) -> Networks:
     found = Networks()
-    monkeypatch.setattr("data.brain._deepbet", lambda: found)
+    monkeypatch.setattr("data.scans.brain._deepbet", lambda: found)
     return found
 
 
@@ -228,7 +228,7 @@ def test_brain_of_a_changed_scan_or_of_other_code_is_found_anew(tmp_path, networ
     admit([case], GRID, tmp_path / "found")
     np.testing.assert_array_equal(read_brain(case, tmp_path / "found"), brain)
     assert networks.runs == 2
-    monkeypatch.setattr("data.brain.PREPARATION", "of another checkout")
+    monkeypatch.setattr("data.scans.brain.PREPARATION", "of another checkout")
     admit([case], GRID, tmp_path / "found")
     assert networks.runs == 3
 
@@ -285,7 +285,7 @@ def test_brain_is_what_deepbet_itself_says_though_its_first_network_runs_once_a_
     _deepbet.cache_clear()
     asked, network = [], torch.jit.ScriptModule.__call__
     monkeypatch.setattr(torch.jit.ScriptModule, "__call__", lambda self, x: asked.append(x.shape) or network(self, x))
-    monkeypatch.setattr("data.brain.add_what_the_mirror_has", lambda brain, head, own: brain)
+    monkeypatch.setattr("data.scans.brain.add_what_the_mirror_has", lambda brain, head, own: brain)
     brain = brain_of(scan, "T1w", FOUR_MM)
     np.testing.assert_array_equal(brain, expected.transpose(2, 0, 1).astype(bool) & head_mask(scan))
     assert len(asked) == len({*asked}) == 2

@@ -7,13 +7,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.admission import admit
-from data.checks import check_headers, read_mask, space_of
-from data.cohort import augmented_cases, pair_cases, refuse_twins, say_shared
-from data.folds import cases_of, lesion_loads, make_folds, read_folds, usable_augmented, write_folds
-from data.grid import Grid
-from data.names import bids_entity
-from data.volumes import write_volume
+from data.files.names import bids_entity
+from data.files.volumes import write_volume
+from data.scans.admission import admit
+from data.scans.checks import check_headers, read_mask, space_of
+from data.scans.cohort import augmented_cases, pair_cases, refuse_twins, say_shared
+from data.scans.folds import cases_of, lesion_loads, make_folds, read_folds, usable_augmented, write_folds
+from data.scans.grid import Grid
 from utils.errors import UserError
 
 LABEL = "label-L_desc-T1lesion_mask"

@@ -8,7 +8,7 @@ import pytest
 from scipy.stats import wilcoxon
 
 from tests.running import run_script
-from utils import compare
+from utils.compare import __main__ as compare
 from utils.errors import UserError
 
 RNG = np.random.default_rng(0)

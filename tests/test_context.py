@@ -5,15 +5,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data.cohort import Case
-from data.context import cut_mirrored, join_channels, position_in, read_window, window_channels
-from data.grid import Grid
-from data.prepared import cached_scan
-from data.space import cut
-from data.subvolumes import RegionWindows, TrainingWindows, WindowCutter
-from data.transforms import apply_transforms, build_transforms
-from data.volumes import write_volume
-from models.strokeformer import StrokeFormer
+from data.batches.context import cut_mirrored, join_channels, position_in, read_window, window_channels
+from data.batches.transforms import apply_transforms, build_transforms
+from data.batches.windows import RegionWindows, TrainingWindows, WindowCutter
+from data.files.space import cut
+from data.files.volumes import write_volume
+from data.scans.cohort import Case
+from data.scans.grid import Grid
+from data.scans.prepared import cached_scan
+from models.segmentation.module import StrokeFormer
 from tests import drawn
 from utils.regions.region import Region, bounding_region
 
@@ -187,7 +187,7 @@ def test_scan_without_context_needs_no_bounding_box(monkeypatch):
         brains.append(brain)
         return read_window(scan, start, shape, context, brain)
 
-    monkeypatch.setattr("models.inference.read_window", note)
+    monkeypatch.setattr("models.segmentation.windows.read_window", note)
     scan = drawn.prepared("a.npy", np.ones((1, *shape), np.float16), np.ones(shape, bool))
     StrokeFormer(roi_size=shape).segment(scan, None)
     assert brains == [None]

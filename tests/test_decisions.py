@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy.ndimage import label
 
-from models.decisions import choose_decision, decision_summary, decision_table
-from utils.decision import Decision
-from utils.metrics import scan_scores
+from models.segmentation.decisions import choose_decision, decision_summary, decision_table
+from utils.scores.decision import Decision
+from utils.scores.metrics import scan_scores
 
 SHAPE = (6, 8, 8)
 MM = (1.0, 2.0, 5.0)  # 0.01 cm3 a voxel

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 
-from data.cohort import pair_cases
-from data.derivatives import plan_derivative
-from models.strokeformer import StrokeFormer
+from data.scans.cohort import pair_cases
+from models.evaluation.derivatives import plan_derivative
+from models.segmentation.module import StrokeFormer
 from tests.running import BARE, GRID
 from tests.test_prepare import run_here, save
 from utils.errors import UserError

@@ -10,13 +10,13 @@ import pandas as pd
 import pytest
 import torch
 
-from data.cohort import pair_cases
-from data.derivatives import prediction_settings
+from data.scans.cohort import pair_cases
 from models.checkpoints import load_rpn, load_strokeformer, read_checkpoint, store_hyperparameters
-from models.decisions import Decision
-from models.fold_results import checkpoints_in
-from models.rpn import RPN
-from models.strokeformer import StrokeFormer
+from models.cross_validation.results import checkpoints_in
+from models.evaluation.derivatives import prediction_settings
+from models.rpn.module import RPN
+from models.segmentation.decisions import Decision
+from models.segmentation.module import StrokeFormer
 from strokeformer import lesion_probability, propose, segment
 from tests.test_prepare import run_here
 from utils.errors import UserError

@@ -11,18 +11,18 @@ import torch
 import cross_validation
 import test_rpn
 import test_strokeformer
-from data.cohort import Case
-from data.prepared import PreparedScan
-from data.space import Space
-from models.eigencam import BackboneCAM, eigencam, find_layers, slice_layers
-from models.gradcam import find_layers as find_3d_layers
-from models.gradcam import gradcam, window_layers
-from models.maps import MapWriter, predictive_entropy
-from models.rpn import RPN
-from models.strokeformer import StrokeFormer
+from data.files.space import Space
+from data.scans.cohort import Case
+from data.scans.prepared import PreparedScan
+from models.evaluation.eigencam import BackboneCAM, eigencam, find_layers, slice_layers
+from models.evaluation.gradcam import find_layers as find_3d_layers
+from models.evaluation.gradcam import gradcam, window_layers
+from models.evaluation.maps import MapWriter, predictive_entropy
+from models.rpn.module import RPN
+from models.segmentation.module import StrokeFormer
 from tests import drawn
-from utils.decision import lesion_probability
 from utils.errors import UserError
+from utils.scores.decision import lesion_probability
 
 
 def noise(shape):

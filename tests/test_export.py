@@ -19,14 +19,15 @@ from torchvision.ops import nms
 
 import runner.__main__ as runner_script
 import test_strokeformer
-from data.brain import with_brains
-from data.cohort import Case, pair_cases
-from data.context import network_slices
-from data.prepared import prepare_scan
-from data.volumes import read_volume, write_volume
-from models import export, onnx_networks
+from data.batches.context import network_slices
+from data.files.volumes import read_volume, write_volume
+from data.scans.brain import with_brains
+from data.scans.cohort import Case, pair_cases
+from data.scans.prepared import prepare_scan
 from models.checkpoints import load_rpn, load_strokeformer, store_hyperparameters
-from models.exported import NETWORKS, read_model
+from models.export import __main__ as export
+from models.export import networks as onnx_networks
+from models.export.exported import NETWORKS, read_model
 from runner.detector import decode, suppress
 from runner.model import load_runner
 from tests.drawn import dice

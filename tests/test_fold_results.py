@@ -8,10 +8,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from models.fold_results import has_results, missing_results, read_results, results_file, write_results
+from models.cross_validation.results import has_results, missing_results, read_results, results_file, write_results
 from utils.errors import UserError
 from utils.files import update_table
-from utils.intervals import Estimate
+from utils.scores.intervals import Estimate
 
 NUMBERS = st.floats(allow_infinity=False)
 ESTIMATES = st.lists(st.tuples(NUMBERS, NUMBERS), max_size=4).flatmap(

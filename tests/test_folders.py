@@ -6,12 +6,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from data.cohort import pair_cases
-from data.listing import list_volumes
-from data.names import role_of
+from data.batches.slices import read_slice_table
+from data.files.listing import list_volumes
+from data.files.names import role_of
+from data.files.volumes import write_volume
 from data.prepare.layouts import LAYOUTS, find_cases
-from data.slices import read_slice_table
-from data.volumes import write_volume
+from data.scans.cohort import pair_cases
 from tests.running import run_script
 from utils.errors import UserError
 

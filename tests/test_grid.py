@@ -9,17 +9,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.admission import admit
-from data.brain import with_brains
-from data.cohort import Case, pair_cases
-from data.grid import Grid, choose_spacing, say_untold_network
-from data.names import PREDICTION_SUFFIX
+from data.files.names import PREDICTION_SUFFIX
+from data.files.space import Space, resample, share_outside
+from data.files.volumes import read_volume, write_like, write_volume
 from data.phantom.subject import Settings, make_subject
-from data.prepared import PreparedScan, cached_scan, prepare_scan
-from data.space import Space, resample, share_outside
-from data.volumes import read_volume, write_like, write_volume
+from data.scans.admission import admit
+from data.scans.brain import with_brains
+from data.scans.cohort import Case, pair_cases
+from data.scans.grid import Grid, choose_spacing, say_untold_network
+from data.scans.prepared import PreparedScan, cached_scan, prepare_scan
 from models.checkpoints import grid_at_test, load_model, require_spacing
-from models.strokeformer import StrokeFormer
+from models.segmentation.module import StrokeFormer
 from tests.drawn import ball, dice
 from tests.running import GRID, QUICK, ROI, run_script
 from tests.test_refusals import refused

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from monai.inferers import sliding_window_inference
 from scipy.spatial.transform import Rotation
 
-from data.prepared import PreparedScan
-from data.space import Space, cut
-from models.inference import average_windows, lay_windows, seen_on_own_grid, split_by_depth
+from data.files.space import Space, cut
+from data.scans.prepared import PreparedScan
+from models.segmentation.windows import average_windows, lay_windows, seen_on_own_grid, split_by_depth
 from utils.regions.region import Region, expand_region, grow_region, region_mask, region_of, whole_volume
 
 ROI = (16, 16, 16)

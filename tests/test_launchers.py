@@ -12,8 +12,8 @@ import pandas as pd
 import pytest
 
 from cross_validation import check_launcher
-from models import launchers
-from models.launchers import choose_launcher, cpus_each
+from models.cross_validation import launchers
+from models.cross_validation.launchers import choose_launcher, cpus_each
 from utils.errors import UserError
 from utils.files import order_rows, update_table
 

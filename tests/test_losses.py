@@ -8,7 +8,7 @@ import torch
 from monai.losses import DiceCELoss
 
 from models.defaults import LOSS_CONFIG
-from models.losses import build_loss, nearest_lesions, number_lesions
+from models.segmentation.losses import build_loss, nearest_lesions, number_lesions
 from utils.errors import UserError
 
 # A small lesion and one of two voxels; the voxels 0 to 2 are nearer to the first, 3 to 7 to the second.

@@ -16,8 +16,8 @@ from scipy import ndimage
 from sklearn import metrics as sk
 
 from tests.drawn import SHAPE, mask_of
-from utils.metrics import SIZE_BINS, scan_scores, scores_by_size, size_bin, slice_scores
-from utils.overlap import OVERLAP_SCORES, overlap_scores
+from utils.scores.metrics import SIZE_BINS, scan_scores, scores_by_size, size_bin, slice_scores
+from utils.scores.overlap import OVERLAP_SCORES, overlap_scores
 
 MM = (1.0, 1.0, 1.0)
 masks = arrays(bool, SHAPE)
@@ -235,5 +235,5 @@ def test_a_volume_without_brain_has_four_empty_bins():
 
 
 def test_importing_the_metrics_does_not_import_torch():
-    code = "import sys, utils.metrics; sys.exit('torch' in sys.modules)"
+    code = "import sys, utils.scores.metrics; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

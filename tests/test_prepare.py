@@ -15,12 +15,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from data.checks import space_of
-from data.cohort import BRAINS, pair_cases
-from data.names import extension_of
+from data.files.names import extension_of
+from data.files.volumes import read_volume
 from data.prepare.layouts import LAYOUTS, find_cases
 from data.prepare.overview import laterality
-from data.volumes import read_volume
+from data.scans.checks import space_of
+from data.scans.cohort import BRAINS, pair_cases
 from tests.running import GRID, is_png, run_script
 from tests.test_real_files import PLACES
 from utils import cli

@@ -12,14 +12,14 @@ import torch
 from torch import distributed
 
 import train_strokeformer
-from data.sampling import SharedBatches
+from data.batches.sampling import SharedBatches
 from models.precision import autocast, use_precision
-from models.rpn import RPN
-from models.shared_batch import processes, share_batch_norms
+from models.rpn.module import RPN
+from models.training.processes import launch, require_devices
+from models.training.shared_batch import processes, share_batch_norms
 from tests.running import GRID, ROI, run_script
 from utils.errors import UserError
 from utils.files import read_json
-from utils.processes import launch, require_devices
 
 TWO = ["--devices", "0", "1", "--strategy", "ddp"]
 ON_TWO = Namespace(devices=[0, 1], strategy="ddp", num_nodes=1)

@@ -10,7 +10,6 @@ from hypothesis import given
 from hypothesis.extra.numpy import arrays
 
 from tests.drawn import SHAPE, mask_of
-from utils.metrics import SIZE_BINS
 from utils.regions.measures import (
     ProposalCounts,
     SliceProposals,
@@ -26,6 +25,7 @@ from utils.regions.measures import (
     with_shares,
 )
 from utils.regions.region import Region, region_mask
+from utils.scores.metrics import SIZE_BINS
 
 masks = arrays(bool, SHAPE)
 

@@ -15,7 +15,7 @@ import pytest
 from nbclient import NotebookClient
 
 import test_strokeformer
-from data.cohort import pair_cases
+from data.scans.cohort import pair_cases
 from models.checkpoints import store_hyperparameters
 from strokeformer import (
     UserError,
@@ -205,6 +205,6 @@ def test_notebook_runs_on_a_tree_of_results(results, monkeypatch, tmp_path):
 @pytest.mark.parametrize("folder", [ROOT, NOTEBOOK.parent], ids=["root", "examples"])
 def test_notebook_finds_the_project_from_its_own_folder_and_from_the_root(folder):
     first = next(cell for cell in nbformat.read(NOTEBOOK, as_version=4).cells if cell.cell_type == "code").source
-    command = [sys.executable, "-c", f"{first}\nimport data.cohort\nprint(ROOT, data.cohort.__file__)"]
+    command = [sys.executable, "-c", f"{first}\nimport data.scans.cohort\nprint(ROOT, data.scans.cohort.__file__)"]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True)
-    assert done.stdout.split() == [str(ROOT), str(ROOT / "data/cohort.py")]
+    assert done.stdout.split() == [str(ROOT), str(ROOT / "data/scans/cohort.py")]

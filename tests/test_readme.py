@@ -10,9 +10,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from data.brain import with_brains
-from data.cohort import pair_cases
-from data.volumes import read_volume, write_volume
+from data.files.volumes import read_volume, write_volume
+from data.scans.brain import with_brains
+from data.scans.cohort import pair_cases
 from tests.running import BARE, GRID, ROI, ROOT, one_core
 
 # What makes each program small; nothing else is added to its commands.

@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from data.head import head_mask
-from data.volumes import read_header, read_volume, write_like
+from data.files.volumes import read_header, read_volume, write_like
+from data.scans.head import head_mask
 from tests.drawn import dice
 from tests.running import GRID, ROOT, run_script
 from tests.test_refusals import Files, refused

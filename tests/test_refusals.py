@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from data.volumes import read_volume, write_volume
+from data.files.volumes import read_volume, write_volume
 from models.checkpoints import store_hyperparameters
 from tests.running import GRID, QUICK, ROI, ROOT, run_script
 from utils.errors import UserError

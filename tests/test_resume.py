@@ -9,10 +9,10 @@ from pytorch_lightning.callbacks import EMAWeightAveraging
 from torch import nn
 from torch.utils.data import DataLoader
 
-from models.runs import best_checkpoint, resume_point
+from models.training.runs import best_checkpoint, resume_point
+from models.training.tracking import build_trainer
 from utils.errors import UserError
 from utils.provenance import open_run
-from utils.tracking import build_trainer
 
 EPOCHS = 5
 

@@ -8,10 +8,10 @@ from torchvision.models import resnet18
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.image_list import ImageList
 
-from models.anchors import ANCHOR_SIZES, ASPECT_RATIOS, SMALLEST_ON_LEVEL, fit_anchors
-from models.calibration import THRESHOLDS, calibration_summary, choose_threshold, coverage_curve
-from models.detector import PROPOSALS, Anchors, adapt_first_conv, build_detector, head_window
-from models.rpn import RPN
+from models.rpn.anchors import ANCHOR_SIZES, ASPECT_RATIOS, SMALLEST_ON_LEVEL, fit_anchors
+from models.rpn.calibration import THRESHOLDS, calibration_summary, choose_threshold, coverage_curve
+from models.rpn.detector import PROPOSALS, Anchors, adapt_first_conv, build_detector, head_window
+from models.rpn.module import RPN
 from tests import drawn
 from utils.errors import UserError
 from utils.regions.region import Region

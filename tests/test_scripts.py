@@ -27,8 +27,8 @@ from tests.running import (
     wait_for,
 )
 from utils.files import update_table
-from utils.intervals import estimate
 from utils.regions.region import read_regions, region_mask
+from utils.scores.intervals import estimate
 
 SCRIPTS = ["cross_validation.py", "train_rpn.py", "train_strokeformer.py", "test_rpn.py", "test_strokeformer.py"]
 RPN_COLUMNS = ["model_name", "map", "map_50", "iou", "lesion_coverage", "lesion_recall", "proposed_fraction"]

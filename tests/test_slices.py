@@ -10,14 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from data.cohort import pair_cases
-from data.cutting import boxes_of, cut_cohort, lesion_boxes
-from data.datamodules import RPNDataModule, StackedScans
-from data.grid import Grid
-from data.prepared import prepare_scan
-from data.sampling import EpochSampler, balanced_indices
-from data.slices import read_slice_table
-from data.volumes import write_volume
+from data.batches.cutting import boxes_of, cut_cohort, lesion_boxes
+from data.batches.datamodules import RPNDataModule, StackedScans
+from data.batches.sampling import EpochSampler, balanced_indices
+from data.batches.slices import read_slice_table
+from data.files.volumes import write_volume
+from data.scans.cohort import pair_cases
+from data.scans.grid import Grid
+from data.scans.prepared import prepare_scan
 from utils.errors import UserError
 
 GRID = Grid((1, 12, 20, 24))

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from nibabel.processing import resample_from_to
 
-from data.space import Space, centred_space, cut, resample
+from data.files.space import Space, centred_space, cut, resample
 
 OBLIQUE = nib.affines.from_matvec(np.linalg.qr(np.random.default_rng(0).normal(size=(3, 3)))[0], (4, -5, 6))
 

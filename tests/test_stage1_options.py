@@ -14,13 +14,13 @@ from hypothesis.extra.numpy import arrays
 from torchvision.models.detection import FasterRCNN
 from torchvision.models.detection.roi_heads import RoIHeads
 
-from data.context import mirrored, network_channels, with_context
-from data.datamodules import RPNDataModule, SliceDataset
-from data.sampling import balanced_indices, natural_indices
-from data.transforms import RandLesionContrastd
-from models.detector import FPN_CHANNELS, build_detector
-from models.hard_negatives import HardNegatives
-from models.rpn import RPN
+from data.batches.context import mirrored, network_channels, with_context
+from data.batches.datamodules import RPNDataModule, SliceDataset
+from data.batches.sampling import balanced_indices, natural_indices
+from data.batches.transforms import RandLesionContrastd
+from models.rpn.detector import FPN_CHANNELS, build_detector
+from models.rpn.hard_negatives import HardNegatives
+from models.rpn.module import RPN
 from tests.drawn import prepared
 
 ANCHORS = (8.0, 16.0, 32.0, 64.0)

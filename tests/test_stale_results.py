@@ -8,12 +8,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from data.brain import with_brains
-from data.cohort import pair_cases
-from data.fingerprints import changed_since, fingerprint
-from data.grid import Grid
-from data.prepared import cached_scan
-from data.volumes import read_volume, write_volume
+from data.files.volumes import read_volume, write_volume
+from data.scans.brain import with_brains
+from data.scans.cohort import pair_cases
+from data.scans.fingerprints import changed_since, fingerprint
+from data.scans.grid import Grid
+from data.scans.prepared import cached_scan
 from tests.running import GRID, QUICK, ROI, run_script
 
 # --- fingerprints ----------------------------------------------------------------------------------------
@@ -40,7 +40,7 @@ def test_file_rewritten_with_its_old_size_and_time_is_read_again(tmp_path):
 def test_unchanged_files_are_not_read_again(tmp_path, monkeypatch):
     (tmp_path / "a").write_text("lesion")
     before = fingerprint({"a": [tmp_path / "a"]}, tmp_path / "store.json")
-    monkeypatch.setattr("data.fingerprints._file_digest", lambda file: pytest.fail("read again"))
+    monkeypatch.setattr("data.scans.fingerprints._file_digest", lambda file: pytest.fail("read again"))
     assert fingerprint({"a": [tmp_path / "a"]}, tmp_path / "store.json") == before
 
 
@@ -65,9 +65,9 @@ def test_cached_scan_is_made_anew_for_other_code_and_for_another_voxel_size(coho
     table = pd.read_csv(tmp_path / "cohort.csv")
     table.assign(spacing_mm="7 8 9").to_csv(tmp_path / "cohort.csv", index=False)
     assert cached_scan(case, grid, tmp_path / "cache").spacing_mm == (9, 7, 8)
-    monkeypatch.setattr("data.prepared.prepare_scan", lambda *_: pytest.fail("prepared again"))
+    monkeypatch.setattr("data.scans.prepared.prepare_scan", lambda *_: pytest.fail("prepared again"))
     cached_scan(case, grid, tmp_path / "cache")
-    monkeypatch.setattr("data.prepared.PREPARATION", "of another checkout")
+    monkeypatch.setattr("data.scans.prepared.PREPARATION", "of another checkout")
     with pytest.raises(pytest.fail.Exception, match="prepared again"):
         cached_scan(case, grid, tmp_path / "cache")
 

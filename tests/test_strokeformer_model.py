@@ -7,12 +7,12 @@ import torch
 
 from models.checkpoints import load_model
 from models.defaults import LOSS_CONFIG
-from models.gradcam import find_layers, gradcam
-from models.losses import build_classification_loss, build_loss, mask_outside
+from models.evaluation.gradcam import find_layers, gradcam
 from models.schedule import learning_rate
-from models.segformer3d import EfficientAttention
-from models.segmenters import SEGMENTERS, build_segmenter
-from models.strokeformer import StrokeFormer
+from models.segmentation.losses import build_classification_loss, build_loss, mask_outside
+from models.segmentation.module import StrokeFormer
+from models.segmentation.networks import SEGMENTERS, build_segmenter
+from models.segmentation.segformer3d import EfficientAttention
 from tests import drawn
 from utils.cli.models import ARCH_SIZES, ARCHITECTURES
 from utils.errors import UserError

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from data.cohort import Case
-from data.datamodules import SegmentationDataModule
-from data.grid import Grid
-from data.subvolumes import RegionWindows, TrainingWindows, WindowCutter, starts_over
-from data.volumes import write_volume
+from data.batches.datamodules import SegmentationDataModule
+from data.batches.windows import RegionWindows, TrainingWindows, WindowCutter, starts_over
+from data.files.volumes import write_volume
+from data.scans.cohort import Case
+from data.scans.grid import Grid
 from utils.errors import UserError
 from utils.regions.region import Region, region_mask
 

@@ -11,7 +11,7 @@ from wandb import wandb_agent
 
 import train_rpn
 import train_strokeformer
-from models.losses import build_loss
+from models.segmentation.losses import build_loss
 from tests.running import BARE, ROOT
 
 SCRIPTS = {"rpn": train_rpn, "strokeformer": train_strokeformer}

@@ -16,7 +16,7 @@ PROGRAM = """
 import json, os, sys
 from argparse import Namespace
 from pathlib import Path
-from utils import tracking
+from models.training import tracking
 
 tracking.WANDB_TIMEOUT_S = 2
 args = Namespace(project="p", group=None, entity="nobody")

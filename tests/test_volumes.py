@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from skimage.filters import threshold_otsu
 
-from data.checks import check_headers, find_head, read_binary, read_spacing, require_mask_in_head
-from data.cohort import Case
-from data.head import head_mask, normalise, otsu_threshold
-from data.volumes import read_header, read_volume, volume_shape, write_like, write_volume
+from data.files.volumes import read_header, read_volume, volume_shape, write_like, write_volume
+from data.scans.checks import check_headers, find_head, read_binary, read_spacing, require_mask_in_head
+from data.scans.cohort import Case
+from data.scans.head import head_mask, normalise, otsu_threshold
 from tests.drawn import ball
 from tests.fuzz_readers import try_readers, valid_files, write_edited, write_mutated
 from utils.errors import UserError
@@ -139,7 +139,7 @@ def test_gzip_of_several_members_is_read_to_its_end(tmp_path):
 
 
 def test_gzip_bomb_behind_the_voxels_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("data.nifti.MAX_BYTES", 2**20)
+    monkeypatch.setattr("data.files.nifti.MAX_BYTES", 2**20)
     path = tmp_path / "a.nii.gz"
     path.write_bytes(gzip.compress(image_of().to_bytes() + bytes(2**25)))
     with pytest.raises(UserError, match="holds more than 1 MiB;"):

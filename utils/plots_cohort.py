@@ -8,8 +8,8 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.ticker import MaxNLocator
 
-from utils.metrics import SIZE_BINS
 from utils.plots import DPI, HEAT, TARGET, outline, show_slice
+from utils.scores.metrics import SIZE_BINS
 
 MAP_SLICES = 8
 COLUMNS = 8  # of the contact sheet

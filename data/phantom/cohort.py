@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from data.fingerprints import code_digest
+from data.files.space import Space, resample
+from data.files.volumes import read_volume
 from data.phantom.fields import Grid
 from data.phantom.place import affine_of, codes_of, write_placed
 from data.phantom.subject import Settings, Subject, healthy_subjects, make_subject
 from data.prepare.overview import describe_scan
-from data.space import Space, resample
-from data.volumes import read_volume
+from data.scans.fingerprints import code_digest
 from utils.errors import UserError
 from utils.files import atomic_path, read_json, write_json
 from utils.parallel import map_in_order

@@ -5,11 +5,11 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
-from data.names import extension_of
-from data.nifti import placed_image
+from data.files.names import extension_of
+from data.files.nifti import placed_image
+from data.files.volumes import write_volume
 from data.phantom.fields import FIELD_OF_VIEW_MM, Grid
 from data.phantom.heads import ORIGIN_MM
-from data.volumes import write_volume
 from utils.files import atomic_path
 
 TILT_DEGREES = (12.0, 1.0, 3.0)  # about left-right, posterior-anterior, inferior-superior, as in ISLES 2022

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from data.listing import counted
+from data.files.listing import counted
 from data.prepare.cohort import BYTES_PER_VOXEL, SHRUNK, kept_brains, prepare_cohort, remove_absent
 from data.prepare.fit import Settings, check_headers, fit_brains, shape_for, spacing_for
 from data.prepare.layouts import LAYOUTS, choose_layout, find_cases

@@ -9,17 +9,17 @@ from pathlib import Path
 
 import numpy as np
 
-from data.brain import brain_is, read_brain
-from data.checks import find_head, read_mask, read_scan, require_mask_in_head
-from data.cohort import BRAINS, Case
-from data.fingerprints import PREPARATION, combined, fingerprint_cases
-from data.names import brain_name, stem_of
+from data.files.names import brain_name, stem_of
+from data.files.space import Space, resample
+from data.files.volumes import write_volume
 from data.prepare.fit import Settings, mask_space, place_about, scan_space
 from data.prepare.overview import describe_scan, lesion_cm3
 from data.prepare.records import Record, read_record, record_path, write_record
-from data.prepared import brains_in
-from data.space import Space, resample
-from data.volumes import write_volume
+from data.scans.brain import brain_is, read_brain
+from data.scans.checks import find_head, read_mask, read_scan, require_mask_in_head
+from data.scans.cohort import BRAINS, Case
+from data.scans.fingerprints import PREPARATION, combined, fingerprint_cases
+from data.scans.prepared import brains_in
 from utils.errors import UserError
 from utils.parallel import map_in_order
 from utils.progress import progress

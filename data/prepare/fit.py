@@ -6,15 +6,15 @@ from pathlib import Path
 
 import numpy as np
 
-from data.brain import read_brain
-from data.checks import check_alignment, read_mask, require_one_channel
-from data.cohort import Case
-from data.grid import CUT_OFF, centre_of, choose_spacing, say_cut, shape_that_holds, too_large
-from data.listing import counted
-from data.names import SCAN
+from data.files.listing import counted
+from data.files.names import SCAN
+from data.files.space import Space, centred_space, places_in, share_outside
+from data.files.volumes import read_header
 from data.prepare.layouts import Layout
-from data.space import Space, centred_space, places_in, share_outside
-from data.volumes import read_header
+from data.scans.brain import read_brain
+from data.scans.checks import check_alignment, read_mask, require_one_channel
+from data.scans.cohort import Case
+from data.scans.grid import CUT_OFF, centre_of, choose_spacing, say_cut, shape_that_holds, too_large
 from utils.errors import UserError
 from utils.parallel import map_in_order
 from utils.progress import progress
@@ -102,7 +102,7 @@ def fit_brains(cases: list[Case], settings: Settings, brains: Path, num_workers:
     """The `Fit` of each case by its scan's name, and of the cases that cannot be read the reasons.
 
     Args:
-        brains: folder that keeps the brains which are found (`data.brain.read_brain`).
+        brains: folder that keeps the brains which are found (`data.scans.brain.read_brain`).
     """
     results = map_in_order(partial(_try_fit, settings=settings, brains=brains), cases, num_workers)
     fits, refused = {}, []

@@ -4,9 +4,7 @@ import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from data.brain import brain_masks, with_brains
-from data.cohort import BRAINS, Case, pair_files, say_cases
-from data.listing import (
+from data.files.listing import (
     CHOOSE_BY_PATTERN,
     Patterns,
     find_volumes,
@@ -15,7 +13,9 @@ from data.listing import (
     role_below,
     say_left_out,
 )
-from data.names import BRAIN_MASK, MASK, SCAN, extension_of
+from data.files.names import BRAIN_MASK, MASK, SCAN, extension_of
+from data.scans.brain import brain_masks, with_brains
+from data.scans.cohort import BRAINS, Case, pair_files, say_cases
 from utils.errors import UserError
 
 
@@ -23,7 +23,7 @@ from utils.errors import UserError
 class Layout:
     """How a data set is laid out.
 
-    scan, mask: patterns of its files, as of a shell (`data.listing.fits`); None for what the names tell (`role_of`).
+    scan, mask: patterns of its files, as of a shell (`listing.fits`); None for what the names tell (`role_of`).
     scan_dim: (C, D, H, W) that holds every head of it; None for what holds those that are there.
     spacing_mm: (D, H, W) that most of its scans have; None for the median.
     in_mni: whether the scans are registered to MNI152, so that places can be compared between subjects.

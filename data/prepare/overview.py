@@ -8,15 +8,15 @@ import numpy as np
 import pandas as pd
 from scipy import ndimage
 
-from data.head import normalise
+from data.files.space import Space
+from data.files.volumes import read_volume
 from data.prepare.records import read_record, record_path
-from data.space import Space
-from data.volumes import read_volume
-from utils.components import TWENTY_SIX_CONNECTED, voxel_cm3
-from utils.metrics import size_bin
+from data.scans.head import normalise
 from utils.plots import save_figure
 from utils.plots_cohort import plot_cohort
 from utils.progress import progress
+from utils.scores.components import TWENTY_SIX_CONNECTED, voxel_cm3
+from utils.scores.metrics import size_bin
 
 ONE_SIDED = 0.9  # share of the lesion voxels on one side from which on a lesion is left or right
 TILES = 32  # scans on the contact sheet

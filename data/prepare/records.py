@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from data.names import stem_of
-from data.space import Space
+from data.files.names import stem_of
+from data.files.space import Space
 from utils.errors import UserError
 from utils.files import read_json, write_json
 

@@ -9,11 +9,11 @@ import numpy as np
 import pandas as pd
 from scipy import ndimage
 
-from utils.components import TWENTY_SIX_CONNECTED, voxel_cm3
-from utils.intervals import Estimate, estimate, without_interval
-from utils.metrics import SIZE_BINS, size_bin
-from utils.overlap import as_masks, bounding_box
 from utils.regions.boxes import enclosing_box, pairwise_iou
+from utils.scores.components import TWENTY_SIX_CONNECTED, voxel_cm3
+from utils.scores.intervals import Estimate, estimate, without_interval
+from utils.scores.metrics import SIZE_BINS, size_bin
+from utils.scores.overlap import as_masks, bounding_box
 
 # What is divided by what, of the fields of `ProposalCounts`.
 SHARES = {

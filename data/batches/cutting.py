@@ -1,0 +1,149 @@
+"""Axial slices cut of prepared scans, in the 2D folders that the RPN reads.
+
+A slice file is ``<scan>_slice-<index>.npy``, (C, H, W) float16 in [0, 1]; its mask (1, H, W) uint8. The index is the
+slice's true place in the volume. ``slices.csv`` beside the two folders lists them with their brain and lesion area,
+the boxes of their lesions and the voxel size in mm of their grid (D H W, where it is known); ``Brains/`` holds the
+brain mask of each volume, (D, H, W) bool.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from scipy import ndimage
+
+from data.files.names import stem_of
+from data.scans.cohort import BRAINS, Case
+from data.scans.grid import Grid
+from data.scans.prepared import PreparedScan, prepared_key
+from utils.errors import UserError
+from utils.files import atomic_path, read_json, write_json
+from utils.parallel import map_in_order
+from utils.progress import progress
+
+EIGHT_CONNECTED = np.ones((3, 3), bool)
+COLUMNS = ["scan", "mask", "volume", "subject", "slice", "depth", "spacing_mm"]
+COLUMNS += ["brain_voxels", "lesion_voxels", "boxes"]
+# What a folder of slices holds; a record of ``cache/`` says that all slices of a case are there, and has their rows.
+PATTERNS = {"Scans": "*_slice-*.npy", "Masks": "*_slice-*.npy", BRAINS: "*.npy", "cache": "*.json"}
+
+
+# --- one scan ------------------------------------------------------------------------------------------
+
+
+def write_slices(prepared: PreparedScan, case: Case, out_dir: Path) -> list[list]:
+    """Write every slice with brain of one scan and return their rows of ``slices.csv``."""
+    rows = []
+    spacing = " ".join(map(str, prepared.spacing_mm or []))
+    _save(brain_path(out_dir / "Scans" / case.name, case.name), prepared.brain)
+    for z in np.flatnonzero(prepared.brain.any((1, 2))).tolist():
+        scan_file = f"{case.stem}_slice-{z:03d}.npy"
+        mask_file = f"{stem_of(case.mask)}_slice-{z:03d}.npy"
+        _save(out_dir / "Scans" / scan_file, prepared.scan[:, z])
+        _save(out_dir / "Masks" / mask_file, prepared.mask[None, z].astype(np.uint8))
+        areas = int(prepared.brain[z].sum()), int(prepared.mask[z].sum())
+        boxes = boxes_text(lesion_boxes(prepared.mask[z]))
+        rows.append([scan_file, mask_file, case.name, case.subject, z, len(prepared.brain), spacing, *areas, boxes])
+    return rows
+
+
+def _save(path: Path, array: np.ndarray) -> None:
+    with atomic_path(path) as temporary:
+        np.save(temporary, array)
+
+
+def brain_path(scan: Path | str, volume: str) -> Path:
+    """Where `write_slices` leaves the brain mask of the volume that a scan slice is of."""
+    return Path(scan).parent.parent / BRAINS / f"{stem_of(volume)}.npy"
+
+
+# --- a cohort ------------------------------------------------------------------------------------------
+
+
+def cut_cohort(
+    cases: list[Case], grid: Grid, prepare: Callable[[Case], PreparedScan], out_dir: Path, num_workers: int = 0
+) -> pd.DataFrame:
+    """Make the slices of all cases and ``slices.csv`` what `out_dir` holds; its rows with full paths.
+
+    Slices of a case that has not changed since an earlier call stay. Nothing else of an earlier call does: a subject
+    that has left the cohort would come back through its slices.
+
+    Args:
+        prepare: from a case to its scan on `grid`.
+    """
+    records = {case: f"{prepared_key(case, grid)}.json" for case in cases}
+    rows = _keep_slices(records, out_dir)
+    missing = [(case, records[case]) for case in cases if case not in rows]
+    work = partial(_cut, prepare=prepare, out_dir=out_dir)
+    cut = progress(map_in_order(work, missing, num_workers), "Cutting slices", len(missing))
+    rows.update({case: found for (case, _), found in zip(missing, cut, strict=True)})
+    table = pd.DataFrame([row for case in cases for row in rows[case]], columns=COLUMNS)
+    # Written last: its presence says that all slices are there.
+    with atomic_path(out_dir / "slices.csv") as temporary:
+        table.to_csv(temporary, index=False)
+    for column, folder in (("scan", "Scans"), ("mask", "Masks")):
+        table[column] = [str(out_dir / folder / name) for name in table[column]]
+    return table.sort_values(["volume", "slice"], ignore_index=True)
+
+
+def _cut(item: tuple[Case, str], prepare: Callable[[Case], PreparedScan], out_dir: Path) -> list[list]:
+    case, record = item
+    rows = write_slices(prepare(case), case, out_dir)
+    write_json(out_dir / "cache" / record, rows)  # last, as it says that they are there
+    return rows
+
+
+def _keep_slices(records: dict[Case, str], out_dir: Path) -> dict[Case, list[list]]:
+    """The rows of the cases whose slices are there as they should be; all others are removed, ``slices.csv`` first."""
+    (out_dir / "slices.csv").unlink(missing_ok=True)
+    there = {folder: {path.name for path in (out_dir / folder).glob(kind)} for folder, kind in PATTERNS.items()}
+    kept, rows = {folder: set() for folder in PATTERNS}, {}
+    for case, record in records.items():
+        found = _rows_in(out_dir / "cache" / record)
+        scans, masks = ({row[column] for row in found} for column in (0, 1))
+        files = {"Scans": scans, "Masks": masks, BRAINS: {f"{case.stem}.npy"}, "cache": {record}}
+        if all(files[folder] <= there[folder] for folder in PATTERNS):
+            rows[case] = found
+            for folder in PATTERNS:
+                kept[folder] |= files[folder]
+    for folder in PATTERNS:
+        for name in there[folder] - kept[folder]:
+            (out_dir / folder / name).unlink()
+    return rows
+
+
+def _rows_in(record: Path) -> list[list]:
+    try:
+        return read_json(record)
+    except UserError:  # none yet, or a broken one: the slices are cut anew
+        return []
+
+
+# --- lesions -------------------------------------------------------------------------------------------
+
+
+def lesion_boxes(mask: np.ndarray) -> np.ndarray:
+    """Boxes around the 8-connected lesions of a slice.
+
+    Args:
+        mask: (H, W) bool.
+
+    Returns:
+        (N, 4) float32, (xmin, ymin, xmax, ymax) in voxels, half-open, x along W and y along H.
+    """
+    labels, _ = ndimage.label(mask, EIGHT_CONNECTED)
+    found = [(x.start, y.start, x.stop, y.stop) for y, x in ndimage.find_objects(labels)]
+    return np.array(found, np.float32).reshape(-1, 4)
+
+
+def boxes_text(boxes: np.ndarray) -> str:
+    """Boxes (N, 4) as ``slices.csv`` holds them: "xmin ymin xmax ymax", with semicolons between."""
+    return "; ".join(" ".join(f"{edge:.0f}" for edge in box) for box in boxes)
+
+
+def boxes_of(table: pd.DataFrame) -> np.ndarray:
+    """All boxes, (N, 4) float32, of rows of `COLUMNS`."""
+    boxes = [box.split() for text in table.boxes if text for box in text.split(";")]
+    return np.array(boxes, np.float32).reshape(-1, 4)

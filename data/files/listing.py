@@ -1,0 +1,242 @@
+"""Which volumes files and folders hold, and which of them take part as scans and masks."""
+
+import os
+import re
+from collections import defaultdict, deque
+from collections.abc import Collection, Iterable, Iterator
+from fnmatch import fnmatchcase
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+from data.files.bids import dataset_of, is_own
+from data.files.names import EXTENSIONS, MASK, RESULTS, SCAN, extension_of, role_of, stem_of
+from utils.errors import UserError
+
+# --- folders -------------------------------------------------------------------------------------------
+
+
+def list_volumes(paths: list[Path | str], ext: str | None, argument: str) -> list[Path]:
+    """Volumes among files and, recursively, folders, links to folders included; sorted, without hidden files.
+
+    Args:
+        ext: only volumes of this extension; None for any.
+        argument: the command-line argument to name in messages.
+
+    Raises:
+        UserError: a path that does not exist, no volume at all, a link to a file that is not here.
+    """
+    found = [path for path in find_volumes(paths, argument).values() if ext in (None, extension_of(path))]
+    require_some(found, paths, ext, argument)
+    require_present(found)
+    return found
+
+
+def find_volumes(paths: list[Path | str], argument: str) -> dict[Path, Path]:
+    """Volumes of any extension as they were reached, by their place: the real folder and the file's own name.
+
+    A file that is reached twice is there once. Links to files that are not here are there too: whether they are
+    missed depends on what they would be.
+    """
+    found, folders = {}, []
+    for path in map(Path, paths):
+        if path.is_dir():
+            folders.append(path)
+        elif not (path.is_file() or (path.is_symlink() and extension_of(path))):
+            raise UserError(f"{argument} {path} does not exist; check the path")
+        elif extension_of(path) is None:
+            raise UserError(f"{argument} {path} is no {', '.join(EXTENSIONS)} volume; convert it")
+        else:
+            found[Path(os.path.realpath(path.parent), path.name)] = path
+    for real, folder, names in _folders_below(folders, argument):
+        for path in (folder / name for name in names):
+            if not path.suffix:
+                _refuse_lost_folder(path)
+            elif extension_of(path) and (path.is_file() or path.is_symlink()):
+                found.setdefault(real / path.name, path)
+    kept = [(path, place) for place, path in found.items() if not _is_linked_again(place, found)]
+    return {place: path for path, place in sorted(kept)}
+
+
+def _folders_below(roots: list[Path], argument: str) -> Iterator[tuple[Path, Path, list[str]]]:
+    """Real path, path and names of files of each folder, none of them hidden.
+
+    Links are followed once all that is reached without them is known: a real path goes before a link to it, and a
+    loop ends where it comes back.
+    """
+    seen, waiting = set(), deque(roots)
+    while waiting:
+        for folder, inside, files in os.walk(waiting.popleft(), onerror=partial(_refuse_folder, argument)):
+            real = os.path.realpath(folder)
+            if real in seen:
+                inside.clear()
+                continue
+            seen.add(real)
+            visible = sorted(name for name in inside if not name.startswith("."))
+            links = [name for name in visible if Path(folder, name).is_symlink()]
+            waiting += [Path(folder, name) for name in links]
+            inside[:] = sorted(set(visible).difference(links))  # what os.walk goes down to
+            yield Path(real), Path(folder), [name for name in files if not name.startswith(".")]
+
+
+def _refuse_folder(argument: str, error: OSError) -> None:
+    raise UserError(f"{argument}: {error.filename} cannot be read ({error.strerror}); allow it or take it out")
+
+
+def _refuse_lost_folder(path: Path) -> None:
+    """A link without a target and without an extension may stand for a folder of scans, on a drive that is away."""
+    try:
+        path.stat()
+    except FileNotFoundError:
+        raise UserError(f"{path} is a link to what is not here; mount or fetch it, or remove the link") from None
+    except OSError:  # a link to itself: there is nothing to miss
+        return
+
+
+def _is_linked_again(place: Path, found: dict[Path, Path]) -> bool:
+    """Whether this is a link to a file of the same name that was found too. Of another name, it means another scan."""
+    if not place.is_symlink():
+        return False
+    target = Path(os.path.realpath(place))
+    return target != place and target.name == place.name and target in found
+
+
+def require_some(found: Collection[Path], paths: list[Path | str], ext: str | None, argument: str) -> None:
+    if not found:
+        wanted = ext or ", ".join(EXTENSIONS)
+        raise UserError(f"{argument} {' '.join(map(str, paths))} holds no {wanted} volume; check the path and --ext")
+
+
+def require_present(paths: list[Path]) -> None:
+    """Refuse links whose target is missing, as git-annex and DataLad leave them for content that was not fetched."""
+    for path in paths:
+        if not path.exists():
+            raise UserError(
+                f"{path} is a link to a file that is not here; fetch it (datalad get, git annex get) or remove the link"
+            )
+
+
+# --- which files take part -----------------------------------------------------------------------------
+
+
+# Folders of a BIDS data set whose scans are made of its own, or what these were made of.
+NOT_RAW = ("derivatives", "sourcedata")
+CHOOSE_BY_PATTERN = "--scan_pattern and --mask_pattern choose among the files"
+
+
+class Patterns(NamedTuple):
+    """Patterns of the paths of scans and masks, as of a shell (`fits`); None for what the names tell (`role_of`)."""
+
+    scan: str | None = None
+    mask: str | None = None
+
+
+BY_NAME = Patterns()
+
+
+def choose_files(
+    scans: list[Path | str],
+    masks: list[Path | str] | None,
+    ext: str | None,
+    names: tuple[str, str],
+    patterns: Patterns = BY_NAME,
+) -> tuple[list[Path], list[Path] | None]:
+    """The scans among the volumes of one argument and the masks among those of the other; says what is left out.
+
+    A file whose name does not tell what it is takes the role of its argument, of `scans` where it is under both.
+    """
+    under_scans = _volumes_for(SCAN, scans, ext, names[0])
+    scan_roles = _roles(under_scans, scans, ext, SCAN, patterns)
+    if SCAN not in scan_roles.values():
+        kinds = " and ".join(sorted(map(_plural, set(scan_roles.values()))))
+        mend = "check --scan_pattern" if patterns.scan else "give the folder of the scans"
+        raise UserError(f"{names[0]} {' '.join(map(str, scans))} holds {kinds} only; {mend}")
+    under_masks = {} if masks is None else _volumes_for(MASK, masks, ext, names[1])
+    roles = _roles(under_masks, masks or [], ext, MASK, patterns) | scan_roles
+    scan_files = {place: path for place, path in under_scans.items() if roles[place] == SCAN}
+    mask_files = {place: path for place, path in under_masks.items() if roles[place] == MASK}
+    # A scan that is left out is not under `scans`, nor a mask under `masks` where there is such an argument.
+    outside = {SCAN: f"scan outside {names[0]}", MASK: MASK if masks is None else f"mask outside {names[1]}"}
+    unused = roles.keys() - scan_files.keys() - mask_files.keys()
+    say_left_out((place, outside.get(roles[place], roles[place])) for place in unused)
+    require_present([*scan_files.values(), *mask_files.values()])
+    return list(scan_files.values()), None if masks is None else list(mask_files.values())
+
+
+def _volumes_for(role: str, paths: list[Path | str], ext: str | None, argument: str) -> dict[Path, Path]:
+    """`find_volumes`; refuses a file that was given by its own name though that says it is something else."""
+    found = find_volumes(paths, argument)
+    for path in paths:
+        if not Path(path).is_dir() and (told := role_of(path)) not in (role, None):
+            raise UserError(f"{argument} {path} is a {told} by its name; give {role}s here, or rename it if it is one")
+    require_some([place for place in found if ext in (None, extension_of(place))], paths, ext, argument)
+    return found
+
+
+def _roles(
+    found: dict[Path, Path], given: list[Path | str], ext: str | None, default: str, patterns: Patterns
+) -> dict[Path, str]:
+    """The role of each volume by its place; `given` are the files and folders under which they were found."""
+    folders = [Path(path) for path in given if Path(path).is_dir()]
+    roles = {}
+    for place, path in found.items():
+        if ext in (None, extension_of(path)):
+            root = next((folder for folder in folders if path.is_relative_to(folder)), path.parent)
+            roles[place] = role_below(root, path, default, patterns)
+        else:
+            roles[place] = f"{extension_of(path)} file"
+    return roles
+
+
+def role_below(root: Path, path: Path, default: str, patterns: Patterns = BY_NAME, raw_only: bool = True) -> str:
+    """What a file is by its path below `root`: by the patterns where there are some, else by its name.
+
+    Args:
+        default: what a name stands for that does not tell.
+        raw_only: whether scans in the folders `NOT_RAW` are left out, if no pattern asks for a folder.
+
+    Returns:
+        `SCAN`, `MASK`, or for what is neither the words to call it by.
+    """
+    if is_own(dataset_of(path)):
+        return RESULTS["prediction"]
+    told, path = role_of(path) or default, path.relative_to(root)
+    # A mask is often named as its scan with a word behind it: it fits both patterns.
+    if fits(path, patterns.mask) if patterns.mask else told == MASK:
+        return MASK
+    if not (fits(path, patterns.scan) if patterns.scan else told == SCAN):
+        return "other volume" if told in (SCAN, MASK) else told
+    aside = [folder for folder in NOT_RAW if folder in path.parts]
+    return f"scan in {aside[0]}/" if aside and raw_only and "/" not in (patterns.scan or "") else SCAN
+
+
+def fits(path: Path, pattern: str) -> bool:
+    """Whether a file has a name of a pattern such as ``sub-*_T1w``; its case does not matter.
+
+    Args:
+        path: below the folder that was given.
+        pattern: of the name, with or without the extension, or, where it has a slash, of the whole path.
+    """
+    names = (path.name, stem_of(path))
+    if "/" in pattern:
+        names = tuple((path.parent / name).as_posix() for name in names)
+    return any(fnmatchcase(name.lower(), pattern.lower()) for name in names)
+
+
+def say_left_out(files: Iterable[tuple[Path, str]]) -> None:
+    """One line on the files that take no part, counted by what they are."""
+    kinds = defaultdict(list)
+    for path, kind in files:
+        kinds[kind].append(path.name)
+    told = [f"{counted(len(n), kind)} ({min(n)}{', ...' if len(n) > 1 else ''})" for kind, n in sorted(kinds.items())]
+    if told:
+        print(f"Left out: {', '.join(told)}")
+
+
+def counted(count: int, what: str) -> str:
+    return f"{count} {what if count == 1 else _plural(what)}"
+
+
+def _plural(what: str) -> str:
+    """Of "brain mask" and of "prediction of an earlier run", say."""
+    return re.sub(r"(?= of | outside | in |$)", "s", what, count=1)

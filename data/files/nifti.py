@@ -1,0 +1,195 @@
+"""NIfTI files: opened only where their header is sound, read to their checksum, and written with what places a scan."""
+
+import gzip
+import io
+import math
+import zlib
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+
+from data.files.names import extension_of, stem_of
+from utils.errors import UserError
+
+MAX_BYTES = 2**30  # of a volume on disk, uncompressed: a whole head at 0.5 mm has half of that
+GZIP_MAGIC = b"\x1f\x8b"
+GZIP_RATIO = 1032  # deflate cannot compress more, so a header that claims more than that lies
+BESIDE_VOXELS = 2**24  # bytes of a NIfTI file that are no voxels: its header, extensions, a tail
+CHUNK = 2**20
+MM_PER_UNIT = {1: 1000.0, 3: 0.001}  # metre and micron of xyzt_units; 2 is mm, and 0, unknown, is meant as mm
+SAME_SIZE = 0.01  # the share by which two statements of a voxel's size may differ: single precision, rounding
+VOXEL_MM = (0.01, 100.0)  # a voxel of MRI is in between: microscopes see finer, and a head would be two voxels
+# Of a NIfTI header: where the volume lies and in which unit.
+PLACE_FIELDS = ("pixdim", "qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y",
+                "qoffset_z", "srow_x", "srow_y", "srow_z", "xyzt_units")  # fmt: skip
+
+
+def spacing_of(affine: np.ndarray) -> tuple[float, float, float]:
+    """Size of a voxel in mm along (D, H, W)."""
+    h, w, d = (float(size) for size in nib.affines.voxel_sizes(affine))
+    return d, h, w
+
+
+def affine_of(spacing_mm: tuple[float, float, float]) -> np.ndarray:
+    """The (4, 4) affine of voxels of that size along (D, H, W), the first of them at the origin."""
+    d, h, w = spacing_mm
+    return np.diag([h, w, d, 1.0])
+
+
+def require_shape(shape: tuple[int, ...], path) -> None:
+    if len(shape) not in (3, 4) or min(shape) < 1:
+        raise UserError(f"{path} has shape {shape}; a volume is (C, H, W, D) in .npy or (H, W, D) in NIfTI")
+
+
+def require_numbers(shape: tuple[int, ...], dtype: np.dtype, path) -> None:
+    if dtype.kind not in "biuf":
+        raise UserError(f"{path} holds values of type {dtype}; a volume holds real numbers")
+    if math.prod(shape) * dtype.itemsize > MAX_BYTES:
+        raise UserError(f"{path} has shape {shape} and more than {MAX_BYTES >> 20} MiB; crop or resample it")
+
+
+# --- opening -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Nifti:
+    """An open NIfTI file, of version 1 or 2, whose voxels are not read yet.
+
+    image: as nibabel has it, which fixes some fields of the header.
+    header: as it is in the file, to the bit.
+    affine: (4, 4) from voxel in the order of the file to mm.
+    stream: the uncompressed file.
+    """
+
+    image: nib.Nifti1Image
+    header: nib.Nifti1Header
+    affine: np.ndarray
+    stream: io.BufferedIOBase
+
+    @property
+    def orientation(self) -> np.ndarray:
+        """The nibabel orientation that turns the voxels to RAS."""
+        return nib.io_orientation(self.affine)
+
+    @property
+    def ras_affine(self) -> np.ndarray:
+        return self.affine @ nib.orientations.inv_ornt_aff(self.orientation, self.image.shape[:3])
+
+
+@contextmanager
+def open_nifti(path):
+    """A `Nifti` whose header has been found sound, open inside the block."""
+    with _open_stream(path) as stream:
+        kind = _nifti_kind(stream)
+        if kind is None:
+            raise UserError(f"{path} is no NIfTI volume; convert it, e.g. with nibabel or dcm2niix")
+        header = kind.header_class(stream.read(kind.header_class.sizeof_hdr), check=False)
+        stream.seek(0)
+        image = kind.from_stream(stream)
+        require_shape(image.shape, path)
+        require_numbers(image.shape, image.get_data_dtype(), path)
+        _require_length(image, path)
+        mm = MM_PER_UNIT.get(int(header["xyzt_units"]) & 7, 1.0)
+        affine = np.diag([mm, mm, mm, 1]) @ image.affine
+        _require_place(affine, path)
+        _require_one_size(header, affine, mm, path)
+        yield Nifti(image, header, affine, stream)
+
+
+@contextmanager
+def _open_stream(path):
+    """The uncompressed content of a NIfTI file; what is damaged or misnamed is refused."""
+    with Path(path).open("rb") as file:
+        compressed = file.read(2) == GZIP_MAGIC
+        file.seek(0)
+        if extension_of(path) != ".nii.gz":
+            if compressed:
+                raise UserError(f"{path} is compressed; rename it to {Path(path).name}.gz")
+            yield file
+        elif compressed:
+            try:
+                yield gzip.GzipFile(fileobj=file)
+            except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+                raise UserError(f"{path} is damaged and cannot be read ({error}); copy or download it again") from None
+        elif _nifti_kind(file):
+            raise UserError(f"{path} cannot be read: it is not compressed; rename it to {stem_of(path)}.nii")
+        else:
+            raise UserError(f"{path} cannot be read: it is no gzip file; copy or download it again")
+
+
+def require_checksum(stream: io.BufferedIOBase, path) -> None:
+    """Read on to the checksum of a ``.nii.gz``, which stands behind all that is compressed, and which gzip compares.
+
+    What stands behind the voxels is not kept, and not more of it read than a volume may have: it may be a bomb.
+    """
+    while isinstance(stream, gzip.GzipFile) and stream.read(CHUNK):
+        if stream.tell() > MAX_BYTES + BESIDE_VOXELS:
+            raise UserError(f"{path} holds more than {MAX_BYTES >> 20} MiB; copy or download it again")
+
+
+def _nifti_kind(stream: io.BufferedIOBase) -> type[nib.Nifti1Image] | None:
+    """Which NIfTI the file begins as, if any; the stream is wound back."""
+    start = stream.read(nib.Nifti2Header.sizeof_hdr)
+    stream.seek(0)
+    kinds = (nib.Nifti1Image, nib.Nifti2Image)
+    return next((kind for kind in kinds if kind.header_class.may_contain_header(start)), None)
+
+
+# --- sound headers -------------------------------------------------------------------------------------
+
+
+def _require_length(image: nib.Nifti1Image, path) -> None:
+    claimed = math.prod(image.shape) * image.get_data_dtype().itemsize
+    if claimed > Path(path).stat().st_size * (GZIP_RATIO if extension_of(path) == ".nii.gz" else 1):
+        raise UserError(f"{path} is shorter than its header says; copy or download it again")
+
+
+def _require_place(affine: np.ndarray, path) -> None:
+    """Refuse an affine (mm) that is flat, not finite, or of voxels that no scanner makes."""
+    if not np.isfinite(affine).all() or np.isnan(nib.io_orientation(affine)).any() or not min(spacing_of(affine)) > 0:
+        raise UserError(f"{path} has an affine that places no volume; fix its header")
+    if not is_voxel_size(spacing_of(affine)):
+        sizes = _sizes_text(nib.affines.voxel_sizes(affine))
+        raise UserError(f"{path} says its voxels are {sizes} mm, which is impossible; correct its header or its unit")
+
+
+def _require_one_size(header: nib.Nifti1Header, affine: np.ndarray, mm: float, path) -> None:
+    """Refuse a header of two voxel sizes: that of the `affine` (mm) and pixdim, by the standard the voxel's size.
+
+    Readers differ in which of them they use, and a volume in cm3 can be 27 times too small.
+    """
+    pixdim, sizes = mm * np.abs(header["pixdim"][1:4].astype(float)), nib.affines.voxel_sizes(affine)
+    by_sform = header["sform_code"] > 0
+    unset = (pixdim == 0) & bool(by_sform and header["qform_code"] <= 0)  # no one's statement: nothing uses it
+    if not (unset | (np.abs(pixdim - sizes) <= SAME_SIZE * sizes)).all():
+        raise UserError(
+            f"{path} says its voxels are {_sizes_text(sizes)} mm ({'sform' if by_sform else 'affine'}) and "
+            f"{_sizes_text(pixdim)} mm (pixdim); correct its header, e.g. with nibabel"
+        )
+
+
+def is_voxel_size(sizes_mm) -> bool:
+    """Whether three numbers can be the size of an MRI voxel in mm."""
+    return len(sizes_mm) == 3 and all(VOXEL_MM[0] <= size <= VOXEL_MM[1] for size in sizes_mm)
+
+
+def _sizes_text(sizes) -> str:
+    return " x ".join(f"{size:.4g}" for size in sizes)
+
+
+# --- writing -------------------------------------------------------------------------------------------
+
+
+def placed_image(on_disk: np.ndarray, affine: np.ndarray) -> nib.Nifti1Image:
+    """A NIfTI image that tells its affine (mm) in both forms, since readers differ in which they prefer."""
+    image = nib.Nifti1Image(on_disk, affine)
+    image.header.set_xyzt_units("mm")
+    image.header.set_sform(affine, 1)
+    try:
+        image.header.set_qform(affine, 1, strip_shears=False)
+    except nib.spatialimages.HeaderDataError:  # a quaternion holds no shear: the sform tells alone
+        image.header["qform_code"] = 0
+    return image

@@ -1,0 +1,174 @@
+"""Where a volume lies: voxel grids in scanner millimetres, and volumes brought from one grid to another."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import ndimage
+
+from data.files.nifti import spacing_of
+
+# Of a voxel: two grids whose voxels lie closer together than this are one grid, and nothing is interpolated.
+SAME_VOXEL = 0.01
+# Of a voxel, by which a grid of another spacing is moved: of voxels midway between two, one half goes to either side.
+# Exactly midway none would reach a mask's 0.5, and a ball of 3 voxels across would lose 0.4 of its volume.
+OFF_MIDWAY = 0.01
+
+
+@dataclass(frozen=True)
+class Space:
+    """A voxel grid: its shape (D, H, W) and the (4, 4) affine from voxel (H, W, D) to mm in RAS."""
+
+    shape: tuple[int, int, int]
+    affine: np.ndarray
+
+    @property
+    def spacing_mm(self) -> tuple[float, float, float]:
+        """Size of a voxel along (D, H, W)."""
+        return spacing_of(self.affine)
+
+    def is_close(self, other: "Space") -> bool:
+        """Whether both have the same shape and no voxel lies further off than a hundredth of its size."""
+        return self.shape == other.shape and _whole_steps(_steps(self, other), self.shape) == (0, 0, 0)
+
+    def has_voxels_of(self, other: "Space") -> bool:
+        """Whether the voxels of both grids are the same wherever both lie."""
+        return _whole_steps(_steps(self, other), other.shape) is not None
+
+
+def _steps(source: Space, target: Space) -> np.ndarray:
+    """(4, 4) from a voxel (H, W, D) of `target` to where it lies among the voxels of `source`."""
+    # Rounded, or a voxel on the border would fall outside by the fifteenth digit.
+    return np.round(np.linalg.solve(source.affine, target.affine), 9)
+
+
+def _whole_steps(steps: np.ndarray, shape: tuple[int, int, int]) -> tuple[int, int, int] | None:
+    """The shift (D, H, W) in voxels where `steps` is one, all over a volume of `shape`; None where it is not."""
+    shift = np.round(steps[:3, 3])
+    d, h, w = shape
+    corners = np.array([[i, j, k] for i in (0, h) for j in (0, w) for k in (0, d)])
+    moved = corners @ steps[:3, :3].T + steps[:3, 3]
+    if np.abs(moved - corners - shift).max() > SAME_VOXEL:
+        return None
+    h, w, d = shift.astype(int).tolist()
+    return d, h, w
+
+
+def _along_dhw(steps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The (3, 3) matrix and (3,) offset of `_steps`, whose axes are (H, W, D), along (D, H, W)."""
+    order = [2, 0, 1]
+    return steps[:3, :3][order][:, order], steps[:3, 3][order]
+
+
+# --- exact ---------------------------------------------------------------------------------------------
+
+
+def cut(array: np.ndarray, start: tuple[int, ...], shape: tuple[int, ...], fill=0) -> np.ndarray:
+    """The window of `shape` that begins at voxel `start` of the last axes; `fill` where it leaves the array.
+
+    Args:
+        array: (..., D, H, W).
+        start: may be negative.
+    """
+    lead = array.ndim - len(shape)
+    source, target = [slice(None)] * lead, [slice(None)] * lead
+    for begin, size, extent in zip(start, shape, array.shape[lead:], strict=True):
+        low, high = max(begin, 0), max(min(begin + size, extent), 0)
+        source.append(slice(low, high))
+        target.append(slice(low - begin, max(high - begin, low - begin)))
+    window = np.full((*array.shape[:lead], *shape), fill, array.dtype)
+    window[tuple(target)] = array[tuple(source)]
+    return window
+
+
+# --- resampled -----------------------------------------------------------------------------------------
+
+
+def centred_space(source: Space, centre: tuple[float, ...], shape: tuple[int, ...], spacing_mm: tuple | None) -> Space:
+    """A grid of `shape` along the axes of `source`, with `centre` in its middle as far as nothing is lost for it.
+
+    Where the grid is larger than the source it holds all of the source, and where it is smaller it stays inside. It
+    begins at a voxel of the source, so that with the same spacing nothing has to be interpolated.
+
+    Args:
+        centre: (D, H, W) in voxels of `source`.
+        shape: (D, H, W).
+        spacing_mm: voxel size along (D, H, W); None for the source's own.
+    """
+    zoom = np.divide(spacing_mm or source.spacing_mm, source.spacing_mm)
+    zoom[np.abs(zoom - 1) * shape < SAME_VOXEL] = 1
+    room = np.array(source.shape) - 1 - zoom * (np.array(shape) - 1)  # negative where the grid is larger
+    start = np.array(centre) - zoom * (np.array(shape) - 1) / 2
+    start = np.round(np.clip(start, np.minimum(room, 0), np.maximum(room, 0)))
+    return _space_in(source, start + np.where(zoom == 1, 0, OFF_MIDWAY), zoom, shape)
+
+
+def resized_space(source: Space, centre: float, depth: int, size: tuple[int, int]) -> Space:
+    """A grid of `depth` slices that each cover a whole slice of `source` by (H, W) voxels.
+
+    Args:
+        centre: slice of `source` in the middle, as in `centred_space`.
+    """
+    zoom = np.array([1.0, *np.divide(source.shape[1:], size)])
+    room = source.shape[0] - depth
+    start = np.round(np.clip(centre - (depth - 1) / 2, min(room, 0), max(room, 0)))
+    return _space_in(source, np.array([start, *(zoom[1:] - 1) / 2]), zoom, (depth, *size))
+
+
+def _space_in(source: Space, start: np.ndarray, zoom: np.ndarray, shape: tuple[int, ...]) -> Space:
+    """The grid of `shape` that begins at `start` of `source`, with voxels of `zoom` times the size, along (D, H, W)."""
+    to_source = np.diag([*np.roll(zoom, -1), 1.0])  # (D, H, W) to (H, W, D)
+    to_source[:3, 3] = np.roll(start, -1)
+    return Space(tuple(shape), source.affine @ to_source)
+
+
+def places_in(target: Space, voxels: np.ndarray, own: Space) -> np.ndarray:
+    """Where (N, 3) voxels (D, H, W) of a grid `own` lie among the voxels of another, (N, 3) along its (D, H, W)."""
+    matrix, offset = _along_dhw(_steps(target, own))
+    return voxels @ matrix.T + offset
+
+
+def share_outside(mask: np.ndarray, own: Space, target: Space) -> float:
+    """The share of a (D, H, W) mask's voxels whose centre lies beyond the grid `target`."""
+    shift = _whole_steps(_steps(own, target), target.shape)
+    if shift is not None:
+        n, n_inside = np.count_nonzero(mask), np.count_nonzero(cut(mask, shift, target.shape))
+    else:
+        places = places_in(target, np.argwhere(mask), own)
+        inside = ((places > -0.5) & (places < np.array(target.shape) - 0.5)).all(1)
+        n, n_inside = len(inside), np.count_nonzero(inside)
+    return (n - n_inside) / max(n, 1)
+
+
+def resample(array: np.ndarray, source: Space, target: Space, outside: Sequence[float] | None = None) -> np.ndarray:
+    """Bring a scan, probabilities or a mask from one grid to another.
+
+    Voxel by voxel where the grids differ by whole voxels. Otherwise linearly, after a Gaussian where the target is
+    coarser (of half the excess in voxels, as in scikit-image), and a mask is what exceeds a half. Outside of the source
+    there is the scan's background, each channel's own, or no lesion.
+
+    Args:
+        array: (C, D, H, W), float32 scan or bool mask.
+        outside: (C,) values in place of the background.
+    """
+    is_mask, steps = array.dtype == bool, _steps(source, target)
+    fills = [False if is_mask else _background(c) for c in array] if outside is None else outside
+    shift = _whole_steps(steps, target.shape)
+    if shift is not None:
+        return np.stack([cut(c, shift, target.shape, fill) for c, fill in zip(array, fills, strict=True)])
+    matrix, offset = _along_dhw(steps)
+    blur = np.maximum(np.linalg.norm(matrix, axis=1) - 1, 0) / 2
+    out = np.empty((len(array), *target.shape), np.float32)
+    for channel, resampled, fill in zip(array, out, fills, strict=True):
+        smooth = ndimage.gaussian_filter(channel.astype(np.float32), blur)
+        ndimage.affine_transform(smooth, matrix, offset, target.shape, resampled, order=1, cval=float(fill))
+    return out > 0.5 if is_mask else out
+
+
+def _background(channel: np.ndarray) -> float:
+    """The median of a (D, H, W) scan's outer faces: air, of which neither the neck nor a stray voxel is the most.
+
+    It is one of the voxels, not the mean of two: what was of whole numbers stays so.
+    """
+    faces = [channel.take(end, axis).ravel() for axis in range(3) for end in (0, -1)]
+    return float(np.percentile(np.concatenate(faces), 50, method="lower"))

@@ -1,0 +1,274 @@
+"""A cohort: scans paired with their masks by their BIDS entities, and the augmented scans made of them."""
+
+import os
+import re
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from data.files.listing import BY_NAME, CHOOSE_BY_PATTERN, Patterns, choose_files, counted
+from data.files.names import (
+    SCAN,
+    bids_entity,
+    brain_name,
+    contrast_of,
+    entities_of,
+    stem_of,
+    subject_of,
+)
+from utils.errors import UserError
+from utils.files import read_json
+
+BRAINS = "Brains"  # the folder of brain masks beside that of the scans
+
+
+@dataclass(frozen=True)
+class Case:
+    """One scan and, where it has one, its mask.
+
+    subject: the value of the BIDS entity ``sub-``, or what `subject_of` makes of another name; folds go by it.
+    brain: mask of the brain made elsewhere; None to find it (`data.scans.brain`).
+    """
+
+    subject: str
+    session: str | None
+    scan: Path
+    mask: Path | None
+    brain: Path | None = None
+
+    @property
+    def name(self) -> str:
+        """The scan's file name: its key in regions JSON and in every table."""
+        return self.scan.name
+
+    @property
+    def stem(self) -> str:
+        return stem_of(self.scan)
+
+
+def pair_cases(
+    scans: list[Path | str],
+    masks: list[Path | str] | None,
+    ext: str | None = None,
+    names=("--scans", "--masks"),
+    patterns: Patterns | None = None,
+) -> list[Case]:
+    """Pair scans with masks by their BIDS entities, never by position, and say which files take part.
+
+    Args:
+        scans, masks: files or folders; `masks` None for scans that have none.
+        ext: only volumes of this extension; None for any.
+        names: the command-line arguments to name in messages.
+        patterns: of ``--scan_pattern`` and ``--mask_pattern``; None for a command without them.
+
+    Raises:
+        UserError: an empty folder, scans or masks that cannot be told apart, a scan without its mask or, where `scans`
+            are folders, a mask without its scan.
+    """
+    scan_files, mask_files = choose_files(scans, masks, ext, names, patterns or BY_NAME)
+    try:
+        cases = pair_files(scan_files, mask_files, names, whole=all(Path(path).is_dir() for path in scans))
+    except UserError as error:
+        if patterns is None:
+            raise
+        raise UserError(f"{error}; {CHOOSE_BY_PATTERN}") from None
+    say_cases(cases, names[0])
+    return cases
+
+
+def say_cases(cases: list[Case], argument: str) -> None:
+    """One line on the scans that take part: how many, of which contrasts where they differ, of how many subjects."""
+    contrasts = Counter(contrast_of(case.scan) or "of unknown contrast" for case in cases)
+    kinds = ", ".join(f"{count} {contrast}" for contrast, count in sorted(contrasts.items()))
+    scans = counted(len(cases), SCAN) + (f" ({kinds})" if len(contrasts) > 1 else "")
+    masks = "without masks" if cases[0].mask is None else "with their masks" if len(cases) > 1 else "with its mask"
+    print(f"{argument}: {scans} {masks}, of {counted(len({case.subject for case in cases}), 'subject')}")
+
+
+# --- pairing -------------------------------------------------------------------------------------------
+
+
+class Identity(NamedTuple):
+    """What tells the scans of a cohort apart, and its masks.
+
+    augmented: for scans that ``python -m augmentation`` made of one of them, the number of the copy.
+    acq, run: of scans of one session.
+    """
+
+    subject: str
+    session: str | None
+    augmented: str | None
+    acq: str | None
+    run: str | None
+
+    @property
+    def of_session(self) -> tuple[str, str | None, str | None]:
+        return self[:3]
+
+    def may_be(self, other: "Identity") -> bool:
+        """Whether both are of one session and agree in what both tell."""
+        pairs = zip(self[3:], other[3:], strict=True)
+        return self.of_session == other.of_session and all(a == b for a, b in pairs if a and b)
+
+    def differs_in(self, other: "Identity") -> str:
+        differing = [name for name, a, b in zip(self._fields, self, other, strict=True) if a != b]
+        return " and ".join(f"{name}-" for name in differing)
+
+
+def identity(path: Path) -> Identity:
+    return Identity(subject_of(path), *(bids_entity(path, entity) for entity in ("ses", "augmented", "acq", "run")))
+
+
+def pair_files(scans: list[Path], masks: list[Path] | None, names=("--scans", "--masks"), whole=True) -> list[Case]:
+    """`pair_cases` of files that are known to be scans and masks; not `whole` if there may be masks of other scans."""
+    _refuse_two_contrasts(scans, names[0])
+    by_scan = by_identity(scans, names[0])
+    if masks is None:
+        return [_case(key, scan, None) for key, scan in by_scan.items()]
+    by_mask = by_identity(masks, names[1])
+    mask_of = match_by_identity(by_scan, by_mask)
+    for key, scan in by_scan.items():
+        if key not in mask_of:
+            raise UserError(f"{scan} has no mask in {names[1]}; add the mask or take the scan out")
+    used = set(mask_of.values())
+    for key, mask in by_mask.items():
+        if whole and key not in used:
+            raise UserError(f"{mask} has no scan in {names[0]}; add the scan or take the mask out")
+    return [_case(key, scan, by_mask[mask_of[key]]) for key, scan in by_scan.items()]
+
+
+def _case(key: Identity, scan: Path, mask: Path | None) -> Case:
+    return Case(key.subject or stem_of(scan), key.session, scan, mask)
+
+
+def match_by_identity(by_scan: dict[Identity, Path], by_mask: dict[Identity, Path]) -> dict[Identity, Identity]:
+    """The mask of each scan that has one: of its own identity, or of its session where it can be of no other scan."""
+    sessions = defaultdict(list)
+    for key in by_scan:
+        sessions[key.of_session].append(key)
+    found = {key: key for key in by_scan if key in by_mask}
+    for key in (key for key in by_mask if key not in by_scan):
+        fitting = [scan for scan in sessions[key.of_session] if key.may_be(scan)]
+        if len(fitting) > 1:
+            raise UserError(_lacks(by_mask[key], *((scan, by_scan[scan]) for scan in fitting[:2])))
+        for scan in fitting:
+            if scan in found:
+                raise UserError(_lacks(by_scan[scan], *((mask, by_mask[mask]) for mask in (found[scan], key))))
+            found[scan] = key
+    return found
+
+
+def by_identity(paths: list[Path], argument: str, key_of: Callable[[Path], tuple] = identity) -> dict[tuple, Path]:
+    """The paths by what they are of, which only one of them may be."""
+    found: dict[tuple, Path] = {}
+    for path in paths:
+        key = key_of(path)
+        if key in found:
+            raise UserError(f"{argument}: {found[key]} and {path} {_why_not_both(found[key], path)}")
+        found[key] = path
+    return found
+
+
+# --- what cannot be told apart -------------------------------------------------------------------------
+
+
+def _refuse_two_contrasts(scans: list[Path], argument: str) -> None:
+    """A network is for one contrast, and scans of one session would be told apart by nothing else."""
+    first: dict[tuple, Path] = {}
+    for scan in scans:
+        if contrast := contrast_of(scan):
+            other = first.setdefault(identity(scan).of_session, scan)
+            if _spelling(contrast) != _spelling(contrast_of(other)):
+                raise UserError(
+                    f"{argument}: {other} and {scan} are two contrasts ({contrast_of(other)} and {contrast}) of one "
+                    "session; give a folder with the scans of one contrast, or with links to them"
+                )
+
+
+def _spelling(contrast: str) -> str:
+    return contrast.lower().removesuffix("w")  # T1 and T1w are one contrast
+
+
+def _lacks(path: Path, *others: tuple[Identity, Path]) -> str:
+    (key, first), (other, second) = others
+    entities = key.differs_in(other)
+    return f"{path} lacks {entities}, which tells {first} from {second}; add it to its name, or take one out"
+
+
+def _why_not_both(first: Path, second: Path) -> str:
+    """What is wrong with two paths of one identity, and how to fix it."""
+    if first.name == second.name:
+        example = _example_name(first, second)
+        return f"have the same name, under which results are kept; rename them after their subjects, e.g. {example}"
+    if stem_of(first) == stem_of(second):
+        return "differ only in their extension; take one out"
+    one, other = entities_of(first), entities_of(second)
+    differing = " and ".join(f"{e}-" for e in sorted(one.keys() | other.keys()) if one.get(e) != other.get(e))
+    which = f"differ only in {differing}" if differing else "have no run- that tells them apart"
+    return f"are of the same subject and session and {which}; take one out, or give them different run-"
+
+
+def _example_name(first: Path, second: Path) -> str:
+    """A name for one of two files of the same name: with the folder that tells it from the other."""
+    common = os.path.commonpath([first.absolute(), second.absolute()])
+    folders = [part for path in (first, second) for part in path.absolute().parent.relative_to(common).parts[:1]]
+    words = re.findall(r"[^\W_]+", folders[0])
+    if subject := bids_entity(first, "sub"):
+        return first.name.replace(f"sub-{subject}", f"sub-{''.join(words)}{subject}", 1)
+    return f"{'-'.join(words)}_{first.name}"
+
+
+def refuse_twins(train: list[Case], val: list[Case]) -> None:
+    """Refuse different scans of one name on two sides: results and regions are kept under it."""
+    by_name = {case.name: case for case in train}
+    for case in val:
+        twin = by_name.get(case.name, case)
+        if twin.scan.resolve() != case.scan.resolve():
+            raise UserError(f"{twin.scan} trains and {case.scan} validates under one name; rename one of them")
+
+
+def say_shared(train: Iterable[str], val: Iterable[str]) -> None:
+    """One line if subjects train and validate: the best epoch and the threshold are then chosen on what was learned."""
+    if shared := sorted(set(train) & set(val)):
+        print(
+            f"{counted(len(shared), 'subject')} ({shared[0]}{', ...' if len(shared) > 1 else ''}) both train and "
+            "validate: scores of validation are too good, and so is what is chosen by them"
+        )
+
+
+# --- augmented scans -----------------------------------------------------------------------------------
+
+
+def augmented_cases(directory: Path | str) -> dict[Case, set[str]]:
+    """Augmented scans and, for each, the subjects it is made of (recipient and donors of its lesions).
+
+    ``provenance.json`` in `directory` tells, and a scan it does not name is not used:
+    ``{scan file name: {"mask": mask file name, "recipient": subject, "donors": [subject, ...]}}``.
+    """
+    directory = Path(directory)
+    provenance = read_json(directory / "provenance.json")
+    cases = {}
+    try:
+        for name, origin in provenance.items():
+            scan, mask = directory / "Scans" / name, directory / "Masks" / origin["mask"]
+            brain = directory / BRAINS / brain_name(name)
+            case = Case(origin["recipient"], None, scan, mask, brain if brain.is_file() else None)
+            cases[case] = {origin["recipient"], *origin["donors"]}
+    except (AttributeError, KeyError, TypeError):
+        raise UserError(f"{directory / 'provenance.json'} lacks mask, recipient or donors; augment anew") from None
+    for path in (path for case in cases for path in (case.scan, case.mask)):
+        if not path.is_file():
+            raise UserError(f"{path} is named in {directory / 'provenance.json'} but missing; augment anew")
+    return cases
+
+
+def refuse_augmented(cases: list[Case], argument: str) -> None:
+    """Refuse a cohort to be split by subject that holds augmented scans: their lesions are other subjects'."""
+    for case in cases:
+        if bids_entity(case.scan, "augmented"):
+            raise UserError(
+                f"{argument}: {case.scan} is augmented and would carry lesions from fold to fold; keep the originals "
+                "only and give the augmented folder with --use_augmented --augmented_dir"
+            )

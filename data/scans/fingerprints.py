@@ -1,0 +1,144 @@
+"""What a result was made of: digests of files and of the code that prepared them.
+
+A digest is read from a file's content, so that data may move between disks; whoever asks again gets it by the file's
+stamp, without reading it.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+
+from data.files.volumes import refusing
+from data.scans.cohort import Case
+from utils.errors import UserError
+from utils.files import read_json, write_json
+from utils.parallel import map_in_order
+from utils.progress import progress
+
+ROOT = Path(__file__).parents[2]
+DIGEST_BYTES = 16
+
+
+def fingerprint(
+    groups: Mapping[str, Sequence[Path]],
+    store: Path,
+    num_workers: int = 0,
+    look: Callable[[Sequence[Path]], str] | None = None,
+    what: str = "Fingerprints",
+) -> dict[str, str]:
+    """The digest of each group of files by the group's name.
+
+    Args:
+        look: reads the files of a group for their digest, and may refuse them; None for `content_digest`.
+        what: to call it by.
+        store: JSON file that remembers the digests, ``{name: {"files", "stamp", "digest"}}``: files whose size and
+            times are as they were are not read again. Afterwards it holds these groups and no others.
+
+    Raises:
+        UserError: a file that cannot be read.
+    """
+    earlier = _read_store(store)
+    stamps = {name: _stamp(files) for name, files in groups.items()}
+    changed = [name for name in groups if name not in earlier or earlier[name]["stamp"] != stamps[name]]
+    taken = map_in_order(look or content_digest, [groups[name] for name in changed], num_workers)
+    digests = {name: entry["digest"] for name, entry in earlier.items()}
+    digests.update(zip(changed, progress(taken, what, len(changed)), strict=True))
+    entries = {
+        name: {"files": [str(file.absolute()) for file in files], "stamp": stamps[name], "digest": digests[name]}
+        for name, files in groups.items()
+    }
+    if entries != earlier:
+        write_json(store, entries)
+    return {name: digests[name] for name in groups}
+
+
+def fingerprint_cases(cases: Iterable[Case], store: Path, num_workers: int = 0) -> dict[str, str]:
+    """The digest of scan and mask of each case by the scan's file name."""
+    return fingerprint({case.name: case_files(case) for case in cases}, store, num_workers)
+
+
+def case_files(case: Case) -> list[Path]:
+    """Scan and, where there are, lesion and brain mask."""
+    return [path for path in (case.scan, case.mask, case.brain) if path]
+
+
+def changed_since(store: Path) -> list[str]:
+    """The groups of a `store` whose files are all there, but no longer as they were."""
+    changed = []
+    for name, earlier in _read_store(store).items():
+        files = [Path(file) for file in earlier["files"]]
+        if not all(file.is_file() for file in files) or _stamp(files) == earlier["stamp"]:
+            continue
+        if content_digest(files) != earlier["digest"]:
+            changed.append(name)
+    return changed
+
+
+def check_sources(augmented_dir: Path, digests: Mapping[str, str]) -> None:
+    """Refuse augmented scans that were made of other versions of the cohort's scans, as far as they tell.
+
+    Args:
+        digests: of the cohort's cases by the scan's name.
+    """
+    for name, origin in read_json(augmented_dir / "provenance.json").items():
+        for scan, digest in origin.get("sources", {}).items():
+            if digests.get(scan, digest) != digest:
+                raise UserError(f"{augmented_dir / 'Scans' / name} was made before {scan} changed; augment anew")
+
+
+def content_digest(files: Sequence[Path]) -> str:
+    """Of the content of files, in their order."""
+    return _hash(b"".join(_file_digest(file) for file in files))
+
+
+def combined(parts: Mapping[str, str]) -> str:
+    """One digest of many, whatever their order."""
+    return _hash(repr(sorted(parts.items())).encode())
+
+
+def code_digest(*packages: str) -> str:
+    """A digest of the source of packages of this project: what they made is stale once they have changed."""
+    files = [
+        file
+        for package in packages
+        for pattern in ("*.py", "*/*.py", "*/*/*.py")
+        for file in (ROOT / package).glob(pattern)
+    ]
+    return _hash(b"\0".join(file.read_bytes() for file in sorted(files)))
+
+
+def cache_key(*parts) -> str:
+    """What tells the folder or file of a cache from those of other parts; parts are told apart by their `repr`."""
+    return _hash(repr(parts).encode())[:12]
+
+
+def _read_store(store: Path) -> dict[str, dict]:
+    try:
+        entries = read_json(store) if store.exists() else {}
+        return {name: {key: entry[key] for key in ("files", "stamp", "digest")} for name, entry in entries.items()}
+    except (UserError, AttributeError, KeyError, TypeError):
+        return {}  # it only saves time: without it the files are read again
+
+
+def _stamp(files: Sequence[Path]) -> str:
+    """Differs where a file was written again, even with its old time and size: the change time cannot be set."""
+    return _hash(repr([stamp_of(file) for file in files]).encode())
+
+
+def stamp_of(file: Path) -> tuple:
+    with refusing(file):
+        status = file.stat()
+    return str(file.resolve()), status.st_size, status.st_mtime_ns, status.st_ctime_ns
+
+
+def _file_digest(file: Path) -> bytes:
+    with refusing(file), file.open("rb") as opened:
+        return hashlib.file_digest(opened, lambda: hashlib.blake2b(digest_size=DIGEST_BYTES)).digest()
+
+
+def _hash(content: bytes) -> str:
+    return hashlib.blake2b(content, digest_size=DIGEST_BYTES).hexdigest()
+
+
+# What another version of the code in data/ has prepared is not taken for what this one would.
+PREPARATION = code_digest("data")

@@ -1,0 +1,130 @@
+"""Folds: subjects split into training, validation and test sets, stratified by lesion load."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+
+from data.scans.cohort import Case
+from utils.errors import UserError
+from utils.files import read_json, write_json
+
+GOLDEN_RATIO = (5**0.5 - 1) / 2
+
+
+@dataclass(frozen=True)
+class Fold:
+    """Subjects of one fold; the three lists are disjoint."""
+
+    train: list[str]
+    val: list[str]
+    test: list[str]
+
+
+def make_folds(loads: dict[str, float], k: int, splits: tuple[int, int, int], seed: int) -> list[Fold]:
+    """Split subjects into k folds, stratified by lesion load.
+
+    Subjects are sorted by load and dealt onto a circle in golden-ratio steps, so that any arc of the circle
+    holds light and heavy subjects in proportion (the three-distance theorem). Fold i tests the arc at i/k of the
+    circle and validates on the arc after it; with a test share of 100/k the test arcs tile the circle, so every
+    subject is tested exactly once.
+
+    Args:
+        loads: lesion load of each subject.
+        splits: percentages of train, validation and test; they sum to 100.
+
+    Raises:
+        UserError: fewer subjects than the folds need.
+    """
+    n = len(loads)
+    n_val, n_test = held_out(n, k, splits)
+    circle = _stratified_circle(loads, seed)
+    starts = [i * n // k for i in range(k + 1)]
+    folds = []
+    for start, following in pairwise(starts):
+        size = following - start if splits[2] == round(100 / k) else n_test
+        turned = circle[start:] + circle[:start]
+        test, val, train = turned[:size], turned[size : size + n_val], turned[size + n_val :]
+        folds.append(Fold(sorted(train), sorted(val), sorted(test)))
+    return folds
+
+
+def held_out(n: int, k: int, splits: tuple[int, int, int]) -> tuple[int, int]:
+    """How many of n subjects validate and test in each of k folds; refuses too few subjects."""
+    n_val, n_test = max(round(n * splits[1] / 100), 1), max(round(n * splits[2] / 100), 1)
+    if n < k or n_val + n_test >= n:
+        raise UserError(f"--k {k} with --splits {splits} needs more than the {n} subjects of this cohort")
+    return n_val, n_test
+
+
+def _stratified_circle(loads: dict[str, float], seed: int) -> list[str]:
+    rng = np.random.default_rng(seed)
+    subjects = sorted(loads)
+    order = np.lexsort((rng.random(len(subjects)), [loads[s] for s in subjects]))
+    position = (np.arange(len(subjects)) * GOLDEN_RATIO + rng.random()) % 1
+    return [subjects[order[rank]] for rank in np.argsort(position)]
+
+
+def write_folds(path: Path | str, folds: list[Fold], **settings) -> None:
+    write_json(path, {**settings, "folds": [vars(fold) for fold in folds]})
+
+
+def read_folds(path: Path | str, subjects: set[str]) -> list[Fold]:
+    """Read ``folds.json`` and check it against the cohort's subjects."""
+    folds = listed_folds(path)
+    for number, fold in enumerate(folds):
+        listed = fold.train + fold.val + fold.test
+        if len(listed) != len(set(listed)):
+            raise UserError(f"{path}: a subject of fold {number} stands on two sides; each belongs on one")
+        if strangers := set(listed) - subjects:
+            raise UserError(f"{path}: subject {min(strangers)} of fold {number} is not in the cohort; bring it back")
+    return folds
+
+
+def listed_folds(path: Path | str) -> list[Fold]:
+    """The folds of a ``folds.json``, whatever the cohort."""
+    content = read_json(path)
+    try:
+        return [Fold(f["train"], f["val"], f["test"]) for f in content["folds"]]
+    except (KeyError, TypeError):
+        raise UserError(f"{path} has no list 'folds' of train, val and test subjects") from None
+
+
+def read_begun_folds(path: Path, subjects: set[str]) -> list[Fold]:
+    """The folds of a run that was begun: new ones would test its networks on subjects that they were trained with.
+
+    Raises:
+        UserError: subjects have joined or left the cohort since.
+    """
+    folds = read_folds(path, subjects)
+    if joined := subjects - {subject for fold in folds for subject in fold.train + fold.val + fold.test}:
+        raise UserError(
+            f"{path}: subject {min(joined)} has joined the cohort since; begin anew with another name, or go on "
+            "without it with this file as --folds"
+        )
+    return folds
+
+
+def cases_of(cases: list[Case], subjects: list[str]) -> list[Case]:
+    """All sessions of the given subjects."""
+    wanted = set(subjects)
+    return [case for case in cases if case.subject in wanted]
+
+
+def lesion_loads(shares: Mapping[Case, float]) -> dict[str, float]:
+    """The lesion load of each subject, the mean over its scans.
+
+    Args:
+        shares: of each scan's voxels, those that are lesion.
+    """
+    loads: dict[str, list[float]] = {}
+    for case, share in shares.items():
+        loads.setdefault(case.subject, []).append(share)
+    return {subject: float(np.mean(values)) for subject, values in loads.items()}
+
+
+def usable_augmented(augmented: dict[Case, set[str]], fold: Fold) -> list[Case]:
+    """Those augmented scans whose recipient and donors all train in this fold."""
+    return [case for case, origins in augmented.items() if origins <= set(fold.train)]

@@ -1,0 +1,136 @@
+"""Scans as the networks see them: stripped, normalised, on the networks' grid, and kept as memory-mapped files.
+
+So an epoch reads only the voxels it needs, and no cohort has to fit into memory.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from data.files.space import Space, resample
+from data.scans.brain import read_brain
+from data.scans.checks import read_mask, read_scan, space_of, spacing_table
+from data.scans.cohort import Case
+from data.scans.fingerprints import PREPARATION, cache_key, stamp_of
+from data.scans.grid import Grid, own_space
+from data.scans.head import normalise
+from utils.files import atomic_path, read_json, write_json
+
+PARTS = ("scan", "brain", "mask", "own_brain")
+
+
+@dataclass(frozen=True)
+class PreparedScan:
+    """A scan on the networks' grid.
+
+    scan: (C, D, H, W) float16 in [0, 1], 0 outside the brain.
+    brain: (D, H, W) bool.
+    mask: (D, H, W) bool lesion mask, or None.
+    space: where this grid lies.
+    own: where the scan's own grid lies.
+    spacing_known: whether the scan told its voxel size, so that millimetres mean something.
+    own_brain: (D, H, W) bool on the scan's own grid; None where its voxels are those of this grid.
+    """
+
+    name: str
+    subject: str
+    scan: np.ndarray
+    brain: np.ndarray
+    mask: np.ndarray | None
+    space: Space
+    own: Space
+    spacing_known: bool
+    own_brain: np.ndarray | None = None
+
+    @property
+    def spacing_mm(self) -> tuple[float, float, float] | None:
+        """(D, H, W) voxel size of the networks' grid, or None."""
+        return self.space.spacing_mm if self.spacing_known else None
+
+    @property
+    def own_spacing_mm(self) -> tuple[float, float, float] | None:
+        """(D, H, W) voxel size of the scan's own grid, or None."""
+        return self.own.spacing_mm if self.spacing_known else None
+
+    def to_own_grid(self, probabilities: np.ndarray) -> np.ndarray:
+        """Class probabilities (C, D, H, W) on the scan's own grid; background, class 0, beyond this one and brain."""
+        background = [1.0] + [0.0] * (len(probabilities) - 1)
+        on_own_grid = resample(probabilities, self.space, self.own, outside=background)
+        if self.own_brain is not None:  # what is interpolated reaches beyond it
+            for channel, fill in zip(on_own_grid, background, strict=True):
+                channel[~self.own_brain] = fill
+        return on_own_grid
+
+
+def prepare_scan(case: Case, grid: Grid, brains: Path) -> PreparedScan:
+    """Read, strip, normalise and place one case; nothing but this scan's own voxels takes part.
+
+    Args:
+        brains: folder of the brains that were found (`data.scans.brain.read_brain`).
+    """
+    mask = None if case.mask is None else read_mask(case)
+    brain, own = read_brain(case, brains), own_space(case, grid)
+    return place(case, read_scan(case), brain, mask, own, grid.space_about(brain, own))
+
+
+def place(
+    case: Case, raw: np.ndarray, brain: np.ndarray, mask: np.ndarray | None, own: Space, space: Space
+) -> PreparedScan:
+    """`prepare_scan` of what was read: a scan (C, D, H, W), its brain and its lesions (D, H, W) bool, on `own`."""
+    scan = resample(normalise(raw, brain), own, space, outside=[0.0] * len(raw))
+    own_brain = None if space.has_voxels_of(own) else brain
+    brain, mask = (m if m is None else resample(m[None], own, space)[0] for m in (brain, mask))
+    scan, known = (scan * brain).astype(np.float16), space_of(case) is not None
+    return PreparedScan(case.name, case.subject, scan, brain, mask, space, own, known, own_brain)
+
+
+# --- kept ----------------------------------------------------------------------------------------------
+
+
+def cached_scan(case: Case, grid: Grid, cache_dir: Path) -> PreparedScan:
+    """`prepare_scan` once, memory-mapped from `cache_dir` ever after; a changed file is prepared anew."""
+    folder = cache_folder(case, grid, cache_dir)
+    if not (folder / "meta.json").exists():
+        store(prepare_scan(case, grid, brains_in(cache_dir)), folder)
+    meta = read_json(folder / "meta.json")
+    arrays = {
+        part: np.load(folder / f"{part}.npy", mmap_mode="r", allow_pickle=False) if part in meta["parts"] else None
+        for part in PARTS
+    }
+    space, own = (Space(tuple(meta[key]["shape"]), np.array(meta[key]["affine"])) for key in ("space", "own"))
+    return PreparedScan(case.name, case.subject, **arrays, space=space, own=own, spacing_known=meta["spacing_known"])
+
+
+def bytes_to_prepare(cases: list[Case], grid: Grid, cache_dir: Path) -> int:
+    """What the cases take that are not kept yet."""
+    missing = [case for case in cases if not cache_folder(case, grid, cache_dir).exists()]
+    return len(missing) * grid.bytes_per_scan
+
+
+def store(prepared: PreparedScan, folder: Path) -> None:
+    """Keep a prepared scan where `cached_scan` finds it."""
+    parts = [part for part in PARTS if getattr(prepared, part) is not None]
+    for part in parts:
+        with atomic_path(folder / f"{part}.npy") as temporary:
+            np.save(temporary, getattr(prepared, part))
+    spaces = {key: getattr(prepared, key) for key in ("space", "own")}
+    placed = {key: {"shape": space.shape, "affine": space.affine.tolist()} for key, space in spaces.items()}
+    # Written last: its presence says that the arrays are whole.
+    write_json(folder / "meta.json", {**placed, "spacing_known": prepared.spacing_known, "parts": parts})
+
+
+def brains_in(cache_dir: Path) -> Path:
+    """Where the brains that were found are kept beside the prepared scans."""
+    return cache_dir / "brains"
+
+
+def cache_folder(case: Case, grid: Grid, cache_dir: Path) -> Path:
+    """Where a case is cached."""
+    return cache_dir / prepared_key(case, grid)
+
+
+def prepared_key(case: Case, grid: Grid) -> str:
+    """What a prepared case is kept under: another key for a file that has changed, another grid or other code."""
+    stamps = [stamp_of(path) for path in (case.scan, case.mask, case.brain, spacing_table(case)) if path]
+    return f"{case.stem}_{cache_key(stamps, grid, PREPARATION)}"

@@ -1,0 +1,167 @@
+"""Where the folds of a cross-validation run: one after the other in this process, or as tasks of a Ray cluster.
+
+Ray (Moritz et al., 2018, https://docs.ray.io) comes with ``requirements-ray.txt``. Its nodes share a file system: a
+fold leaves its networks, scores and checkpoints in the same folders wherever it runs, and one whose worker was lost
+goes on from them somewhere else.
+"""
+
+import os
+import pickle
+import socket
+import sys
+from argparse import Namespace
+from collections.abc import Callable, Sequence
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+
+from utils.errors import UserError
+
+ROOT = Path(__file__).parents[2]
+RETRIES = 3  # of a fold whose worker is lost; Ray's own default
+ANSWER_S = 10  # that a cluster may take to answer
+# Runs ``work(number)`` for the number of each fold. On another machine, `needed` are the paths that must be there.
+Launch = Callable[[Callable[[int], None], Sequence[int], Sequence[Path]], None]
+
+
+def choose_launcher(args: Namespace) -> Launch:
+    """What ``--launcher`` names.
+
+    Raises:
+        UserError: Ray is not installed, its cluster does not answer, or no node has ``--gpus_per_fold`` GPUs.
+    """
+    if args.launcher == "sequential":
+        return in_turn
+    _connect(args.ray_address)
+    if not (nodes := _nodes()):
+        raise UserError(f"--ray_address {args.ray_address}: no node of the cluster has a CPU; add one")
+    gpus = min(1, max(n for _, n in nodes)) if args.gpus_per_fold is None else args.gpus_per_fold
+    if gpus > (most := max(n for _, n in nodes)):
+        raise UserError(f"--gpus_per_fold {gpus}: no node of the cluster has more than {most}; give fewer")
+    return partial(on_ray, nodes=nodes, gpus=gpus)
+
+
+def in_turn(work: Callable[[int], None], numbers: Sequence[int], needed: Sequence[Path]) -> None:
+    for number in numbers:
+        work(number)
+
+
+def on_ray(
+    work: Callable[[int], None],
+    numbers: Sequence[int],
+    needed: Sequence[Path],
+    nodes: list[tuple[int, int]],
+    gpus: int,
+) -> None:
+    """Run each fold as a task of the cluster that this process is connected to; leaves the cluster at the end.
+
+    Args:
+        nodes, gpus: as for `cpus_each`.
+
+    Raises:
+        UserError: a fold met a mistake of the user, a node does not see a path, or a fold was lost too often.
+    """
+    import ray
+
+    cpus = cpus_each(nodes, len(numbers), gpus)
+    print(f"Ray runs {len(numbers)} folds, each with CPUs: {cpus}, GPUs: {gpus}", flush=True)
+    # By value: a node without the project can then still say so.
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    task = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=RETRIES)(_run_on_node)
+    needed = [str(path.absolute()) for path in (ROOT, Path.cwd(), *needed)]
+    common = ray.put(ray.cloudpickle.dumps(work)), needed, sys.argv
+    running = {task.options(name=f"fold-{number}").remote(number, *common): number for number in numbers}
+    try:
+        while running:
+            (ended,), _ = ray.wait(list(running))
+            _take(ended, running.pop(ended))
+    finally:
+        ray.shutdown()  # which ends the tasks that still run
+
+
+def _take(ended, number: int) -> None:
+    """Take what a task answered, and pass on what went wrong in it."""
+    import ray
+
+    try:
+        complaint = ray.get(ended)
+    except (ray.exceptions.WorkerCrashedError, ray.exceptions.NodeDiedError, ray.exceptions.OutOfMemoryError):
+        raise UserError(
+            f"fold {number} has lost its worker {RETRIES + 1} times, most likely for memory; give the same command "
+            "again with smaller batches, or on larger nodes"
+        ) from None
+    if complaint:
+        raise UserError(complaint)
+    print(f"Fold {number} has ended", flush=True)
+
+
+def _run_on_node(number: int, work: bytes, needed: list[str], command: list[str]) -> str | None:
+    """Run a fold where Ray has put it, as if it had been started there; returns what a user has to mend."""
+    if missing := [path for path in needed if not Path(path).exists()]:
+        return f"node {socket.gethostname()} does not see {missing[0]}; Ray's nodes must share a file system"
+    root, folder = needed[:2]
+    os.chdir(folder)
+    sys.argv = command  # a training notes the command that made it
+    sys.path[:0] = [] if root in sys.path else [root]
+
+    from utils.errors import UserError
+
+    try:
+        return pickle.loads(work)(number)
+    except UserError as error:
+        return str(error)
+
+
+def cpus_each(nodes: list[tuple[int, int]], folds: int, gpus: int) -> int:
+    """The most CPUs that each fold may have while as many folds run at once as there is room for.
+
+    Args:
+        nodes: CPUs and GPUs of each node of the cluster; some node has the GPUs of a fold.
+        gpus: of a fold, 0 for none.
+    """
+
+    def at_once(cpus: int) -> int:
+        return sum(min(c // cpus, g // gpus if gpus else folds) for c, g in nodes)
+
+    wanted = min(folds, at_once(1))
+    return max(cpus for cpus in range(1, max(c for c, _ in nodes) + 1) if at_once(cpus) >= wanted)
+
+
+# --- the cluster ---------------------------------------------------------------------------------------
+
+
+def _connect(address: str | None) -> None:
+    """Join the cluster at an address; None starts one of this machine, which ends with this process."""
+    if not find_spec("ray"):
+        raise UserError("--launcher ray: Ray is not installed; pip install -r requirements-ray.txt")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it would send statistics; read when Ray starts
+    import ray
+
+    if address not in (None, "auto"):
+        _require_answer(address)
+    starts = {"include_dashboard": False} if address is None else {}
+    try:
+        ray.init(address or "local", logging_level="error", **starts)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise UserError(f"--ray_address {address or '(none)'}: {str(error).strip().splitlines()[0]}") from None
+
+
+def _require_answer(address: str) -> None:
+    """Refuse an address at which nothing listens: Ray itself would wait, deaf to all but SIGKILL."""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit():
+        raise UserError(f"--ray_address {address} is no HOST:PORT, such as 10.0.0.1:6379; mend it, or give auto")
+    try:
+        socket.create_connection((host, int(port)), ANSWER_S).close()
+    except (OSError, OverflowError) as error:
+        raise UserError(
+            f"--ray_address {address} does not answer ({error}); start it there with ray start --head, or mend it"
+        ) from None
+
+
+def _nodes() -> list[tuple[int, int]]:
+    """CPUs and GPUs of each node that takes tasks."""
+    import ray
+
+    alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return [(int(node["CPU"]), int(node.get("GPU", 0))) for node in alive if node.get("CPU", 0) >= 1]

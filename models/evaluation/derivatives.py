@@ -1,0 +1,190 @@
+"""Predictions as a BIDS derivative data set, which other programs read: lesion masks and probabilities.
+
+As BIDS 1.10 has it under "Imaging data types: segmentations" (https://bids-specification.readthedocs.io).
+"""
+
+import hashlib
+import os
+import re
+from argparse import Namespace
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from itertools import chain, count
+from pathlib import Path
+from urllib.parse import quote
+
+import numpy as np
+
+from data.files.bids import DESCRIPTION, PROGRAM, absolute, dataset_of, describe, is_own, tree_of
+from data.files.names import LESION, contrast_of, entities_of, extension_of
+from data.files.volumes import write_like
+from data.scans.cohort import Case
+from utils.errors import UserError
+from utils.files import read_json, require_writable, write_json
+from utils.provenance import git_commit
+
+ARGUMENT = "--bids_derivatives"
+BIDS_VERSION = "1.10.0"
+CODE_URL = "https://github.com/angelonazzaro/StrokeFormer"
+# By data type the entities that BIDS has for masks, in its order; what else a scan's name holds is left out.
+ENTITIES = {
+    "anat": ("sub", "ses", "task", "acq", "ce", "rec", "run", "echo", "part", "space", "chunk", "res", "label", "desc"),
+    "dwi": ("sub", "ses", "acq", "rec", "dir", "run", "part", "space", "chunk", "res", "label", "desc"),
+}
+DWI = ("dwi", "adc", "trace")
+LABEL = re.compile(r"[0-9A-Za-z+]+")
+MASK, PROBABILITY = "mask", "probseg"  # suffixes
+TEXTS = {
+    MASK: f"Stroke lesions as predicted by {PROGRAM}",
+    PROBABILITY: f"Probability of a stroke lesion by {PROGRAM}, 0 outside the brain and the proposed regions",
+}
+
+
+@dataclass(frozen=True)
+class Derivative:
+    """A data set of what is found in some scans, on the grids of these; `plan_derivative` makes one.
+
+    names: of each scan by its path, the path of its files below `folder`, without suffix and extension.
+    sources: of each scan by its path, its BIDS URI.
+    links: where the data sets in the URIs lie, by name.
+    """
+
+    folder: Path
+    names: dict[Path, str]
+    sources: dict[Path, str]
+    links: dict[str, str]
+
+    def begin(self, settings: dict) -> Callable[[Case, np.ndarray, np.ndarray], None]:
+        """Write the description of the data set; returns what writes a case, with `settings` in each sidecar."""
+        commit = git_commit()
+        program = {"Name": PROGRAM, **({"Version": commit} if commit else {}), "CodeURL": CODE_URL}
+        write_json(
+            self.folder / DESCRIPTION,
+            {
+                "Name": f"Stroke lesions by {PROGRAM}",
+                "BIDSVersion": BIDS_VERSION,
+                "DatasetType": "derivative",
+                "GeneratedBy": [program],
+                "DatasetLinks": self.links,
+            },
+        )
+        return partial(self._write, settings)
+
+    def _write(self, settings: dict, case: Case, lesion: np.ndarray, probability: np.ndarray) -> None:
+        """Write a case's lesions, bool, and their probability, (D, H, W) on the scan's grid, with their sidecars."""
+        for suffix, array in ((MASK, lesion), (PROBABILITY, probability)):
+            path = self.folder / f"{self.names[case.scan]}_{suffix}"
+            write_like(f"{path}.nii.gz", array, case.scan)
+            write_json(f"{path}.json", self._sidecar(case.scan, suffix, settings))
+
+    def _sidecar(self, scan: Path, suffix: str, settings: dict) -> dict:
+        source, resolution = self.sources[scan], entities_of(scan).get("res")
+        return {
+            "Description": TEXTS[suffix],
+            "Type": "Lesion",
+            "Manual": False,
+            "Sources": [source],
+            "SpatialReference": source,  # it is the scan's own grid, whatever space its name tells
+            **({"Resolution": f"that of the source, res-{resolution}"} if resolution else {}),
+            **settings,
+        }
+
+
+def prediction_settings(args: Namespace, name: str, threshold: float, smallest_cm3: float) -> dict:
+    """What made the predictions, for the sidecars; `args` are those of ``test_strokeformer.py``."""
+    regions = [args.regions] if args.regions else None
+    files = {"Checkpoint": args.ckpt_path, "RegionCheckpoint": args.rpn_ckpt_path, "Regions": regions}
+    settings = {"Model": name}
+    for key, paths in files.items():
+        if paths:
+            names, digests = [Path(path).name for path in paths], [_sha256(path) for path in paths]
+            alone = len(paths) == 1
+            settings |= {key: names[0] if alone else names, f"{key}SHA256": digests[0] if alone else digests}
+    return settings | {
+        "LesionThreshold": threshold,
+        "SmallestLesionCm3": smallest_cm3,
+        "FlipAverage": args.flip_average,
+    }
+
+
+def _sha256(path: Path | str) -> str:
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+# --- planning ------------------------------------------------------------------------------------------
+
+
+def plan_derivative(folder: Path | str, cases: list[Case]) -> Derivative:
+    """The data set that will hold what is found in the scans; nothing is written yet.
+
+    Raises:
+        UserError: a folder that takes no files, that is another data set, or that holds the scans; a ``.npy`` scan,
+            one whose name BIDS cannot take, or two that would get the same name, in this run or an earlier one.
+    """
+    folder = absolute(folder)
+    _require_own(folder, cases)
+    require_writable(folder, ARGUMENT)
+    links = dict(describe(folder).get("DatasetLinks", {}))
+    names = {case.scan: _derived_name(case.scan) for case in cases}
+    sources = {scan: _source(scan, folder, links) for scan in names}
+    _require_one_name_each(names)
+    for scan, name in names.items():
+        _require_free(folder / f"{name}_{MASK}.json", scan, sources[scan])
+    return Derivative(folder, names, sources, links)
+
+
+def _require_own(folder: Path, cases: list[Case]) -> None:
+    if (folder / DESCRIPTION).exists() and not is_own(folder):
+        raise UserError(
+            f"{ARGUMENT} {folder} holds another data set, by its {DESCRIPTION}; give a folder of its own, e.g. "
+            f"{folder / 'derivatives/strokeformer'}"
+        )
+    for case in cases:
+        if Path(os.path.realpath(case.scan.parent)).is_relative_to(os.path.realpath(folder)):
+            raise UserError(f"{ARGUMENT} {folder} holds the scan {case.scan}; give a folder without scans")
+
+
+def _derived_name(scan: Path) -> str:
+    """``sub-1/ses-2/anat/sub-1_ses-2_acq-x_label-lesion`` of ``sub-1_ses-2_acq-x_T1w.nii.gz``."""
+    told = {**entities_of(scan), "label": LESION}
+    if extension_of(scan) == ".npy":
+        raise UserError(f"{ARGUMENT}: {scan} does not tell where it lies; give NIfTI scans, or leave the argument out")
+    if "sub" not in told:
+        raise UserError(f"{ARGUMENT}: {scan} names no subject; rename it as in BIDS, e.g. sub-01_T1w.nii.gz")
+    datatype = "dwi" if (contrast_of(scan) or "").lower() in DWI else "anat"
+    kept = {entity: told[entity] for entity in ENTITIES[datatype] if entity in told}
+    for entity, label in kept.items():
+        if not LABEL.fullmatch(label):
+            raise UserError(f"{ARGUMENT}: {scan} holds {entity}-{label}; rename it with letters and digits only")
+    folders = [f"{entity}-{kept[entity]}" for entity in ("sub", "ses") if entity in kept]
+    return "/".join([*folders, datatype, "_".join(f"{entity}-{label}" for entity, label in kept.items())])
+
+
+def _source(scan: Path, folder: Path, links: dict[str, str]) -> str:
+    """The BIDS URI of a scan; names its data set in `links` where that has no name yet.
+
+    A folder that is no BIDS data set is named too: whoever resolves the URI finds the scan.
+    """
+    root = tree_of(scan)
+    inside = folder.is_relative_to(root)  # then both move together
+    where = os.path.relpath(root, folder) if inside else root.as_uri()
+    kind = "raw" if dataset_of(scan) and describe(root).get("DatasetType", "raw") == "raw" else "scans"
+    candidates = chain([kind], (f"{kind}{number}" for number in count(2)))
+    name = next(name for name in candidates if links.get(name, where) == where)
+    links[name] = where
+    return f"bids:{name}:{quote(absolute(scan).relative_to(root).as_posix())}"
+
+
+def _require_one_name_each(names: dict[Path, str]) -> None:
+    first: dict[str, Path] = {}
+    for scan, name in names.items():
+        if (other := first.setdefault(name, scan)) != scan:
+            raise UserError(f"{ARGUMENT}: {other} and {scan} would both become {name}; segment them into two folders")
+
+
+def _require_free(sidecar: Path, scan: Path, source: str) -> None:
+    """Refuse a name that an earlier run gave to what it found in another scan, say the FLAIR of the same session."""
+    if sidecar.exists() and read_json(sidecar).get("Sources") != [source]:
+        raise UserError(f"{ARGUMENT}: {sidecar} is of another scan than {scan}; give another folder, or remove it")

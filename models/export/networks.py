@@ -1,0 +1,142 @@
+"""The networks of both stages as ONNX: what of them is arithmetic on tensors of known rank, and nothing else.
+
+torchvision's detectors do not export whole with torch's exporter (pytorch/vision issue 9306), so stage 1 is cut where
+its boxes are sorted and suppressed: one network finds candidates, another judges the boxes that are left of them, and
+`runner.detector` does what lies between.
+"""
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+import onnx
+import torch
+import torch.nn.functional as F
+from onnx import TensorProto, helper, numpy_helper
+from torch import nn
+from torch.export import Dim
+from torchvision.ops import roi_align
+
+from models.rpn.detector import Detector
+from models.rpn.module import RPN
+from models.segmentation.module import StrokeFormer
+from utils.files import atomic_path
+
+OPSET = 20  # onnxruntime reads it from 1.17 on
+SMALLEST_HALVED = 64  # values of a weight; shorter ones save nothing, and some are shapes and scales
+LARGEST_HALF = float(np.finfo(np.float16).max)
+
+
+class Finder(nn.Module):
+    """From slices (B, C, h, w) in [0, 1] to the features of all levels but the last, then the objectness and then the
+    offsets of the anchors of all levels."""
+
+    def __init__(self, detector: Detector, scale: float) -> None:
+        super().__init__()
+        self.backbone, self.head, self.scale = detector.backbone, detector.rpn.head, scale
+
+    def forward(self, slices: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        images = F.interpolate(slices, scale_factor=self.scale, mode="bilinear")
+        features = list(self.backbone(images).values())
+        objectness, offsets = self.head(features)
+        return (*features[:-1], *objectness, *offsets)
+
+
+class Judge(nn.Module):
+    """From the boxes of each pooled level, (N, 5) with the number of their slice before their corners in the level's
+    pixels, and then the features of each, (B, K, h, w), to scores (N,) in [0, 1] and offsets (N, 4) of what is lesion:
+    those of all boxes, level by level."""
+
+    def __init__(self, detector: Detector) -> None:
+        super().__init__()
+        self.heads = detector.roi_heads
+
+    def forward(self, *boxes_and_features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        pool, levels = self.heads.box_roi_pool, len(boxes_and_features) // 2
+        pairs = zip(boxes_and_features[levels:], boxes_and_features[:levels], strict=True)
+        pooled = [roi_align(maps, boxes, pool.output_size, 1.0, pool.sampling_ratio) for maps, boxes in pairs]
+        logits, offsets = self.heads.box_predictor(self.heads.box_head(torch.cat(pooled)))
+        return logits.softmax(1)[:, 1], offsets[:, 4:8]
+
+
+class Segmenter(nn.Module):
+    """From windows (B, C, D, H, W) to class probabilities (B, K, D, H, W)."""
+
+    def __init__(self, model: StrokeFormer) -> None:
+        super().__init__()
+        self.net = model.net
+
+    def forward(self, windows: torch.Tensor) -> torch.Tensor:
+        return self.net(windows).softmax(1)
+
+
+# --- export --------------------------------------------------------------------------------------------
+
+
+def export_stage_1(model: RPN, scale: float, shape: tuple[int, int]) -> tuple[onnx.ModelProto, onnx.ModelProto]:
+    """The networks that `Finder` and `Judge` describe, for any number of slices of any size and of boxes.
+
+    Args:
+        scale: pixels of the network a voxel.
+        shape: (H, W) of slices to trace with.
+    """
+    channels = model.detector.backbone.body.conv1.in_channels
+    finder, slices = Finder(model.detector, scale).eval(), torch.zeros(2, channels, *shape)
+    found = _export(finder, (slices,), ["slices"], ({0: Dim.DYNAMIC, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC},))
+    with torch.no_grad():
+        features = finder(slices)[: len(model.detector.roi_heads.box_roi_pool.featmap_names)]
+    boxes = [torch.zeros(2 + level, 5) for level in range(len(features))]  # as many as another would be one dimension
+    names = [f"{kind}_{level}" for kind in ("boxes", "features") for level in range(len(features))]
+    dynamic = [{0: Dim.DYNAMIC} for _ in boxes] + [{0: Dim.DYNAMIC, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC} for _ in features]
+    return found, _export(Judge(model.detector).eval(), (*boxes, *features), names, (tuple(dynamic),))
+
+
+def export_stage_2(model: StrokeFormer, channels: int) -> onnx.ModelProto:
+    """The network that `Segmenter` describes, for any number of windows of the model's size and these channels."""
+    windows = torch.zeros(2, channels, *model.window)
+    return _export(Segmenter(model).eval(), (windows,), ["windows"], ({0: Dim.DYNAMIC},))
+
+
+def _export(network: nn.Module, inputs: tuple, names: list[str], dynamic: tuple) -> onnx.ModelProto:
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")  # of the exporter's own libraries
+        program = torch.onnx.export(
+            network, inputs, dynamo=True, opset_version=OPSET, input_names=names, dynamic_shapes=dynamic, verbose=False
+        )
+    return _bare(program.model_proto)
+
+
+def _bare(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Without what the exporter notes of each node: lines of source with the paths of this machine, and their size."""
+    graph = model.graph
+    for part in (model, graph, *graph.node, *graph.initializer, *graph.input, *graph.output):
+        part.ClearField("doc_string")
+        part.ClearField("metadata_props")
+    graph.ClearField("value_info")
+    return model
+
+
+def halve_weights(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The same network with its weights stored as float16; they are cast to float32, in which it computes, on loading.
+
+    Weights beyond float16's range stay as they are.
+    """
+    casts = []
+    for weight in model.graph.initializer:
+        values = numpy_helper.to_array(weight)
+        if values.dtype != np.float32 or values.size < SMALLEST_HALVED or np.abs(values).max() > LARGEST_HALF:
+            continue
+        name, stored = weight.name, f"{weight.name}_half"
+        weight.CopyFrom(numpy_helper.from_array(values.astype(np.float16), stored))
+        casts.append(helper.make_node("Cast", [stored], [name], to=TensorProto.FLOAT))
+    nodes = list(model.graph.node)
+    model.graph.ClearField("node")
+    model.graph.node.extend([*casts, *nodes])
+    return model
+
+
+def write_network(path: Path, model: onnx.ModelProto) -> None:
+    """Write a network, once ONNX's own checker has passed it with the shapes of all that it computes."""
+    onnx.checker.check_model(model, full_check=True)
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(model.SerializeToString())

@@ -1,0 +1,76 @@
+"""The folder of a network's training: what it learned from, whether it has learned anything, and where it goes on."""
+
+from argparse import Namespace
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from data.scans.cohort import Case
+from models.checkpoints import read_checkpoint
+from utils.errors import UserError
+from utils.files import read_json
+
+
+def run_folder(args: Namespace, name: str) -> Path:
+    return Path(args.default_root_dir) / name
+
+
+def best_checkpoint(folder: Path) -> Path:
+    return folder / "checkpoints/best.ckpt"
+
+
+def folder_of(checkpoint: Path | str) -> Path:
+    """The run's folder that a checkpoint lies in, as `best_checkpoint` has it."""
+    return Path(checkpoint).parent.parent
+
+
+def is_trained(folder: Path) -> bool:
+    """Whether anything in a run's folder depends on what it was begun with."""
+    return any((folder / "checkpoints").glob("*.ckpt"))
+
+
+def finished_file(folder: Path) -> Path:
+    return folder / "finished.json"
+
+
+def is_finished(folder: Path, max_epochs: int) -> bool:
+    file = finished_file(folder)
+    return file.exists() and best_checkpoint(folder).exists() and read_json(file)["max_epochs"] >= max_epochs
+
+
+def inputs_of(
+    train: Iterable[Case], val: Iterable[Case], digests: Mapping[str, str], proposer: str | None = None
+) -> dict[str, str]:
+    """What a network learns from, for ``run.json``: the digest of each scan by its side and name.
+
+    Args:
+        digests: of the cases by the scan's name.
+        proposer: digest of what proposes the regions of stage 2; None where nothing does.
+    """
+    sides = {"train": train, "val": val}
+    inputs = {f"{side} {case.name}": digests[case.name] for side, cases in sides.items() for case in cases}
+    return inputs if proposer is None else {**inputs, "what proposes its regions": proposer}
+
+
+def resume_point(folder: Path) -> Path | None:
+    """The checkpoint that a begun training goes on from: the last one or, where that is broken, the best.
+
+    Raises:
+        UserError: there are checkpoints, but none can be read.
+    """
+    candidates = [path for path in (folder / "checkpoints/last.ckpt", best_checkpoint(folder)) if path.exists()]
+    for path in candidates:
+        if _is_whole(path):
+            if path != candidates[0]:
+                print(f"{candidates[0]} is broken: training goes on from {path}")
+            return path
+    if candidates:
+        raise UserError(f"{candidates[0]} is broken and so is every other; remove {folder} to train it anew")
+    return None
+
+
+def _is_whole(path: Path) -> bool:
+    try:
+        read_checkpoint(path)
+    except UserError:
+        return False
+    return True

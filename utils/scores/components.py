@@ -1,0 +1,96 @@
+"""Connected components of masks (D, H, W): lesions, what two masks share of them, and how much there is.
+
+Nothing but NumPy and SciPy is needed, so that the runner of exported models has it too.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import ndimage
+
+from utils.scores.overlap import as_masks, bounding_box
+
+SIX_CONNECTED = ndimage.generate_binary_structure(3, 1)  # voxels that share a face
+TWENTY_SIX_CONNECTED = np.ones((3, 3, 3), bool)  # or an edge or a corner: what "a lesion" means unless said otherwise
+MM3_PER_CM3 = 1000
+
+
+@dataclass(frozen=True)
+class Components:
+    """The components of a target and a prediction.
+
+    true, predicted: (D, H, W) int32 labels in the smallest box around both masks, 0 for background.
+    corner: (3,) first voxel of that box.
+    shared: (1 + true, 1 + predicted components) int64, the voxels of each pair. Row and column 0 are what lies in
+        none, so that a row sums to the size of a lesion and a column to that of a predicted component.
+    """
+
+    true: np.ndarray
+    predicted: np.ndarray
+    corner: np.ndarray
+    shared: np.ndarray
+
+    @property
+    def common(self) -> np.ndarray:
+        """`shared` without the background."""
+        return self.shared[1:, 1:]
+
+    @property
+    def true_voxels(self) -> np.ndarray:
+        return self.shared[1:].sum(1)
+
+    @property
+    def predicted_voxels(self) -> np.ndarray:
+        return self.shared[:, 1:].sum(0)
+
+    @property
+    def found(self) -> np.ndarray:
+        """Which lesions have a predicted voxel, (true components,) bool."""
+        return self.common.any(1)
+
+    @property
+    def false(self) -> np.ndarray:
+        """Which predicted components have no voxel of a lesion, (predicted components,) bool."""
+        return ~self.common.any(0)
+
+    def touching(self, mask: np.ndarray) -> np.ndarray:
+        """Which predicted components have a voxel of a mask (D, H, W), (predicted components,) bool."""
+        box = tuple(slice(first, first + side) for first, side in zip(self.corner, self.predicted.shape, strict=True))
+        return np.isin(np.arange(1, self.shared.shape[1]), self.predicted[mask[box]])
+
+
+def find_components(
+    prediction: np.ndarray, target: np.ndarray, connectivity: np.ndarray = TWENTY_SIX_CONNECTED
+) -> Components:
+    """Components of two masks and the voxels that they share.
+
+    Args:
+        prediction, target: (D, H, W) bool or uint8 masks.
+        connectivity: (3, 3, 3) bool, `SIX_CONNECTED` or `TWENTY_SIX_CONNECTED`.
+
+    Raises:
+        ValueError: the masks differ in shape.
+    """
+    prediction, target = as_masks(prediction=prediction, target=target)
+    either = prediction | target
+    box = bounding_box(either)
+    true, n_true = ndimage.label(target[box], connectivity)
+    predicted, n_predicted = ndimage.label(prediction[box], connectivity)
+    inside, width = either[box], n_predicted + 1
+    pairs = true[inside].astype(np.int64) * width + predicted[inside]
+    shared = np.bincount(pairs, minlength=(n_true + 1) * width).reshape(-1, width)
+    return Components(true, predicted, np.array([span.start for span in box]), shared)
+
+
+# --- how much there is ---------------------------------------------------------------------------------
+
+
+def lesion_load(mask: np.ndarray, spacing_mm: tuple[float, float, float] | None) -> tuple[int, float]:
+    """Number of the lesions of a (D, H, W) bool mask, 26-connected, and their volume in cm3; NaN without spacing."""
+    _, n_lesions = ndimage.label(mask[bounding_box(mask)], TWENTY_SIX_CONNECTED)
+    return n_lesions, float(np.count_nonzero(mask) * voxel_cm3(spacing_mm))
+
+
+def voxel_cm3(spacing_mm: tuple[float, float, float] | None) -> float:
+    """Volume of a voxel of that size along (D, H, W); NaN where it is unknown."""
+    return np.nan if spacing_mm is None else float(np.prod(spacing_mm)) / MM3_PER_CM3

@@ -1,0 +1,127 @@
+"""What is measured of a scan's masks: all its scores, surface distances, and the scores of slices by lesion size.
+
+Masks are (D, H, W), zero for background. A score that the data leave undefined is NaN, never 0, so that a mean
+over scans can leave it out and a CSV shows an empty cell.
+"""
+
+import warnings
+
+import numpy as np
+import pandas as pd
+
+from utils.scores.components import voxel_cm3
+from utils.scores.lesions import lesion_scores
+from utils.scores.overlap import OVERLAP_SCORES, as_masks, bounding_box, count_overlap, overlap_scores
+
+# Lesion size in a slice: the upper bound, included, of its share of the slice's brain area.
+SIZE_BINS = {"No Lesion": 0.0, "Small": 0.01, "Medium": 0.05, "Large": np.inf}
+
+
+# --- stage 2: scans ------------------------------------------------------------------------------------
+
+
+def scan_scores(
+    prediction: np.ndarray, target: np.ndarray, spacing_mm: tuple[float, float, float] | None
+) -> dict[str, float]:
+    """All scores of one scan, in the order of their columns in ``scores.csv``.
+
+    Args:
+        prediction, target: (D, H, W) bool or uint8 masks.
+        spacing_mm: size of a voxel along (D, H, W), or None if unknown.
+
+    Returns:
+        ``OVERLAP_SCORES``, then ``hd95`` and ``assd`` in mm, ``lesion_f1``, ``lesion_count_difference``,
+        ``volume_difference`` in cm3, without sign, and the other scores of `lesion_scores`.
+
+    Raises:
+        ValueError: the masks differ in shape.
+    """
+    prediction, target = as_masks(prediction=prediction, target=target)
+    box = bounding_box(prediction | target)
+    tp, fp, fn = count_overlap(prediction[box], target[box])
+    overlap = overlap_scores(tp, fp, fn, prediction.size - tp - fp - fn)
+    lesions = lesion_scores(prediction[box], target[box])
+    return {
+        **{name: float(value) for name, value in overlap.items()},
+        **surface_scores(prediction[box], target[box], spacing_mm),
+        **{name: lesions[name] for name in ("lesion_f1", "lesion_count_difference")},
+        "volume_difference": float(abs(fp - fn) * voxel_cm3(spacing_mm)),
+        **lesions,  # the two above keep their places
+    }
+
+
+def surface_scores(
+    prediction: np.ndarray, target: np.ndarray, spacing_mm: tuple[float, float, float] | None
+) -> dict[str, float]:
+    """Distances between the surfaces of two bool masks, in mm.
+
+    Returns:
+        ``hd95``, the larger of the two directed 95th percentiles, and ``assd``, the mean over both surfaces; NaN
+        if the spacing is unknown or a mask is empty.
+    """
+    if spacing_mm is None or not prediction.any() or not target.any():
+        return {"hd95": np.nan, "assd": np.nan}
+    # Imported here: they take seconds, and who asks for the size bins has no use for them.
+    import torch
+    from monai.metrics import compute_average_surface_distance, compute_hausdorff_distance
+
+    # One channel that is foreground: (B, C, D, H, W) with no background to leave out. Masks may end at the border
+    # of the array: MONAI puts a margin of background around them before it looks for surfaces.
+    pair = [torch.from_numpy(np.ascontiguousarray(mask))[None, None] for mask in (prediction, target)]
+    common = {"include_background": True, "spacing": list(spacing_mm)}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # MONAI 1.6 warns of an argument that it passes itself
+        return {
+            "hd95": float(compute_hausdorff_distance(*pair, percentile=95, **common)),
+            "assd": float(compute_average_surface_distance(*pair, symmetric=True, **common)),
+        }
+
+
+# --- stage 2: slices by lesion size --------------------------------------------------------------------
+
+
+def size_bin(lesion_voxels, brain_voxels) -> np.ndarray:
+    """Name of the size bin of each slice.
+
+    Args:
+        lesion_voxels, brain_voxels: counts of a slice, or arrays of one count a slice.
+    """
+    lesion, brain = np.asarray(lesion_voxels), np.asarray(brain_voxels)
+    share = lesion / np.maximum(brain, 1)
+    return np.array(list(SIZE_BINS))[np.searchsorted(list(SIZE_BINS.values()), share)]
+
+
+def slice_scores(prediction: np.ndarray, target: np.ndarray, brain: np.ndarray) -> pd.DataFrame:
+    """Overlap scores of the slices that have brain, a row each.
+
+    Args:
+        prediction, target, brain: (D, H, W) bool or uint8 masks.
+
+    Returns:
+        Columns ``size``, the name of the slice's bin, and `OVERLAP_SCORES`. In the bin No Lesion a score is 1 for
+        a slice rightly left empty and 0 for a false alarm.
+
+    Raises:
+        ValueError: the masks differ in shape.
+    """
+    prediction, target, brain = as_masks(prediction=prediction, target=target, brain=brain)
+    brain_voxels = np.count_nonzero(brain, (1, 2))
+    with_brain = brain_voxels > 0
+    tp, fp, fn = (count[with_brain] for count in count_overlap(prediction, target, (1, 2)))
+    tn = brain[0].size - tp - fp - fn
+    return pd.DataFrame({"size": size_bin(tp + fn, brain_voxels[with_brain]), **overlap_scores(tp, fp, fn, tn)})
+
+
+def scores_by_size(frame: pd.DataFrame) -> pd.DataFrame:
+    """Mean scores of the slices in each size bin.
+
+    Args:
+        frame: rows of `slice_scores`, of any number of scans.
+
+    Returns:
+        Columns ``size``, ``n`` (slices) and `OVERLAP_SCORES`; a row for each of `SIZE_BINS`, in their order, with
+        NaN scores where n is 0.
+    """
+    means = frame.groupby("size")[list(OVERLAP_SCORES)].mean().reindex(list(SIZE_BINS))
+    means.insert(0, "n", frame["size"].value_counts().reindex(means.index, fill_value=0))
+    return means.rename_axis("size").reset_index()
