@@ -12,16 +12,21 @@ demo: .venv/installed
 		--default_root_dir demo/StrokeFormer --rpn_default_root_dir demo/RPN \
 		--scores_dir demo/scores --rpn_scores_dir demo/rpn_scores
 
-test: .venv/installed
+test: .venv/installed-dev
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
-	$(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	.venv/bin/mypy
+	$(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder --cov --cov-report=term:skip-covered
 
 # Installs once; a change of the requirements installs again.
 .venv/installed: requirements.txt
 	@echo "Installing requirements.txt into .venv: 6 GB, 2 to 5 minutes, once"
 	@$(PYTHON) -m venv .venv
 	@$(PY) -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	touch $@
+
+.venv/installed-dev: .venv/installed requirements-dev.txt
+	@$(PY) -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 	touch $@
 
 clean-demo:

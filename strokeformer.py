@@ -1,8 +1,8 @@
 """StrokeFormer from Python: networks, masks and scores without a command line. docs/python.md shows the use.
 
-Scans and masks are files (``.npy``, ``.nii``, ``.nii.gz``) or nibabel images; what comes back is a nibabel image in the
-scan's own grid, orientation and place. The steps are those of ``test_strokeformer.py``, and so is what is refused, with
-a `UserError`. Where its message names an argument such as ``--scan_dim``, the keyword has the same name.
+Scans and masks are files (``.npy``, ``.nii``, ``.nii.gz``) or nibabel images; results are nibabel images on the scan's
+own grid. What ``test_strokeformer.py`` refuses is refused with a `UserError`; where its message names an argument such
+as ``--scan_dim``, the keyword has the same name.
 """
 
 from collections.abc import Iterator, Sequence
@@ -19,22 +19,21 @@ from data.files.names import extension_of, stem_of
 from data.files.nifti import affine_of
 from data.files.space import Space, resample
 from data.files.volumes import image_like, read_header, read_volume, refusing, volume_image
-from data.scans.admission import admit
-from data.scans.brain import brain_is, read_brain, say_heads, with_brains
-from data.scans.checks import check_alignment, check_headers, read_binary, space_of
+from data.scans.brain import brain_origin, print_heads, read_brain, with_brains
+from data.scans.checks import check_alignment, read_binary, space_of
 from data.scans.cohort import Case, pair_files
-from data.scans.grid import UNKNOWN_MM, Grid, say_untold_network
-from data.scans.prepared import PreparedScan, prepare_scan
+from data.scans.grid import UNKNOWN_MM, Grid
+from data.scans.open import cohort_of
+from data.scans.prepared import PreparedScan
 from models.checkpoints import grid_at_test, load_rpn, load_strokeformer, require_channels, require_spacing
 from models.ensembles import RPNEnsemble, StrokeFormerEnsemble
-from models.proposals import rpn_source
+from models.pipeline import BATCH_SIZE, Prediction, TwoStage
+from models.regions import rpn_source
 from models.rpn.module import RPN
 from models.segmentation.module import StrokeFormer
-from models.segmentation.windows import seen_on_own_grid
-from utils.defaults import SUBVOLUME_DEPTH
+from models.segmentation.settings import SlidingWindow
 from utils.errors import UserError
-from utils.regions.region import Region, region_mask
-from utils.scores import decision
+from utils.regions.region import region_mask
 from utils.scores.lesions import lesion_rows
 from utils.scores.metrics import scan_scores
 
@@ -55,8 +54,6 @@ Image = nib.spatialimages.SpatialImage
 Volume = str | Path | Image
 Proposer = RPN | RPNEnsemble
 Segmenter = StrokeFormer | StrokeFormerEnsemble
-# The defaults of `test_strokeformer.py`: other windows or batches may round otherwise, and a mask differ by a voxel.
-AS_THE_SCRIPT = {"subvolume_depth": SUBVOLUME_DEPTH, "batch_size": 8}
 
 
 # --- of a scan -----------------------------------------------------------------------------------------
@@ -75,10 +72,10 @@ def segment(
     Args:
         scan: of any voxel size and orientation, with skull or without.
         rpn: proposes where to look; None for the whole volume.
-        brain: mask of its brain, e.g. of `find_brain`; None for that in ``Brains/`` beside the folder of the scan or,
-            where there is none, to find it.
+        brain: mask of its brain; None for that in ``Brains/`` beside the folder of the scan or, where there is none, to
+            find it.
         scan_dim: (C, D, H, W) of the grid, where the head does not fit into that of the network.
-        windows: ``overlap``, ``subvolume_depth``, ``batch_size``, ``flip_average`` of `StrokeFormer.segment`.
+        windows: ``overlap``, ``subvolume_depth``, ``batch_size``, ``flip_average`` as of ``test_strokeformer.py``.
 
     Returns:
         uint8, the class of each voxel; 0 is background.
@@ -87,10 +84,7 @@ def segment(
         UserError: a scan that cannot be read or has no head, a brain larger than the grid, networks of two voxel sizes.
     """
     with _opened(scan, rpn, model, brain, scan_dim) as (case, prepared):
-        regions = _regions(prepared, rpn, model)
-        probabilities = _probabilities(prepared, regions, model, windows)
-        seen = seen_on_own_grid(prepared, regions)
-        return _image(model.decision.classes(probabilities, prepared.own.spacing_mm, seen), case)
+        return _image(_predict(prepared, rpn, model, **windows).classes, case)
 
 
 def lesion_probability(
@@ -106,8 +100,7 @@ def lesion_probability(
     Arguments and errors are those of `segment`.
     """
     with _opened(scan, rpn, model, brain, scan_dim) as (case, prepared):
-        probabilities = _probabilities(prepared, _regions(prepared, rpn, model), model, windows)
-        return _image(decision.lesion_probability(probabilities), case)
+        return _image(_predict(prepared, rpn, model, **windows).lesion_probability, case)
 
 
 def propose(
@@ -118,14 +111,14 @@ def propose(
     They are as large as the windows of `model` ask for. Arguments and errors are those of `segment`.
     """
     with _opened(scan, rpn, model, brain, scan_dim) as (case, prepared):
-        regions = region_mask(_regions(prepared, rpn, model), prepared.brain.shape)
-        return _image(resample(regions[None], prepared.space, prepared.own)[0].astype(np.uint8), case)
+        inside = region_mask(rpn_source(rpn, model.hparams["roi_size"])(prepared), prepared.brain.shape)
+        return _image(resample(inside[None], prepared.space, prepared.own)[0].astype(np.uint8), case)
 
 
 def find_brain(scan: Volume) -> Image:
-    """The brain of a scan, uint8 of 0 and 1; given to the other functions as `brain`, it is looked for only once.
+    """The brain mask of a scan, uint8 of 0 and 1, for the `brain` of the other functions.
 
-    Where none is found the whole head stands for it, which a printed line says.
+    Where no brain is found the whole head is used as the brain mask, and a line is printed.
 
     Raises:
         UserError: a scan that cannot be read or has no head.
@@ -133,22 +126,18 @@ def find_brain(scan: Volume) -> Image:
     with TemporaryDirectory() as folder:
         case = _case_of(scan, None, Path(folder))
         brain = read_brain(case, Path(folder))
-        if brain_is(case, Path(folder)) == "head":
-            say_heads([case])
+        if brain_origin(case, Path(folder)) == "head":
+            print_heads([case])
         return _image(brain.astype(np.uint8), case)
 
 
 def read_image(path: str | Path, scan: str | Path | None = None) -> Image:
-    """The image of a file, a ``.npy`` too.
-
-    Args:
-        scan: the scan of a mask in ``.npy``, which tells where it lies.
-    """
+    """The image of a file; that of a mask in ``.npy`` lies where its `scan` lies."""
     if extension_of(path) == ".npy":
         (case,) = pair_files([Path(scan or path)], None)
         return volume_image(read_volume(path).array, _space_of(case).affine)
     with refusing(path):
-        return nib.load(path)
+        return nib.load(path)  # type: ignore[return-value]  # of a volume
 
 
 # --- of masks ------------------------------------------------------------------------------------------
@@ -161,7 +150,7 @@ def scores(prediction: Volume, truth: Volume) -> dict[str, float]:
         UserError: masks of two grids, or with other values than 0 and 1.
     """
     predicted, true, space = _read_masks(prediction, truth)
-    return scan_scores(predicted, true, space and space.spacing_mm)
+    return scan_scores(predicted, true, None if space is None else space.spacing_mm)
 
 
 def lesions(mask: Volume, truth: Volume | None = None) -> pd.DataFrame:
@@ -174,12 +163,13 @@ def lesions(mask: Volume, truth: Volume | None = None) -> pd.DataFrame:
         UserError: as `scores`.
     """
     predicted, true, space = _read_masks(mask, mask if truth is None else truth)
-    rows = lesion_rows(predicted, true, space and space.spacing_mm, np.eye(4) if space is None else space.affine)
+    spacing_mm, affine = (None, np.eye(4)) if space is None else (space.spacing_mm, space.affine)
+    rows = lesion_rows(predicted, true, spacing_mm, affine)
     return rows.drop(columns=["kind", "found", "dice"]) if truth is None else rows
 
 
 def _read_masks(prediction: Volume, truth: Volume) -> tuple[np.ndarray, np.ndarray, Space | None]:
-    """Both masks, (D, H, W) bool, and where they lie; None for two ``.npy``, which do not tell."""
+    """Both masks, (D, H, W) bool, and where they lie; None where that is unknown, of two ``.npy``."""
     with TemporaryDirectory() as folder:
         paths = [_file_of(mask, Path(folder) / name) for name, mask in (("prediction", prediction), ("truth", truth))]
         check_alignment(*paths)
@@ -198,10 +188,9 @@ def _opened(
     grid = _common_grid(rpn, model, scan_dim)
     with TemporaryDirectory() as folder:
         case = _case_of(scan, brain, Path(folder))
-        check_headers([case], grid.scan_dim, grid.resize_to)
-        say_untold_network([case], grid)
-        admit([case], grid, Path(folder))
-        yield case, prepare_scan(case, grid, Path(folder))
+        cohort = replace(cohort_of([case], grid=grid).on(grid), brains=Path(folder))
+        cohort.admit()
+        yield case, cohort.prepare(case)
 
 
 def _common_grid(rpn: Proposer | None, model: Segmenter, scan_dim: Sequence[int] | None) -> Grid:
@@ -217,13 +206,11 @@ def _common_grid(rpn: Proposer | None, model: Segmenter, scan_dim: Sequence[int]
     return grid
 
 
-def _regions(prepared: PreparedScan, rpn: Proposer | None, model: Segmenter) -> list[Region] | None:
-    return None if rpn is None else rpn_source(rpn, model.hparams.roi_size)(prepared)
-
-
-def _probabilities(prepared: PreparedScan, regions: list[Region] | None, model: Segmenter, windows: dict) -> np.ndarray:
-    """Class probabilities (K, D, H, W) on the scan's own grid."""
-    return prepared.to_own_grid(model.segment(prepared, regions, **AS_THE_SCRIPT | windows))
+def _predict(
+    scan: PreparedScan, rpn: Proposer | None, model: Segmenter, batch_size: int = BATCH_SIZE, **sliding
+) -> Prediction:
+    regions_of = None if rpn is None else rpn_source(rpn, model.hparams["roi_size"])
+    return TwoStage(model, regions_of, SlidingWindow(**sliding), batch_size).predict(scan)
 
 
 # --- files and images ----------------------------------------------------------------------------------
@@ -259,5 +246,5 @@ def _image(array: np.ndarray, case: Case) -> Image:
 
 
 def _space_of(case: Case) -> Space:
-    """Where a case's scan lies; voxels of untold size are taken for 1 mm."""
+    """Where a case's scan lies; voxels of unknown size are taken for 1 mm."""
     return space_of(case) or Space(read_header(case.scan).shape[1:], affine_of(UNKNOWN_MM))

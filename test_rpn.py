@@ -1,72 +1,94 @@
 """Evaluate a trained region proposal network (stage 1) on 2D slices; ``python -m data.slices`` makes them."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+from data.settings import Loading, resize_option, seed_option
+from models.evaluation.settings import RPNOutputs
+from models.rpn.settings import score_threshold_option
+from models.segmentation.settings import num_classes_option, roi_size_option
+from models.training.settings import precision_option
 from utils import cli
-from utils.files import STAGE_1_TABLES, require_tables, require_writable
+from utils.settings import option
+from utils.validators import LIST
 
 
-def parse_args(argv: list[str] | None = None):
-    parser = cli.make_parser(__doc__)
-    cli.add_seed(parser)
-    parser.add_argument("--scans", required=True, help="folder of 2D scan slices")
-    parser.add_argument("--masks", required=True, help="folder of 2D masks")
-    parser.add_argument("--ckpt_path", required=True, help="RPN checkpoint")
-    parser.add_argument("--model_name", default=None, help="name in tables and folders; None for the checkpoint's run")
-    cli.add_loader(parser, batch_size=32)
-    cli.add_precision(parser)
-    cli.add_resize_to(parser)
-    cli.add_num_classes(parser)
-    cli.add_roi_size(parser)
-    cli.add_score_threshold(parser)
-    cli.add_eigencam(parser)
-    cli.add_n_predictions(parser)
-    cli.add_scores(parser, "./rpn_scores", "rpn_scores.csv")
-    return parser.parse_args(argv)
+@dataclass(frozen=True)
+class Settings:
+    """Slices and network."""
+
+    seed: int = seed_option()
+    scans: str = option(str, "folder of 2D scan slices", required=True)
+    masks: str = option(str, "folder of 2D masks", required=True)
+    ckpt_path: str = option(str, "RPN checkpoint", required=True)
+    model_name: str | None = option(str, "name in tables and folders; None for the checkpoint's run")
+    resize_to: tuple[int, int] | None = resize_option()
+    num_classes: int = num_classes_option()
+    roi_size: tuple[int, int, int] = roi_size_option()
+    score_threshold: float | None = score_threshold_option()
+    precision: str = precision_option()
+    loading: Loading = Loading(batch_size=32)
+    outputs: RPNOutputs = RPNOutputs(scores_file="rpn_scores.csv")
 
 
-def main(args) -> None:
-    if args.target_layers == cli.LIST:
-        return print_layers(args)
-    table = find_slices(args)  # first: a wrong path is refused before the heavy libraries load
+def parse_args(argv: Sequence[str] | None = None) -> Settings:
+    return cli.parse(Settings(), __doc__, argv)
 
-    from data.batches.datamodules import StackedScans, scan_loader
-    from data.batches.slices import channels_of, grid_of_slices
-    from models.checkpoints import load_rpn, require_channels, require_classes, require_spacing, run_name
+
+def main(settings: Settings) -> None:
+    if settings.outputs.target_layers == LIST:
+        return print_layers(settings)
+    table = read_slices(settings)  # first: a wrong path is refused before the heavy libraries load
+
+    from data.batches.datamodules import stacked_scans
+    from models.checkpoints import run_name
     from models.evaluation.proposals import evaluate_rpn
-    from models.precision import use_precision
     from report.pages import report_rpn
+    from utils.provenance import save_run
     from utils.scores.tables import print_scores
 
-    use_precision(args.precision)
-    model = load_rpn(args.ckpt_path, args.score_threshold)
-    require_classes(args.num_classes, 2, args.ckpt_path)
-    require_channels(channels_of(table), model, args.ckpt_path)
-    if not args.resize_to:
-        mend = "cut the slices with --spacing"
-        require_spacing(grid_of_slices(table).spacing_mm, model, args.ckpt_path, mend)
-    scans = StackedScans(table, args.resize_to)
-    name = args.model_name or run_name(args.ckpt_path)
-    scores = evaluate_rpn(model, scan_loader(scans, args.num_workers), len(scans), args, name)
-    print_scores(scores, Path(args.scores_dir) / name)
-    print(f"The report is {report_rpn(args, name, len(scans))}")
+    model, outputs, seed = load_network(settings, table), settings.outputs, settings.seed
+    loading = settings.loading
+    name = settings.model_name or run_name(settings.ckpt_path)
+    scans = stacked_scans(table, loading.num_workers, settings.resize_to)
+    scores = evaluate_rpn(model, scans, len(scans), name, outputs, seed, settings.roi_size, loading.batch_size)
+    save_run(Path(outputs.scores_dir) / name, settings)
+    print_scores(scores, Path(outputs.scores_dir) / name)
+    print(f"The report is {report_rpn(name, len(scans), outputs, seed, settings.ckpt_path)}")
 
 
-def print_layers(args) -> None:
-    from models.checkpoints import load_rpn
-    from models.evaluation.eigencam import slice_layers
-
-    print(slice_layers(load_rpn(args.ckpt_path)).table("--target_layers"))
-
-
-def find_slices(args):
+def read_slices(settings: Settings):
     from data.batches.slices import check_slices, read_slice_table
 
-    table = read_slice_table(args.scans, args.masks)
-    require_writable(args.scores_dir, "--scores_dir")
-    require_tables(args.scores_dir, args.scores_file, *STAGE_1_TABLES)
-    check_slices(table, args.resize_to, args.num_workers)
+    table = read_slice_table(settings.scans, settings.masks)
+    settings.outputs.require_writable()
+    check_slices(table, settings.resize_to, settings.loading.num_workers)
     return table
+
+
+def load_network(settings: Settings, table):
+    """The RPN; refuses slices (rows of `data.batches.cutting.COLUMNS`) that it was not made for."""
+    from data.batches.slices import grid_of_slices
+    from models.checkpoints import load_rpn, require_channels, require_classes, require_spacing
+    from models.precision import use_precision
+
+    use_precision(settings.precision)
+    path, model = settings.ckpt_path, load_rpn(settings.ckpt_path, settings.score_threshold)
+    grid = grid_of_slices(table)
+    require_classes(settings.num_classes, 2, path)
+    require_channels(grid.scan_dim[0], model, path)
+    if not settings.resize_to:
+        require_spacing(grid.spacing_mm, model, path, "cut the slices with --spacing")
+    return model
+
+
+def print_layers(settings: Settings) -> None:
+    from models.checkpoints import load_model
+    from models.evaluation.eigencam import slice_layers
+    from models.rpn.module import RPN
+
+    print(slice_layers(load_model(RPN, settings.ckpt_path)).table("--target_layers"))
 
 
 if __name__ == "__main__":

@@ -1,109 +1,133 @@
 """Segment 3D scans with a trained StrokeFormer and, where there are masks, score the result."""
 
-from functools import partial
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from data.settings import SCAN_DIM, GridSettings, Loading, brains_option, pattern_option, seed_option
+from models.evaluation.settings import SEVERAL, AllOutputs, EnsembleRegions
+from models.segmentation.settings import DecisionSettings, SlidingWindow, num_classes_option
+from models.training.settings import precision_option
 from utils import cli
 from utils.errors import UserError
-from utils.files import STAGE_2_TABLES, require_tables, require_writable
+from utils.settings import option
+from utils.validators import LIST
 
 
-def parse_args(argv: list[str] | None = None):
-    parser = cli.make_parser(__doc__)
-    cli.add_seed(parser)
-    parser.add_argument("--scans", nargs="+", required=True, help="scans or folders of scans (.npy, .nii, .nii.gz)")
-    parser.add_argument("--masks", nargs="+", default=None, help="their masks or folders of masks; None for no scores")
-    cli.add_patterns(parser, "--scans or --masks")
-    cli.add_checkpoints(parser)
-    parser.add_argument("--model_name", default=None, help="name in tables and folders; None for the checkpoint's run")
-    cli.add_brains(parser)
-    cli.add_regions_source(parser, several=True)
-    cli.add_grid(parser)
-    cli.add_loader(parser, batch_size=8)
-    cli.add_precision(parser)
-    cli.add_sliding_window(parser)
-    cli.add_num_classes(parser)
-    cli.add_decision(parser, "that of the checkpoint, or the mean of several")
-    cli.add_gradcam(parser)
-    cli.add_maps(parser)
-    cli.add_n_predictions(parser)
-    cli.add_scores(parser, "./scores", "scores.csv")
-    cli.add_per_size_scores(parser)
-    cli.add_bids_derivatives(parser)
-    return parser.parse_args(argv)
+@dataclass(frozen=True)
+class Settings:
+    """Scans and networks."""
+
+    seed: int = seed_option()
+    scans: tuple[str, ...] = option(str, "scans or folders of scans (.npy, .nii, .nii.gz)", required=True, nargs="+")
+    masks: tuple[str, ...] | None = option(str, "their masks or folders of masks; None for no scores", nargs="+")
+    scan_pattern: str | None = pattern_option("scan", "--scans or --masks")
+    mask_pattern: str | None = pattern_option("mask", "--scans or --masks")
+    ckpt_path: tuple[str, ...] = option(str, f"StrokeFormer: {SEVERAL}", required=True, nargs="+", metavar="PATH")
+    model_name: str | None = option(str, "name in tables and folders; None for the checkpoint's run")
+    num_classes: int = num_classes_option()
+    brains_dir: tuple[str, ...] | None = brains_option()
+    precision: str = precision_option()
+    regions: EnsembleRegions = EnsembleRegions()
+    grid: GridSettings = GridSettings()
+    loading: Loading = Loading()
+    sliding: SlidingWindow = SlidingWindow()
+    decision: DecisionSettings = DecisionSettings()
+    outputs: AllOutputs = AllOutputs()
 
 
-def main(args) -> None:
-    if args.target_layers == cli.LIST:
-        return print_layers(args)
-    from models.evaluation.derivatives import plan_derivative, prediction_settings
+def parse_args(argv: Sequence[str] | None = None) -> Settings:
+    return cli.parse(Settings(), __doc__, argv)
 
-    cases = find_cases(args)  # first: a wrong path is refused before the heavy libraries load
-    derivative = plan_derivative(args.bids_derivatives, cases) if args.bids_derivatives else None
 
-    from data.batches.datamodules import ScanDataset, scan_loader
-    from data.scans.admission import admit
-    from data.scans.grid import say_untold_network
-    from data.scans.prepared import prepare_scan
-    from models.checkpoints import grid_at_test, load_strokeformer, require_channels, require_classes, run_name
-    from models.evaluation.gradcam import find_layers
+def main(settings: Settings) -> None:
+    if settings.outputs.target_layers == LIST:
+        return print_layers(settings)
+    cohort, derivative = open_scans(settings)  # first: a wrong path is refused before the heavy libraries load
+
+    from data.batches.datamodules import scan_loader
+    from models.checkpoints import run_name
     from models.evaluation.segmentation import evaluate_strokeformer
-    from models.precision import use_precision
-    from models.proposals import region_source
     from report.pages import report_strokeformer
+    from utils.provenance import save_run
     from utils.scores.tables import print_scores
 
-    use_precision(args.precision)
-    find_checkpoints(args)
-    model = load_strokeformer(args.ckpt_path, args.lesion_threshold, args.smallest_lesion_cm3)
-    require_classes(args.num_classes, model.hparams.num_classes, args.ckpt_path[0])
-    require_channels(args.scan_dim[0], model, args.ckpt_path[0])
-    find_layers(model, args.target_layers)  # so that a wrong one is refused now
-    grid = grid_at_test(model, cli.wanted_scan_dim(args), args.resize_to, args.ckpt_path[0])
-    regions_of = region_source(args, [case.name for case in cases], model.hparams.roi_size, grid.spacing_mm)
-    name = args.model_name or run_name(args.ckpt_path)
-    brains = Path(args.scores_dir) / name / "brains"
-    say_untold_network(cases, grid)
-    admit(cases, grid, brains, args.num_workers)
-    scans = scan_loader(ScanDataset(cases, partial(prepare_scan, grid=grid, brains=brains)), args.num_workers)
-    keep = derivative and derivative.begin(
-        prediction_settings(args, name, model.decision.threshold, model.decision.smallest_cm3)
-    )
-    scores = evaluate_strokeformer(model, cases, scans, regions_of, args, name, keep)
-    print_scores(scores, Path(args.scores_dir) / name)
-    print(f"The report is {report_strokeformer(args, name, cases)}")
+    settings = with_checkpoints(settings)
+    name, outputs, seed = settings.model_name or run_name(settings.ckpt_path), settings.outputs, settings.seed
+    folder = Path(outputs.scores_dir) / name
+    pipeline, grid = load_pipeline(settings, [case.name for case in cohort.cases])
+    cohort = replace(cohort.on(grid), brains=folder / "brains")
+    cohort.admit(settings.loading.num_workers)
+    scans = scan_loader(cohort.cases, cohort.prepare, settings.loading.num_workers)
+    keep = derivative and derivative.begin(sidecar(settings, name, pipeline.segmenter.decision))
+    scores = evaluate_strokeformer(pipeline, cohort.cases, scans, name, outputs, seed, keep)
+    save_run(folder, settings)
+    print_scores(scores, folder)
+    proposers = settings.regions.rpn_ckpt_path or ()
+    print(f"The report is {report_strokeformer(name, cohort.cases, outputs, seed, settings.ckpt_path, proposers)}")
 
 
-def find_checkpoints(args) -> None:
-    """Put checkpoints in the place of folders of cross-validations, so that all that follows names the files."""
+def open_scans(settings: Settings) -> tuple:
+    """The cohort, whose headers have passed, and the BIDS derivative that is asked for."""
+    from data.files.listing import Patterns
+    from data.scans.grid import grid_of
+    from data.scans.open import Source, open_cohort
+    from models.evaluation.derivatives import plan_derivative
+
+    patterns = Patterns(settings.scan_pattern, settings.mask_pattern)
+    source = Source(settings.scans, settings.masks, patterns=patterns)
+    cohort = open_cohort(source, grid=grid_of(settings.grid), brains_dir=settings.brains_dir)
+    settings.outputs.require_writable()
+    folder = settings.outputs.bids_derivatives
+    return cohort, plan_derivative(folder, cohort.cases) if folder else None
+
+
+def with_checkpoints(settings: Settings) -> Settings:
+    """With checkpoints in the place of folders of cross-validations, so that all that follows names the files."""
     from models.cross_validation.results import checkpoints_in
 
-    args.ckpt_path = checkpoints_in(args.ckpt_path)
-    args.rpn_ckpt_path = args.rpn_ckpt_path and checkpoints_in(args.rpn_ckpt_path, "rpn_")
-    if args.target_layers and len(args.ckpt_path) > 1:
+    ckpt_path, proposers = checkpoints_in(settings.ckpt_path), settings.regions.rpn_ckpt_path
+    if settings.outputs.target_layers and len(ckpt_path) > 1:
         raise UserError("--target_layers explains one network; give one --ckpt_path, or leave it out for an ensemble")
+    regions = replace(settings.regions, rpn_ckpt_path=proposers and checkpoints_in(proposers, "rpn_"))
+    return replace(settings, ckpt_path=ckpt_path, regions=regions)
 
 
-def print_layers(args) -> None:
-    from models.checkpoints import load_strokeformer
+def load_pipeline(settings: Settings, names: Sequence[str]) -> tuple:
+    """Both stages, and the grid that they want scans of these names on."""
+    from models.checkpoints import grid_at_test, load_strokeformer, require_channels, require_classes
+    from models.evaluation.gradcam import find_layers
+    from models.pipeline import TwoStage
+    from models.precision import use_precision
+    from models.regions import region_source
+
+    use_precision(settings.precision)
+    path, decision, grid = settings.ckpt_path[0], settings.decision, settings.grid
+    model = load_strokeformer(settings.ckpt_path, decision.lesion_threshold, decision.smallest_lesion_cm3)
+    require_classes(settings.num_classes, model.hparams["num_classes"], path)
+    require_channels(grid.scan_dim[0], model, path)
+    find_layers(model, settings.outputs.target_layers)  # so that a wrong one is refused now
+    wanted = None if grid.scan_dim == SCAN_DIM else grid.scan_dim  # a network knows the grid that it learned on
+    held = grid_at_test(model, wanted, grid.resize_to, path)
+    regions_of = region_source(settings.regions, names, model.hparams["roi_size"], held.spacing_mm)
+    return TwoStage(model, regions_of, settings.sliding, settings.loading.batch_size), held
+
+
+def sidecar(settings: Settings, name: str, decision) -> dict:
+    """What a BIDS derivative says of how its files were made."""
+    from models.evaluation.derivatives import prediction_settings
+
+    regions, proposers = settings.regions.regions, settings.regions.rpn_ckpt_path
+    files = {"Checkpoint": settings.ckpt_path, "RegionCheckpoint": proposers, "Regions": regions and (regions,)}
+    return prediction_settings(name, files, decision, settings.sliding.flip_average)
+
+
+def print_layers(settings: Settings) -> None:
+    from models.checkpoints import load_model
     from models.evaluation.gradcam import window_layers
+    from models.segmentation.module import StrokeFormer
 
-    find_checkpoints(args)
-    print(window_layers(load_strokeformer(args.ckpt_path)).table("--target_layers"))
-
-
-def find_cases(args) -> list:
-    from data.files.listing import Patterns
-    from data.scans.brain import with_brains
-    from data.scans.checks import check_headers
-    from data.scans.cohort import pair_cases
-
-    patterns = Patterns(args.scan_pattern, args.mask_pattern)
-    cases = with_brains(pair_cases(args.scans, args.masks, patterns=patterns), args.brains_dir)
-    check_headers(cases, args.scan_dim, args.resize_to)
-    require_writable(args.scores_dir, "--scores_dir")
-    require_tables(args.scores_dir, args.scores_file, args.per_size_scores_file, *STAGE_2_TABLES)
-    return cases
+    print(window_layers(load_model(StrokeFormer, with_checkpoints(settings).ckpt_path[0])).table("--target_layers"))
 
 
 if __name__ == "__main__":

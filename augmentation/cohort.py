@@ -13,6 +13,7 @@ from data.scans.checks import read_scan
 from data.scans.cohort import Case
 from data.scans.grid import Grid
 from data.scans.head import PERCENTILES
+from data.scans.open import Cohort
 from data.scans.prepared import cached_scan
 from utils.errors import UserError
 from utils.parallel import map_in_order
@@ -61,16 +62,18 @@ class Scan:
 
 
 @dataclass(frozen=True)
-class Cohort:
-    """All scans, which one may lend from another, and where they are kept prepared."""
+class IndexedCohort:
+    """A cohort kept prepared, and which of its slices may lend to which."""
 
-    cases: list[Case]
+    cohort: Cohort
     index: SliceIndex
-    grid: Grid
-    cache_dir: Path
+
+    @property
+    def cases(self) -> list[Case]:
+        return self.cohort.cases
 
     def load(self, volume: int) -> Scan:
-        return load_scan(self.cases[volume], self.grid, self.cache_dir)
+        return load_scan(self.cases[volume], self.cohort.grid, self.cohort.cache_dir)
 
     def slice_of(self, row: int) -> tuple[np.ndarray, np.ndarray]:
         """A row's slice (H, W) in [0, 1] and its brain mask (H, W) bool."""
@@ -85,16 +88,18 @@ def load_scan(case: Case, grid: Grid, cache_dir: Path) -> Scan:
     return Scan(case, image, low, high - low, np.array(prepared.brain), np.array(prepared.mask), prepared.scan[0])
 
 
-def index_cohort(cases: list[Case], grid: Grid, cache_dir: Path, num_workers: int) -> Cohort:
-    """Prepare all scans and describe their slices."""
-    work = partial(_index_case, cases=cases, grid=grid, cache_dir=cache_dir)
-    indices = progress(map_in_order(work, range(len(cases)), num_workers), "Describing slices", len(cases))
+def index_cohort(cohort: Cohort, num_workers: int) -> IndexedCohort:
+    """Describe the slices of a cohort that is kept prepared."""
+    work = partial(_index_case, cohort=cohort)
+    indices = progress(
+        map_in_order(work, range(len(cohort.cases)), num_workers), "Describing slices", len(cohort.cases)
+    )
     index = join(list(indices))
     if not index.sick.any():
         raise UserError("no mask of --masks_dir holds a lesion that could be moved; add scans with lesions")
-    return Cohort(cases, index, grid, cache_dir)
+    return IndexedCohort(cohort, index)
 
 
-def _index_case(number: int, cases: list[Case], grid: Grid, cache_dir: Path):
-    prepared = cached_scan(cases[number], grid, cache_dir)
-    return index_slices(number, prepared.brain, prepared.mask)
+def _index_case(number: int, cohort: Cohort) -> SliceIndex:
+    prepared = cohort.prepare(cohort.cases[number])
+    return index_slices(number, prepared.brain, np.asarray(prepared.mask))

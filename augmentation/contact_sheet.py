@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from augmentation.cohort import Cohort, Scan
+from augmentation.cohort import IndexedCohort, Scan
 from data.files.volumes import read_volume
 from utils.files import read_json
 from utils.plots import DPI, outline, save_figure, show_slice
@@ -15,7 +15,7 @@ ROWS = 8
 TITLES = ("recipient", "donor", "result", "difference")
 
 
-def draw_contact_sheet(cohort: Cohort, out_dir: Path) -> None:
+def draw_contact_sheet(cohort: IndexedCohort, out_dir: Path) -> None:
     """Write ``contact_sheet.png``: of up to `ROWS` augmented scans their largest new lesion."""
     provenance = read_json(out_dir / "provenance.json")
     if not provenance:

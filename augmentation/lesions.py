@@ -115,14 +115,14 @@ def place(lesion: Lesion, centre: tuple[float, ...], allowed: np.ndarray) -> tup
         What fits of the lesion, its mask not empty, its centre where whole voxels put it, and the window of the
         recipient that it belongs to; None where less than `LEAST_KEPT` of it may stay.
     """
-    target, source, centred = [], [], []
+    targets, sources, centred = [], [], []
     for middle, size, n in zip(centre, lesion.mask.shape, allowed.shape, strict=True):
         start = round(middle - (size - 1) / 2)
         span = slice(min(max(start, 0), n), max(min(start + size, n), 0))
-        target.append(span)
-        source.append(slice(span.start - start, span.stop - start))
+        targets.append(span)
+        sources.append(slice(span.start - start, span.stop - start))
         centred.append(start + (size - 1) / 2)
-    target, source = tuple(target), tuple(source)
+    target, source = tuple(targets), tuple(sources)
     mask = lesion.mask[source] & allowed[target]
     if mask.sum() < max(LEAST_KEPT * lesion.mask.sum(), 1):
         return None

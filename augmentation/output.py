@@ -5,22 +5,28 @@ from pathlib import Path
 
 import numpy as np
 
-from augmentation.cohort import Cohort
-from augmentation.transfer import Settings, augment
+from augmentation.cohort import IndexedCohort
+from augmentation.settings import TransferSettings
+from augmentation.transfer import augment
 from data.files.names import brain_name, extension_of, stem_of
 from data.files.volumes import read_header, write_volume
 from data.scans.cohort import BRAINS
-from data.scans.fingerprints import code_digest, combined
+from data.scans.fingerprints import PREPARATION_VERSION, combined
 from utils.files import read_json, write_json
 from utils.parallel import map_in_order
 from utils.progress import progress
 
-# Scans that another version of the transfer has made are made anew.
-CODE = code_digest("augmentation", "data")
+# Raised by hand when the same scans and settings give others: those of an earlier version are made anew.
+TRANSFER_VERSION = 1
 
 
 def write_all(
-    cohort: Cohort, digests: dict[str, str], settings: Settings, copies: int, out_dir: Path, num_workers: int
+    cohort: IndexedCohort,
+    digests: dict[str, str],
+    settings: TransferSettings,
+    copies: int,
+    out_dir: Path,
+    num_workers: int,
 ) -> None:
     """Write every augmented scan that is not there yet, and ``provenance.json`` of all.
 
@@ -61,14 +67,15 @@ def _record(out_dir: Path, name: str) -> Path:
 
 
 def _write_one(
-    item: tuple[int, int], cohort: Cohort, digests: dict[str, str], settings: Settings, out_dir: Path
+    item: tuple[int, int], cohort: IndexedCohort, digests: dict[str, str], settings: TransferSettings, out_dir: Path
 ) -> tuple[str, dict]:
     """File name and origin of one augmented scan, made unless its record says that it was, of this very cohort."""
     recipient, copy = item
     case = cohort.cases[recipient]
     ending = f"_augmented-{copy + 1}{extension_of(case.scan)}"
-    name, mask_name = case.stem + ending, stem_of(case.mask) + ending
-    record, made_of = _record(out_dir, name), combined({**digests, "code": CODE})
+    name, mask_name = case.stem + ending, stem_of(str(case.mask)) + ending
+    record = _record(out_dir, name)
+    made_of = combined({**digests, "versions": f"{PREPARATION_VERSION}, {TRANSFER_VERSION}"})
     if not (record.exists() and read_json(record).get("made_of") == made_of):
         made, affine = augment(cohort, recipient, copy, settings), read_header(case.scan).affine
         if made.origins:

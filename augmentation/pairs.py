@@ -1,7 +1,7 @@
 """Which sick slices are like which healthy ones: by brain outline (IoU), by structure (SSIM), and close in depth.
 
-Only a fixed number of sick slices is looked at for each healthy one, so the cost grows with the number of volumes and
-not with its square. Of those, an upper bound of the IoU from coarse descriptors rules most unlike ones out, without
+Only `CANDIDATES` sick slices are looked at for each healthy one, so the cost grows with the number of volumes and not
+with its square. Of those, an upper bound of the IoU from coarse descriptors rules most unlike ones out, without
 loss, before a voxel is read.
 """
 
@@ -11,26 +11,12 @@ from dataclasses import dataclass
 import numpy as np
 from skimage.metrics import structural_similarity
 
+from augmentation.settings import Criteria
+
 CELLS = 12  # along each side of the coarse grid that the brain's voxels are counted on
 LEAST_BRAIN = 0.2  # of the largest slice of its volume: the tips of the brain are no place for most lesions
-
-
-@dataclass(frozen=True)
-class Criteria:
-    """What makes a pair.
-
-    min_iou: of the brain masks.
-    min_ssim: of the slices, each scaled to [0, 1].
-    max_depth_difference: in slices.
-    candidates: sick slices that are looked at for a healthy one.
-    partners: after so many the search ends.
-    """
-
-    min_iou: float = 0.8
-    min_ssim: float = 0.5
-    max_depth_difference: int = 30
-    candidates: int = 32
-    partners: int = 3
+CANDIDATES = 32  # sick slices that are looked at for a healthy one, so that the search takes as long in any cohort
+PARTNERS = 3  # after so many the search ends: one of them lends, drawn at random
 
 
 @dataclass(frozen=True)
@@ -64,7 +50,8 @@ def index_slices(volume: int, brain: np.ndarray, lesion: np.ndarray) -> SliceInd
     """
     areas = brain.sum((1, 2))
     z = np.flatnonzero((areas > 0) & (areas >= LEAST_BRAIN * areas.max()))
-    return SliceIndex(np.full(len(z), volume), z, lesion[z].any((1, 2)), count_cells(brain[z]))
+    sick = np.asarray(lesion[z].any((1, 2)))
+    return SliceIndex(np.full(len(z), volume), z, sick, count_cells(brain[z]))
 
 
 def join(indices: list[SliceIndex]) -> SliceIndex:
@@ -89,7 +76,7 @@ def iou_bound(cells: np.ndarray, others: np.ndarray) -> np.ndarray:
 
 
 def iou(mask: np.ndarray, other: np.ndarray) -> float:
-    return np.count_nonzero(mask & other) / max(np.count_nonzero(mask | other), 1)
+    return int(np.count_nonzero(mask & other)) / max(int(np.count_nonzero(mask | other)), 1)
 
 
 def find_pairs(
@@ -111,7 +98,7 @@ def find_pairs(
     for row in healthy:
         near = np.abs(index.z - index.z[row]) <= criteria.max_depth_difference
         possible = np.flatnonzero(index.sick & donors & near)
-        looked_at = rng.permutation(possible)[: criteria.candidates]
+        looked_at = rng.permutation(possible)[:CANDIDATES]
         bounds = iou_bound(index.cells[row], index.cells[looked_at])
         promising = looked_at[bounds >= criteria.min_iou][np.argsort(-bounds[bounds >= criteria.min_iou])]
         pairs += _partners(row, promising, read, criteria)
@@ -119,8 +106,10 @@ def find_pairs(
 
 
 def _partners(row: int, promising: np.ndarray, read: Callable, criteria: Criteria) -> list[Pair]:
-    found = []
-    image, brain = read(row) if len(promising) else (None, None)
+    pairs: list[Pair] = []
+    if not len(promising):
+        return pairs
+    image, brain = read(row)
     for sick in promising:
         other_image, other_brain = read(sick)
         overlap = iou(brain, other_brain)
@@ -128,7 +117,7 @@ def _partners(row: int, promising: np.ndarray, read: Callable, criteria: Criteri
             continue
         likeness = structural_similarity(image, other_image, data_range=1.0)
         if likeness >= criteria.min_ssim:
-            found.append(Pair(int(row), int(sick), overlap, float(likeness)))
-        if len(found) == criteria.partners:
+            pairs.append(Pair(int(row), int(sick), overlap, float(likeness)))
+        if len(pairs) == PARTNERS:
             break
-    return found
+    return pairs

@@ -16,7 +16,6 @@ def blend(
     recipient: np.ndarray,
     donor: np.ndarray,
     region: np.ndarray,
-    mixed: bool = False,
     share: np.ndarray | None = None,
 ) -> np.ndarray:
     """Seamlessly clone the donor into the recipient (equations 7 to 11 of the paper), in 2D or 3D.
@@ -25,8 +24,6 @@ def blend(
         recipient: (H, W) or (D, H, W) float, any units.
         donor: of that shape, in the same units but for an offset; used inside the region and one voxel around it.
         region: bool, of that shape; where the donor goes.
-        mixed: of two neighbours take the larger gradient of the two images (equation 12), so that the recipient's own
-            edges show through.
         share: (0 to 1), of that shape; how much of a voxel's guidance is the donor's, the rest being the recipient's.
             None for all. OpenCV's ``seamlessClone`` solves in the bounding box of its mask with a share of 1 in the
             mask eroded by three pixels.
@@ -47,7 +44,7 @@ def blend(
         inside = region[window]
         share = np.ones(inside.shape) if share is None else share[window]
         images = recipient[window].astype(float), donor[window].astype(float)
-        result[window][inside] = _solve(*images, inside, mixed, share)
+        result[window][inside] = _solve(*images, inside, share)
     return result
 
 
@@ -80,7 +77,7 @@ def _around(region: np.ndarray) -> tuple[slice, ...]:
     return tuple(slice(max(span.start - 1, 0), span.stop + 1) for span in spans)
 
 
-def _solve(recipient: np.ndarray, donor: np.ndarray, inside: np.ndarray, mixed: bool, share: np.ndarray) -> np.ndarray:
+def _solve(recipient: np.ndarray, donor: np.ndarray, inside: np.ndarray, share: np.ndarray) -> np.ndarray:
     """Values inside, in C order.
 
     Each pair of neighbours a, b that is not all outside asks for ``f[b] - f[a] = guidance``. The normal equations of
@@ -89,7 +86,7 @@ def _solve(recipient: np.ndarray, donor: np.ndarray, inside: np.ndarray, mixed: 
     """
     pairs = _neighbours(inside.shape)
     pairs = pairs[inside.ravel()[pairs].any(1)]
-    guidance = _guidance(recipient.ravel()[pairs], donor.ravel()[pairs], mixed, share.ravel()[pairs[:, 0]])
+    guidance = _guidance(recipient.ravel()[pairs], donor.ravel()[pairs], share.ravel()[pairs[:, 0]])
     signs = np.tile([-1.0, 1.0], (len(pairs), 1))
     rows = np.repeat(np.arange(len(pairs)), 2)
     difference = coo_array((signs.ravel(), (rows, pairs.ravel())), shape=(len(pairs), inside.size)).tocsc()
@@ -105,8 +102,7 @@ def _neighbours(shape: tuple[int, ...]) -> np.ndarray:
     return np.concatenate([np.stack(pair, 1) for pair in pairs])
 
 
-def _guidance(recipient: np.ndarray, donor: np.ndarray, mixed: bool, share: np.ndarray) -> np.ndarray:
+def _guidance(recipient: np.ndarray, donor: np.ndarray, share: np.ndarray) -> np.ndarray:
     """The wanted difference of each pair of values (N, 2)."""
     own, donated = recipient[:, 1] - recipient[:, 0], donor[:, 1] - donor[:, 0]
-    donated = np.where(mixed & (np.abs(own) > np.abs(donated)), own, donated)
     return own + share * (donated - own)

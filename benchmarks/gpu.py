@@ -11,34 +11,29 @@ networks are those that have just been trained, so that they find something.
 
 import argparse
 import copy
-import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import count, islice
 from pathlib import Path
 
 import numpy as np
 import pytorch_lightning as pl
 import torch
+from common import dice, opened, print_markdown
+from volume import GRID, REPEATS, ROI_SIZE, draw_head, fastest, two_stages
 
-ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT))
-
-from benchmarks.export import dice
-from benchmarks.peers import print_markdown
-from benchmarks.proposals import run
-from benchmarks.volume import regions_of, run_once, timed
 from data.batches.cutting import cut_cohort
 from data.batches.datamodules import RPNDataModule, SegmentationDataModule
-from data.scans.brain import with_brains
-from data.scans.cohort import pair_cases
 from data.scans.grid import Grid
-from data.scans.prepared import PreparedScan, cached_scan
+from data.scans.open import Cohort
+from data.scans.prepared import PreparedScan
+from data.settings import Loading
 from models.precision import precision_on, use_precision
 from models.rpn.module import RPN
 from models.segmentation.module import StrokeFormer
-from models.training.fit import compile_network
-from utils.regions.region import Region, whole_volume
+from models.training.devices import compile_network
+from utils.regions.region import whole_volume
 
 SAME = 1e-3  # the most by which the Dice of two devices may differ
 TRANSFORMS = ["flip", "affine", "contrast"]
@@ -64,7 +59,7 @@ class Size:
 
 
 SIZES = {
-    False: Size(Grid((1, 189, 192, 192), spacing_mm=(1.0,) * 3), 1, (64, 64, 64), 192, (32, 8), 30, 8),
+    False: Size(GRID, 1, ROI_SIZE, 192, (32, 8), 30, 8),
     True: Size(Grid((1, 24, 25, 29), spacing_mm=(8.0,) * 3), 8, (8, 8, 16), 64, (4, 4), 2, 0),
 }
 
@@ -91,41 +86,56 @@ MEASURES = {
 # --- training ------------------------------------------------------------------------------------------
 
 
-def stages(size: Size, out_dir: Path, cases: list) -> dict[str, tuple[Callable, Callable, torch.memory_format, int]]:
-    """Of each stage: how to build its network, how to build its data with some workers, its layout and batch size."""
-    prepare = lambda case: cached_scan(case, size.grid, out_dir / "cache")  # noqa: E731
-    table = cut_cohort(cases, size.grid, prepare, out_dir / "slices")
-    regions = {case.name: [whole_volume(size.grid.shape)] for case in cases}
-    batch_sizes = size.batch_sizes
+@dataclass(frozen=True)
+class Stage:
+    """What is trained.
+
+    build: its network, untrained.
+    data: from a number of workers to its batches.
+    layout: channels last.
+    """
+
+    build: Callable[[], pl.LightningModule]
+    data: Callable[[int], pl.LightningDataModule]
+    layout: torch.memory_format
+    batch_size: int
+
+
+def stages(size: Size, cohort: Cohort, slices_dir: Path) -> dict[str, Stage]:
+    table, (of_slices, of_windows) = cut_cohort(cohort.cases, size.grid, cohort.prepare, slices_dir), size.batch_sizes
+    regions = {case.name: [whole_volume(size.grid.shape)] for case in cohort.cases}
+
+    def slices(workers: int) -> RPNDataModule:
+        return RPNDataModule(table, table, Loading(batch_size=of_slices, num_workers=workers), ["flip", "contrast"])
 
     def windows(workers: int) -> SegmentationDataModule:
-        where = regions, size.grid, size.window, out_dir / "cache"
-        return SegmentationDataModule(cases, cases, *where, batch_sizes[1], workers, TRANSFORMS)
+        loading, cases = Loading(batch_size=of_windows, num_workers=workers), cohort.cases
+        return SegmentationDataModule(cases, cases, regions, cohort, size.window, loading, TRANSFORMS)
+
+    def build_rpn() -> RPN:
+        return RPN(image_size=size.image_size, slice_side=min(size.grid.shape[1:]))
+
+    def build_segmenter() -> StrokeFormer:
+        return StrokeFormer(roi_size=size.window)
 
     return {
-        "stage 1": (
-            lambda: RPN(image_size=size.image_size, slice_side=min(size.grid.shape[1:]), evidence_growth=5.0),
-            lambda workers: RPNDataModule(table, table, batch_sizes[0], workers, ["flip", "contrast"]),
-            torch.channels_last,
-            batch_sizes[0],
-        ),
-        "stage 2": (lambda: StrokeFormer(roi_size=size.window), windows, torch.channels_last_3d, batch_sizes[1]),
+        "stage 1": Stage(build_rpn, slices, torch.channels_last, of_slices),
+        "stage 2": Stage(build_segmenter, windows, torch.channels_last_3d, of_windows),
     }
 
 
-def train(stage: tuple, measure: Measure, size: Size, device: torch.device) -> tuple[pl.LightningModule, dict]:
+def train(stage: Stage, measure: Measure, size: Size, device: torch.device) -> tuple[pl.LightningModule, dict]:
     """A network after its steps, and what they took."""
-    build, data, layout, batch_size = stage
     use_precision(measure.precision)
     torch.manual_seed(0)
-    model = build().to(device).train()
+    model = stage.build().to(device).train()
     model.log_dict = lambda *args, **kwargs: None  # without a trainer there is no log
     if measure.channels_last:
-        model = model.to(memory_format=layout)
+        model = model.to(memory_format=stage.layout)
     if measure.compiled:
         compile_network(model)
     optimiser = torch.optim.AdamW(model.parameters(), 1e-3)
-    batches = endless(data(size.workers if measure.workers else 0))
+    batches = endless(stage.data(size.workers if measure.workers else 0))
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     waited, started = 0.0, 0.0
@@ -141,23 +151,20 @@ def train(stage: tuple, measure: Measure, size: Size, device: torch.device) -> t
         optimiser.step()
         finish(device)  # so that waiting is waiting for data
     seconds = time.perf_counter() - started
-    row = {"samples/s": f"{size.steps * batch_size / seconds:.1f}", "waits for data": f"{waited / seconds:.0%}"}
+    row = {"samples/s": f"{size.steps * stage.batch_size / seconds:.1f}", "waits for data": f"{waited / seconds:.0%}"}
     memory = torch.cuda.max_memory_allocated(device) / 2**30 if device.type == "cuda" else float("nan")
     return model, {"precision": precision_on(device), **row, "GiB of the GPU": f"{memory:.2f}"}
 
 
 def endless(data: pl.LightningDataModule) -> Iterator:
     """Batch after batch, epoch after epoch; full ones alone, so that samples are easily counted."""
-    loader, epoch = data.train_dataloader(), 0
-    whole = loader.batch_sampler.batch_size
-    if len(loader.batch_sampler.sampler) < whole:
-        raise SystemExit(f"an epoch has fewer than the {whole} samples of a batch; draw more heads")
-    while True:
-        loader.batch_sampler.sampler.set_epoch(epoch)
-        for index, batch in enumerate(loader):
-            if loader.batch_sampler.share(index).whole == whole:
-                yield batch
-        epoch += 1
+    loader = data.train_dataloader()
+    full = len(loader.sampler) // loader.batch_size
+    if not full:
+        raise SystemExit(f"an epoch has fewer than the {loader.batch_size} samples of a batch; draw more heads")
+    for epoch in count():
+        loader.sampler.set_epoch(epoch)
+        yield from islice(loader, full)
 
 
 def finish(device: torch.device) -> None:
@@ -169,40 +176,37 @@ def finish(device: torch.device) -> None:
 # --- a volume ------------------------------------------------------------------------------------------
 
 
-def program(rpn: RPN, model: StrokeFormer, regions: Callable[[PreparedScan], list[Region]]) -> Callable:
-    def predict(scan: PreparedScan, seconds: dict) -> np.ndarray:
-        timed("stage 1", seconds, lambda: rpn.propose(scan, rpn.detect_volume(scan), model.window, 0.01))
-        return timed("stage 2", seconds, lambda: model.segment(scan, regions(scan), batch_size=8))
-
-    return predict
-
-
-def apart(model: StrokeFormer, scan: PreparedScan, device: torch.device, precision: str) -> dict[str, str]:
+def difference(model: StrokeFormer, scan: PreparedScan, device: torch.device, precision: str) -> dict[str, str]:
     """How far a network's predictions of a scan on a device lie from those on the CPU in 32 bit."""
     on_cpu, on_device = (copy.deepcopy(model).to(where) for where in ("cpu", device))
     use_precision("32-true")
     expected = on_cpu.segment(scan, None)[1]
     use_precision(precision)
-    found = on_device.segment(scan, None)[1]
-    dices = [dice(probabilities > 0.5, scan.mask) for probabilities in (expected, found)]
-    difference = abs(dices[0] - dices[1])
+    actual = on_device.segment(scan, None)[1]
+    dices = [dice(probabilities > 0.5, scan.mask) for probabilities in (expected, actual)]
+    apart = abs(dices[0] - dices[1])
     return {
         "precision": precision_on(device),
         "Dice on the CPU": f"{dices[0]:.4f}",
-        "difference": f"{difference:.1e} ({'the same' if difference < SAME else 'NOT the same'})",
-        "largest of a probability": f"{np.abs(expected - found).max():.1e}",
+        "difference": f"{apart:.1e} ({'the same' if apart < SAME else 'NOT the same'})",
+        "largest of a probability": f"{np.abs(expected - actual).max():.1e}",
     }
 
 
 # --- all of it -----------------------------------------------------------------------------------------
 
 
-def draw(out_dir: Path, size: Size) -> list:
-    cohort = out_dir / "cohort"
-    if not (cohort / "Scans").exists():
-        heads = ["--n_subjects", 2, "--healthy_fraction", 0, "--spacing", size.spacing_mm, "--ext", ".nii.gz"]
-        run("-m", "data.phantom", "--out_dir", cohort, *heads)
-    return with_brains(pair_cases([cohort / "Scans"], [cohort / "Masks"]), [cohort / "TrueBrains"])
+def train_all(
+    stages: dict[str, Stage], measures: dict[str, Measure], size: Size, device: torch.device
+) -> tuple[dict, list]:
+    """The last network of each stage, and a row of each training."""
+    trained, rows = {}, []
+    for name, stage in stages.items():
+        for what, measure in measures.items():
+            trained[name], row = train(stage, measure, size, device)
+            rows.append({"training": name, "measure": what, **row})
+            torch._dynamo.reset()
+    return trained, rows
 
 
 def main() -> None:
@@ -214,24 +218,21 @@ def main() -> None:
     if args.device != "cpu" and not torch.cuda.is_available():
         parser.exit(2, "benchmarks/gpu.py: error: there is no GPU here; --device cpu --tiny shows that it runs\n")
     device, size, out_dir = torch.device(args.device), SIZES[args.tiny], args.out_dir.absolute()
-    cases, trained, rows = draw(out_dir, size), {}, []
-    for name, stage in stages(size, out_dir, cases).items():
-        for measure, settings in MEASURES.items():
-            if args.tiny and settings.compiled:  # takes minutes on a CPU
-                continue
-            trained[name], row = train(stage, settings, size, device)
-            rows.append({"training": name, "measure": measure, **row})
-            torch._dynamo.reset()
+    draw_head(out_dir, size.spacing_mm, n_subjects=2)
+    cohort = opened(out_dir / "cohort", size.grid, [out_dir / "cohort/TrueBrains"])
+    # To compile takes minutes on a CPU.
+    measures = {what: measure for what, measure in MEASURES.items() if not (args.tiny and measure.compiled)}
+    trained, rows = train_all(stages(size, cohort, out_dir / "slices"), measures, size, device)
     print(torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU")
     print_markdown(rows)
     use_precision("auto")
     rpn, model = trained["stage 1"].eval(), trained["stage 2"].eval()
-    scan = cached_scan(cases[0], size.grid, out_dir / "cache")
     if not args.tiny:  # its seconds are those of the default grid
-        runs = [run_once(cases[0], program(rpn, model, regions_of), out_dir / "predicted.nii.gz") for _ in range(3)]
-        best = min(runs, key=lambda seconds: sum(seconds.values()))
-        print_markdown([{f"{n}, s": f"{s:.2f}" for n, s in {**best, "all": sum(best.values())}.items()}])
-    print_markdown([apart(model, scan, device, precision) for precision in ("32-true", "auto")])
+        program = two_stages(rpn, model)
+        seconds = fastest(cohort.cases[0], program, REPEATS["ours"], out_dir / "predicted.nii.gz")
+        print_markdown([{f"{step}, s": f"{s:.2f}" for step, s in seconds.items()}])
+    scan = cohort.prepare(cohort.cases[0])
+    print_markdown([difference(model, scan, device, precision) for precision in ("32-true", "auto")])
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
-"""The learning rate of both stages: a linear warm-up, then a polynomial decay."""
+"""The optimiser of both stages, whose rate warms up linearly and then decays polynomially."""
 
+import pytorch_lightning as pl
 import torch
 
 POLYNOMIAL_POWER = 0.9
@@ -13,10 +14,12 @@ def learning_rate(step: int, total: int, warmup_steps: int, warmup_lr: float, ma
     return opt_lr + (max_lr - opt_lr) * (1 - progress) ** POLYNOMIAL_POWER
 
 
-def optimise(
-    optimizer: torch.optim.Optimizer, total: int, warmup_steps: int, warmup_lr: float, max_lr: float, opt_lr: float
-) -> dict:
-    """What Lightning's ``configure_optimizers`` returns for an optimiser whose rate is `max_lr` and this schedule."""
+def optimise(module: pl.LightningModule, warmup_steps: int, warmup_lr: float, max_lr: float, opt_lr: float) -> dict:
+    """What ``configure_optimizers`` returns: AdamW with the module's hyperparameters and `learning_rate`."""
+    hp, total = module.hparams, int(module.trainer.estimated_stepping_batches)
+    optimizer = torch.optim.AdamW(
+        module.parameters(), lr=max_lr, eps=hp["eps"], betas=tuple(hp["betas"]), weight_decay=hp["weight_decay"]
+    )
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: learning_rate(step, total, warmup_steps, warmup_lr, max_lr, opt_lr) / max_lr
     )

@@ -12,7 +12,7 @@ from utils.plots import PREDICTION, TARGET
 from utils.regions.measures import VOLUME_BINS_CM3
 from utils.scores.intervals import estimate
 
-POINTS = {"color": "#0072B2", "alpha": 0.75, "linestyle": "", "marker": "o", "markersize": 5}
+COLOUR = "#0072B2"
 NAMED = 3  # scans whose names stand in a chart
 LIMITS_SD = 1.96  # of a normal distribution, 95 % lie within so many standard deviations
 
@@ -26,8 +26,8 @@ def plot_scores(scores: pd.DataFrame) -> Figure:
     """
     figure, axes = _axes(6.4, 0.42 * len(scores) + 1.0)
     rows = np.arange(len(scores))[::-1]
-    reach = np.abs(scores[["low", "high"]].sub(scores["mean"], axis=0)).fillna(0).to_numpy().T
-    axes.errorbar(scores["mean"], rows, xerr=reach, color=POINTS["color"], linestyle="", marker="o", capsize=3)
+    reach = scores[["low", "high"]].sub(scores["mean"], axis=0).abs().fillna(0).to_numpy().T
+    axes.errorbar(scores["mean"], rows, xerr=reach, color=COLOUR, linestyle="", marker="o", capsize=3)
     for row, folds in zip(rows, scores.get("folds", []), strict=False):
         axes.plot(folds, [row] * len(folds), color="0.45", linestyle="", marker="|", markersize=11)
     axes.set(yticks=rows, yticklabels=scores.score, xlim=(-0.02, 1.02), ylim=(-0.6, len(scores) - 0.4))
@@ -41,14 +41,14 @@ def plot_dice_by_volume(scans: pd.DataFrame) -> Figure:
         scans: columns ``scan``, ``dice`` and ``true_cm3``, above 0.
     """
     figure, axes = _axes()
-    axes.plot(scans.true_cm3, scans.dice, **POINTS)
+    _plot_points(axes, scans.true_cm3, scans.dice)
     axes.set(xscale="log", xlabel="volume of the lesions of a scan, cm³", ylabel="Dice", ylim=(-0.03, 1.03))
     _plain_numbers(axes)
     _name_points(axes, scans.nsmallest(NAMED, "dice"), "true_cm3", "dice")
     return figure
 
 
-def plot_found_by_volume(lesions: pd.DataFrame, seed: int) -> Figure:
+def plot_recall_by_volume(lesions: pd.DataFrame, seed: int) -> Figure:
     """The share of the lesions of each size that are found, with its interval over scans, and how many there are.
 
     Args:
@@ -76,14 +76,14 @@ def plot_bland_altman(scans: pd.DataFrame) -> Figure:
     """
     figure, axes = _axes()
     both = scans.assign(mean=(scans.predicted_cm3 + scans.true_cm3) / 2, change=scans.predicted_cm3 - scans.true_cm3)
-    axes.plot(both["mean"], both.change, **POINTS)
+    _plot_points(axes, both["mean"], both.change)
     bias, spread = both.change.mean(), both.change.std()
     axes.axhline(bias, color=PREDICTION, label=f"mean {bias:+.2f} cm³")
     if len(both) > 1:
         low, high = bias - LIMITS_SD * spread, bias + LIMITS_SD * spread
-        limits = {"color": "0.4", "linestyle": "--"}
-        axes.axhline(low, label=f"95 % limits of agreement {low:+.2f}, {high:+.2f}", **limits)
-        axes.axhline(high, **limits)
+        label = f"95 % limits of agreement {low:+.2f}, {high:+.2f}"
+        axes.axhline(low, color="0.4", linestyle="--", label=label)
+        axes.axhline(high, color="0.4", linestyle="--")
     axes.set_xscale("symlog", linthresh=1, linscale=0.5)  # volumes from nothing to hundreds of cm³
     axes.set_xlim(left=0)
     _plain_numbers(axes)
@@ -111,20 +111,25 @@ def _axes(width: float = 5.6, height: float = 3.8) -> tuple[Figure, Axes]:
     return figure, axes
 
 
+def _plot_points(axes: Axes, x: pd.Series, y: pd.Series) -> None:
+    axes.plot(x, y, color=COLOUR, alpha=0.75, linestyle="", marker="o", markersize=5)
+
+
 def _plain_numbers(axes: Axes) -> None:
     """Write 1, 2, 5, 10 along a logarithmic axis, which else has powers, and few of them."""
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.xaxis.set_major_formatter("{x:g}")
-    axes.xaxis.get_major_locator().set_params(subs=(1, 2, 5))
+    axes.xaxis.get_major_locator().set_params(subs=(1, 2, 5))  # type: ignore[call-arg]  # of a logarithmic one
 
 
 def _name_points(axes: Axes, scans: pd.DataFrame, x: str, y: str) -> None:
     """Write subjects beside their points, on the side where there is room, none over another."""
     middle = axes.transAxes.transform((0.5, 0.5))
-    for i, scan in enumerate(scans.itertuples()):
-        place = getattr(scan, x), getattr(scan, y)
+    for i, (name, *at) in enumerate(zip(scans.scan, scans[x], scans[y], strict=True)):
+        place = at[0], at[1]
         right, above = axes.transData.transform(place) > middle
         align, aside = ("right", -6) if right else ("left", 6)
-        step = (aside, (-9 if above else 9) * (i + 0.5))
-        words = {"textcoords": "offset points", "fontsize": 8, "ha": align, "va": "center", "color": "0.35"}
-        axes.annotate(subject_of(scan.scan), place, step, **words)
+        text = axes.annotate(
+            subject_of(name), place, (aside, (-9 if above else 9) * (i + 0.5)), textcoords="offset points", fontsize=8
+        )
+        text.set(ha=align, va="center", color="0.35")

@@ -15,9 +15,6 @@ from matplotlib.figure import Figure
 from utils.files import atomic_path
 from utils.plots import DPI
 
-# Letters stay letters: they can be searched and copied, and a chart takes the font of the page.
-SVG_STYLE = {"svg.fonttype": "none", "font.family": "sans-serif"}
-
 
 @dataclass(frozen=True)
 class Section:
@@ -35,11 +32,7 @@ class Section:
 
 
 def write_page(path: Path | str, title: str, facts: dict, sections: list[Section]) -> Path:
-    """Write a page, whole or not at all, and return its path; sections without parts are left out.
-
-    Args:
-        facts: names and values that stand below the title, in a line.
-    """
+    """Write a page and return its path; `facts` stand below the title, sections without parts are left out."""
     environment = Environment(loader=PackageLoader("report"), autoescape=select_autoescape(), trim_blocks=True)
     shown = [section for section in sections if section.parts]
     html = environment.get_template("page.html").render(title=title, facts=facts, sections=shown)
@@ -52,9 +45,9 @@ def write_page(path: Path | str, title: str, facts: dict, sections: list[Section
 
 
 def chart(figure: Figure, label: str) -> Markup:
-    """A figure as a drawing that stays sharp at any size; `label` tells what it shows to those who cannot see it."""
+    """A figure as a drawing that stays sharp at any size; `label` is for those who cannot see it."""
     stream = io.StringIO()
-    with rc_context(SVG_STYLE):
+    with rc_context({"svg.fonttype": "none", "font.family": "sans-serif"}):  # text to search, in the page's own font
         figure.savefig(stream, format="svg", metadata={"Date": None})
     figure.clear()
     drawing = stream.getvalue()
@@ -63,14 +56,12 @@ def chart(figure: Figure, label: str) -> Markup:
 
 
 def picture(source: Figure | Path, label: str, small: bool = False) -> Markup:
-    """A figure with scans, or a picture file, as PNG; the width of the page bounds it, or a third if it is `small`."""
+    """A figure with scans, or a picture file, as PNG, as wide as the page at most, or a third of it if `small`."""
     if isinstance(source, Figure):
         stream = io.BytesIO()
         source.savefig(stream, format="png", dpi=DPI)
         source.clear()
-        content = stream.getvalue()
-    else:
-        content = source.read_bytes()
+    content = stream.getvalue() if isinstance(source, Figure) else source.read_bytes()
     code = base64.b64encode(content).decode()
     size = ' class="small"' if small else ""
     return Markup(f'<figure{size}><img alt="{escape(label)}" src="data:image/png;base64,{code}"></figure>')
@@ -82,17 +73,7 @@ def table(frame: pd.DataFrame, digits: int = 3) -> Markup:
     return Markup(f'<div class="wide">{html}</div>')
 
 
-def text(words: str) -> Markup:
-    return Markup(f"<p>{escape(words)}</p>")
-
-
 def listing(values: dict) -> Markup:
     """Names and values, a line each."""
     rows = "".join(f"<tr><th>{escape(str(k))}</th><td>{escape(str(v))}</td></tr>" for k, v in values.items())
     return Markup(f'<table class="listing">{rows}</table>')
-
-
-def links(pages: dict[str, str]) -> Markup:
-    """Links to other pages by their names; the paths are relative to this one."""
-    items = "".join(f'<li><a href="{escape(path)}">{escape(name)}</a></li>' for name, path in pages.items())
-    return Markup(f"<ul>{items}</ul>")

@@ -19,13 +19,8 @@ PERCENTILES = (0.5, 99.5)  # of the head's intensities, between which they are s
 
 @dataclass(frozen=True)
 class ShownScan:
-    """A scan to show.
-
-    rank: what it stands for, e.g. ``worst``.
-    row: its row of the tables of scans.
-    lesions: its rows of ``per_lesion_scores.csv``; empty without a mask.
-    prediction: the file of its predicted mask.
-    """
+    """A scan to show, with its row of the tables of scans, its rows of ``per_lesion_scores.csv`` (none without a mask)
+    and the file of its prediction; `rank` is ``worst``, ``median``, ..."""
 
     rank: str
     case: Case
@@ -62,7 +57,8 @@ def show_scan(shown: ShownScan) -> list[Markup]:
     prediction = read_volume(shown.prediction).array[0] > 0
     target = None if shown.case.mask is None else read_mask(shown.case)
     title = f"{shown.rank[0].upper()}{shown.rank[1:]}: {shown.case.name}, {_scores(shown.row)}"
-    slices = wrong_first(shown.lesions, slices_to_show(_either(prediction, target), scan))
+    either = prediction if target is None else prediction | target
+    slices = wrong_first(shown.lesions, slices_to_show(either, scan))
     kinds, space = lesion_kinds(prediction, target), space_of(shown.case)
     return [
         picture(plot_volume_prediction(scan, target, prediction, [], title, slices), title),
@@ -88,10 +84,6 @@ def _for_display(scan: np.ndarray) -> np.ndarray:
     return np.clip((scan - low) / max(high - low, 1e-12), 0, 1)
 
 
-def _either(prediction: np.ndarray, target: np.ndarray | None) -> np.ndarray:
-    return prediction if target is None else prediction | target
-
-
 def _scores(row: pd.Series) -> str:
     if pd.isna(row.get("dice", np.nan)):
         return f"{row.predicted_lesions} predicted lesions"
@@ -102,5 +94,5 @@ def _centre(kinds: np.ndarray, slices: list[int]) -> tuple[int, int, int]:
     """The (D, H, W) voxel to begin at: in the middle of what is marked in the slice that has most of it."""
     z = max(slices, key=lambda z: np.count_nonzero(kinds[z]))
     marked = np.argwhere(kinds[z])
-    middle = marked[len(marked) // 2] if len(marked) else np.array(kinds[z].shape) // 2
-    return z, *map(int, middle)
+    h, w = marked[len(marked) // 2] if len(marked) else np.array(kinds[z].shape) // 2
+    return z, int(h), int(w)

@@ -8,7 +8,7 @@ from markupsafe import Markup
 
 from data.files.names import result_name
 from data.scans.cohort import Case
-from report.charts import plot_bland_altman, plot_dice_by_volume, plot_found_by_volume, plot_scores, plot_volumes
+from report.charts import plot_bland_altman, plot_dice_by_volume, plot_recall_by_volume, plot_scores, plot_volumes
 from report.page import Section, chart, listing, picture, table
 from report.scans import ShownScan, ranked, show_scan
 from utils.files import STAGE_1_TABLES, STAGE_2_TABLES
@@ -36,7 +36,7 @@ def read_rows(path: Path, names: Iterable[str]) -> pd.DataFrame:
     return rows[rows.model_name.isin(list(names))].reset_index(drop=True)
 
 
-def read_scans(scores_dir: Path, names: list[str], scored: bool) -> pd.DataFrame:
+def read_scans(scores_dir: Path, names: Sequence[str], scored: bool) -> pd.DataFrame:
     """A row a scan: its volumes and, where there are masks, its scores."""
     volumes = read_rows(scores_dir / VOLUMES_FILE, names)
     if not scored:
@@ -47,7 +47,7 @@ def read_scans(scores_dir: Path, names: list[str], scored: bool) -> pd.DataFrame
 # --- scores --------------------------------------------------------------------------------------------
 
 
-def scores_section(title: str, scores: pd.DataFrame, charted: list[str], note: str = "") -> Section:
+def scores(title: str, scores: pd.DataFrame, charted: list[str], note: str = "") -> Section:
     """Scores with their intervals, the main ones as a chart.
 
     Args:
@@ -59,7 +59,7 @@ def scores_section(title: str, scores: pd.DataFrame, charted: list[str], note: s
     return Section(title, [chart(plot_scores(main), title), table(shown)], INTERVAL_NOTE + note)
 
 
-def found_section(title: str, lesions: pd.DataFrame, seed: int, note: str, before: Sequence[Markup] = ()) -> Section:
+def recall(title: str, lesions: pd.DataFrame, seed: int, note: str, before: Sequence[Markup] = ()) -> Section:
     """The share of the lesions of each size that are found; nothing where volumes are unknown.
 
     Args:
@@ -67,23 +67,19 @@ def found_section(title: str, lesions: pd.DataFrame, seed: int, note: str, befor
         before: charts that come first.
     """
     known = lesions.dropna(subset="volume_cm3")
-    found = [chart(plot_found_by_volume(known, seed), "Lesions found by their volume")] if len(known) else []
+    found = [chart(plot_recall_by_volume(known, seed), "Lesions found by their volume")] if len(known) else []
     return Section(title, [*before, *found], note)
 
 
 def volume_charts(scans: pd.DataFrame) -> list[Markup]:
-    """Dice by volume, and predicted against true volume; none where voxel sizes are unknown.
-
-    Args:
-        scans: as `read_scans` returns them, with scores.
-    """
+    """Dice by volume, and predicted against true volume, of scored scans of `read_scans` with known voxel sizes."""
     known = scans.dropna(subset="true_cm3")
     sick = known[known.true_cm3 > 0]
     charts = [chart(plot_dice_by_volume(sick), "Dice by lesion volume")] if len(sick) else []
     return charts + ([chart(plot_bland_altman(known), "Predicted against true volume")] if len(known) else [])
 
 
-def volumes_section(scans: pd.DataFrame) -> Section:
+def volumes(scans: pd.DataFrame) -> Section:
     """How much lesion was predicted where no mask says what is true."""
     known = scans.predicted_cm3.dropna()
     total = scans[["scan", "predicted_lesions", "predicted_cm3"]].sort_values("predicted_lesions", ascending=False)
@@ -94,13 +90,12 @@ def volumes_section(scans: pd.DataFrame) -> Section:
 # --- scans ---------------------------------------------------------------------------------------------
 
 
-def scans_section(
+def scans(
     scores_dir: Path, scans: pd.DataFrame, lesions: pd.DataFrame, cases: list[Case], note: str = KINDS_NOTE
 ) -> Section:
-    """The worst, the median and the best scan, with a view each.
+    """The worst, the median and the best of the scans of `read_scans`, with a view each.
 
     Args:
-        scans: as `read_scans` returns them.
         lesions: rows of ``per_lesion_scores.csv``; none without masks.
     """
     by_name = {case.name: case for case in cases}
@@ -114,7 +109,7 @@ def scans_section(
     return Section("Scans", parts, note)
 
 
-def all_scans_section(scans: pd.DataFrame) -> Section:
+def all_scans(scans: pd.DataFrame) -> Section:
     """The scores of every scan, the worst first."""
     columns = ["dice", "lesion_f1_isles", "false_lesions_isles", "hd95", "true_lesions", "predicted_lesions"]
     columns += ["true_cm3", "predicted_cm3"]
@@ -124,23 +119,19 @@ def all_scans_section(scans: pd.DataFrame) -> Section:
 # --- how it came about ---------------------------------------------------------------------------------
 
 
-def slices_section(title: str, folder: Path, note: str, folded: bool = False) -> Section:
+def slices(title: str, folder: Path, note: str, folded: bool = False) -> Section:
     """All pictures of slices in a folder."""
     shown = [picture(file, file.stem, small=True) for file in sorted(folder.glob("*.png"))]
     return Section(title, shown, note, folded)
 
 
-def calibration_section(folders: Iterable[Path]) -> Section:
-    """The coverage curve of each stage 1.
-
-    Args:
-        folders: of its trainings.
-    """
+def calibration(folders: Iterable[Path]) -> Section:
+    """The coverage curves of the trainings of stage 1 in some folders."""
     note = "What stage 1 covers of the validation scans' lesions against what it proposes of the brain."
     return Section("Calibration of stage 1", _pictures("calibration.png", folders), note)
 
 
-def training_section(folders: Iterable[Path]) -> Section:
+def training(folders: Iterable[Path]) -> Section:
     return Section("Training", _pictures("loss_curves.png", folders), folded=True)
 
 
@@ -149,7 +140,7 @@ def _pictures(file: str, folders: Iterable[Path]) -> list[Markup]:
     return [picture(folder / file, f"{folder.name}: {file}") for folder in folders if (folder / file).exists()]
 
 
-def settings_section(run: dict) -> Section:
+def settings(run: dict) -> Section:
     """What made the result: a ``run.json``."""
     facts = {
         "command": " ".join(map(str, run["command"])),

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import expit
 
-from data.batches.context import head_window
+from data.scans.head import head_window
 from models.export.exported import DetectorSettings
 from utils.regions.boxes import pairwise_iou
 
@@ -33,7 +33,7 @@ class Detector:
     settings: DetectorSettings
 
     def detect(self, slices: dict[int, np.ndarray], batch_size: int = 32) -> dict[int, dict[str, np.ndarray]]:
-        """Detections of slices (C, H, W) float32 in [0, 1] of one shape, context included, by their index.
+        """Detections of slices (C, H, W) float32 in [0, 1] of one shape, by their index.
 
         Returns:
             By index ``boxes`` (N, 4) xyxy in voxels and ``scores`` (N,) in [0, 1], best first.
@@ -41,17 +41,18 @@ class Detector:
         if not slices:
             return {}
         images = np.stack(list(slices.values()))
-        rows, columns = head_window((images > 0).any((0, 1)))
-        corner, found = np.array([columns.start, rows.start] * 2, np.float32), []
+        rows, columns = head_window(np.any(images > 0, axis=(0, 1)))
+        corner, detections = np.array([columns.start, rows.start] * 2, np.float32), []
         for first in range(0, len(images), batch_size):
-            found += self._detect_batch(images[first : first + batch_size, :, rows, columns])
-        for one in found:
+            detections += self._detect_batch(images[first : first + batch_size, :, rows, columns])
+        for one in detections:
             one["boxes"] = one["boxes"] / np.float32(self.settings.scale) + corner
-        return dict(zip(slices, found, strict=True))
+        return dict(zip(slices, detections, strict=True))
 
     def _detect_batch(self, images: np.ndarray) -> list[dict[str, np.ndarray]]:
         """Detections of slices (B, C, h, w), boxes in pixels."""
-        hp, size = self.settings, tuple(int(side * self.settings.scale) for side in images.shape[-2:])
+        hp, (height, width) = self.settings, images.shape[-2:]
+        size = int(height * hp.scale), int(width * hp.scale)
         maps, n_levels = self.find(images), len(self.settings.anchors)
         features, objectness = maps[: hp.pooled_levels], maps[hp.pooled_levels : hp.pooled_levels + n_levels]
         proposals = self._propose(objectness, maps[hp.pooled_levels + n_levels :], size)
@@ -72,11 +73,11 @@ class Detector:
             anchors = grid_anchors(np.array(cell, np.float32), stride, (height, width))[order]
             boxes = decode(np.take_along_axis(shifts, order[..., None], 1), anchors, hp.largest_log_scale)
             boxes = clip(boxes, size)
-            kept = suppress(boxes, is_large(boxes, hp.smallest_proposal), hp.proposal_iou)
-            levels.append((boxes, expit(np.take_along_axis(logits, order, 1)), kept))
-        boxes, scores, kept = (np.concatenate(parts, axis=1) for parts in zip(*levels, strict=True))
-        surest = [np.argsort(-s[k], kind="stable")[: hp.proposals] for s, k in zip(scores, kept, strict=True)]
-        return [b[k][order] for b, k, order in zip(boxes, kept, surest, strict=True)]
+            remaining = suppress(boxes, is_large(boxes, hp.smallest_proposal), hp.proposal_iou)
+            levels.append((boxes, expit(np.take_along_axis(logits, order, 1)), remaining))
+        boxes, scores, remaining = (np.concatenate(parts, axis=1) for parts in zip(*levels, strict=True))
+        surest = [np.argsort(-s[k], kind="stable")[: hp.proposals] for s, k in zip(scores, remaining, strict=True)]
+        return [b[k][order] for b, k, order in zip(boxes, remaining, surest, strict=True)]
 
     def _judge(
         self, boxes: np.ndarray, of_slice: np.ndarray, features: list[np.ndarray]
@@ -86,7 +87,8 @@ class Detector:
         strides = [np.array([1, *[stride] * 4], np.float32) for stride in self.settings.strides[: len(features)]]
         judged = self.judge(*(rows[levels == level] / stride for level, stride in enumerate(strides)), *features)
         back = np.argsort(np.argsort(levels, kind="stable"))
-        return tuple(values[back] for values in judged)
+        scores, offsets = (values[back] for values in judged)
+        return scores, offsets
 
     def _levels_of(self, boxes: np.ndarray) -> np.ndarray:
         """The pooled level (N,) that each box (N, 4) takes its features from."""
@@ -100,8 +102,8 @@ class Detector:
         hp, order = self.settings, np.argsort(-scores, kind="stable")
         boxes, scores = boxes[order], scores[order]
         counted = (scores > hp.min_score) & is_large(boxes, hp.smallest_detection)
-        kept = np.flatnonzero(suppress(boxes, counted, hp.detection_iou))[: hp.detections]
-        return {"boxes": boxes[kept], "scores": scores[kept]}
+        remaining = np.flatnonzero(suppress(boxes, counted, hp.detection_iou))[: hp.detections]
+        return {"boxes": boxes[remaining], "scores": scores[remaining]}
 
 
 def grid_anchors(cell: np.ndarray, stride: int, shape: tuple[int, int]) -> np.ndarray:
@@ -139,7 +141,7 @@ def suppress(boxes: np.ndarray, counted: np.ndarray, iou: float) -> np.ndarray:
     Returns:
         (..., N) bool, which of them stay: those that overlap no surer one that stays by more than `iou`.
     """
-    overlap, kept = pairwise_iou(boxes) > iou, counted.copy()
+    overlap, remaining = pairwise_iou(boxes) > iou, counted.copy()
     for i in range(boxes.shape[-2]):
-        kept[..., i + 1 :] &= ~(overlap[..., i, i + 1 :] & kept[..., i, None])
-    return kept
+        remaining[..., i + 1 :] &= ~(overlap[..., i, i + 1 :] & remaining[..., i, None])
+    return remaining

@@ -5,23 +5,21 @@ from pathlib import Path
 
 import numpy as np
 
-from data.batches.context import network_slices
 from data.scans.prepared import PreparedScan
 from models.export.exported import BOXES, PROPOSALS, SEGMENTER, ExportedModel
+from models.pipeline import BATCH_SIZE, TwoStage
+from models.segmentation.settings import SlidingWindow
 from models.segmentation.windows import slide
 from runner.detector import Detector, Network
 from utils.errors import UserError
 from utils.regions.region import Region
-from utils.regions.rules import keep_boxes, regions_of
+from utils.regions.rules import regions_of, select_boxes
 from utils.scores.decision import Decision
 
 
 @dataclass(frozen=True)
 class Runner:
-    """Both stages of an exported model.
-
-    segmenter: from windows (B, C, D, H, W) to class probabilities (B, K, D, H, W).
-    """
+    """Both stages of an exported model; `segmenter` makes class probabilities (B, K, D, H, W) of windows."""
 
     model: ExportedModel
     detector: Detector
@@ -34,28 +32,31 @@ class Runner:
 
     def propose(self, scan: PreparedScan) -> list[Region]:
         """The regions of a scan's grid that stage 1 proposes."""
-        hp, roi_size = self.model.stage_1, tuple(self.model.stage_2.roi_size)
-        detections = self.detector.detect(network_slices(scan.scan, scan.brain, hp.context))
-        how = hp.score_threshold, hp.consistency, hp.evidence_growth
-        kept = keep_boxes([detections], *how, scan.brain.shape, roi_size)
-        return regions_of(kept, scan.brain, roi_size, hp.consistency)
+        hp, roi_size = self.model.stage_1, self.model.stage_2.roi_size
+        detections = self.detector.detect(scan.slices())
+        boxes = select_boxes([detections], hp.score_threshold, hp.consistency, scan.brain.shape, roi_size)
+        return regions_of(boxes, scan.brain, roi_size, hp.consistency)
 
-    def segment(self, scan: PreparedScan, regions: list[Region], batch_size: int = 8) -> np.ndarray:
-        """Class probabilities (K, D, H, W) float32: background with certainty outside the brain and the regions."""
+    def two_stage(self, batch_size: int = BATCH_SIZE) -> TwoStage:
+        """Both stages, with windows laid as ``test_strokeformer.py`` lays them by default."""
         hp = self.model.stage_2
-        outside, windows = [1.0] + [0.0] * (hp.num_classes - 1), (hp.overlap, hp.subvolume_depth, batch_size)
+        sliding = SlidingWindow(overlap=hp.overlap, subvolume_depth=hp.subvolume_depth)
+        return TwoStage(self, self.propose, sliding, batch_size)
+
+    def segment(
+        self, prepared: PreparedScan, regions: list[Region] | None, sliding: SlidingWindow, batch_size: int
+    ) -> np.ndarray:
+        """Class probabilities (K, D, H, W) float32: background with certainty outside the brain and the regions."""
+        outside = [1.0] + [0.0] * (self.model.stage_2.num_classes - 1)
 
         def predict(images: np.ndarray) -> np.ndarray:
             return self.segmenter(images)[0]
 
-        return slide(predict, scan, regions, outside, tuple(hp.window), hp.context, *windows)
+        return slide(predict, prepared, regions, outside, self.model.stage_2.window, sliding, batch_size)
 
 
 def load_runner(folder: Path | str, model: ExportedModel, num_threads: int = 0) -> Runner:
-    """The networks of a model folder, ready to run on the CPU.
-
-    Args:
-        num_threads: that onnxruntime computes with; 0 for one a core.
+    """The networks of a model folder, ready to run on the CPU with that many threads; 0 for one a core.
 
     Raises:
         UserError: onnxruntime is missing, or cannot read a network.

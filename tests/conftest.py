@@ -49,8 +49,7 @@ def workspace(tmp_path_factory, cohort) -> SimpleNamespace:
     rpn = run_script(
         *["train_rpn.py", "--train_scans", slices, "--train_masks", slice_masks],
         *["--val_scans", slices, "--val_masks", slice_masks, "--model_prefix", "rpn", "--image_size", 64],
-        *["--dataset_anchors", "auto", "--context", "neighbours", "mirror", "--hard_negatives", 0.5, "--focal"],
-        *["--label_smoothing", 0.1],
+        *["--dataset_anchors", "auto"],
         *["--batch_size", 8, "--lr", 1e-3, "--max_epochs", 2, "--transforms", "flip", *ROI, *QUICK],
         *["--logger", "wandb", "csv", "tensorboard"],
         cwd=cwd,
@@ -60,8 +59,7 @@ def workspace(tmp_path_factory, cohort) -> SimpleNamespace:
         *["--val_masks", masks, "--model_prefix", "seg", "--rpn_ckpt_path", "RPN/rpn/checkpoints/best.ckpt"],
         *["--score_threshold", 0.01, "--max_epochs", 2, "--max_lr", 1e-3, "--cls_loss", "BCEWithLogitsLoss"],
         *["--transforms", "flip", "affine", "contrast", "noise", "bias_field", "resolution", "lesion_contrast"],
-        *[*GRID, *ROI, *QUICK, "--seg_context", "mirror", "position", "--ema_decay", 0.9, "--seg_loss", "CCDiceCELoss"],
-        "--deep_supervision",
+        *[*GRID, *ROI, *QUICK, "--ema_decay", 0.9, "--seg_loss", "CCDiceCELoss"],
         cwd=cwd,
     )
     return SimpleNamespace(

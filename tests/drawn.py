@@ -18,7 +18,7 @@ def mask_of(*voxels, shape=SHAPE):
 
 
 def prepared(name: str, scan: np.ndarray, brain: np.ndarray, mask: np.ndarray | None = None) -> PreparedScan:
-    """A scan (C, D, H, W) on the networks' grid, which is its own and of untold voxel size."""
+    """A scan (C, D, H, W) on the networks' grid, which is its own and of unknown voxel size."""
     space = Space(brain.shape, affine_of((1, 1, 1)))
     return PreparedScan(name, "1", scan, brain, mask, space, space, False)
 

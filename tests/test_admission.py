@@ -60,7 +60,7 @@ def test_second_start_reads_no_voxel_and_tells_the_same(tmp_path, monkeypatch, c
     facts = admitted(cases, tmp_path / "cache")
     said = capsys.readouterr().out
     assert "of the lesion voxels of sub-0_label-L_mask.npy lie outside the brain" in said
-    for reader in ("checks", "brain", "prepared", "volumes"):
+    for reader in ("scans.checks", "scans.brain", "scans.prepared", "files.volumes"):
         monkeypatch.setattr(f"data.{reader}.read_volume", lambda *_: pytest.fail("a voxel was read"), raising=False)
     assert admitted(cases, tmp_path / "cache") == facts and capsys.readouterr().out == said
     assert cached_scan(cases[0], GRID, tmp_path / "cache").scan.shape == (1, 24, 30, 26)
@@ -90,7 +90,7 @@ def test_scans_are_looked_at_again_on_another_grid_by_other_code_and_where_the_r
     assert looks == [cases[2].name]
     admit(cases, Grid((1, 24, 30, 28)), brains_in(tmp_path / "cache"), 0, tmp_path / "cache")
     assert len(looks) == 4
-    monkeypatch.setattr("data.scans.prepared.PREPARATION", "of another checkout")
+    monkeypatch.setattr("data.scans.prepared.PREPARATION_VERSION", "of another checkout")
     admitted(cases, tmp_path / "cache")
     assert len(looks) == 7
 

@@ -77,13 +77,15 @@ def test_pairs_are_alike_in_structure_and_near_in_depth(slices):
     assert partners(slices, 10, max_depth_difference=9) == set()
 
 
-def test_the_search_ends_with_enough_partners_and_looks_at_so_many_candidates_only(slices):
+def test_the_search_ends_with_enough_partners_and_looks_at_so_many_candidates_only(slices, monkeypatch):
     index, read = slices
     looked_at = []
     counting = (index, lambda row: looked_at.append(row) or read(row))
-    assert len(partners(counting, 10, partners=1, min_ssim=0)) == 1
+    monkeypatch.setattr("augmentation.pairs.PARTNERS", 1)
+    assert len(partners(counting, 10, min_ssim=0)) == 1
     looked_at.clear()
-    partners(counting, 10, candidates=2, min_ssim=1)
+    monkeypatch.setattr("augmentation.pairs.CANDIDATES", 2)
+    partners(counting, 10, min_ssim=1)
     assert len(looked_at) <= 3  # the healthy slice and two candidates
 
 
@@ -238,12 +240,11 @@ def test_the_usual_step_is_that_of_healthy_brain_in_plane():
 # --- the command ---------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module", params=["volume --place donor", "volume", "slice"])
+@pytest.fixture(scope="module", params=["volume", "slice"])
 def augmented(request, tmp_path_factory, cohort):
     out_dir = tmp_path_factory.mktemp("augmented")
     command = ["-m", "augmentation", "--scans_dir", cohort / "Scans", "--masks_dir", cohort / "Masks"]
-    command += ["--out_dir", out_dir, "--copies", 2, "--min_iou", 0.6, "--min_ssim", 0.2]
-    command += ["--mode", *request.param.split()]
+    command += ["--out_dir", out_dir, "--copies", 2, "--min_iou", 0.6, "--min_ssim", 0.2, "--mode", request.param]
     return out_dir, command, run_script(*command, cwd=out_dir).out
 
 

@@ -3,10 +3,8 @@
 Trainings are replaced by a recorder of who was seen; everything around them is the real program.
 """
 
-import argparse
 import json
 import shutil
-import sys
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,8 +17,12 @@ from torch import nn
 
 import cross_validation
 import models.cross_validation.folds
+import models.cross_validation.resuming
 import models.training.fit
+import models.training.rpn
+import models.training.strokeformer
 from data.files.volumes import write_volume
+from models.training.settings import Run, StrokeFormerTraining
 from utils.errors import UserError
 from utils.regions.region import whole_volume
 from utils.scores.intervals import Estimate, without_interval
@@ -81,19 +83,20 @@ class Recorder:
         self.cohort, self.tested, self.trainings, self.stop_after, self.groups = cohort, set(), 0, None, {}
         self.scores = {}
 
-    def train(self, model, data, args, folder, monitor, callbacks) -> SimpleNamespace:
+    def train(self, task) -> list:
+        data, folder, run = task.data, task.folder, task.settings.run
         if self.trainings == self.stop_after:
             raise Stopped
         self.trainings += 1
-        if hasattr(data, "hard"):  # stage 1
+        if hasattr(data, "sick"):  # stage 1
             names = {volume for side in (data.train, data.val) for volume, _ in side.places}
         else:
             names = {case.name for case in [*data.train.cases["brain"], *(case for case, _ in data.val.windows)]}
         (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
         seen = {name: self.cohort.version[name] for name in names}
-        (folder / "checkpoints/best.ckpt").write_text(json.dumps({"seen": seen, "epochs": args.max_epochs}))
-        self.groups[folder.name] = args.group
-        return SimpleNamespace(is_global_zero=True, current_epoch=args.max_epochs, global_step=0, loggers=[])
+        (folder / "checkpoints/best.ckpt").write_text(json.dumps({"seen": seen, "epochs": run.max_epochs}))
+        self.groups[folder.name] = run.group
+        return []
 
     def check(self, network: SimpleNamespace, scans) -> dict[str, Estimate]:
         for name, version in network.seen.items():
@@ -112,22 +115,26 @@ class Recorder:
 @contextmanager
 def recording(recorder: Recorder):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cross_validation, "check_models", lambda args: None)
+        patch.setattr(cross_validation, "check_networks", lambda settings: None)
         patch.setattr("data.scans.brain.find_brain", lambda scan, head, contrast, own: head)
-        patch.setattr(models.training.fit, "build_rpn", lambda *_: nn.Identity())
+        patch.setattr(models.training.rpn, "build_rpn", lambda *_: nn.Identity())
         patch.setattr(
-            models.training.fit, "build_strokeformer", lambda args: SimpleNamespace(window=tuple(args.roi_size))
+            models.training.strokeformer, "build_strokeformer", lambda of: SimpleNamespace(window=of.roi_size)
         )
-        patch.setattr(models.training.fit, "_train", recorder.train)
-        for name in ("_calibrate", "_decide"):
+        patch.setattr(models.training.fit, "train", recorder.train)
+        patch.setattr(models.training.fit, "read_checkpoint", lambda path: {"global_step": 0, "epoch": 0})
+        for name in ("logged_metrics", "plot_loss_curves", "save_figure"):
             patch.setattr(models.training.fit, name, lambda *_: None)
+        patch.setattr(models.training.rpn, "calibrate", lambda *_: None)
+        patch.setattr(models.training.strokeformer, "decide", lambda *_: None)
         module = models.cross_validation.folds
-        for name in ("load_rpn", "load_strokeformer"):
-            patch.setattr(module, name, recorder.load)
+        patch.setattr(module, "load_model", lambda kind, path: recorder.load(path))
         patch.setattr(module, "rpn_source", lambda rpn, _: rpn)
         patch.setattr(module, "collect_regions", lambda _, scans: {s.name: [whole_volume(SHAPE)] for s in scans})
         patch.setattr(module, "evaluate_rpn", lambda rpn, scans, *_: recorder.check(rpn, scans))
-        patch.setattr(module, "evaluate_strokeformer", lambda model, _, scans, *__: recorder.check(model, scans))
+        patch.setattr(
+            module, "evaluate_strokeformer", lambda both, _, scans, *__: recorder.check(both.segmenter, scans)
+        )
         patch.setattr("report.pages.report_cross_validation", lambda *_: None)  # there are no tables to report
         patch.setattr("models.training.tracking.log_report", lambda *_: None)
         yield
@@ -144,16 +151,15 @@ class Bench:
         """How a run ends: ``done``, ``stopped``, or the line with which it is refused."""
         self.recorder.tested, self.recorder.trainings, self.recorder.stop_after = set(), 0, stop_after
         command = [
-            *["cross_validation.py", "--scans_dir", self.root / "Scans", "--masks_dir", self.root / "Masks"],
+            *["--scans_dir", self.root / "Scans", "--masks_dir", self.root / "Masks"],
             *["--model_prefix", "seg", "--rpn_model_prefix", "rpn", "--k", 2, "--splits", 34, 16, 50],
             *["--scan_dim", 1, *SHAPE, "--roi_size", 4, 4, 4, "--max_epochs", 1, "--rpn_max_epochs", 1],
             *["--default_root_dir", self.root / "StrokeFormer", "--rpn_default_root_dir", self.root / "RPN"],
             *["--scores_dir", self.root / "scores", "--rpn_scores_dir", self.root / "rpn_scores", *more],
         ]
-        with recording(self.recorder), pytest.MonkeyPatch.context() as patch:
-            patch.setattr(sys, "argv", list(map(str, command)))
+        with recording(self.recorder):
             try:
-                cross_validation.main(cross_validation.parse_args())
+                cross_validation.main(cross_validation.parse_args(list(map(str, command))))
             except Stopped:
                 return "stopped"
             except UserError as error:
@@ -259,7 +265,7 @@ def require_current_scores(bench: Bench) -> None:
 def test_fold_that_is_not_tested_again_has_the_scores_that_it_would_get(tmp_path_factory, steps):
     bench = Bench(tmp_path_factory.mktemp("kept"))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(models.cross_validation.folds.CrossValidation, "has_outputs", lambda *_: True)
+        patch.setattr(models.cross_validation.resuming, "_has_outputs", lambda *_: True)
         for what, which, stop_after in steps:
             change_cohort(bench, what, which)
             if bench.run(stop_after=stop_after) == "done":
@@ -315,8 +321,8 @@ def test_training_and_cross_validation_of_one_name_do_not_mix(tmp_path):
     assert bench.run() == "done"
     assert "holds a training" in bench.run("--model_prefix", "seg_fold-0")
     with recording(bench.recorder), pytest.raises(UserError, match="seg holds a cross-validation"):
-        args = argparse.Namespace(default_root_dir=tmp_path / "StrokeFormer")
-        models.training.fit._fit(None, None, args, "seg", {}, ("val_loss", "min"), None, None, [], None)
+        settings = StrokeFormerTraining(run=Run(default_root_dir=str(tmp_path / "StrokeFormer")))
+        models.training.fit.fit(models.training.fit.Task("seg", *[None] * 2, settings, *[None] * 5))
 
 
 def test_subject_that_joined_may_stay_out_by_giving_the_folds(tmp_path):

@@ -8,7 +8,8 @@ from deepbet import BrainExtraction
 
 from data.files.space import Space, centred_space, resample
 from data.files.volumes import read_volume, write_volume
-from data.phantom.subject import Settings, make_subject
+from data.phantom.settings import PhantomSettings
+from data.phantom.subject import make_subject
 from data.scans.admission import admit
 from data.scans.brain import _deepbet, find_brain, is_stripped, read_brain, with_brains
 from data.scans.checks import check_headers
@@ -228,7 +229,7 @@ def test_brain_of_a_changed_scan_or_of_other_code_is_found_anew(tmp_path, networ
     admit([case], GRID, tmp_path / "found")
     np.testing.assert_array_equal(read_brain(case, tmp_path / "found"), brain)
     assert networks.runs == 2
-    monkeypatch.setattr("data.scans.brain.PREPARATION", "of another checkout")
+    monkeypatch.setattr("data.scans.brain.PREPARATION_VERSION", "of another checkout")
     admit([case], GRID, tmp_path / "found")
     assert networks.runs == 3
 
@@ -242,8 +243,8 @@ def test_head_stands_for_the_brain_of_other_contrasts_with_a_skull_and_one_line_
     for _ in range(2):  # said again of what was kept
         admit(cases, GRID, tmp_path / "found")
         assert capsys.readouterr().out == (
-            "No brain found in 2 scans with a skull (e.g. sub-01_dwi.npy): the whole head stands for it; give brain "
-            "masks with --brains_dir, or a stripped scan\n"
+            "No brain found in 2 scans with a skull (e.g. sub-01_dwi.npy): the whole head is used as the "
+            "brain mask; give brain masks with --brains_dir, or a stripped scan\n"
         )
     np.testing.assert_array_equal(read_brain(cases[0], tmp_path / "found"), head_mask(scan))
     assert networks.runs == 1
@@ -263,7 +264,7 @@ def test_head_stands_for_a_brain_that_deepbet_does_not_find(tmp_path, networks, 
 @pytest.fixture(scope="module")
 def synthetic() -> tuple[np.ndarray, np.ndarray]:
     """A synthetic head at 4 mm, (D, H, W), and its true brain."""
-    subject = make_subject(Settings(spacing=(4, 4, 4)), 0)
+    subject = make_subject(PhantomSettings(spacing=(4, 4, 4)), 0)
     return subject.scan[0], subject.brain
 
 
@@ -285,7 +286,7 @@ def test_brain_is_what_deepbet_itself_says_though_its_first_network_runs_once_a_
     _deepbet.cache_clear()
     asked, network = [], torch.jit.ScriptModule.__call__
     monkeypatch.setattr(torch.jit.ScriptModule, "__call__", lambda self, x: asked.append(x.shape) or network(self, x))
-    monkeypatch.setattr("data.scans.brain.add_what_the_mirror_has", lambda brain, head, own: brain)
+    monkeypatch.setattr("data.scans.brain.complete_by_symmetry", lambda brain, head, own: brain)
     brain = brain_of(scan, "T1w", FOUR_MM)
     np.testing.assert_array_equal(brain, expected.transpose(2, 0, 1).astype(bool) & head_mask(scan))
     assert len(asked) == len({*asked}) == 2
@@ -304,7 +305,7 @@ def test_deepbet_that_sees_nothing_at_all_is_no_error(tmp_path, capsys):
     scan[:3, :3, :3] = 60  # its own code fails on this one: it takes the largest of no components
     put(tmp_path, "Scans/sub-01_T1w.npy", scan)
     admit(cases_in(tmp_path), GRID, tmp_path / "found")
-    assert "the whole head stands for it" in capsys.readouterr().out
+    assert "the whole head is used as the brain mask" in capsys.readouterr().out
 
 
 # --- real scans ----------------------------------------------------------------------------------------

@@ -23,8 +23,8 @@ def commands() -> list[str]:
 @pytest.mark.parametrize("command", commands())
 def test_commands_are_understood(command, monkeypatch):
     monkeypatch.chdir(ROOT)
-    args = cross_validation.parse_args(shlex.split(command))
-    assert args.launcher == "ray" or args.aggregate
+    settings = cross_validation.parse_args(shlex.split(command))
+    assert settings.launcher == "ray" or settings.folds.aggregate
 
 
 def test_job_of_the_array_runs_its_own_fold_on_the_cpus_that_it_got(tmp_path, monkeypatch):
@@ -38,7 +38,7 @@ def test_job_of_the_array_runs_its_own_fold_on_the_cpus_that_it_got(tmp_path, mo
     done = subprocess.run(["bash", "folds.sbatch"], cwd=tmp_path, env=env, capture_output=True, text=True, check=True)
     threads, program, *words = done.stdout.splitlines()
     monkeypatch.chdir(ROOT)
-    args = cross_validation.parse_args(words)
+    settings = cross_validation.parse_args(words)
     assert (threads, program) == ("8", "cross_validation.py")
-    assert args.folds_to_run == [3] and args.num_workers == 7
-    assert f"#SBATCH --array=0-{args.k - 1}\n" in script
+    assert settings.folds.folds_to_run == (3,) and settings.num_workers == 7
+    assert f"#SBATCH --array=0-{settings.folds.k - 1}\n" in script

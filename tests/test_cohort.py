@@ -11,7 +11,7 @@ from data.files.names import bids_entity
 from data.files.volumes import write_volume
 from data.scans.admission import admit
 from data.scans.checks import check_headers, read_mask, space_of
-from data.scans.cohort import augmented_cases, pair_cases, refuse_twins, say_shared
+from data.scans.cohort import augmented_cases, pair_cases, print_shared_subjects, refuse_twins
 from data.scans.folds import cases_of, lesion_loads, make_folds, read_folds, usable_augmented, write_folds
 from data.scans.grid import Grid
 from utils.errors import UserError
@@ -185,9 +185,9 @@ def test_constant_scan_is_refused(tmp_path):
 
 
 def test_subjects_that_train_and_validate_are_told(capsys):
-    say_shared(["01", "02"], ["03"])
+    print_shared_subjects(["01", "02"], ["03"])
     assert capsys.readouterr().out == ""
-    say_shared(["01", "02", "03"], ["03", "02"])
+    print_shared_subjects(["01", "02", "03"], ["03", "02"])
     assert capsys.readouterr().out.startswith("2 subjects (02, ...) both train and validate")
 
 

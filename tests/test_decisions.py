@@ -1,6 +1,5 @@
 """What is lesion, given its probability: thresholds, small components, and the choice on validation scans."""
 
-import drawn
 import numpy as np
 import pandas as pd
 import pytest
@@ -9,7 +8,11 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy.ndimage import label
 
+from models.pipeline import Prediction
+from models.segmentation import decisions
 from models.segmentation.decisions import choose_decision, decision_summary, decision_table
+from tests import drawn
+from utils.regions.region import Region
 from utils.scores.decision import Decision
 from utils.scores.metrics import scan_scores
 
@@ -19,6 +22,11 @@ MM = (1.0, 2.0, 5.0)  # 0.01 cm3 a voxel
 
 def probabilities_of(lesion):
     return np.stack([1 - lesion, lesion]).astype(np.float32)
+
+
+def voxels_of(mask):
+    """Regions of one voxel each; None for none at all."""
+    return None if mask is None else [Region(z, z + 1, x, y, x + 1, y + 1) for z, y, x in np.argwhere(mask).tolist()]
 
 
 def two_lesions():
@@ -61,16 +69,16 @@ def test_of_several_kinds_of_lesion_the_likeliest_is_taken():
     assert Decision(0.2).classes(probabilities, MM).tolist() == [[[2, 1]]]
 
 
-def test_table_holds_the_scores_of_what_each_decision_would_predict():
+def test_table_holds_the_scores_of_what_each_decision_would_predict(monkeypatch):
     rng, brain = np.random.default_rng(0), np.ones(SHAPE, bool)
     lesions = [rng.random(SHAPE) ** 3, two_lesions(), two_lesions()]
     masks = [rng.random(SHAPE) > 0.95, two_lesions() == 0.9, ~brain]
     scans = [drawn.prepared(f"{n}.npy", brain[None] * 1.0, brain, mask) for n, mask in enumerate(masks)]
     found = {scan.name: probabilities_of(lesion) for scan, lesion in zip(scans, lesions, strict=True)}
     seen = dict(zip(found, [rng.random(SHAPE) > 0.9, None, two_lesions() == 0.4], strict=True))
-    table = decision_table(
-        lambda scan: found[scan.name], scans, (0.1, 0.3, 0.5), (0.0, 0.003), lambda scan: seen[scan.name]
-    )
+    monkeypatch.setattr(decisions, "THRESHOLDS", (0.1, 0.3, 0.5))
+    monkeypatch.setattr(decisions, "SMALLEST_CM3", (0.0, 0.003))
+    table = decision_table(Prediction(s, voxels_of(seen[s.name]), found[s.name], Decision()) for s in scans)
     assert len(table) == 6
     for row in table.itertuples():
         decision = Decision(row.threshold, row.smallest_cm3)

@@ -54,7 +54,7 @@ def raw(tmp_path, no_skulls) -> Path:
 def checkpoint(tmp_path_factory) -> Path:
     """A network that has learned nothing: its probabilities lie about 0.5."""
     torch.manual_seed(0)
-    model = StrokeFormer(roi_size=(8, 8, 16), arch_size="tiny")
+    model = StrokeFormer(roi_size=(8, 8, 16))
     path = tmp_path_factory.mktemp("untrained") / "seg/checkpoints/best.ckpt"
     path.parent.mkdir(parents=True)
     content = {"model": "StrokeFormer", "hyper_parameters": dict(model.hparams), "state_dict": model.state_dict()}

@@ -18,10 +18,12 @@ class Understood(Exception):
 
 
 def commands() -> list[str]:
-    """The commands of all pages' shell blocks that start a program of ours, each once."""
-    blocks = [block for page in PAGES for block in re.findall(r"```sh\n(.*?)```", page.read_text(), re.DOTALL)]
-    lines = dict.fromkeys("\n".join(blocks).replace("\\\n", " ").splitlines())
-    return [line for line in lines if line.startswith("python ") and not line.startswith("python -c ")]
+    """The commands of all pages that start a program of ours, each once: those of shell blocks, and benchmarks."""
+    text = "\n".join(page.read_text() for page in PAGES)
+    lines = "\n".join(re.findall(r"```sh\n(.*?)```", text, re.DOTALL)).replace("\\\n", " ").splitlines()
+    benchmarks = [command.replace("\n", " ") for command in re.findall(r"`(python benchmarks/[^`]+)`", text)]
+    started = [line for line in lines if line.startswith("python ") and not line.startswith("python -c ")]
+    return list(dict.fromkeys([*started, *benchmarks]))
 
 
 def start(command: str, patch: pytest.MonkeyPatch) -> None:

@@ -15,12 +15,12 @@ from models.checkpoints import load_rpn, load_strokeformer, read_checkpoint, sto
 from models.cross_validation.results import checkpoints_in
 from models.evaluation.derivatives import prediction_settings
 from models.rpn.module import RPN
-from models.segmentation.decisions import Decision
 from models.segmentation.module import StrokeFormer
 from strokeformer import lesion_probability, propose, segment
 from tests.test_prepare import run_here
 from utils.errors import UserError
 from utils.regions.linked import LOWEST_SCORE, link_boxes, pooled
+from utils.scores.decision import Decision
 
 BOX, FAR = (10, 10, 16, 16), (30, 30, 36, 36)
 # Of networks after two epochs: what proposes and what is lesion is lowered until something is found.
@@ -120,7 +120,7 @@ def test_candidate_far_beyond_one_networks_threshold_is_proposed_though_the_othe
     """Log odds: 2.2 + 0 of the thresholds are less than 6.9 - 2.9 of 0.999 and noise, not than 4.6 - 2.9 of 0.99."""
     ensemble = load_rpn([networks.rpn.one, networks.rpn.other])
     for member, threshold in zip(ensemble.members, (0.9, 0.5), strict=True):
-        member.hparams.update({"score_threshold": threshold, "evidence_growth": 0.0})
+        member.hparams.update({"score_threshold": threshold})
     prepared = SimpleNamespace(brain=np.ones((40, 50, 60), bool))
     for score, n_regions in ((0.999, 1), (0.99, 0)):
         seen = {4: {"boxes": np.array([BOX], float), "scores": np.array([score])}}
@@ -188,8 +188,8 @@ def test_script_averages_the_folds_of_a_cross_validation_and_says_of_what_its_re
 
 
 def test_sidecars_of_a_derivative_list_all_checkpoints(networks):
-    args = SimpleNamespace(ckpt_path=[networks.seg.one], rpn_ckpt_path=[networks.rpn.one, networks.rpn.copy])
-    settings = prediction_settings(SimpleNamespace(**vars(args), regions=None, flip_average=False), "x", 0.5, 0)
+    files = {"Checkpoint": [networks.seg.one], "RegionCheckpoint": [networks.rpn.one, networks.rpn.copy]}
+    settings = prediction_settings("x", {**files, "Regions": None}, Decision(), flip_average=False)
     assert settings["Checkpoint"] == "best.ckpt" and settings["RegionCheckpoint"] == ["best.ckpt", "rpn_copy.ckpt"]
     assert len(settings["CheckpointSHA256"]) == 64
     first, second = settings["RegionCheckpointSHA256"]
@@ -268,7 +268,7 @@ def test_rpns_without_evidence_to_average_are_refused(networks, tmp_path):
 def test_members_of_other_regions_classes_or_channels_are_refused(tmp_path, changes):
     paths = [tmp_path / "a.ckpt", tmp_path / "b.ckpt"]
     for path, more in zip(paths, ({}, changes), strict=True):
-        model = StrokeFormer(**{"roi_size": (8, 8, 16), "arch_size": "tiny", **more})
+        model = StrokeFormer(**{"roi_size": (8, 8, 16), **more})
         content = {"model": "StrokeFormer", "hyper_parameters": dict(model.hparams), "state_dict": model.state_dict()}
         torch.save(content, path)
     with pytest.raises(UserError, match=rf"b\.ckpt was trained with {next(iter(changes))} .*; an ensemble takes"):

@@ -1,7 +1,6 @@
 """What explains a result: layers to choose from, EigenCAM, and maps of probability, uncertainty and Grad-CAM."""
 
 import sys
-from argparse import Namespace
 
 import nibabel as nib
 import numpy as np
@@ -18,11 +17,14 @@ from models.evaluation.eigencam import BackboneCAM, eigencam, find_layers, slice
 from models.evaluation.gradcam import find_layers as find_3d_layers
 from models.evaluation.gradcam import gradcam, window_layers
 from models.evaluation.maps import MapWriter, predictive_entropy
+from models.evaluation.settings import Outputs
+from models.pipeline import Prediction, TwoStage
 from models.rpn.module import RPN
 from models.segmentation.module import StrokeFormer
+from models.segmentation.settings import SlidingWindow
 from tests import drawn
 from utils.errors import UserError
-from utils.scores.decision import lesion_probability
+from utils.scores.decision import Decision, lesion_probability
 
 
 def noise(shape):
@@ -41,14 +43,13 @@ def names_in(table: str) -> list[str]:
     ("arch", "window", "expected"),
     [
         ("trans_unet", (16, 16, 32), "encoders.0  16 x 8 x 8 x 16"),
-        ("segformer3d", (16, 16, 32), "stages.1     32 x 2 x 2 x 4"),
-        ("segformer3d_full", (16, 16, 32), "head.encoders.0  8 x 16 x 16 x 32"),
-        ("unetr", (16, 16, 32), "decoder2                              4 x 16 x 16 x 32"),
+        ("segformer3d", (16, 16, 32), "stages.1     64 x 2 x 2 x 4"),
+        ("unetr", (16, 16, 32), "decoder2                              16 x 16 x 16 x 32"),
     ],
 )
 def test_every_layer_that_is_listed_can_be_drawn(arch, window, expected):
     torch.manual_seed(0)
-    model = StrokeFormer(arch, roi_size=window, arch_size="tiny")
+    model = StrokeFormer(arch, roi_size=window)
     table = window_layers(model).table("--target_layers")
     assert f"  {expected}\n" in table + "\n" and len(table.splitlines()) < 20
     heat = gradcam(model, noise(window), None, find_3d_layers(model, names_in(table)))
@@ -57,9 +58,9 @@ def test_every_layer_that_is_listed_can_be_drawn(arch, window, expected):
 
 def test_every_layer_of_the_backbone_that_is_listed_can_be_drawn():
     torch.manual_seed(0)
-    model, scan = RPN(image_size=64, context=("neighbours",)).eval(), head_with_spot()
+    model, scan = RPN(image_size=64).eval(), head_with_spot()
     table = slice_layers(model).table("--target_layers")
-    assert "of 3 x 64 x 64:" in table and "  backbone.body.layer2   128 x 8 x 8\n" in table
+    assert "of 1 x 64 x 64:" in table and "  backbone.body.layer2   128 x 8 x 8\n" in table
     for name in names_in(table):
         heat = eigencam(model, scan, [1, 2], find_layers(model, [name]))
         assert list(heat) == [1, 2] and all(h.shape == (32, 40) and h.max() > 0.5 for h in heat.values()), name
@@ -70,7 +71,7 @@ def test_every_layer_of_the_backbone_that_is_listed_can_be_drawn():
     [("nothing", "nothing is no layer of this network"), ("transformer", "transformer gives no map")],
 )
 def test_layer_that_cannot_be_drawn_is_refused(name, complaint):
-    model = StrokeFormer(roi_size=(16, 16, 16), arch_size="tiny")
+    model = StrokeFormer(roi_size=(16, 16, 16))
     with pytest.raises(UserError, match=f"--target_layers {complaint}; --target_layers list shows"):
         find_3d_layers(model, ["decoders.1", name])
     with pytest.raises(UserError, match="--rpn_target_layers detector is no layer"):
@@ -79,11 +80,11 @@ def test_layer_that_cannot_be_drawn_is_refused(name, complaint):
 
 def test_layers_are_listed_before_anything_else_is_asked_for(workspace, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    size = ["--roi_size", "16", "16", "16", "--rpn_image_size", "64", "--seg_context", "mirror"]
+    size = ["--roi_size", "16", "16", "16", "--rpn_image_size", "64"]
     for script, arguments, lines in (
         (test_strokeformer, ["--ckpt_path", workspace.seg], ["decoders.1  16 x 4 x 4 x 8"]),
         (test_rpn, ["--ckpt_path", workspace.rpn], ["backbone.fpn           256 x 16 x 16"]),
-        (cross_validation, size, ["image of 2 x 16 x 16 x 16:", "encoders.2  96 x 2 x 2 x 2"]),
+        (cross_validation, size, ["image of 1 x 16 x 16 x 16:", "encoders.2  96 x 2 x 2 x 2"]),
         (cross_validation, [*size, "--rpn_target_layers", "list"], ["encoders.2", "backbone.body.layer3"]),
     ):
         monkeypatch.setattr(sys, "argv", [script.__name__, *map(str, arguments), "--target_layers", "list"])
@@ -170,15 +171,15 @@ def classes_of(lesion):
     return np.stack([1 - lesion, lesion])
 
 
-def written_maps(folder, model, lesion, **options) -> dict[str, list[float]]:
+def written_maps(folder, model, lesion, flip_average=False, **options) -> dict[str, list[float]]:
     """What is written of a scan of 1 x 1 x N voxels."""
     probabilities = classes_of(lesion)
-    args = Namespace(flip_average=False, probabilities=False, uncertainty=False, overlap=0, batch_size=1)
-    vars(args).update(subvolume_depth=None, **options)
     shape = probabilities.shape[1:]
     scan = drawn.prepared("a_T1w.npy", np.ones((1, *shape), np.float16), np.ones(shape, bool))
     case = Case("a", None, folder / "a_T1w.npy", None)
-    MapWriter(model, args, folder).write(case, scan, None, probabilities, probabilities)
+    pipeline = TwoStage(model, sliding=SlidingWindow(flip_average=flip_average))
+    prediction = Prediction(scan, None, probabilities, Decision(0.5, 0))
+    MapWriter(pipeline, Outputs(**options), folder).write(case, prediction)
     files = sorted(folder.rglob("*_T1w_*.npy"))
     return {path.relative_to(folder).as_posix(): np.load(path).ravel().tolist() for path in files}
 
@@ -201,9 +202,10 @@ def test_flip_averaged_probabilities_are_not_averaged_again(tmp_path):
 
 def test_scan_and_mirror_image_are_what_flip_average_averages():
     torch.manual_seed(0)
-    model, scan = StrokeFormer(roi_size=(16, 16, 16), arch_size="tiny").eval(), noise((16, 20, 24))
-    both = (model.segment(scan, None) + model.segment_mirrored(scan, None)) / 2
-    np.testing.assert_allclose(model.segment(scan, None, flip_average=True), both, atol=1e-5)
+    model, scan = StrokeFormer(roi_size=(16, 16, 16)).eval(), noise((16, 20, 24))
+    both = (model.segment(scan, None) + model.segment_mirrored(scan, None, SlidingWindow(), 1)) / 2
+    averaged = model.segment(scan, None, SlidingWindow(flip_average=True))
+    np.testing.assert_allclose(averaged, both, atol=1e-5)
 
 
 def test_heat_is_written_where_it_lies_in_the_scanner(tmp_path):
@@ -216,7 +218,7 @@ def test_heat_is_written_where_it_lies_in_the_scanner(tmp_path):
     heat = np.zeros(space.shape, np.float32)
     heat[4:9, 6:11, 10:15] = 0.9  # about voxel (6, 8, 12) of (D, H, W)
     scan = PreparedScan("a_T1w.nii.gz", "a", None, None, None, space, Space((8, 10, 12), ras), True)
-    MapWriter(None, None, tmp_path).write_gradcam(Case("a", None, tmp_path / "a_T1w.nii.gz", None), scan, heat)
+    MapWriter(None, None, tmp_path).write_heat(Case("a", None, tmp_path / "a_T1w.nii.gz", None), scan, heat)
     written = nib.load(tmp_path / "gradcam/a_T1w_gradcam.nii.gz")
     assert written.get_data_dtype() == np.float32 and written.shape == (10, 12, 8)
     np.testing.assert_array_equal(written.affine, affine)

@@ -19,7 +19,6 @@ from torchvision.ops import nms
 
 import runner.__main__ as runner_script
 import test_strokeformer
-from data.batches.context import network_slices
 from data.files.volumes import read_volume, write_volume
 from data.scans.brain import with_brains
 from data.scans.cohort import Case, pair_cases
@@ -28,6 +27,7 @@ from models.checkpoints import load_rpn, load_strokeformer, store_hyperparameter
 from models.export import __main__ as export
 from models.export import networks as onnx_networks
 from models.export.exported import NETWORKS, read_model
+from models.segmentation.settings import SlidingWindow
 from runner.detector import decode, suppress
 from runner.model import load_runner
 from tests.drawn import dice
@@ -191,11 +191,11 @@ def test_half_of_the_size_gives_the_same_lesions(files, models):
     full, half = (load_runner(folder, read_model(folder), 1) for folder in (models.full, models.half))
     for case in cases_of(files):
         scan = prepare_scan(case, model.grid, files.folder / "none are found")
-        slices = network_slices(scan.scan, scan.brain, model.stage_1.context)
+        slices = scan.slices()
         one, other = (networks.detector.detect(slices) for networks in (full, half))
         assert np.median([abs(one[z]["scores"].max() - other[z]["scores"].max()) for z in slices]) < 1e-3
         regions = full.propose(scan)
-        probabilities = [networks.segment(scan, regions) for networks in (full, half)]
+        probabilities = [networks.segment(scan, regions, SlidingWindow(), 8) for networks in (full, half)]
         masks = [full.decision.classes(p, scan.space.spacing_mm) > 0 for p in probabilities]
         assert masks[0].any() and dice(*masks) > 1 - 1e-3
         assert 0 < np.abs(probabilities[0] - probabilities[1]).max() < 1e-3
@@ -206,7 +206,7 @@ def test_boxes_of_every_slice_are_those_of_torchvision_whatever_the_batch(files,
     detector = load_runner(models.full, model, 1).detector
     (case, *_) = cases_of(files)
     scan = prepare_scan(case, model.grid, files.folder / "none are found")
-    slices = network_slices(scan.scan, scan.brain, model.stage_1.context)
+    slices = scan.slices()
     expected = rpn.detect_volume(scan)
     for batch_size in (32, 3):
         found = detector.detect(slices, batch_size)
@@ -222,7 +222,7 @@ def test_nothing_proposed_is_all_background(files, models):
     model = read_model(models.full)
     (case, *_) = cases_of(files)
     scan = prepare_scan(case, model.grid, files.folder / "none are found")
-    probabilities = load_runner(models.full, model, 1).segment(scan, [])
+    probabilities = load_runner(models.full, model, 1).segment(scan, [], SlidingWindow(), 8)
     assert (probabilities[0] == 1).all() and (probabilities[1:] == 0).all()
 
 
@@ -257,17 +257,16 @@ def test_decoding_is_torchvisions():
 
 
 def test_folder_tells_all_that_surrounds_the_networks(files, models):
-    content, rpn, seg = (
+    content, seg = (
         json.loads((models.half / "model.json").read_text()),
-        load_rpn(files.rpn),
         load_strokeformer(files.seg),
     )
     assert content["grid"] == {"scan_dim": [1, 24, 25, 29], "resize_to": None, "spacing_mm": [8.0, 8.0, 8.0]}
     assert content["orientation"] == "RAS" and content["normalisation_percentiles"] == [1, 99]
     one, two = content["stage_1"], content["stage_2"]
-    assert (one["score_threshold"], one["consistency"], one["evidence_growth"]) == (0.01, "linked", 5.0)
+    assert (one["score_threshold"], one["consistency"]) == (0.01, "linked")
     assert (two["roi_size"], two["overlap"], two["lesion_threshold"]) == ([8, 8, 16], 0.25, 0.3)
-    assert two["smallest_lesion_cm3"] == 1.0 and one["context"] == list(rpn.hparams.context)
+    assert two["smallest_lesion_cm3"] == 1.0
     assert content["weights"] == "float16" and two["window"] == list(seg.window)
     for name in NETWORKS:
         network = onnx.load(models.half / name)
@@ -300,9 +299,9 @@ def test_runner_refuses_a_folder_that_is_no_whole_model(files, models, tmp_path)
     broken = shutil.copytree(models.half, tmp_path / "broken")
     with (broken / "stage2.onnx").open("r+b") as file:
         file.write(b"\0")
-    assert "stage2.onnx is not the network that model.json tells of" in refusal(broken, files.scans, tmp_path / "out")
+    assert "stage2.onnx is not the network of its model.json" in refusal(broken, files.scans, tmp_path / "out")
     (broken / "stage1_boxes.onnx").unlink()
-    assert "stage1_boxes.onnx is not the network that" in refusal(broken, files.scans, tmp_path / "out")
+    assert "stage1_boxes.onnx is not the network of" in refusal(broken, files.scans, tmp_path / "out")
     content = json.loads((broken / "model.json").read_text())
     (broken / "model.json").write_text(json.dumps({**content, "format": 0}))
     assert "model.json is of another version" in refusal(broken, files.scans, tmp_path / "out")

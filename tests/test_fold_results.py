@@ -25,9 +25,8 @@ ESTIMATES = st.lists(st.tuples(NUMBERS, NUMBERS), max_size=4).flatmap(
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(ESTIMATES)
 def test_scores_come_back_to_the_last_digit(tmp_path, estimate):
-    write_results(
-        tmp_path, 3, [{"fold": 3, "stage": "rpn", "score": "map", "estimate": estimate}], {"rpn": "a"}, "t", ""
-    )
+    rows = [{"fold": 3, "stage": "rpn", "score": "map", "estimate": estimate}]
+    write_results(tmp_path, 3, rows, {"networks": {"rpn": "a"}})
     ((found,),) = (read_results(tmp_path, 3, {"rpn": "a"}),)
     for name, value in vars(estimate).items():
         np.testing.assert_array_equal(getattr(found["estimate"], name), value)
@@ -35,16 +34,17 @@ def test_scores_come_back_to_the_last_digit(tmp_path, estimate):
 
 def test_scores_of_other_networks_are_refused_and_missing_folds_named(tmp_path):
     networks = {"rpn": "a", "strokeformer": "b"}
-    write_results(tmp_path, 1, [], networks, "how", "rows")
-    assert has_results(tmp_path, 1, networks, "how", "rows")
-    assert not has_results(tmp_path, 1, {**networks, "strokeformer": "c"}, "how", "rows")
-    assert not has_results(tmp_path, 1, networks, "otherwise", "rows")
-    assert not has_results(tmp_path, 1, networks, "how", "other rows")
-    assert not has_results(tmp_path, 2, networks, "how", "rows")
+    tested = {"networks": networks, "test": "how", "tables": "rows"}
+    write_results(tmp_path, 1, [], tested)
+    assert has_results(tmp_path, 1, tested)
+    assert not has_results(tmp_path, 1, {**tested, "networks": {**networks, "strokeformer": "c"}})
+    assert not has_results(tmp_path, 1, {**tested, "test": "otherwise"})
+    assert not has_results(tmp_path, 1, {**tested, "tables": "other rows"})
+    assert not has_results(tmp_path, 2, tested)
     assert missing_results(tmp_path, 3) == [0, 2]
     for broken in ("", "[]", "{}", '{"networks"'):
         results_file(tmp_path, 2).write_text(broken)
-        assert not has_results(tmp_path, 2, networks, "how", "rows")
+        assert not has_results(tmp_path, 2, tested)
     with pytest.raises(UserError, match=f"{results_file(tmp_path, 1).name} is of other networks .* --folds_to_run 1"):
         read_results(tmp_path, 1, {"rpn": "a", "strokeformer": "c"})
 

@@ -12,11 +12,12 @@ from hypothesis import strategies as st
 from data.files.names import PREDICTION_SUFFIX
 from data.files.space import Space, resample, share_outside
 from data.files.volumes import read_volume, write_like, write_volume
-from data.phantom.subject import Settings, make_subject
+from data.phantom.settings import PhantomSettings
+from data.phantom.subject import make_subject
 from data.scans.admission import admit
 from data.scans.brain import with_brains
 from data.scans.cohort import Case, pair_cases
-from data.scans.grid import Grid, choose_spacing, say_untold_network
+from data.scans.grid import Grid, choose_spacing, print_unknown_network_spacing
 from data.scans.prepared import PreparedScan, cached_scan, prepare_scan
 from models.checkpoints import grid_at_test, load_model, require_spacing
 from models.segmentation.module import StrokeFormer
@@ -140,7 +141,7 @@ def test_one_head_is_nearly_the_same_on_the_grid_whatever_voxels_it_was_scanned_
     """Thick slices and coarse ones, both brought to 3 mm, where either has lost what the other still has."""
     prepared = []
     for name, spacing_mm in (("thick", (3.0, 1.0, 1.0)), ("even", (2.0, 2.0, 2.0))):
-        subject = make_subject(Settings(spacing=spacing_mm, seed=3, healthy_fraction=0), 0)
+        subject = make_subject(PhantomSettings(spacing=spacing_mm, seed=3, healthy_fraction=0), 0)
         affine = np.diag([*np.roll(spacing_mm, -1), 1])
         case = case_of(tmp_path, subject.scan[0], subject.brain, subject.mask[0], affine, f"sub-{name}")
         prepared.append(prepare_scan(case, Grid((1, 60, 56, 64), spacing_mm=(3.0,) * 3), tmp_path / "none are found"))
@@ -276,13 +277,13 @@ def test_spacing_and_resize_to_are_refused_together_and_resize_to_alone_knows_no
     assert choose_spacing(cases, None, (20, 20)) is None and capsys.readouterr().out == ""
 
 
-def test_scans_of_untold_voxel_size_are_taken_for_the_networks_and_said_once(tmp_path, capsys):
+def test_scans_of_unknown_voxel_size_are_taken_for_the_networks_and_said_once(tmp_path, capsys):
     cases = cases_of_sizes(tmp_path, None, 2, None)
     grid = Grid((1, 24, 30, 26), spacing_mm=(2.0, 2.0, 2.0))
     admit(cases, grid, tmp_path / "none are found")
     assert capsys.readouterr().out == (
-        "2 scans (e.g. sub-0_T1w.npy) tell no voxel size: 2 x 2 x 2 mm is taken for it; a cohort.csv beside their "
-        "folder tells it\n"
+        "Unknown voxel size of 2 scans (e.g. sub-0_T1w.npy): 2 x 2 x 2 mm is used; give it in a cohort.csv beside "
+        "their folder\n"
     )
     prepared = prepare_scan(cases[0], grid, tmp_path / "none are found")
     assert prepared.spacing_mm is None and prepared.own_spacing_mm is None
@@ -292,12 +293,12 @@ def test_scans_of_untold_voxel_size_are_taken_for_the_networks_and_said_once(tmp
     assert told.own_spacing_mm == (4, 4, 4) and told.brain.sum() == pytest.approx(8 * prepared.brain.sum(), rel=0.1)
 
 
-def test_network_of_untold_voxel_size_takes_every_scan_as_it_is_and_says_so(tmp_path, capsys):
+def test_network_of_unknown_voxel_size_takes_every_scan_as_it_is_and_says_so(tmp_path, capsys):
     cases = cases_of_sizes(tmp_path, 2, None)
-    say_untold_network(cases, Grid((1, 24, 30, 26)))
+    print_unknown_network_spacing(cases, Grid((1, 24, 30, 26)))
     admit(cases, Grid((1, 24, 30, 26)), tmp_path / "none are found")
     assert capsys.readouterr().out == (
-        "The network was trained on scans of untold voxel size: these are taken as they are\n"
+        "The network was trained on scans of unknown voxel size: these are taken as they are\n"
     )
     for case in cases:
         prepared = prepare_scan(case, Grid((1, 24, 30, 26)), tmp_path / "none are found")

@@ -12,8 +12,10 @@ from scipy.spatial.transform import Rotation
 
 from data.files.space import Space, cut
 from data.scans.prepared import PreparedScan
-from models.segmentation.windows import average_windows, lay_windows, seen_on_own_grid, split_by_depth
+from models.pipeline import Prediction
+from models.segmentation.windows import average_windows, lay_windows, split_by_depth
 from utils.regions.region import Region, expand_region, grow_region, region_mask, region_of, whole_volume
+from utils.scores.decision import Decision
 
 ROI = (16, 16, 16)
 
@@ -29,9 +31,7 @@ def run(predict, scan, regions, inside, roi_size, overlap, outside=(0.0,), batch
         return predict(torch.from_numpy(windows)).numpy()
 
     starts = lay_windows(regions, inside, roi_size, overlap)
-    return average_windows(
-        said, lambda start: cut(scan, start, roi_size), starts, inside, roi_size, outside, batch_size
-    )
+    return average_windows(said, scan, starts, inside, roi_size, outside, batch_size)
 
 
 # --- what stage 1 saw ---------------------------------------------------------------------------------
@@ -43,7 +43,7 @@ def run(predict, scan, regions, inside, roi_size, overlap, outside=(0.0,), batch
     st.lists(st.floats(-40, 40), min_size=3, max_size=3),
 )
 def test_no_box_falls_through_the_voxels_of_the_scan(own_mm, corner, degrees):
-    """A voxel that stage 1 saw is seen on the scan's own grid, however thick and oblique its slices."""
+    """A lesion that stage 1 saw a voxel of is one on the scan's own grid, however thick and oblique its slices."""
     space = Space((40, 40, 40), np.eye(4))
     turned = np.eye(4)
     turned[:3, :3] = Rotation.from_euler("xyz", degrees, degrees=True).as_matrix() * own_mm
@@ -53,7 +53,9 @@ def test_no_box_falls_through_the_voxels_of_the_scan(own_mm, corner, degrees):
         "a", "1", np.zeros((1, 40, 40, 40)), everywhere((40, 40, 40)), None, space, Space((d, h, w), turned), True
     )
     z, y, x = corner
-    assert seen_on_own_grid(scan, [Region(0, 40, 0, 0, 40, 40, seen=(Region(z, z + 1, x, y, x + 1, y + 1),))]).any()
+    region = Region(0, 40, 0, 0, 40, 40, detected=(Region(z, z + 1, x, y, x + 1, y + 1),))
+    lesion = np.stack([np.zeros((40, 40, 40)), np.ones((40, 40, 40))])
+    assert Prediction(scan, [region], lesion, Decision()).lesions.any()
 
 
 # --- where windows lie ---------------------------------------------------------------------------------

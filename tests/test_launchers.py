@@ -1,6 +1,5 @@
 """Where folds run: how a cluster is shared among them, and what is refused before anything runs."""
 
-import argparse
 import json
 import os
 import signal
@@ -11,17 +10,12 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from cross_validation import check_launcher
 from models.cross_validation import launchers
 from models.cross_validation.launchers import choose_launcher, cpus_each
 from utils.errors import UserError
 from utils.files import order_rows, update_table
 
 needs_ray = pytest.mark.skipif(not find_spec("ray"), reason="pip install -r requirements-ray.txt")
-
-
-def ray_args(address=None, gpus=None):
-    return argparse.Namespace(launcher="ray", ray_address=address, gpus_per_fold=gpus)
 
 
 @pytest.mark.parametrize(
@@ -42,7 +36,7 @@ def test_folds_get_the_most_cpus_that_let_as_many_run_at_once(nodes, folds, gpus
 
 def test_one_after_the_other_is_in_order():
     done = []
-    choose_launcher(argparse.Namespace(launcher="sequential"))(done.append, [2, 0], [])
+    choose_launcher("sequential", 1)(done.append, [2, 0], [])
     assert done == [2, 0]
 
 
@@ -60,29 +54,15 @@ def test_rows_of_folds_come_into_order_behind_those_of_other_models(tmp_path):
 # --- refused -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("given", "named"),
-    [
-        ({"ray_address": "auto"}, "--ray_address"),
-        ({"gpus_per_fold": 0}, "--gpus_per_fold"),
-        ({"launcher": "ray", "num_nodes": 2}, "--num_nodes"),
-    ],
-)
-def test_argument_that_the_launcher_would_ignore_is_refused(given, named):
-    args = {"launcher": "sequential", "ray_address": None, "gpus_per_fold": None, "num_nodes": 1, **given}
-    with pytest.raises(UserError, match=f"{named}.* leave it out"):
-        check_launcher(argparse.Namespace(**args))
-
-
 def test_missing_ray_is_refused_with_what_installs_it(monkeypatch):
     monkeypatch.setattr(launchers, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"Ray is not installed; pip install -r requirements-ray\.txt"):
-        choose_launcher(ray_args())
+        choose_launcher("ray", 1)
 
 
 @pytest.mark.parametrize("address", ["nonsense", "host:", "10.0.0.1:port"])
 def test_address_that_is_none_is_refused(monkeypatch, address):
-    with pytest.raises(UserError, match=f"--ray_address {address} is no HOST:PORT"):
+    with pytest.raises(UserError, match=f"RAY_ADDRESS {address} is no HOST:PORT"):
         launchers._require_answer(address)
 
 
@@ -90,18 +70,18 @@ def test_address_that_does_not_answer_is_refused():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]  # nobody listens there
-        with pytest.raises(UserError, match=f"--ray_address 127.0.0.1:{port} does not answer"):
+        with pytest.raises(UserError, match=f"RAY_ADDRESS 127.0.0.1:{port} does not answer"):
             launchers._require_answer(f"127.0.0.1:{port}")
 
 
 def test_more_gpus_than_a_node_has_are_refused(monkeypatch):
     monkeypatch.setattr(launchers, "_connect", lambda address: None)
     monkeypatch.setattr(launchers, "_nodes", lambda: [(8, 2), (8, 1)])
-    with pytest.raises(UserError, match="--gpus_per_fold 3: no node of the cluster has more than 2"):
-        choose_launcher(ray_args(gpus=3))
-    assert choose_launcher(ray_args()).keywords["gpus"] == 1
+    with pytest.raises(UserError, match="--devices names 3 GPUs: no node of the cluster has more than 2"):
+        choose_launcher("ray", 3)
+    assert choose_launcher("ray", 1).keywords["gpus"] == 1
     monkeypatch.setattr(launchers, "_nodes", lambda: [(8, 0)])
-    assert choose_launcher(ray_args()).keywords["gpus"] == 0
+    assert choose_launcher("ray", 1).keywords["gpus"] == 0
 
 
 def test_node_that_does_not_see_the_folders_says_so(tmp_path):
@@ -126,8 +106,8 @@ def test_lost_fold_is_run_again_and_a_mistake_comes_back_as_one_line(tmp_path, m
         (tmp_path / f"{number}.json").write_text(json.dumps({"in": str(Path.cwd())}))
 
     monkeypatch.chdir(tmp_path)
-    choose_launcher(ray_args())(work, [0, 1], [tmp_path])
+    choose_launcher("ray", 1)(work, [0, 1], [tmp_path])
     assert [json.loads((tmp_path / f"{n}.json").read_text()) for n in (0, 1)] == [{"in": str(tmp_path)}] * 2
     with pytest.raises(UserError) as refused:
-        choose_launcher(ray_args())(work, [9], [])
+        choose_launcher("ray", 1)(work, [9], [])
     assert str(refused.value) == "fold 9 cannot be"

@@ -1,6 +1,8 @@
-"""The direction of imports, read from the syntax trees."""
+"""The direction of imports, the size of files and functions, and the two doors, read from the syntax trees."""
 
 import ast
+import statistics
+from collections.abc import Iterator
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -8,20 +10,36 @@ from tests.running import ROOT
 
 # A package imports from those behind it and from itself, never from those before it.
 ORDER = ["report", "runner", "models", "augmentation", "data", "utils"]
-WITHIN = {"data": ["slices", "restore", "phantom", "prepare", "batches", "scans", "files"]}
-PACKAGES = {"augmentation", "data", "models", "report", "runner", "utils"}
+WITHIN = {"data": ["slices", "restore", "phantom", "prepare", "batches", "scans", "files", "settings"]}
+LONGEST_FILE, LONGEST_FUNCTION, MEDIAN_FUNCTION = 300, 60, 8  # lines
 
 
 def sources() -> dict[str, Path]:
     """The files of the packages by their dotted names."""
-    files = [file for package in PACKAGES for file in (ROOT / package).rglob("*.py")]
+    files = [file for package in ORDER for file in (ROOT / package).rglob("*.py")]
     return {".".join(file.relative_to(ROOT).with_suffix("").parts): file for file in files}
+
+
+def programs() -> list[Path]:
+    """The files of the packages and the scripts at the root."""
+    return [*sources().values(), *ROOT.glob("*.py")]
+
+
+def nodes_of(file: Path) -> Iterator[ast.AST]:
+    return ast.walk(ast.parse(file.read_text()))
+
+
+def calls_of(name: str, kind: type) -> list[str]:
+    """The files that call a function (`ast.Name`) or method (`ast.Attribute`) of this name, once for each call."""
+    calls = ((file, node.func) for file in programs() for node in nodes_of(file) if isinstance(node, ast.Call))
+    called = ((file, ast.unparse(function)) for file, function in calls if isinstance(function, kind))
+    return [str(file.relative_to(ROOT)) for file, function in called if function.split(".")[-1] == name]
 
 
 def imports_of(file: Path, known: set[str]) -> set[str]:
     """The modules of the project that a file imports, in functions too."""
     found = set()
-    for node in ast.walk(ast.parse(file.read_text())):
+    for node in nodes_of(file):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
@@ -57,7 +75,24 @@ def test_settings_travel_without_the_parser_s_namespace():
     for name, file in sources().items():
         if name.startswith("utils.cli") or name.endswith("__main__"):
             continue
-        for node in ast.walk(ast.parse(file.read_text())):
+        for node in nodes_of(file):
             if isinstance(node, ast.FunctionDef):
                 arguments = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
                 assert "args" not in {argument.arg for argument in arguments}, f"{name}.{node.name}"
+
+
+def test_files_and_functions_stay_short():
+    lengths = {}
+    for file in programs():
+        assert len(file.read_text().splitlines()) <= LONGEST_FILE, file
+        for node in nodes_of(file):
+            if isinstance(node, ast.FunctionDef):
+                lengths[file, node.name, node.lineno] = node.end_lineno - node.lineno + 1
+    longest = max(lengths, key=lengths.get)
+    assert lengths[longest] <= LONGEST_FUNCTION, longest
+    assert statistics.median(lengths.values()) <= MEDIAN_FUNCTION
+
+
+def test_scans_are_admitted_and_lesions_decided_in_one_place():
+    assert calls_of("admit", ast.Name) == ["data/scans/open.py"]
+    assert calls_of("classes", ast.Attribute) == ["models/pipeline.py"]

@@ -49,7 +49,7 @@ def test_region_goes_around_all_boxes_of_a_candidate_and_grows_to_the_roi():
     slices, boxes = np.array([4, 6]), np.array([(10, 12, 16, 18), (12, 12, 22, 16.5)])
     (region,) = linked_regions(slices, boxes, np.array([0, 0]), SHAPE, ROI)
     # D 4 to 7 grows to 8 about 5.5, W 10 to 22 is larger than 8 already, H 12 to 18 grows about 15.
-    assert region == Region(1, 9, 10, 11, 22, 19) and region.seen == (Region(4, 7, 10, 12, 22, 18),)
+    assert region == Region(1, 9, 10, 11, 22, 19) and region.detected == (Region(4, 7, 10, 12, 22, 18),)
 
 
 def test_near_candidates_share_a_region_and_far_ones_do_not():
@@ -58,7 +58,7 @@ def test_near_candidates_share_a_region_and_far_ones_do_not():
     regions = linked_regions(slices, boxes, np.array([0, 1, 2]), SHAPE, ROI)
     assert len(regions) == 2 and all(region.shape == ROI for region in regions)
     near = Region(4, 5, 10, 10, 12, 12), Region(4, 5, 14, 14, 16, 16)
-    assert [sorted(region.seen, key=lambda box: box.xmin) for region in regions] == [
+    assert [sorted(region.detected, key=lambda box: box.xmin) for region in regions] == [
         [*near],
         [Region(30, 31, 40, 40, 42, 42)],
     ]
@@ -107,43 +107,36 @@ FAR = np.array([(10, 10, 12, 12), (40, 40, 42, 42)], float)  # each with a regio
 NEAR = np.array([(10, 10, 12, 12), (14, 14, 16, 16)], float)  # one region around both
 
 
-def trust(evidence, boxes, growth, threshold=0.5):
+def trust(evidence, boxes, threshold=0.5):
     """Whether two candidates are trusted."""
     slices, candidates = np.array([4, 4]), np.array([0, 1])
-    return trusted(slices, boxes, candidates, np.array(evidence), threshold, growth, SHAPE, ROI).tolist()
+    return trusted(slices, boxes, candidates, np.array(evidence), threshold, SHAPE, ROI).tolist()
 
 
 def test_a_second_region_asks_for_more_evidence():
-    # Odds of 1 for the first, and of 2 ** growth for the second: 2, an evidence of 2 / 3, or 8, one of 8 / 9.
-    assert trust([0.51, 0.49], FAR, growth=1) == [True, False]
-    assert trust([0.49, 0.49], FAR, growth=1) == [False, False]
-    assert trust([0.7, 0.66], FAR, growth=1) == [True, False]
-    assert trust([0.67, 0.7], FAR, growth=1) == [True, True]
-    assert trust([0.9, 0.88], FAR, growth=3) == [True, False]
-    assert trust([0.89, 1.0], FAR, growth=3) == [True, True]
+    # Odds of 1 for the first, and of 2 ** 5 for the second: an evidence of 32 / 33, about 0.970.
+    assert trust([0.51, 0.49], FAR) == [True, False]
+    assert trust([0.49, 0.49], FAR) == [False, False]
+    assert trust([0.98, 0.96], FAR) == [True, False]
+    assert trust([0.971, 1.0], FAR) == [True, True]
 
 
 def test_a_candidate_in_a_region_that_is_proposed_anyway_asks_for_no_more():
-    assert trust([0.51, 0.51], NEAR, growth=3) == [True, True]
+    assert trust([0.51, 0.51], NEAR) == [True, True]
 
 
 def test_a_scan_smaller_than_the_roi_has_one_region_for_all():
     slices, boxes, candidates = np.array([4, 9]), FAR, np.array([0, 1])
     evidence = np.array([0.51, 0.52])
-    assert trusted(slices, boxes, candidates, evidence, 0.5, 5, SHAPE, (64, 64, 64)).all()
+    assert trusted(slices, boxes, candidates, evidence, 0.5, SHAPE, (64, 64, 64)).all()
 
 
-def test_without_growth_the_threshold_is_the_same_for_all():
-    assert trust([0.5, 0.49], FAR, growth=0) == [True, False]
-    assert trust([0.5, 0.5], FAR, growth=0) == [True, True]
-
-
-@given(candidates, st.floats(0, 8), st.lists(st.floats(0, 1), min_size=2, max_size=2))
-def test_a_lower_threshold_keeps_all_that_a_higher_one_does(found, growth, thresholds):
+@given(candidates, st.lists(st.floats(0, 1), min_size=2, max_size=2))
+def test_a_lower_threshold_keeps_all_that_a_higher_one_does(found, thresholds):
     slices, boxes = arrays_of(found)
     evidence = np.linspace(0.05, 0.999, len(found))
     low, high = (
-        trusted(slices, boxes, np.arange(len(found)), evidence, threshold, growth, SHAPE, ROI)
+        trusted(slices, boxes, np.arange(len(found)), evidence, threshold, SHAPE, ROI)
         for threshold in sorted(thresholds)
     )
     assert (low | ~high).all()

@@ -7,19 +7,14 @@ import pytest
 import torch
 from monai.losses import DiceCELoss
 
-from models.defaults import LOSS_CONFIG
 from models.segmentation.losses import build_loss, nearest_lesions, number_lesions
+from models.segmentation.settings import LOSS_CONFIG
 from utils.errors import UserError
 
 # A small lesion and one of two voxels; the voxels 0 to 2 are nearer to the first, 3 to 7 to the second.
 ROW = torch.tensor([1, 0, 0, 0, 0, 1, 1, 0]).reshape(1, 1, 1, 1, 8)
 UNSURE = torch.zeros(1, 2, 1, 1, 8)  # logits: lesion probability 0.5 everywhere, cross-entropy log 2
 LN2 = math.log(2)
-BATCH_ONCE = {
-    "CCDiceCELoss": {},
-    "BlobLoss": {"batch_weight": 1},
-    "ICILoss": {},
-}  # arguments that leave the batch's loss as it is
 
 
 def lesion_term(name, logits, labels, **weights):
@@ -49,14 +44,6 @@ def test_cc_dice_ce_is_the_mean_over_the_surroundings_of_lesions():
     expected = ((1 - 1 / 2.5) + (1 - 2 / 4.5)) / 2 + LN2
     assert lesion_term("CCDiceCELoss", UNSURE, ROW) == pytest.approx(expected, abs=1e-4)
     assert lesion_term("CCDiceCELoss", UNSURE, ROW, lesion_weight=0.5) == pytest.approx(expected / 2, abs=1e-4)
-
-
-def test_blob_loss_is_the_mean_over_windows_with_one_lesion_each():
-    # Dice: 2 * 0.5 / (3 + 1) in the six voxels without the second lesion, 2 * 1 / (3.5 + 2) in seven.
-    expected = ((1 - 1 / 4) + (1 - 2 / 5.5)) / 2 + LN2
-    assert lesion_term("BlobLoss", UNSURE, ROW, batch_weight=1) == pytest.approx(expected, abs=1e-4)
-    whole = build_loss("DiceCELoss", LOSS_CONFIG)(UNSURE, ROW).item()
-    assert lesion_term("BlobLoss", UNSURE, ROW) == pytest.approx(whole + expected, abs=1e-4)
 
 
 def test_cross_entropy_is_that_of_the_lesions_own_voxels():
@@ -119,7 +106,7 @@ def test_false_lesion_in_a_window_without_any_is_unlearned_through_its_centre():
     assert torch.count_nonzero(logits.grad) == 4  # of both classes
 
 
-@pytest.mark.parametrize("name", ["CCDiceCELoss", "BlobLoss", "ICILoss"])
+@pytest.mark.parametrize("name", ["CCDiceCELoss", "ICILoss"])
 def test_missed_small_lesion_costs_as_much_as_a_missed_large_one(name):
     """In MONAI's Dice it hardly counts."""
     labels = torch.zeros(1, 1, 16, 16, 16, dtype=torch.int64)
@@ -133,26 +120,23 @@ def test_missed_small_lesion_costs_as_much_as_a_missed_large_one(name):
 
     small, large = (slice(None), 0, 2, 2, 2), (slice(None), 0, slice(8, 14), slice(8, 14), slice(8, 14))
     dice = [DiceCELoss(**LOSS_CONFIG, lambda_ce=0)(missing(place), labels).item() for place in (small, large)]
-    ours = [lesion_term(name, missing(place), labels, **BATCH_ONCE[name]) for place in (small, large)]
+    ours = [lesion_term(name, missing(place), labels) for place in (small, large)]
     assert dice[0] < 0.01 and dice[1] > 0.98
     assert ours[0] > 0.45 and ours[1] > 0.45
 
 
-@pytest.mark.parametrize("name", ["CCDiceCELoss", "BlobLoss"])
-def test_batch_without_lesion_has_its_own_loss_alone_and_all_voxels_learn(name):
+def test_batch_without_lesion_has_its_own_loss_alone_and_all_voxels_learn():
     torch.manual_seed(0)
     logits = torch.randn(2, 3, 4, 4, 4, requires_grad=True)
     none = torch.zeros(2, 1, 4, 4, 4, dtype=torch.int64)
-    weights = BATCH_ONCE[name]
-    assert lesion_term(name, logits, none, **weights) == 0
+    assert lesion_term("CCDiceCELoss", logits, none) == 0
     labels = none.clone()
     labels[0, 0, 1, 1, 1], labels[0, 0, 3, 3, 3] = 1, 2
-    build_loss(name, {**LOSS_CONFIG, **weights})(logits, labels).backward()
+    build_loss("CCDiceCELoss", LOSS_CONFIG)(logits, labels).backward()
     assert torch.isfinite(logits.grad).all() and (logits.grad != 0).all()
 
 
-@pytest.mark.parametrize("name", ["CCDiceCELoss", "BlobLoss"])
-def test_lesion_losses_agree_with_a_slow_reference(name):
+def test_cc_dice_ce_agrees_with_a_slow_reference():
     """A pass over the window for each lesion, in place of sums."""
     rng = np.random.default_rng(0)
     labels = torch.from_numpy((rng.random((3, 1, 6, 7, 8)) < 0.02).astype(np.int64))
@@ -160,19 +144,16 @@ def test_lesion_losses_agree_with_a_slow_reference(name):
     lesions, windows = number_lesions(labels)
     nearest, terms = nearest_lesions(lesions), []
     for number, window in enumerate(windows.tolist(), start=1):
-        if name == "CCDiceCELoss":
-            part = nearest[window] == number
-        else:
-            part = (lesions[window] == 0) | (lesions[window] == number)
+        part = nearest[window] == number
         own, seen = (lesions[window] == number)[part], logits[window].softmax(0)[1][part]
         errors = torch.where(own, -seen.log(), -(1 - seen).log())
         terms.append(1 - 2 * (seen * own).sum() / (seen.sum() + own.sum()) + errors.mean())
     assert len(terms) > 3
     expected = torch.stack(terms).mean().item()
-    assert lesion_term(name, logits, labels, **BATCH_ONCE[name]) == pytest.approx(expected, abs=1e-4)
+    assert lesion_term("CCDiceCELoss", logits, labels) == pytest.approx(expected, abs=1e-4)
 
 
-@pytest.mark.parametrize("name", ["CCDiceCELoss", "BlobLoss", "ICILoss"])
+@pytest.mark.parametrize("name", ["CCDiceCELoss", "ICILoss"])
 def test_lesion_losses_refuse_what_they_cannot_do(name):
     with pytest.raises(UserError, match=f"--seg_loss_cfg does not fit {name}: it needs softmax"):
         build_loss(name, {"sigmoid": True})

@@ -178,7 +178,8 @@ def test_every_example_of_the_page_runs_as_written(results, no_skulls, tmp_path,
     for block in (ROOT / "docs/python.md").read_text().split("```python\n")[1:]:
         exec(compile(block.split("```")[0], "docs/python.md", "exec"), names)
     plt.close("all")
-    assert [(args.seed, args.model_prefix) for args in validated] == [(1, "StrokeFormer-1"), (2, "StrokeFormer-2")]
+    runs = [(settings.seed, settings.training.run.model_prefix) for settings in validated]
+    assert runs == [(1, "StrokeFormer-1"), (2, "StrokeFormer-2")]
     assert names["truth"].shape == names["image"].shape and len(names["per_scan"]) == len(names["volumes"]) == 1
     assert (tmp_path / "mask.png").exists() and nib.load("mask.nii.gz").shape == nib.load("scan.nii.gz").shape
     assert "scan-of-nobody.nii.gz does not exist; check the path" in capsys.readouterr().out

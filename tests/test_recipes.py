@@ -2,27 +2,25 @@
 
 import json
 import shlex
-import sys
 
 import pytest
 
 import cross_validation
 from tests.running import ROOT, run_script
+from utils.settings import flat
 
 RECIPES = sorted((ROOT / "recipes").glob("*.args"))
 PATHS = ["--scans_dir", "a", "--masks_dir", "b", "--model_prefix", "c", "--rpn_model_prefix", "d"]
 
 
 def parse(*words):
-    """The arguments of cross_validation.py, the script that recipes are for."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["cross_validation.py", *map(str, words)])
-        return cross_validation.parse_args()
+    """The settings of cross_validation.py, the script that recipes are for."""
+    return cross_validation.parse_args(list(map(str, words)))
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
 def test_every_recipe_is_understood_and_each_of_its_lines_changes_something(recipe):
-    plain, cooked = vars(parse(*PATHS)), vars(parse(f"@{recipe}", *PATHS))
+    plain, cooked = flat(parse(*PATHS)), flat(parse(f"@{recipe}", *PATHS))
     lines = [shlex.split(line, comments=True) for line in recipe.read_text().splitlines()]
     names = [words[0].removeprefix("--") for words in lines if words]
     assert len(names) == len(set(names))
@@ -35,9 +33,10 @@ def test_arguments_after_a_recipe_win(tmp_path):
     (tmp_path / "my.args").write_text(
         "--k 3  # folds\n\n# a comment\n--seg_loss_cfg '{\"softmax\": true}'\n--betas 0.8 0.9\n"
     )
-    args = parse(f"@{tmp_path / 'my.args'}", *PATHS, "--k", 2)
-    assert args.k == 2 and args.seg_loss_cfg == {"softmax": True} and args.betas == [0.8, 0.9]
-    assert parse("--k", 2, f"@{tmp_path / 'my.args'}", *PATHS).k == 3
+    settings = parse(f"@{tmp_path / 'my.args'}", *PATHS, "--k", 2)
+    network = settings.training.network
+    assert settings.folds.k == 2 and network.seg_loss_cfg == {"softmax": True} and network.betas == (0.8, 0.9)
+    assert parse("--k", 2, f"@{tmp_path / 'my.args'}", *PATHS).folds.k == 3
 
 
 @pytest.mark.parametrize(

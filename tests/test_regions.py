@@ -12,10 +12,10 @@ from utils.regions.boxes import enclosing_box, pairwise_iou
 from utils.regions.grouped import agreed_box, group_slices, grouped_regions
 from utils.regions.region import (
     Region,
+    detected_mask,
     expand_region,
     read_regions,
     region_mask,
-    seen_mask,
     whole_volume,
     write_regions,
 )
@@ -198,12 +198,14 @@ def test_whole_volume_indexes_everything():
     assert np.ones((3, 4, 5))[whole_volume((3, 4, 5)).slices].sum() == 60
 
 
-def test_seen_is_what_the_regions_have_grown_from_and_all_of_one_that_does_not_tell():
-    seen = seen_mask([Region(0, 4, 0, 0, 4, 1, seen=(Region(1, 2, 2, 0, 3, 1),)), Region(0, 1, 0, 2, 2, 3)], (4, 3, 4))
-    assert np.argwhere(seen).tolist() == [[0, 2, 0], [0, 2, 1], [1, 0, 2]]
-    grown = seen_mask([Region(0, 4, 0, 0, 4, 1, seen=(Region(1, 2, 3, 0, 4, 1),))], (4, 3, 4), (1, 0, 2))
+def test_the_mask_holds_the_detections_and_all_of_a_region_without_them():
+    detected = detected_mask(
+        [Region(0, 4, 0, 0, 4, 1, detected=(Region(1, 2, 2, 0, 3, 1),)), Region(0, 1, 0, 2, 2, 3)], (4, 3, 4)
+    )
+    assert np.argwhere(detected).tolist() == [[0, 2, 0], [0, 2, 1], [1, 0, 2]]
+    grown = detected_mask([Region(0, 4, 0, 0, 4, 1, detected=(Region(1, 2, 3, 0, 4, 1),))], (4, 3, 4), (1, 0, 2))
     assert np.argwhere(grown).tolist() == [[z, 0, x] for z in (0, 1, 2) for x in (1, 2, 3)]
-    assert not seen_mask([], (4, 3, 4)).any() and seen_mask(None, (4, 3, 4)) is None
+    assert not detected_mask([], (4, 3, 4)).any() and detected_mask(None, (4, 3, 4)) is None
 
 
 # --- JSON ----------------------------------------------------------------------------------------------
@@ -217,10 +219,10 @@ def test_regions_come_back_as_they_were_written(tmp_path):
     assert entry == {"region_start": 0, "region_end": 64, "xmin": 10, "ymin": 20, "xmax": 74, "ymax": 84}
 
 
-def test_regions_come_back_with_what_was_seen(tmp_path):
-    seen = (Region(3, 9, 20, 30, 24, 34), Region(40, 41, 60, 60, 70, 80))
-    write_regions(tmp_path / "regions.json", {"sub-1_T1w.npy": [Region(0, 64, 10, 20, 74, 84, seen)]})
-    assert read_regions(tmp_path / "regions.json")["sub-1_T1w.npy"][0].seen == seen
+def test_regions_come_back_with_their_detections(tmp_path):
+    detected = (Region(3, 9, 20, 30, 24, 34), Region(40, 41, 60, 60, 70, 80))
+    write_regions(tmp_path / "regions.json", {"sub-1_T1w.npy": [Region(0, 64, 10, 20, 74, 84, detected)]})
+    assert read_regions(tmp_path / "regions.json")["sub-1_T1w.npy"][0].detected == detected
 
 
 @pytest.mark.parametrize(
@@ -232,7 +234,7 @@ def test_regions_come_back_with_what_was_seen(tmp_path):
         '{"a.npy": [{"region_start": 0}]}',
         '{"a.npy": [{"region_start": 0.5, "region_end": 2, "xmin": 0, "ymin": 0, "xmax": 1, "ymax": 1}]}',
         '{"a.npy": [{"region_start": 2, "region_end": 2, "xmin": 0, "ymin": 0, "xmax": 1, "ymax": 1}]}',
-        '{"a.npy": [{"region_start": 0, "region_end": 2, "xmin": 0, "ymin": 0, "xmax": 1, "ymax": 1, "seen": [1]}]}',
+        '{"a": [{"region_start": 0, "region_end": 2, "xmin": 0, "ymin": 0, "xmax": 1, "ymax": 1, "detected": [1]}]}',
         '{"a.npy": [{"region_start": -1, "region_end": 2, "xmin": 0, "ymin": 0, "xmax": 1, "ymax": 1}]}',
     ],
 )

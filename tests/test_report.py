@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from report.charts import plot_bland_altman, plot_dice_by_volume, plot_found_by_volume, plot_scores
+from report.charts import plot_bland_altman, plot_dice_by_volume, plot_recall_by_volume, plot_scores
 from report.page import Section, chart, table, write_page
 from report.scans import ranked, wrong_first
 from report.viewer import FALSE, FOUND, LARGEST_VOXELS, MISSED, lesion_kinds, place_evenly
@@ -101,7 +101,7 @@ def test_the_shares_found_are_counted_by_volume():
     lesions = pd.DataFrame(
         {"scan": list("aabbc"), "volume_cm3": [0.5, 1.0, 0.2, 9.9, 10.0], "found": [True, True, False, False, True]}
     )
-    (axes,) = plot_found_by_volume(lesions, seed=0).axes
+    (axes,) = plot_recall_by_volume(lesions, seed=0).axes
     assert [bar.get_height() for bar in axes.patches] == [0.5, 0.5, 1.0]
     assert [label.get_text().split("\n")[1] for label in axes.get_xticklabels()] == ["2 lesions"] * 2 + ["1 lesion"]
 

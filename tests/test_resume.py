@@ -1,6 +1,6 @@
 """A training that is stopped goes on as if it had not been: same batches, same chance, same weights."""
 
-from types import SimpleNamespace
+from dataclasses import dataclass
 
 import pytest
 import pytorch_lightning as pl
@@ -10,9 +10,11 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from models.training.runs import best_checkpoint, resume_point
+from models.training.settings import Logging, Run, StrokeFormerTraining
 from models.training.tracking import build_trainer
 from utils.errors import UserError
 from utils.provenance import open_run
+from utils.settings import option
 
 EPOCHS = 5
 
@@ -46,13 +48,12 @@ class Stop(pl.Callback):
 
 def train(folder, *callbacks) -> dict[str, torch.Tensor]:
     """Train on from what is in the folder; returns the weights."""
-    names = {"seed": 3, "logger": ["csv"], "max_epochs": EPOCHS, "patience": EPOCHS, "min_delta": 0.0}
-    names |= {"num_nodes": 1, "strategy": "auto", "accumulate_grad_batches": 1}
-    args = SimpleNamespace(**names, devices=[0], lr_logging_interval="epoch", offline=True)
+    run = Run(model_prefix="a", max_epochs=EPOCHS, patience=EPOCHS)
+    settings = StrokeFormerTraining(seed=3, run=run, logging=Logging(logger=("csv",), min_delta=0.0, offline=True))
     torch.manual_seed(1)
     network, images = Network(), torch.arange(32.0).reshape(8, 4) / 32
     torch.manual_seed(torch.seed())  # each process begins somewhere else
-    trainer = build_trainer(folder, args, "val_loss", "min", [EMAWeightAveraging(decay=0.9), *callbacks])
+    trainer = build_trainer(folder, settings, ("val_loss", "min"), [EMAWeightAveraging(decay=0.9), *callbacks])
     loaders = DataLoader(images, 2), DataLoader(images, 4)
     trainer.fit(network, *loaders, ckpt_path=resume_point(folder), weights_only=True)
     return network.state_dict()
@@ -71,9 +72,30 @@ def test_resumed_training_ends_with_the_weights_of_an_undisturbed_one(tmp_path):
     assert all(torch.equal(best[name], again[name]) for name in best)
 
 
-def test_a_run_begun_before_a_switch_was_there_is_a_run_without_it(tmp_path):
-    begun = {"max_lr": 0.1, "roi_size": (32, 32, 32)}
+@dataclass(frozen=True)
+class Settings:
+    """A network."""
+
+    max_lr: float = option(float, "learning rate", 0.1)
+    roi_size: tuple[int, ...] = option(int, "size", (32, 32, 32), nargs=3)
+
+
+@dataclass(frozen=True)
+class MoreSettings(Settings):
+    """A network with an option more."""
+
+    focal: bool = option(None, "switch", False)
+
+
+def test_a_run_goes_on_with_the_settings_that_it_was_begun_with(tmp_path):
+    open_run(tmp_path, Settings())
+    open_run(tmp_path, Settings())
+    with pytest.raises(UserError, match=r"a run with --max_lr 0\.1, not 0\.2; choose another name or folder"):
+        open_run(tmp_path, Settings(max_lr=0.2))
+
+
+@pytest.mark.parametrize(("begun", "now"), [(MoreSettings(), Settings()), (Settings(), MoreSettings())])
+def test_a_run_begun_with_other_options_than_there_are_now_is_refused(tmp_path, begun, now):
     open_run(tmp_path, begun)
-    open_run(tmp_path, {**begun, "new": False, "newer": 0.5})
-    with pytest.raises(UserError, match="a run with --new False, not True; choose another name or folder"):
-        open_run(tmp_path, {**begun, "new": True})
+    with pytest.raises(UserError, match=r"a run of an earlier version, with other arguments \(--focal\); choose"):
+        open_run(tmp_path, now)

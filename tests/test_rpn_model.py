@@ -8,6 +8,7 @@ from torchvision.models import resnet18
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.image_list import ImageList
 
+from models.checkpoints import load_model
 from models.rpn.anchors import ANCHOR_SIZES, ASPECT_RATIOS, SMALLEST_ON_LEVEL, fit_anchors
 from models.rpn.calibration import THRESHOLDS, calibration_summary, choose_threshold, coverage_curve
 from models.rpn.detector import PROPOSALS, Anchors, adapt_first_conv, build_detector, head_window
@@ -153,6 +154,16 @@ def test_backbone_weights_are_loaded_from_a_file_and_refused_otherwise(tmp_path)
             RPN(backbone_weights=str(tmp_path / name))
 
 
+def test_checkpoint_that_was_trained_with_what_is_gone_is_refused(rpn, tmp_path):
+    path = tmp_path / "best.ckpt"
+    held = {"model": "RPN", "hyper_parameters": {**rpn.hparams, "focal": True}, "state_dict": rpn.state_dict()}
+    torch.save(held, path)
+    with pytest.raises(
+        UserError, match=f"^checkpoint {path} does not fit this version of RPN .*'focal'.*; train it anew$"
+    ):
+        load_model(RPN, path)
+
+
 def test_validation_leaves_weights_statistics_and_random_stream_alone(rpn):
     images, box = [torch.rand(1, 32, 32) for _ in range(3)], torch.tensor([[4.0, 4, 12, 12]])
     targets = [{"boxes": box, "labels": torch.ones(1, dtype=torch.int64)} for _ in images]
@@ -184,10 +195,11 @@ def test_grouped_region_comes_from_detections_of_at_least_the_threshold(rpn, mon
 
 def test_linked_region_comes_from_the_evidence_of_all_its_slices(rpn):
     found = detections({2: [((4, 5, 8, 9), 0.5), ((20, 20, 24, 24), 0.6)], 3: [((4, 5, 8, 9), 0.5)]})
-    assert rpn.propose(prepared(), found, (1, 1, 1), threshold=0.7) == [Region(2, 4, 4, 5, 8, 9)]
-    assert len(rpn.propose(prepared(), found, (1, 1, 1), threshold=0.55)) == 2
-    assert rpn.propose(prepared(), found, (1, 1, 1), threshold=0.8) == []
-    kept = rpn.keep(prepared(), found, (1, 1, 1), 0.7)
+    roi_size = (2, 4, 4)
+    assert rpn.propose(prepared(), found, roi_size, threshold=0.7) == [Region(2, 4, 4, 5, 8, 9)]
+    assert len(rpn.propose(prepared(), found, roi_size, threshold=0.04)) == 2  # odds of 1 to 24, 32 times for the other
+    assert rpn.propose(prepared(), found, roi_size, threshold=0.8) == []
+    kept = rpn.keep(prepared(), found, roi_size, 0.7)
     assert kept.in_slice(2).tolist() == [[4, 5, 8, 9]] and kept.in_slice(4).shape == (0, 4)
 
 

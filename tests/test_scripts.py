@@ -131,6 +131,11 @@ def test_help_lists_every_argument_of_the_reference_with_its_default(script, tmp
             assert f"(default: {default}" in options[argument], (argument, options[argument])
 
 
+def test_help_of_a_cross_validation_is_short_enough_to_read(tmp_path):
+    words = run_script("cross_validation.py", "--help", cwd=tmp_path).out
+    assert len(re.findall(r"\n  --", words)) <= 82
+
+
 # --- the scripts do what they say ----------------------------------------------------------------------
 
 
@@ -379,7 +384,7 @@ def cross_validated(cohort, tmp_path_factory):
         *["--model_prefix", "seg", "--rpn_model_prefix", "rpn", "--k", 2, "--splits", 34, 16, 50],
         *["--rpn_max_epochs", 2, "--max_epochs", 2, "--rpn_image_size", 64, "--rpn_lr", 1e-3, "--rpn_batch_size", 8],
         *["--score_threshold", 0.02, "--n_predictions", 2, *GRID, *ROI, *QUICK],
-        *["--rpn_target_layers", "backbone.body.layer1", "--probabilities"],
+        *["--rpn_target_layers", "backbone.body.layer1"],
     ]
     return cwd, command, run_script(*command, cwd=cwd)
 
@@ -396,7 +401,6 @@ def test_cross_validation_leaves_every_result(cross_validated):
         assert (cwd / f"RPN/rpn_fold-{number}/checkpoints/best.ckpt").exists()
         assert (cwd / f"StrokeFormer/seg_fold-{number}/checkpoints/best.ckpt").exists()
         assert len(list((cwd / f"scores/seg_fold-{number}/predictions").glob("*.npy"))) == 3
-        assert len(list((cwd / f"scores/seg_fold-{number}/probabilities").glob("*_probability.npy"))) == 3
         for pictures in ("predictions", "eigencam"):
             assert len(list((cwd / f"rpn_scores/rpn_fold-{number}" / pictures).glob("*.png"))) == 2
     assert pd.read_csv(cwd / "rpn_scores/scores.csv").columns.tolist() == RPN_COLUMNS

@@ -6,18 +6,21 @@ from functools import partial
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from data.batches.cutting import boxes_of, cut_cohort, lesion_boxes
-from data.batches.datamodules import RPNDataModule, StackedScans
+from data.batches.datamodules import RPNDataModule, SliceDataset, stacked_scans
 from data.batches.sampling import EpochSampler, balanced_indices
 from data.batches.slices import read_slice_table
 from data.files.volumes import write_volume
 from data.scans.cohort import pair_cases
 from data.scans.grid import Grid
 from data.scans.prepared import prepare_scan
+from data.settings import Loading
+from models.rpn.module import RPN
 from utils.errors import UserError
 
 GRID = Grid((1, 12, 20, 24))
@@ -51,7 +54,7 @@ def test_slices_with_brain_keep_their_true_index_and_air_is_skipped(cohort, tmp_
 
 
 def test_slices_stack_back_into_the_volume_they_came_from(cohort, tmp_path):
-    stacked = StackedScans(cut(cohort, tmp_path / "2d"))
+    stacked = stacked_scans(cut(cohort, tmp_path / "2d"))
     for case, again in zip(cohort, stacked, strict=True):
         prepared = prepare_scan(case, GRID, tmp_path / "2d/found")
         assert again.name == case.name
@@ -71,7 +74,7 @@ def test_folder_without_table_is_measured_to_the_same_rows(cohort, tmp_path):
     shutil.rmtree(tmp_path / "2d/Brains")
     measured = read_slice_table(tmp_path / "2d/Scans", tmp_path / "2d/Masks")
     assert set(measured.depth) == {10}  # without them, too, the volume ends at its last slice
-    assert [scan.brain.shape for scan in StackedScans(measured)] == [(10, 20, 24)] * 2
+    assert [scan.brain.shape for scan in stacked_scans(measured)] == [(10, 20, 24)] * 2
 
 
 def files_of(out_dir) -> dict[str, int]:
@@ -119,11 +122,11 @@ def test_slice_without_mask_is_refused(cohort, tmp_path):
         read_slice_table(tmp_path / "2d/Scans", tmp_path / "2d/Masks")
 
 
-def test_slice_that_does_not_tell_its_index_is_refused(tmp_path):
+def test_slice_without_an_index_in_its_name_is_refused(tmp_path):
     for folder, name in (("Scans", "sub-1_T1w.npy"), ("Masks", "sub-1_mask.npy")):
         (tmp_path / folder).mkdir()
         np.save(tmp_path / folder / name, np.zeros((1, 4, 4)))
-    with pytest.raises(UserError, match="does not tell its slice"):
+    with pytest.raises(UserError, match="has no slice index"):
         read_slice_table(tmp_path / "Scans", tmp_path / "Masks")
 
 
@@ -152,6 +155,18 @@ def test_boxes_cover_all_lesion_and_have_an_area(mask):
     assert not (mask & ~covered).any()
 
 
+def test_training_and_inference_see_the_same_slices(cohort, tmp_path):
+    table, model, seen = cut(cohort, tmp_path / "2d"), RPN(image_size=64), []
+    model.detect = lambda images, _: [seen.append(image) or {} for image in images]
+    for case in cohort:
+        model.detect_volume(prepare_scan(case, GRID, tmp_path / "2d/found"))
+    dataset = SliceDataset(table)
+    assert len(seen) == len(dataset) == 16
+    for index, image in enumerate(seen):
+        assert image.dtype == torch.float32
+        np.testing.assert_array_equal(image, dataset[0, index][0])
+
+
 # --- sampling ------------------------------------------------------------------------------------------
 
 
@@ -168,7 +183,7 @@ def test_workers_neither_repeat_nor_drop_nor_change_a_slice(cohort, tmp_path):
     table = cut(cohort, tmp_path / "2d")
     batches = {}
     for num_workers in (0, 2):
-        data = RPNDataModule(table, table, 2, num_workers, ["flip", "noise"], seed=3)
+        data = RPNDataModule(table, table, Loading(batch_size=2, num_workers=num_workers), ["flip", "noise"], seed=3)
         batches[num_workers] = list(data.train_dataloader())
     assert len(batches[0]) == len(batches[2])
     for (images, targets), (others, other_targets) in zip(batches[0], batches[2], strict=True):

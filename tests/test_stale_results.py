@@ -67,7 +67,7 @@ def test_cached_scan_is_made_anew_for_other_code_and_for_another_voxel_size(coho
     assert cached_scan(case, grid, tmp_path / "cache").spacing_mm == (9, 7, 8)
     monkeypatch.setattr("data.scans.prepared.prepare_scan", lambda *_: pytest.fail("prepared again"))
     cached_scan(case, grid, tmp_path / "cache")
-    monkeypatch.setattr("data.scans.prepared.PREPARATION", "of another checkout")
+    monkeypatch.setattr("data.scans.prepared.PREPARATION_VERSION", "of another checkout")
     with pytest.raises(pytest.fail.Exception, match="prepared again"):
         cached_scan(case, grid, tmp_path / "cache")
 

@@ -6,17 +6,17 @@ import pytorch_lightning as pl
 import torch
 
 from models.checkpoints import load_model
-from models.defaults import LOSS_CONFIG
 from models.evaluation.gradcam import find_layers, gradcam
 from models.schedule import learning_rate
 from models.segmentation.losses import build_classification_loss, build_loss, mask_outside
 from models.segmentation.module import StrokeFormer
-from models.segmentation.networks import SEGMENTERS, build_segmenter
+from models.segmentation.networks import build_segmenter
 from models.segmentation.segformer3d import EfficientAttention
+from models.segmentation.settings import LOSS_CONFIG, NETWORKS, SegmenterSettings, SlidingWindow
 from tests import drawn
-from utils.cli.models import ARCH_SIZES, ARCHITECTURES
 from utils.errors import UserError
 from utils.regions.region import Region, region_mask
+from utils.settings import arguments
 
 ROI = (16, 16, 16)
 
@@ -36,25 +36,19 @@ def prepared(shape=(20, 24, 28)):
 
 
 @pytest.mark.parametrize(
-    ("arch", "roi_size", "size"),
+    ("arch", "roi_size", "channels", "classes"),
     [
-        ("trans_unet", (16, 24, 32), "small"),
-        ("trans_unet", (8, 8, 16), "tiny"),
-        ("trans_unet", (8, 16, 8), "base"),
-        ("unetr", (16, 32, 48), "small"),
-        ("unetr", (16, 16, 32), "tiny"),
-        ("swin_unetr", (32, 64, 32), "small"),
-        ("swin_unetr", (32, 32, 64), "tiny"),
-        ("segformer3d", (16, 32, 48), "tiny"),
-        ("segformer3d", (32, 32, 32), "base"),
-        ("segformer3d_full", (48, 16, 16), "tiny"),
-        ("segformer3d_full", (16, 32, 32), "small"),
+        ("trans_unet", (16, 24, 32), 1, 2),
+        ("trans_unet", (8, 8, 16), 2, 3),
+        ("unetr", (16, 16, 32), 2, 3),
+        ("swin_unetr", (32, 32, 64), 2, 3),
+        ("segformer3d", (16, 32, 48), 1, 2),
+        ("segformer3d", (32, 32, 32), 2, 3),
     ],
 )
-@pytest.mark.parametrize(("channels", "classes"), [(1, 2), (2, 3)])
-def test_every_network_keeps_the_window_and_learns_everywhere(arch, roi_size, size, channels, classes):
+def test_every_network_keeps_the_window_and_learns_everywhere(arch, roi_size, channels, classes):
     torch.manual_seed(0)
-    net = build_segmenter(arch, channels, classes, roi_size, size)
+    net = build_segmenter(arch, channels, classes, roi_size)
     logits = net(torch.rand(2, channels, *roi_size))
     assert logits.shape == (2, classes, *roi_size)
     logits.square().mean().backward()
@@ -63,21 +57,21 @@ def test_every_network_keeps_the_window_and_learns_everywhere(arch, roi_size, si
     assert not idle
 
 
-@pytest.mark.parametrize("arch", SEGMENTERS)
+@pytest.mark.parametrize("arch", NETWORKS)
 def test_roi_that_does_not_fit_a_network_is_refused(arch):
-    stride = SEGMENTERS[arch].stride
+    stride = NETWORKS[arch].stride
     for roi_size in ((stride,) * 3, (stride + 4, 64, 64)):
         with pytest.raises(UserError, match=f"--window_size, else --roi_size.* --arch {arch};"):
             build_segmenter(arch, 1, 2, roi_size)
 
 
-def test_command_line_offers_every_network_in_every_size():
-    assert list(SEGMENTERS) == list(ARCHITECTURES)
-    assert all(tuple(segmenter.sizes) == ARCH_SIZES for segmenter in SEGMENTERS.values())
+def test_command_line_offers_every_network():
+    (arch,) = (argument for argument in arguments(SegmenterSettings()) if argument.name == "arch")
+    assert list(NETWORKS) == list(arch.option.more["choices"])
 
 
 def test_published_segformer3d_has_its_published_number_of_parameters():
-    net = build_segmenter("segformer3d", 4, 3, (128, 128, 128), "base")
+    net = build_segmenter("segformer3d", 4, 3, (128, 128, 128))
     assert sum(p.numel() for p in net.parameters()) == pytest.approx(4.51e6, abs=1e4)
 
 
@@ -94,61 +88,23 @@ def test_reduced_attention_is_attention_where_it_reduces_nothing():
     torch.testing.assert_close(ours(tokens).flatten(1, 3), reference(flat, flat, flat)[0])
 
 
-def test_full_resolution_sees_a_single_voxel():
-    """Quarter-resolution logits tell neighbours apart by interpolation alone: they are smooth whatever is there."""
-
-    def sharpest(arch):
-        torch.manual_seed(0)
-        image = torch.zeros(1, 1, 32, 32, 32)
-        image[..., 16, 16, 16] = 1
-        with torch.no_grad():
-            line = build_segmenter(arch, 1, 2, (32, 32, 32), "tiny").eval()(image)[0, 1, 16, 16]
-        return (line[:-2] - 2 * line[1:-1] + line[2:]).abs().max() / (line.max() - line.min())
-
-    assert sharpest("segformer3d") < 0.2 < sharpest("segformer3d_full")
-
-
-@pytest.mark.parametrize("arch", ["trans_unet", "segformer3d", "segformer3d_full"])
+@pytest.mark.parametrize("arch", ["trans_unet", "segformer3d"])
 def test_transformers_can_be_replaced_by_the_identity(arch):
     """What an ablation does (no argument of any script)."""
-    net = build_segmenter(arch, 1, 2, (32, 32, 32), "tiny")
+    net = build_segmenter(arch, 1, 2, (32, 32, 32))
     with_transformer = [module for module in net.modules() if hasattr(module, "transformer")]
     for module in with_transformer:
         module.transformer = torch.nn.Identity()
     assert with_transformer and net(torch.rand(1, 1, 32, 32, 32)).shape == (1, 2, 32, 32, 32)
 
 
-def test_coarser_levels_learn_by_a_loss_of_half_the_weight_each_and_say_nothing_later(monkeypatch):
-    torch.manual_seed(0)
-    model = StrokeFormer(roi_size=ROI, deep_supervision=True)
-    monkeypatch.setattr(model, "log_dict", lambda *args, **kwargs: None)
-    image, region = torch.rand(2, 1, *ROI), torch.ones(2, 1, *ROI)
-    mask = (image > 0.9).long()
-    loss = model.training_step({"image": image, "mask": mask, "region": region}, 0)
-    finest, *coarser = model.net(image, all_levels=True)
-    assert [each.shape[2:] for each in coarser] == [(4, 4, 4), (2, 2, 2)]
-    torch.testing.assert_close(finest, model(image))
-    shown = [finest, *(torch.nn.functional.interpolate(each, ROI, mode="trilinear") for each in coarser)]
-    one, two, three = (model.seg_loss(each, mask) for each in shown)
-    torch.testing.assert_close(loss, (one + two / 2 + three / 4) / 1.75)
-    loss.backward()
-    assert all(head.weight.grad.any() for head in model.net.coarse_heads)
-    plain = StrokeFormer(roi_size=ROI).eval()
-    plain.load_state_dict({name: w for name, w in model.state_dict().items() if "coarse" not in name})
-    np.testing.assert_array_equal(model.segment(prepared(), None), plain.segment(prepared(), None))
-
-
-def test_deep_supervision_of_a_network_that_has_none_is_refused():
-    with pytest.raises(UserError, match="--deep_supervision needs --arch trans_unet; leave it out for unetr"):
-        build_segmenter("unetr", 1, 2, (32, 32, 32), deep_supervision=True)
-
-
-def test_checkpoint_from_before_there_were_sizes_and_context_loads(model, tmp_path):
-    held = {"arch": "trans_unet", "in_channels": 1, "num_classes": 2, "roi_size": ROI}
+def test_checkpoint_of_a_training_with_what_is_no_more_is_refused_in_one_line(model, tmp_path):
+    held = {"arch": "trans_unet", "in_channels": 1, "num_classes": 2, "roi_size": ROI, "gradient_clip": 1.0}
     old = {"model": "StrokeFormer", "hyper_parameters": held, "state_dict": model.state_dict()}
     torch.save(old, tmp_path / "best.ckpt")
-    loaded = load_model(StrokeFormer, tmp_path / "best.ckpt")
-    np.testing.assert_array_equal(loaded.segment(prepared(), None), model.segment(prepared(), None))
+    with pytest.raises(UserError, match=r"does not fit this version .*'gradient_clip'\); train it anew") as error:
+        load_model(StrokeFormer, tmp_path / "best.ckpt")
+    assert "\n" not in str(error.value)
 
 
 # --- losses --------------------------------------------------------------------------------------------
@@ -218,16 +174,22 @@ def test_rate_rises_linearly_then_decays_to_its_end():
 
 
 @pytest.mark.parametrize(
-    ("arch", "side"), [("trans_unet", 16), ("trans_unet", 24), ("segformer3d_full", 32), ("swin_unetr", 64)]
+    ("arch", "window"),
+    [
+        ("trans_unet", (16, 16, 16)),
+        ("trans_unet", (24, 24, 24)),
+        ("segformer3d", (32, 32, 32)),
+        ("unetr", (32, 32, 32)),
+    ],
 )
-def test_gradients_are_those_of_single_precision_up_to_rounding(arch, side):
+def test_gradients_are_those_of_single_precision_up_to_rounding(arch, window):
     """Whatever the hardware: a map two voxels deep got gradients from memory that nobody had written to."""
-    batch = {"image": torch.rand(1, 1, *(side,) * 3), "mask": torch.ones(1, 1, *(side,) * 3)}
+    batch = {"image": torch.rand(1, 1, *window), "mask": torch.ones(1, 1, *window)}
     batch |= {"region": batch["mask"]}
 
     def gradients(single):
         torch.manual_seed(0)
-        model = StrokeFormer(arch=arch, arch_size="tiny", roi_size=(side,) * 3)
+        model = StrokeFormer(arch=arch, roi_size=window)
         model.log_dict = lambda *args, **kwargs: None
         if single:
             model.half_precision = model.forward
@@ -238,8 +200,8 @@ def test_gradients_are_those_of_single_precision_up_to_rounding(arch, side):
     assert torch.linalg.vector_norm(found - expected) < 0.1 * torch.linalg.vector_norm(expected)
 
 
-@pytest.mark.parametrize(("limit", "expected"), [(1e-3, 1e-3), (0, None)])
-def test_gradient_is_clipped_to_its_limit_or_not_at_all(limit, expected, tmp_path):
+def test_gradient_is_clipped_to_its_limit(monkeypatch, tmp_path):
+    monkeypatch.setattr("models.segmentation.module.GRADIENT_CLIP", 1e-3)
     norms = []
 
     class Norm(pl.Callback):
@@ -256,8 +218,8 @@ def test_gradient_is_clipped_to_its_limit_or_not_at_all(limit, expected, tmp_pat
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    trainer.fit(StrokeFormer(roi_size=ROI, gradient_clip=limit), torch.utils.data.DataLoader([batch], batch_size=None))
-    assert norms[0] > 0.01 if expected is None else norms[0].item() == pytest.approx(expected, rel=1e-3)
+    trainer.fit(StrokeFormer(roi_size=ROI), torch.utils.data.DataLoader([batch], batch_size=None))
+    assert norms[0].item() == pytest.approx(1e-3, rel=1e-3)
 
 
 # --- segmentation --------------------------------------------------------------------------------------
@@ -293,7 +255,7 @@ def test_region_of_one_window_gets_the_networks_own_answer(model):
     window = torch.from_numpy(scan.scan[(slice(None), *region.slices)].astype(np.float32))[None]
     with torch.inference_mode():
         expected = model.probabilities(window)[0].numpy()
-    found = model.segment(scan, [region], overlap=0.0)[(slice(None), *region.slices)]
+    found = model.segment(scan, [region], SlidingWindow(overlap=0.0))[(slice(None), *region.slices)]
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
@@ -301,7 +263,7 @@ def test_batches_and_subvolumes_of_any_size_give_one_answer(model):
     scan, regions = prepared((32, 24, 28)), [Region(0, 32, 0, 0, 28, 16), Region(8, 24, 4, 2, 24, 20)]
     reference = model.segment(scan, regions, batch_size=1)
     np.testing.assert_allclose(model.segment(scan, regions, batch_size=5), reference, atol=0.01)  # bfloat16
-    halves = model.segment(scan, regions, subvolume_depth=16)
+    halves = model.segment(scan, regions, SlidingWindow(subvolume_depth=16))
     assert np.array_equal(halves[0] == 1, reference[0] == 1)
 
 
@@ -314,8 +276,9 @@ def test_half_precision_stays_close_to_single(model, monkeypatch):
 def test_flip_averaged_answers_mirror_those_of_the_mirrored_scan(model):
     scan = prepared(ROI)
     mirrored = drawn.prepared("b.npy", scan.scan[:, :, ::-1], scan.brain, scan.mask)
-    found, plain = (model.segment(scan, None, flip_average=flip) for flip in (True, False))
-    np.testing.assert_allclose(model.segment(mirrored, None, flip_average=True)[:, :, ::-1], found, atol=0.01)
+    averaged = SlidingWindow(flip_average=True)
+    found, plain = (model.segment(scan, None, sliding) for sliding in (averaged, SlidingWindow()))
+    np.testing.assert_allclose(model.segment(mirrored, None, averaged)[:, :, ::-1], found, atol=0.01)
     assert not np.allclose(found, plain, atol=0.01)
 
 
@@ -340,7 +303,7 @@ def test_volume_smaller_than_the_window_is_segmented(model):
 
 def test_gradcam_stays_inside_the_regions_and_the_unit_interval(model):
     regions = [Region(0, 16, 0, 0, 16, 16)]
-    heat = gradcam(model, prepared(), regions, find_layers(model, ["decoders.1"]), 0.25)
+    heat = gradcam(model, prepared(), regions, find_layers(model, ["decoders.1"]), SlidingWindow(overlap=0.25))
     assert heat.shape == (20, 24, 28) and heat.min() >= 0 and heat.max() <= 1
     assert heat.any() and not heat[~region_mask(regions, heat.shape)].any()
 
@@ -357,7 +320,7 @@ def test_gradcam_points_at_what_drives_the_lesion_logit():
     scan = prepared(ROI)
     scan.scan[:] = 0
     scan.scan[0, 2:5, 9:13, 3:6] = 1
-    heat = gradcam(model, scan, None, find_layers(model, ["0"]), 0.25)
+    heat = gradcam(model, scan, None, find_layers(model, ["0"]), SlidingWindow(overlap=0.25))
     assert np.unravel_index(heat.argmax(), heat.shape) in [tuple(v) for v in np.argwhere(scan.scan[0] == 1)]
     assert heat[scan.scan[0] == 1].mean() > 0.9 and heat[scan.scan[0] == 0].mean() < 0.1
 
@@ -367,11 +330,10 @@ def test_gradcam_points_at_what_drives_the_lesion_logit():
     [
         ("trans_unet", ["encoders.2", "decoders.1"]),
         ("segformer3d", ["stages.2", "decoder"]),
-        ("segformer3d_full", ["head.decoders.1"]),
         ("unetr", ["decoder3"]),
     ],
 )
 def test_gradcam_takes_the_layers_that_the_docs_name(arch, layers):
-    model = StrokeFormer(arch, roi_size=(16, 16, 32), arch_size="tiny")
+    model = StrokeFormer(arch, roi_size=(16, 16, 32))
     heat = gradcam(model, prepared((16, 16, 32)), None, find_layers(model, layers))
     assert heat.shape == (16, 16, 32) and heat.min() >= 0 and heat.max() <= 1

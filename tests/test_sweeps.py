@@ -2,7 +2,6 @@
 
 import os
 import subprocess
-import sys
 
 import pandas as pd
 import pytest
@@ -13,6 +12,7 @@ import train_rpn
 import train_strokeformer
 from models.segmentation.losses import build_loss
 from tests.running import BARE, ROOT
+from utils.settings import flat
 
 SCRIPTS = {"rpn": train_rpn, "strokeformer": train_strokeformer}
 
@@ -56,17 +56,16 @@ def words_of(command: list[str], folder) -> list[str]:
 
 
 @pytest.mark.parametrize("stage", SCRIPTS)
-def test_script_understands_what_an_agent_asks_for(stage, tmp_path, monkeypatch):
+def test_script_understands_what_an_agent_asks_for(stage, tmp_path):
     sweep = read_sweep(stage)
     for values in drawn(sweep["parameters"]):
         program, *words = words_of(agents_command(sweep, values, tmp_path), tmp_path)
-        monkeypatch.setattr(sys, "argv", [program, *words])
-        args = SCRIPTS[stage].parse_args()
+        settings = flat(SCRIPTS[stage].parse_args(words))
         assert program == SCRIPTS[stage].__name__ + ".py"
-        assert {name: getattr(args, name) for name in values} == values
-        assert args.model_prefix == "sweep-r4nd0m" and "wandb" in args.logger
+        assert {name: settings[name] for name in values} == values
+        assert settings["model_prefix"] == "sweep-r4nd0m" and "wandb" in settings["logger"]
         if stage == "strokeformer":
-            build_loss(args.seg_loss, args.seg_loss_cfg)
+            build_loss(settings["seg_loss"], settings["seg_loss_cfg"])
 
 
 def test_sweeps_watch_what_trainings_log(workspace):

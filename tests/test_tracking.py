@@ -14,26 +14,26 @@ KEY = "0123456789abcdef0123456789abcdef01234567"
 # One process imports the libraries and forks a child for each case, since W&B reads its settings once a process.
 PROGRAM = """
 import json, os, sys
-from argparse import Namespace
 from pathlib import Path
 from models.training import tracking
+from models.training.settings import Logging, Run
 
 tracking.WANDB_TIMEOUT_S = 2
-args = Namespace(project="p", group=None, entity="nobody")
+run = Run(model_prefix="a", project="p")
 for name, case in json.loads(sys.argv[1]).items():
     sys.stdout.flush()
     if os.fork() == 0:
         os.environ.update(case["variables"])
-        args.offline = case.get("offline", False)
-        args.logger = case.get("logger", ["wandb", "csv"])
+        logger, offline = case.get("logger", ["wandb", "csv"]), case.get("offline", False)
+        logs = Logging(logger=tuple(logger), offline=offline, entity="nobody")
         if case.get("absent"):
             sys.modules["wandb"] = None
-        mode = tracking.wandb_mode(args.offline)
+        mode = tracking.wandb_mode(offline)
         found = {"mode": mode}
         if mode != "online" or "WANDB_BASE_URL" in os.environ:
             for folder in (Path(name, "fold-0"), Path(name, "fold-1")):
                 folder.mkdir(parents=True)
-                found["loggers"] = [type(logger).__name__ for logger in tracking.build_loggers(folder, args)]
+                found["loggers"] = [type(logger).__name__ for logger in tracking.build_loggers(folder, run, logs)]
                 if "WandbLogger" in found["loggers"]:
                     sys.modules["wandb"].finish()
             found["offline"] = len(list(Path(name).glob("fold-*/wandb/offline-run-*")))
@@ -125,4 +125,4 @@ def test_tensorboard_that_is_not_installed_is_refused_before_any_work(monkeypatc
     assert ended.value.code == 2 and said.count("\n") == 1
     assert "argument --logger: tensorboard is not installed; pip install tensorboard" in said
     monkeypatch.setitem(sys.modules, "tensorboardX", SimpleNamespace(__spec__="found"))  # Lightning takes either
-    assert train_rpn.parse_args().logger == ["csv", "tensorboard"]
+    assert train_rpn.parse_args().training.logging.logger == ("csv", "tensorboard")

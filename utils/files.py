@@ -4,11 +4,15 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from utils.errors import UserError
+
+if TYPE_CHECKING:  # pandas is imported where it is used, so that ``--help`` answers at once
+    import pandas as pd
 
 # What an evaluation leaves beside the files that arguments name.
 STAGE_1_TABLES = ("rpn_per_scan_scores.csv", "rpn_per_lesion_scores.csv", "rpn_per_size_scores.csv")
@@ -16,7 +20,7 @@ STAGE_2_TABLES = ("per_scan_scores.csv", "per_lesion_scores.csv", "volumes.csv")
 
 
 @contextmanager
-def atomic_path(path: Path | str):
+def atomic_path(path: Path | str) -> Iterator[Path]:
     """A temporary path beside `path` that takes its place when the block ends well, and vanishes otherwise.
 
     Its name keeps all suffixes of `path`, since the writers choose their format by them.
@@ -35,10 +39,14 @@ def atomic_path(path: Path | str):
         temporary.chmod(0o644)  # mkstemp makes files that only their owner may read
         temporary.replace(path)
     except OSError as error:
-        raise UserError(f"{path} cannot be written ({error.strerror or error}); free or choose another place") from None
+        raise _unwritable(path, error) from None
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
+
+
+def _unwritable(path: Path, error: OSError) -> UserError:
+    return UserError(f"{path} cannot be written ({error.strerror or error}); free or choose another place")
 
 
 def require_writable(folder: Path | str, argument: str, n_bytes: int = 0) -> None:
@@ -62,11 +70,11 @@ def write_text(path: Path | str, text: str) -> None:
         temporary.write_text(text)
 
 
-def write_json(path: Path | str, content) -> None:
+def write_json(path: Path | str, content: Any) -> None:
     write_text(path, json.dumps(content, indent=1) + "\n")
 
 
-def read_json(path: Path | str):
+def read_json(path: Path | str) -> Any:
     try:
         return json.loads(Path(path).read_text())
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
@@ -84,14 +92,8 @@ def score_files(scores_file: str, *others: str) -> tuple[str, ...]:
     return scores_file, intervals_file(scores_file), *others
 
 
-def require_tables(folder: Path | str, scores_file: str, *others: str) -> None:
-    """Refuse, before long work, a folder in which a table that will get new rows is no table of scores."""
-    for file in score_files(scores_file, *others):
-        read_scores(Path(folder) / file)
-
-
-def read_scores(path: Path | str):
-    """The table of scores of earlier runs as a DataFrame, None where there is none yet; refuses another file.
+def read_scores(path: Path | str) -> "pd.DataFrame | None":
+    """The table of scores of earlier runs, None where there is none yet; refuses another file.
 
     All cells are text, so that rows that are written back stay as they were.
     """
@@ -115,19 +117,17 @@ def rows_of(path: Path, name: str) -> str:
     return "" if own is None or own.empty else own.to_csv(index=False)
 
 
-def update_table(path: Path | str, name: str, rows) -> None:
-    """Write a model's rows, a DataFrame, into a CSV, in place of its earlier ones.
+def update_table(path: Path | str, name: str, rows: "pd.DataFrame") -> None:
+    """Write a model's rows into a CSV, in place of its earlier ones, with its name as first column ``model_name``.
 
-    They get its name as their first column, ``model_name``. Rows of other models stay, so that one table compares
-    many runs.
+    Rows of other models stay, so that one table compares many runs.
     """
     import pandas as pd
 
     rows = rows.copy()
     rows.insert(0, "model_name", name)
     with locked(Path(path)):
-        earlier = read_scores(path)
-        if earlier is not None:
+        if (earlier := read_scores(path)) is not None:
             rows = pd.concat([earlier[earlier.model_name != name], rows], ignore_index=True)
         with atomic_path(path) as temporary:
             rows.to_csv(temporary, index=False)
@@ -135,18 +135,16 @@ def update_table(path: Path | str, name: str, rows) -> None:
 
 def order_rows(path: Path | str, names: Sequence[str]) -> None:
     """Put the rows of these models behind all others of a table, in this order; a table that is not there stays so."""
-    import pandas as pd
-
     with locked(Path(path)):
         if (table := read_scores(path)) is None:
             return
-        parts = [table[~table.model_name.isin(names)], *(table[table.model_name == name] for name in names)]
+        place = table.model_name.map({name: i for i, name in enumerate(names)}).fillna(-1)
         with atomic_path(path) as temporary:
-            pd.concat(parts).to_csv(temporary, index=False)
+            table.loc[place.sort_values(kind="stable").index].to_csv(temporary, index=False)
 
 
 @contextmanager
-def locked(path: Path):
+def locked(path: Path) -> Iterator[None]:
     """Keep other processes from a file: folds that run at the same time write into the same tables."""
     from filelock import FileLock
 
@@ -155,7 +153,7 @@ def locked(path: Path):
         path.parent.mkdir(parents=True, exist_ok=True)
         lock.acquire()
     except OSError as error:
-        raise UserError(f"{path} cannot be written ({error.strerror or error}); free or choose another place") from None
+        raise _unwritable(path, error) from None
     except NotImplementedError:
         pass  # a file system without locks
     try:

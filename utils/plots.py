@@ -5,34 +5,31 @@ of the head above and its left on the left (neurological convention). Boxes, who
 turned the same way. Figures are made without pyplot, so that no global state grows over a cohort.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from textwrap import fill
+from typing import Any
 
 import numpy as np
-import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
-from matplotlib.ticker import MaxNLocator
 
 from utils.files import atomic_path
 from utils.regions.region import Region
 
 # Colours that are told apart with any colour vision (Okabe and Ito, 2008, jfly.uni-koeln.de/color).
 TARGET, PREDICTION, DETECTION, REGION = "#009E73", "#D55E00", "#56B4E9", "#F0E442"
-CURVES = {
-    "train": {"label": "training", "color": "#0072B2", "linestyle": "-"},
-    "val": {"label": "validation", "color": "#D55E00", "linestyle": "--"},
-}
 HEAT = "inferno"
 
 DPI = 110
 SLICE_SIZE = 2.6  # inches of a slice among several; one slice alone is twice as large
 TITLE_LETTERS_PER_INCH = 12
 MAX_SLICES = 5
+LEGEND, HEAT_BAR = 0.9, 0.8  # inches beside the slices
 
 
 def save_figure(figure: Figure, path: Path | str) -> None:
@@ -48,9 +45,6 @@ def pictures_per_scan(n_pictures: int, n_scans: int, seed: int) -> np.ndarray:
     return np.random.default_rng(seed).permutation(shares)
 
 
-# --- stage 1 -------------------------------------------------------------------------------------------
-
-
 def plot_slice_boxes(
     image: np.ndarray,
     mask: np.ndarray | None,
@@ -58,8 +52,9 @@ def plot_slice_boxes(
     scores: np.ndarray,
     region_boxes: np.ndarray | None,
     title: str,
+    heat: np.ndarray | None = None,
 ) -> Figure:
-    """Draw the detections of one slice over its lesion and the regions proposed there.
+    """Draw the detections of one slice over its lesion and the regions proposed there, and over EigenCAM.
 
     Args:
         image: (H, W) in [0, 1].
@@ -67,89 +62,39 @@ def plot_slice_boxes(
         boxes: (N, 4) xyxy in voxels, half-open, x along W and y along H.
         scores: (N,) in [0, 1]; a surer box is drawn more strongly.
         region_boxes: (M, 4), the final regions in this slice, or None.
+        heat: (H, W) in [0, 1], EigenCAM, or None.
     """
-    figure = _figure(2 * SLICE_SIZE, 2 * SLICE_SIZE + 0.9, title)
+    figure = new_figure(2 * SLICE_SIZE + HEAT_BAR * (heat is not None), 2 * SLICE_SIZE + LEGEND, title)
     axes = figure.subplots()
-    regions = [] if region_boxes is None else region_boxes
+    regions = np.zeros((0, 4)) if region_boxes is None else region_boxes
     show_slice(axes, image)
+    if heat is not None:
+        _show_heat(axes, heat)
+        _add_heat_bar(figure, axes, "EigenCAM: strength of the main feature (0 least, 1 most)")
     outline(axes, mask)
     for box in regions:
         _draw_box(axes, box, color=REGION, linewidth=2)
-    _draw_detections(axes, boxes, scores)
+    for i in np.argsort(scores):  # the surest last, on top of the others
+        _draw_detection(axes, boxes[i], scores[i])
     _add_legend(figure, target=mask is not None, detection=len(boxes) > 0, region=len(regions) > 0)
     return figure
 
 
-def plot_eigencam(
-    image: np.ndarray, heat: np.ndarray, mask: np.ndarray | None, boxes: np.ndarray, scores: np.ndarray, title: str
-) -> Figure:
-    """Draw EigenCAM over one slice, with its lesion and detections.
-
-    Args:
-        image, heat: (H, W) in [0, 1].
-
-    The others are those of `plot_slice_boxes`.
-    """
-    figure = _figure(2 * SLICE_SIZE + 0.8, 2 * SLICE_SIZE + 0.9, title)
-    axes = figure.subplots()
-    show_slice(axes, image)
-    _show_heat(axes, heat)
-    outline(axes, mask)
-    _draw_detections(axes, boxes, scores)
-    _add_heat_bar(figure, axes, "EigenCAM: strength of the main feature (0 least, 1 most)")
-    _add_legend(figure, target=mask is not None, detection=len(boxes) > 0)
-    return figure
-
-
-def _draw_detections(axes: Axes, boxes: np.ndarray, scores: np.ndarray) -> None:
-    for i in np.argsort(scores):  # the surest last, on top of the others
-        _draw_detection(axes, boxes[i], scores[i])
-
-
 def _draw_detection(axes: Axes, box: np.ndarray, score: float) -> None:
-    style = {"linestyle": "--", "linewidth": 1.6, "alpha": 0.4 + 0.6 * float(score)}
-    patch = _draw_box(axes, box, color=DETECTION, **style)
-    top_left = patch.get_x(), patch.get_y() + patch.get_height()
+    _draw_box(axes, box, color=DETECTION, linestyle="--", linewidth=1.6, alpha=0.4 + 0.6 * float(score))
+    top_left = box[1] - 0.5, box[2] - 0.5
     plate = {"facecolor": "black", "alpha": 0.7, "linewidth": 0, "pad": 0.8}  # for white matter is bright
-    text = {"color": DETECTION, "fontsize": 8, "bbox": plate}
-    axes.annotate(f"{score:.2f}", top_left, (1, 3), textcoords="offset points", **text)
-
-
-def plot_coverage(curve: pd.DataFrame, threshold: float, target: float) -> Figure:
-    """Draw what stage 1 covers against what it proposes, over all thresholds, and where the chosen one lies.
-
-    Args:
-        curve: columns ``threshold``, ``lesion_coverage``, ``lesion_recall`` and ``proposed_fraction``.
-        threshold: the chosen one.
-        target: wanted share.
-    """
-    figure = _figure(5.2, 4.2, "Calibration on the validation scans")
-    axes = figure.subplots()
-    ordered = curve.sort_values("proposed_fraction")
-    for column, color, label in (
-        ("lesion_coverage", TARGET, "lesion voxels covered"),
-        ("lesion_recall", PREDICTION, "lesions covered"),
-    ):
-        axes.plot(ordered.proposed_fraction, ordered[column], marker=".", color=color, label=label)
-    chosen = curve.proposed_fraction[(curve.threshold - threshold).abs().idxmin()]
-    axes.axvline(chosen, color="0.3", linestyle="--", label=f"threshold {threshold:.5g}")
-    axes.axhline(target, color="0.7", linestyle=":", label=f"target {target:g}")
-    axes.set(xlabel="proposed fraction of the brain", ylabel="share covered", ylim=(-0.02, 1.02))
-    axes.grid(alpha=0.3)
-    axes.legend(frameon=False, loc="lower right", fontsize=9)
-    return figure
-
-
-# --- stage 2 -------------------------------------------------------------------------------------------
+    style: dict[str, Any] = {"color": DETECTION, "fontsize": 8, "bbox": plate}
+    axes.annotate(f"{score:.2f}", top_left, (1, 3), textcoords="offset points", **style)
 
 
 def plot_volume_prediction(
     scan: np.ndarray,
     target: np.ndarray | None,
     prediction: np.ndarray,
-    regions: list[Region],
+    regions: Sequence[Region],
     title: str,
-    shown: list[int] | None = None,
+    shown: Sequence[int] | None = None,
 ) -> Figure:
     """Draw axial slices of a volume: the scan alone and, below, with lesion, prediction and proposed regions.
 
@@ -160,7 +105,7 @@ def plot_volume_prediction(
         shown: indices of the slices; None for those that `slices_to_show` chooses.
     """
     shown = shown or slices_to_show(prediction if target is None else prediction | target, scan)
-    figure = _figure(SLICE_SIZE * max(len(shown), 3), 2 * SLICE_SIZE + 0.9, title)
+    figure = new_figure(SLICE_SIZE * max(len(shown), 3), 2 * SLICE_SIZE + LEGEND, title)
     plain, marked = figure.subplots(2, len(shown), squeeze=False)
     for z, above, below in zip(shown, plain, marked, strict=True):
         show_slice(above, scan[z], f"slice {z}")
@@ -175,14 +120,11 @@ def plot_volume_prediction(
 
 
 def slices_to_show(marked: np.ndarray, scan: np.ndarray) -> list[int]:
-    """Up to `MAX_SLICES` axial slices, spread over those that are marked and with the largest cross-section.
+    """Up to `MAX_SLICES` axial slices in order, spread over those that are marked and with the largest cross-section.
 
     Args:
         marked: (D, H, W) bool; where it is empty, the slices are spread over the head instead.
         scan: (D, H, W), 0 in air.
-
-    Returns:
-        Slice indices in order.
     """
     areas = np.count_nonzero(marked, axis=(1, 2))
     areas = areas if areas.any() else np.count_nonzero(scan, axis=(1, 2))
@@ -206,7 +148,7 @@ def plot_gradcam(
         prediction: (D, H, W) bool.
     """
     shown = _slices_of_interest(heat, prediction if target is None else target)
-    figure = _figure(2 * SLICE_SIZE * len(shown) + 0.8, 2 * SLICE_SIZE + 0.9, title)
+    figure = new_figure(2 * SLICE_SIZE * len(shown) + HEAT_BAR, 2 * SLICE_SIZE + LEGEND, title)
     panels = figure.subplots(1, len(shown), squeeze=False)[0]
     for axes, (z, why) in zip(panels, shown.items(), strict=True):
         show_slice(axes, scan[z], f"slice {z}: {why}")
@@ -220,7 +162,7 @@ def plot_gradcam(
 
 def _slices_of_interest(heat: np.ndarray, lesion: np.ndarray) -> dict[int, str]:
     """The slices to draw Grad-CAM on, with what distinguishes each; the middle slice where nothing does."""
-    shown = {}
+    shown: dict[int, str] = {}
     for volume, why in ((heat, "most heat"), (lesion, "largest lesion")):
         total = volume.sum(axis=(1, 2))
         if total.any():
@@ -229,59 +171,7 @@ def _slices_of_interest(heat: np.ndarray, lesion: np.ndarray) -> dict[int, str]:
     return shown or {len(heat) // 2: "no heat, no lesion"}
 
 
-# --- training ------------------------------------------------------------------------------------------
-
-
-def plot_loss_curves(metrics: pd.DataFrame) -> Figure:
-    """Draw each training and validation loss and the learning rate by epoch.
-
-    Args:
-        metrics: Lightning's ``metrics.csv``: columns ``epoch``, ``step``, ``train_*loss*``, ``val_*loss*`` and
-            ``lr-*``, where a row holds some of them and NaN for the others.
-    """
-    by_epoch = _mean_by_epoch(metrics)
-    losses = [c.removeprefix("train_") for c in by_epoch if c.startswith("train_") and "loss" in c]
-    losses.sort(key=lambda name: (name != "loss", name))  # the total, which training minimises, comes first
-    rates = [c for c in by_epoch if c.startswith("lr-")]
-    figure, panels = _panels(len(losses) + (len(rates) > 0))
-    for axes, name in zip(panels, losses, strict=False):
-        _draw_loss(axes, by_epoch, name)
-    for rate in rates:
-        panels[-1].plot(by_epoch[rate].dropna(), color="0.3", marker=".")
-        panels[-1].set(title="learning rate", yscale="log")
-    return figure
-
-
-def _mean_by_epoch(metrics: pd.DataFrame) -> pd.DataFrame:
-    """One row an epoch. The rate's rows carry no epoch: they are written before the losses of their epoch."""
-    ordered = metrics.sort_values("step", kind="stable")
-    return ordered.groupby(ordered.epoch.bfill().ffill()).mean()
-
-
-def _panels(n: int) -> tuple[Figure, list[Axes]]:
-    columns = min(n, 3)
-    rows = -(-n // max(columns, 1))
-    figure = _figure(4.2 * max(columns, 1), 3.2 * max(rows, 1), "Training")
-    panels = [figure.add_subplot(rows, columns, i + 1) for i in range(n)]
-    for axes in panels:
-        axes.set_xlabel("epoch")
-        axes.grid(alpha=0.3)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    return figure, panels
-
-
-def _draw_loss(axes: Axes, by_epoch: pd.DataFrame, name: str) -> None:
-    for stage, style in CURVES.items():
-        if f"{stage}_{name}" in by_epoch:
-            axes.plot(by_epoch[f"{stage}_{name}"].dropna(), marker=".", **style)
-    axes.set_title(name.replace("_", " "))
-    axes.legend(frameon=False)
-
-
-# --- parts of a picture --------------------------------------------------------------------------------
-
-
-def _figure(width: float, height: float, title: str) -> Figure:
+def new_figure(width: float, height: float, title: str) -> Figure:
     """An empty figure of a size in inches whose title, however long a file's name, stays inside."""
     figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
     figure.suptitle(fill(title, int(width * TITLE_LETTERS_PER_INCH)), fontsize=10)
@@ -303,7 +193,7 @@ def _show_heat(axes: Axes, heat: np.ndarray) -> None:
     axes.imshow(heat.T, cmap=HEAT, vmin=0, vmax=1, alpha=0.75 * np.clip(heat.T, 0, 1), origin="lower")
 
 
-def _add_heat_bar(figure: Figure, beside, label: str) -> None:
+def _add_heat_bar(figure: Figure, beside: Axes | Sequence[Axes], label: str) -> None:
     figure.colorbar(ScalarMappable(cmap=HEAT), ax=beside, shrink=0.8).set_label(label)
 
 
@@ -316,12 +206,11 @@ def _fill(axes: Axes, mask: np.ndarray) -> None:
     axes.imshow(np.ma.masked_equal(mask.T, 0), cmap=ListedColormap([PREDICTION]), alpha=0.6, origin="lower")
 
 
-def _draw_box(axes: Axes, box, **style) -> Rectangle:
+def _draw_box(axes: Axes, box: Sequence[float] | np.ndarray, **style: Any) -> None:
     """Draw a box (xmin, ymin, xmax, ymax), x along W and y along H, around the voxels that it holds."""
     xmin, ymin, xmax, ymax = (float(v) for v in box)
     # Voxel i is drawn from i - 0.5 to i + 0.5.
-    patch = Rectangle((ymin - 0.5, xmin - 0.5), ymax - ymin, xmax - xmin, fill=False, **style)
-    return axes.add_patch(patch)
+    axes.add_patch(Rectangle((ymin - 0.5, xmin - 0.5), ymax - ymin, xmax - xmin, fill=False, **style))
 
 
 def _add_legend(figure: Figure, **shown: bool) -> None:

@@ -1,5 +1,8 @@
 """The page of pictures that shows a cohort at a glance: how large its lesions are, where they lie, and its scans."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -11,16 +14,17 @@ from matplotlib.ticker import MaxNLocator
 from utils.plots import DPI, HEAT, TARGET, outline, show_slice
 from utils.scores.metrics import SIZE_BINS
 
+Tile = tuple[str, np.ndarray, np.ndarray]  # caption, slice (H, W) in [0, 1] and mask (H, W) of a scan
 MAP_SLICES = 8
 COLUMNS = 8  # of the contact sheet
-BAR = {"color": TARGET, "edgecolor": "white"}
+BAR: dict[str, Any] = {"color": TARGET, "edgecolor": "white"}
 
 
 def plot_cohort(
     table: pd.DataFrame,
     template: np.ndarray,
     frequency: np.ndarray,
-    tiles: list[tuple[str, np.ndarray, np.ndarray]],
+    tiles: Sequence[Tile],
     registered: bool,
 ) -> Figure:
     """Draw lesion sizes, a map of lesion frequency and a contact sheet.
@@ -29,15 +33,15 @@ def plot_cohort(
         table: rows of ``cohort.csv``: ``lesion_cm3``, ``size``, ``laterality``.
         template: (D, H, W) in [0, 1], the head that the map is laid on.
         frequency: (D, H, W) in [0, 1], share of the scans with a lesion there.
-        tiles: caption, slice (H, W) in [0, 1] and mask (H, W) of each scan to show.
-        registered: whether the scans are in the template's space; said in the title of the map where not.
+        tiles: the scans to show.
+        registered: whether the scans are in the template's space; the title of the map says where they are not.
     """
     rows = -(-len(tiles) // COLUMNS)
     heights = [3, 2.6, 1.9 * rows]
     figure = Figure(figsize=(14, sum(heights) + 0.4), dpi=DPI, layout="constrained")
     sick = int((table.lesion_voxels > 0).sum())
     figure.suptitle(f"{len(table)} scans of {table.subject.nunique()} subjects, {sick} of them with lesion")
-    sizes, places, sheet = figure.subfigures(3, 1, height_ratios=heights)
+    sizes, places, sheet = figure.subfigures(3, 1, height_ratios=heights)  # type: ignore[misc]  # an array of three
     _draw_sizes(sizes, table)
     _draw_frequency(places, template, frequency, registered)
     _draw_tiles(sheet, tiles, rows)
@@ -55,7 +59,7 @@ def _draw_volumes(axes: Axes, volumes: pd.Series) -> None:
     axes.set(title="lesion volume of a scan", xlabel="cm³", ylabel="scans", xscale="log")
     if len(volumes):
         low, high = np.floor(np.log10(volumes.min())), np.ceil(np.log10(volumes.max() * 1.001))
-        axes.hist(volumes, np.logspace(low, high, int(4 * max(high - low, 1)) + 1), **BAR)
+        axes.hist(volumes, np.logspace(low, high, int(4 * max(high - low, 1)) + 1).tolist(), **BAR)
         axes.axvline(volumes.median(), color="0.2", linestyle="--", label=f"median {volumes.median():.3g} cm³")
         axes.legend(frameon=False)
     axes.yaxis.set_major_locator(MaxNLocator(integer=True))
@@ -81,7 +85,7 @@ def _draw_frequency(figure: SubFigure, template: np.ndarray, frequency: np.ndarr
     figure.colorbar(ScalarMappable(scale, HEAT), ax=panels, shrink=0.8, format=lambda share, _: f"{share:.0%}")
 
 
-def _draw_tiles(figure: SubFigure, tiles: list[tuple[str, np.ndarray, np.ndarray]], rows: int) -> None:
+def _draw_tiles(figure: SubFigure, tiles: Sequence[Tile], rows: int) -> None:
     figure.suptitle("scans from the smallest lesion to the largest, each by its slice with most lesion", fontsize=10)
     panels = figure.subplots(rows, COLUMNS, squeeze=False).ravel()
     for axes in panels[len(tiles) :]:

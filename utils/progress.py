@@ -4,22 +4,21 @@ import sys
 import time
 from collections.abc import Iterable, Iterator
 from importlib.util import find_spec
+from operator import length_hint
 from typing import TypeVar
 
 Item = TypeVar("Item")
-WORTH_A_LINE_S = 10  # a log file is told of what took longer
+WORTH_A_LINE_S = 10  # a log file gets a line on what took longer
 EVERY_S = 60  # between the lines on what goes on
 
 
 def progress(items: Iterable[Item], what: str, total: int | None = None, unit: str = "scan") -> Iterator[Item]:
-    """The items one by one, with a bar, or lines in a log file, that say how far `what` is done.
-
-    Both tell the rate and the time left.
+    """The items one by one, with a bar, or lines in a log file: how far `what` is done, its rate and the time left.
 
     Args:
-        total: how many there are, where `items` do not tell; a bar of one item is none.
+        total: how many there are, where `items` have no length.
     """
-    total = len(items) if total is None else total
+    total = length_hint(items) if total is None else total
     if on_terminal() and find_spec("tqdm"):  # the runner of exported models does without it
         from tqdm import tqdm
 
@@ -29,12 +28,12 @@ def progress(items: Iterable[Item], what: str, total: int | None = None, unit: s
 
 
 def _with_lines(items: Iterable[Item], what: str, total: int, unit: str) -> Iterator[Item]:
-    started = said = time.monotonic()
+    started = printed = time.monotonic()
     for done, item in enumerate(items, 1):
         yield item
         now = time.monotonic()
-        if now - said > EVERY_S and done < total:
-            rate, said = done / (now - started), now
+        if now - printed > EVERY_S and done < total:
+            rate, printed = done / (now - started), now
             left = duration((total - done) / rate)
             print(f"{what}: {done} of {total} {unit}s, {rate:.2g} a second, {left} left", flush=True)
     took_s = time.monotonic() - started

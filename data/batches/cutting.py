@@ -3,7 +3,7 @@
 A slice file is ``<scan>_slice-<index>.npy``, (C, H, W) float16 in [0, 1]; its mask (1, H, W) uint8. The index is the
 slice's true place in the volume. ``slices.csv`` beside the two folders lists them with their brain and lesion area,
 the boxes of their lesions and the voxel size in mm of their grid (D H W, where it is known); ``Brains/`` holds the
-brain mask of each volume, (D, H, W) bool.
+brain mask of each volume, (D, H, W) bool. A table of slices in memory has the same columns, `COLUMNS`, and full paths.
 """
 
 from collections.abc import Callable
@@ -26,15 +26,14 @@ from utils.progress import progress
 EIGHT_CONNECTED = np.ones((3, 3), bool)
 COLUMNS = ["scan", "mask", "volume", "subject", "slice", "depth", "spacing_mm"]
 COLUMNS += ["brain_voxels", "lesion_voxels", "boxes"]
-# What a folder of slices holds; a record of ``cache/`` says that all slices of a case are there, and has their rows.
+# What a folder of slices holds; a record in ``cache/`` has the rows of a case, all of whose slices are there.
 PATTERNS = {"Scans": "*_slice-*.npy", "Masks": "*_slice-*.npy", BRAINS: "*.npy", "cache": "*.json"}
-
-
-# --- one scan ------------------------------------------------------------------------------------------
 
 
 def write_slices(prepared: PreparedScan, case: Case, out_dir: Path) -> list[list]:
     """Write every slice with brain of one scan and return their rows of ``slices.csv``."""
+    if prepared.mask is None or case.mask is None:
+        raise UserError(f"{case.scan} has no lesion mask; give one")
     rows = []
     spacing = " ".join(map(str, prepared.spacing_mm or []))
     _save(brain_path(out_dir / "Scans" / case.name, case.name), prepared.brain)
@@ -55,17 +54,14 @@ def _save(path: Path, array: np.ndarray) -> None:
 
 
 def brain_path(scan: Path | str, volume: str) -> Path:
-    """Where `write_slices` leaves the brain mask of the volume that a scan slice is of."""
+    """The brain mask of the volume that a scan slice is of."""
     return Path(scan).parent.parent / BRAINS / f"{stem_of(volume)}.npy"
-
-
-# --- a cohort ------------------------------------------------------------------------------------------
 
 
 def cut_cohort(
     cases: list[Case], grid: Grid, prepare: Callable[[Case], PreparedScan], out_dir: Path, num_workers: int = 0
 ) -> pd.DataFrame:
-    """Make the slices of all cases and ``slices.csv`` what `out_dir` holds; its rows with full paths.
+    """Cut all cases into `out_dir`; the table of their slices.
 
     Slices of a case that has not changed since an earlier call stay. Nothing else of an earlier call does: a subject
     that has left the cohort would come back through its slices.
@@ -74,11 +70,12 @@ def cut_cohort(
         prepare: from a case to its scan on `grid`.
     """
     records = {case: f"{prepared_key(case, grid)}.json" for case in cases}
-    rows = _keep_slices(records, out_dir)
+    (out_dir / "slices.csv").unlink(missing_ok=True)
+    rows = _remove_outdated(records, out_dir)
     missing = [(case, records[case]) for case in cases if case not in rows]
     work = partial(_cut, prepare=prepare, out_dir=out_dir)
     cut = progress(map_in_order(work, missing, num_workers), "Cutting slices", len(missing))
-    rows.update({case: found for (case, _), found in zip(missing, cut, strict=True)})
+    rows.update({case: of_case for (case, _), of_case in zip(missing, cut, strict=True)})
     table = pd.DataFrame([row for case in cases for row in rows[case]], columns=COLUMNS)
     # Written last: its presence says that all slices are there.
     with atomic_path(out_dir / "slices.csv") as temporary:
@@ -91,51 +88,42 @@ def cut_cohort(
 def _cut(item: tuple[Case, str], prepare: Callable[[Case], PreparedScan], out_dir: Path) -> list[list]:
     case, record = item
     rows = write_slices(prepare(case), case, out_dir)
-    write_json(out_dir / "cache" / record, rows)  # last, as it says that they are there
+    write_json(out_dir / "cache" / record, rows)  # last: its presence says that the slices are there
     return rows
 
 
-def _keep_slices(records: dict[Case, str], out_dir: Path) -> dict[Case, list[list]]:
-    """The rows of the cases whose slices are there as they should be; all others are removed, ``slices.csv`` first."""
-    (out_dir / "slices.csv").unlink(missing_ok=True)
-    there = {folder: {path.name for path in (out_dir / folder).glob(kind)} for folder, kind in PATTERNS.items()}
-    kept, rows = {folder: set() for folder in PATTERNS}, {}
+def _remove_outdated(records: dict[Case, str], out_dir: Path) -> dict[Case, list[list]]:
+    """The rows of the cases whose slices are all there; the files of all others are removed."""
+    existing = {f"{folder}/{path.name}" for folder, kind in PATTERNS.items() for path in (out_dir / folder).glob(kind)}
+    valid: set[str] = set()
+    rows = {}
     for case, record in records.items():
-        found = _rows_in(out_dir / "cache" / record)
-        scans, masks = ({row[column] for row in found} for column in (0, 1))
-        files = {"Scans": scans, "Masks": masks, BRAINS: {f"{case.stem}.npy"}, "cache": {record}}
-        if all(files[folder] <= there[folder] for folder in PATTERNS):
-            rows[case] = found
-            for folder in PATTERNS:
-                kept[folder] |= files[folder]
-    for folder in PATTERNS:
-        for name in there[folder] - kept[folder]:
-            (out_dir / folder / name).unlink()
+        try:
+            of_case = read_json(out_dir / "cache" / record)
+        except UserError:  # none yet, or a broken one: the slices are cut anew
+            continue
+        files = {f"cache/{record}", f"{BRAINS}/{case.stem}.npy"}
+        files.update(name for scan, mask, *_ in of_case for name in (f"Scans/{scan}", f"Masks/{mask}"))
+        if files <= existing:
+            rows[case] = of_case
+            valid |= files
+    for name in existing - valid:
+        (out_dir / name).unlink()
     return rows
 
 
-def _rows_in(record: Path) -> list[list]:
-    try:
-        return read_json(record)
-    except UserError:  # none yet, or a broken one: the slices are cut anew
-        return []
-
-
-# --- lesions -------------------------------------------------------------------------------------------
+# --- boxes ---------------------------------------------------------------------------------------------
 
 
 def lesion_boxes(mask: np.ndarray) -> np.ndarray:
-    """Boxes around the 8-connected lesions of a slice.
-
-    Args:
-        mask: (H, W) bool.
+    """Boxes around the 8-connected lesions of a slice, a mask (H, W) bool.
 
     Returns:
         (N, 4) float32, (xmin, ymin, xmax, ymax) in voxels, half-open, x along W and y along H.
     """
     labels, _ = ndimage.label(mask, EIGHT_CONNECTED)
-    found = [(x.start, y.start, x.stop, y.stop) for y, x in ndimage.find_objects(labels)]
-    return np.array(found, np.float32).reshape(-1, 4)
+    boxes = [(x.start, y.start, x.stop, y.stop) for y, x in ndimage.find_objects(labels)]
+    return np.array(boxes, np.float32).reshape(-1, 4)
 
 
 def boxes_text(boxes: np.ndarray) -> str:
@@ -144,6 +132,6 @@ def boxes_text(boxes: np.ndarray) -> str:
 
 
 def boxes_of(table: pd.DataFrame) -> np.ndarray:
-    """All boxes, (N, 4) float32, of rows of `COLUMNS`."""
+    """All boxes of a table of slices, (N, 4) float32."""
     boxes = [box.split() for text in table.boxes if text for box in text.split(";")]
     return np.array(boxes, np.float32).reshape(-1, 4)

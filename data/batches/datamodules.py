@@ -1,7 +1,7 @@
-"""Lightning data modules of the two stages."""
+"""Loaders of whole scans, and the Lightning data modules of the two stages."""
 
-from collections.abc import Callable, Sequence, Sized
-from pathlib import Path
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -9,121 +9,60 @@ import pytorch_lightning as pl
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from data.batches.context import with_context
 from data.batches.cutting import brain_path, lesion_boxes
-from data.batches.sampling import SAMPLING, EpochSampler, SharedBatches, balanced_indices, item_rng
-from data.batches.slices import read_slice
+from data.batches.sampling import EpochSampler, balanced_indices, item_rng
+from data.batches.slices import parse_spacing, read_slice
 from data.batches.transforms import apply_transforms, build_transforms
-from data.batches.windows import RegionWindows, TrainingWindows, WindowCutter
+from data.batches.windows import RegionWindows, TrainingWindows
 from data.files.nifti import affine_of
-from data.files.space import Space, resample, resized_space
+from data.files.space import Shape, Space, resample, resized_space
 from data.scans.cohort import Case
-from data.scans.grid import UNKNOWN_MM, Grid
+from data.scans.grid import UNKNOWN_MM
 from data.scans.head import head_mask
+from data.scans.open import Cohort
 from data.scans.prepared import PreparedScan
+from data.settings import Loading
 from utils.errors import UserError
 from utils.regions.region import Region, whole_volume
 
-
-class SliceDataset(Dataset):
-    """Slices with their lesion boxes.
-
-    An item is ``(image, target)``: image (C, H, W) float32 in [0, 1], context included; target ``boxes`` (N, 4) float32
-    xyxy half-open, ``labels`` (N,) int64 of ones, ``mask`` (H, W) bool.
-
-    Args:
-        table: rows of `data.batches.cutting.COLUMNS` with full paths.
-        context: further channels of an image (`data.batches.context`).
-    """
-
-    def __init__(
-        self, table: pd.DataFrame, transforms: list[str] | None = None, seed: int = 0, context: Sequence[str] = ()
-    ) -> None:
-        self.masks = list(table["mask"])
-        self.places = list(zip(table.volume, table.slice, strict=True))
-        self.scans = dict(zip(self.places, table.scan, strict=True))
-        self.transforms = build_transforms(transforms, spatial_dims=2)
-        self.seed, self.context = seed, context
-
-    def __len__(self) -> int:
-        return len(self.places)
-
-    def image(self, index: int) -> np.ndarray:
-        """The image of an item as it is, not augmented."""
-        volume, z = self.places[index]
-        near = [self._neighbour(volume, z + step) for step in (-1, 1)] if "neighbours" in self.context else [None, None]
-        return with_context(read_slice(self.scans[volume, z]), *near, self.context)
-
-    def _neighbour(self, volume: str, z: int) -> np.ndarray | None:
-        path = self.scans.get((volume, z))
-        return None if path is None else read_slice(path)
-
-    def __getitem__(self, key: tuple[int, int]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        epoch, index = key
-        item = {"image": self.image(index), "mask": read_slice(self.masks[index])}
-        item = apply_transforms(self.transforms, item, item_rng(self.seed, epoch, index))
-        lesion = item["mask"][0] > 0.5
-        boxes = torch.from_numpy(lesion_boxes(lesion))
-        target = {
-            "boxes": boxes,
-            "labels": torch.ones(len(boxes), dtype=torch.int64),
-            "mask": torch.from_numpy(lesion),
-        }
-        return torch.from_numpy(item["image"]), target
+# --- whole scans ---------------------------------------------------------------------------------------
 
 
-def _collate_slices(items: list) -> tuple[list, list]:
-    images, targets = zip(*items, strict=True)
-    return list(images), list(targets)
+def scan_loader(cases: Sequence, prepare: Callable[..., PreparedScan], num_workers: int = 0) -> DataLoader:
+    """A loader of ``prepare(case)`` for each case, made ahead by `num_workers` processes."""
+    # Without a batch size the collate function gets the items one by one, in the workers.
+    return DataLoader(cases, batch_size=None, num_workers=num_workers, collate_fn=prepare)  # type: ignore[arg-type]
 
 
-class ScanDataset(Dataset):
-    """Whole scans of a cohort, as ``prepare(case)`` makes them: `PreparedScan` items."""
+def stacked_scans(table: pd.DataFrame, num_workers: int = 0, resize_to: tuple[int, int] | None = None) -> DataLoader:
+    """A loader of volumes put back together from their slices at their true depth; slices without brain are air.
 
-    def __init__(self, cases: list[Case], prepare: Callable[[Case], PreparedScan]) -> None:
-        self.cases, self.prepare = cases, prepare
-
-    def __len__(self) -> int:
-        return len(self.cases)
-
-    def __getitem__(self, index: int) -> PreparedScan:
-        return self.prepare(self.cases[index])
-
-
-class StackedScans(Dataset):
-    """Volumes put back together from their slices at their true depth; slices without brain are air.
-
-    An item is a `PreparedScan`. Its brain comes from ``Brains/`` beside the folder of the slices, where
-    ``python -m data.slices`` leaves it; without that it is what of the slices is not air.
+    The brain comes from ``Brains/`` beside the folder of the slices or, without that, is all that is not air.
 
     Args:
-        table: rows of `COLUMNS` with full paths.
+        table: of slices (`data.batches.cutting`).
         resize_to: in-plane (H, W) that slices are resampled to, or None.
     """
+    volumes = list(table.groupby("volume", sort=True))
+    return scan_loader(volumes, partial(_stack_volume, resize_to=resize_to), num_workers)
 
-    def __init__(self, table: pd.DataFrame, resize_to: tuple[int, int] | None = None) -> None:
-        self.volumes = list(table.groupby("volume", sort=True))
-        self.resize_to = resize_to
 
-    def __len__(self) -> int:
-        return len(self.volumes)
-
-    def __getitem__(self, index: int) -> PreparedScan:
-        volume, rows = self.volumes[index]
-        scan = _stack(rows.scan, rows.slice, rows.depth.iloc[0], volume)
-        mask = _stack(rows["mask"], rows.slice, rows.depth.iloc[0], volume)[0] > 0
-        path = brain_path(rows.scan.iloc[0], volume)
-        brain = read_slice(path) > 0 if path.is_file() else head_mask(scan[0])
-        if brain.shape != mask.shape:
-            raise UserError(f"{path} has shape {brain.shape}, its slices make {mask.shape}; cut the slices anew")
-        spacing_mm = tuple(map(float, rows.spacing_mm.iloc[0].split()))
-        own = space = Space(mask.shape, affine_of(spacing_mm or UNKNOWN_MM))
-        if self.resize_to:
-            space = resized_space(own, (len(mask) - 1) / 2, len(mask), self.resize_to)
-            scan = resample(scan, own, space, outside=[0.0] * len(scan))
-            mask, brain = (resample(m[None], own, space)[0] for m in (mask, brain))
-        scan, subject = scan.astype(np.float16), rows.subject.iloc[0]
-        return PreparedScan(volume, subject, scan, brain, mask, space, own, bool(spacing_mm))
+def _stack_volume(volume: tuple[str, pd.DataFrame], resize_to: tuple[int, int] | None) -> PreparedScan:
+    name, rows = volume
+    scan = _stack(rows.scan, rows.slice, rows.depth.iloc[0], name)
+    mask = _stack(rows["mask"], rows.slice, rows.depth.iloc[0], name)[0] > 0
+    path = brain_path(rows.scan.iloc[0], name)
+    brain = read_slice(path) > 0 if path.is_file() else head_mask(scan[0])
+    if brain.shape != mask.shape:
+        raise UserError(f"{path} has shape {brain.shape}, its slices make {mask.shape}; cut the slices anew")
+    spacing_mm = parse_spacing(rows.spacing_mm.iloc[0])
+    own = space = Space(mask.shape, affine_of(spacing_mm or UNKNOWN_MM))
+    if resize_to:
+        space = resized_space(own, (len(mask) - 1) / 2, len(mask), resize_to)
+        scan = resample(scan, own, space, outside=[0.0] * len(scan))
+        mask, brain = (resample(m[None], own, space)[0] for m in (mask, brain))
+    subject = rows.subject.iloc[0]
+    return PreparedScan(name, subject, scan.astype(np.float16), brain, mask, space, own, spacing_mm is not None)
 
 
 def _stack(paths: pd.Series, slices: pd.Series, depth: int, volume: str) -> np.ndarray:
@@ -137,71 +76,80 @@ def _stack(paths: pd.Series, slices: pd.Series, depth: int, volume: str) -> np.n
     return stack
 
 
-def scan_loader(dataset: Dataset, num_workers: int) -> DataLoader:
-    """A loader of single `PreparedScan` items, made ahead by `num_workers` processes."""
-    return DataLoader(dataset, batch_size=None, num_workers=num_workers, collate_fn=_as_it_is)
+# --- batches -------------------------------------------------------------------------------------------
 
 
-def _as_it_is(item: PreparedScan) -> PreparedScan:
-    return item
-
-
-def batch_loader(
-    data: pl.LightningDataModule, items: Dataset, sampler: Sized, batch_size: int, num_workers: int, **loading
-) -> DataLoader:
-    """A loader of this process's shares of the batches that `sampler` makes of `items`.
-
-    Args:
-        data: of the training that it is for.
-        batch_size: items of a batch, those of all processes.
-    """
-    trainer, on_gpu = data.trainer, torch.cuda.is_available()
-    batches = SharedBatches(sampler, batch_size, *((trainer.global_rank, trainer.world_size) if trainer else ()))
+def batch_loader(items: Dataset, sampler: Iterable, loading: Loading, collate: Callable | None = None) -> DataLoader:
+    """A loader of the batches that `sampler` makes of `items`."""
     # A GPU takes batches from pinned memory while it computes. A CPU has no use for that, nor for the memory of workers
     # that wait for the next epoch.
-    ahead = {"pin_memory": on_gpu, "persistent_workers": on_gpu and num_workers > 0}
-    return DataLoader(items, batch_sampler=batches, num_workers=num_workers, **ahead, **loading)
+    on_gpu = torch.cuda.is_available()
+    return DataLoader(
+        items,
+        loading.batch_size,
+        sampler=sampler,
+        num_workers=loading.num_workers,
+        collate_fn=collate,
+        pin_memory=on_gpu,
+        persistent_workers=on_gpu and loading.num_workers > 0,
+    )
+
+
+class SliceDataset(Dataset):
+    """Slices with their lesion boxes, by (epoch, index) of a row of a table (`data.batches.cutting`).
+
+    An item is ``(image, target)``: image (C, H, W) float32 in [0, 1]; target ``boxes`` (N, 4) float32 xyxy half-open,
+    ``labels`` (N,) int64 of ones, ``mask`` (H, W) bool.
+    """
+
+    def __init__(self, table: pd.DataFrame, transforms: Sequence[str] | None = None, seed: int = 0) -> None:
+        self.scans, self.masks = list(table.scan), list(table["mask"])
+        self.places = list(zip(table.volume, table.slice, strict=True))
+        self.transforms, self.seed = build_transforms(transforms, spatial_dims=2), seed
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        epoch, index = key
+        item = {"image": read_slice(self.scans[index]), "mask": read_slice(self.masks[index])}
+        item = apply_transforms(self.transforms, item, item_rng(self.seed, epoch, index))
+        lesion = item["mask"][0] > 0.5
+        boxes = lesion_boxes(lesion)
+        target = {"boxes": boxes, "labels": np.ones(len(boxes), np.int64), "mask": lesion}
+        return torch.from_numpy(item["image"]), {key: torch.from_numpy(array) for key, array in target.items()}
+
+
+def _collate_slices(items: list) -> tuple[list, list]:
+    images, targets = zip(*items, strict=True)
+    return list(images), list(targets)
 
 
 class RPNDataModule(pl.LightningDataModule):
-    """Slices for stage 1, drawn anew each epoch in training.
-
-    Args:
-        sampling: ``balanced``, all sick slices and as many healthy ones, or ``natural``, as many of all (`SAMPLING`).
-
-    Attributes:
-        hard: indices of healthy training slices that the next epoch must hold (`models.rpn.hard_negatives` finds them).
-    """
+    """Slices for stage 1, drawn anew each epoch in training."""
 
     def __init__(
         self,
         train: pd.DataFrame,
         val: pd.DataFrame,
-        batch_size: int = 32,
-        num_workers: int = 0,
-        transforms: list[str] | None = None,
+        loading: Loading = Loading(batch_size=32),
+        transforms: Sequence[str] | None = None,
         seed: int = 42,
-        context: Sequence[str] = (),
-        sampling: str = "balanced",
     ) -> None:
         super().__init__()
         self.sick, self.val_sick = (table.lesion_voxels.to_numpy() > 0 for table in (train, val))
         if not self.sick.any():
             raise UserError("no training slice holds a lesion; add scans with lesions to the training data")
-        self.train = SliceDataset(train, transforms, seed, context)
-        self.val = SliceDataset(val, context=context)
-        self.seed, self.sampling = seed, SAMPLING[sampling]
-        self.hard = np.zeros(0, int)
-        self.loading = {"batch_size": batch_size, "num_workers": num_workers, "collate_fn": _collate_slices}
+        self.train, self.val = SliceDataset(train, transforms, seed), SliceDataset(val)
+        self.loading, self.seed = loading, seed
 
     def train_dataloader(self) -> DataLoader:
-        sampler = EpochSampler(lambda rng: self.sampling(self.sick, rng, self.hard), self.seed)
-        return batch_loader(self, self.train, sampler, **self.loading)
+        sampler = EpochSampler(partial(balanced_indices, self.sick), self.seed)
+        return batch_loader(self.train, sampler, self.loading, _collate_slices)
 
     def val_dataloader(self) -> DataLoader:
-        chosen = np.sort(balanced_indices(self.val_sick, np.random.default_rng(self.seed)))
-        sampler = [(0, int(index)) for index in chosen]
-        return batch_loader(self, self.val, sampler, **self.loading)
+        indices = np.sort(balanced_indices(self.val_sick, np.random.default_rng(self.seed)))
+        return batch_loader(self.val, [(0, index) for index in indices.tolist()], self.loading, _collate_slices)
 
 
 class SegmentationDataModule(pl.LightningDataModule):
@@ -217,31 +165,28 @@ class SegmentationDataModule(pl.LightningDataModule):
         self,
         train: list[Case],
         val: list[Case],
-        regions: dict[str, list[Region]] | None,
-        grid: Grid,
-        window: tuple[int, int, int],
-        cache_dir: Path,
-        batch_size: int = 8,
-        num_workers: int = 0,
-        transforms: list[str] | None = None,
+        regions: Mapping[str, list[Region]] | None,
+        cohort: Cohort,
+        window: Shape,
+        loading: Loading = Loading(),
+        transforms: Sequence[str] | None = None,
         seed: int = 42,
-        context: Sequence[str] = (),
     ) -> None:
         super().__init__()
-        self.seed, cutter = seed, WindowCutter(grid, window, cache_dir, context)
-        laid = regions or {case.name: [whole_volume(grid.shape)] for case in [*train, *val]}
-        self.train = TrainingWindows(train, regions, cutter, len(RegionWindows(train, laid, cutter)), transforms, seed)
-        self.val = RegionWindows(val, laid, cutter)
-        if not len(self.train):
+        laid = regions or {case.name: [whole_volume(cohort.grid.shape)] for case in [*train, *val]}
+        length = len(RegionWindows(train, laid, cohort, window))
+        if not length:
             raise UserError(
                 "no region was proposed on any training scan; train the RPN longer or lower --score_threshold"
             )
-        self.loading = {"batch_size": batch_size, "num_workers": num_workers}
+        self.train = TrainingWindows(train, regions, cohort, window, length, transforms, seed)
+        self.val = RegionWindows(val, laid, cohort, window)
+        self.loading, self.seed = loading, seed
 
     def train_dataloader(self) -> DataLoader:
         # In order: what a window lies about goes by its number, so that each batch holds as much of everything.
         sampler = EpochSampler(lambda rng: np.arange(len(self.train)), self.seed)
-        return batch_loader(self, self.train, sampler, **self.loading)
+        return batch_loader(self.train, sampler, self.loading)
 
     def val_dataloader(self) -> DataLoader:
-        return batch_loader(self, self.val, range(len(self.val)), **self.loading)
+        return batch_loader(self.val, range(len(self.val)), self.loading)

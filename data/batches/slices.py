@@ -1,7 +1,4 @@
-"""Axial slices for stage 1: ``python -m data.slices`` cuts 3D folders into the 2D folders that the RPN reads.
-
-`data.batches.cutting` tells what these folders hold.
-"""
+"""Axial slices for stage 1, as ``python -m data.slices`` cuts them (`data.batches.cutting`): checked and read."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,10 +10,11 @@ from data.batches.cutting import COLUMNS, boxes_text, brain_path, lesion_boxes
 from data.files.listing import choose_files
 from data.files.names import bids_entity, stem_of
 from data.files.nifti import SAME_SIZE
+from data.files.space import Spacing
 from data.files.volumes import map_npy, refusing
 from data.scans.checks import require_binary
 from data.scans.cohort import by_identity, identity
-from data.scans.fingerprints import PREPARATION, changed_since, content_digest, fingerprint
+from data.scans.fingerprints import PREPARATION_VERSION, changed_since, content_digest, fingerprint
 from data.scans.grid import Grid, size_text
 from data.scans.head import head_mask
 from utils.errors import UserError
@@ -24,10 +22,8 @@ from utils.parallel import map_in_order
 from utils.progress import progress
 from utils.provenance import read_run
 
-SOURCES_FILE = "sources.json"  # what the slices were cut of, with digests
-
-
-# --- of which scans ------------------------------------------------------------------------------------
+SOURCES_FILE = "sources.json"  # the scans that the slices were cut of, with digests
+CHECKING = "Checking slices"
 
 
 def require_own_folder(out_dir: Path) -> None:
@@ -37,28 +33,31 @@ def require_own_folder(out_dir: Path) -> None:
 
 
 def require_fresh(folder: Path) -> None:
-    """Refuse slices that are no longer what ``python -m data.slices`` would cut: of changed scans, or of other code."""
+    """Refuse slices of scans that have changed, or of another version of the preparation."""
     if not (folder / SOURCES_FILE).exists():
         return
     if not (folder / "slices.csv").exists():
         raise UserError(f"the slices in {folder} were not cut to the end; run python -m data.slices again")
-    if read_run(folder).get("inputs") != {"code": PREPARATION}:
+    if read_run(folder).get("inputs") != {"preparation": PREPARATION_VERSION}:
         raise UserError(f"the slices in {folder} were cut by another version of StrokeFormer; cut them anew")
     if changed := changed_since(folder / SOURCES_FILE):
         raise UserError(f"{changed[0]} or its mask has changed since its slices were cut into {folder}; cut them anew")
 
 
-# --- reading -------------------------------------------------------------------------------------------
+# --- tables --------------------------------------------------------------------------------------------
 
 
-def read_slice_table(scans_dir: Path | str, masks_dir: Path | str, names=("--scans", "--masks")) -> pd.DataFrame:
-    """The slices of two 2D folders as rows of `COLUMNS`, with full paths in ``scan`` and ``mask``.
+def read_slice_table(
+    scans_dir: Path | str, masks_dir: Path | str, names: tuple[str, str] = ("--scans", "--masks")
+) -> pd.DataFrame:
+    """The table of the slices in two 2D folders.
 
     Taken from ``slices.csv`` where it lists just these files; otherwise they are paired by their names, and every file
     is read once.
     """
     require_fresh(Path(scans_dir).parent)
     scans, masks = choose_files([scans_dir], [masks_dir], ".npy", names)
+    masks = masks or []
     table = _listed_slices(Path(scans_dir).parent / "slices.csv", {p.name for p in scans}, {p.name for p in masks})
     if table is None:
         table = _measure_slices(_pair_slices(scans, masks, names))
@@ -69,9 +68,8 @@ def read_slice_table(scans_dir: Path | str, masks_dir: Path | str, names=("--sca
 
 def _pair_slices(scans: list[Path], masks: list[Path], names: tuple[str, str]) -> list[tuple[Path, Path]]:
     scan_of, mask_of = by_identity(scans, names[0], _identity), by_identity(masks, names[1], _identity)
-    for key, scan in scan_of.items():
-        if key not in mask_of:
-            raise UserError(f"{scan} has no mask in {names[1]}; cut both with python -m data.slices")
+    if missing := [scan for key, scan in scan_of.items() if key not in mask_of]:
+        raise UserError(f"{missing[0]} has no mask in {names[1]}; cut both with python -m data.slices")
     return [(scan, mask_of[key]) for key, scan in scan_of.items()]
 
 
@@ -90,28 +88,31 @@ def _measure_slices(pairs: list[tuple[Path, Path]]) -> pd.DataFrame:
     rows = []
     for scan, mask in progress(pairs, "Measuring slices", unit="slice"):
         brain = int(np.count_nonzero(head_mask(read_slice(scan)[:1])))
-        volume = stem_of(scan).split("_slice-")[0] + ".npy"
+        volume = _volume_of(scan)
         subject, lesion = bids_entity(scan, "sub") or volume, read_slice(mask)[0] > 0
         measures = brain, int(np.count_nonzero(lesion)), boxes_text(lesion_boxes(lesion))
         rows.append([scan.name, mask.name, volume, subject, slice_index(scan), 0, "", *measures])
     table = pd.DataFrame(rows, columns=COLUMNS)
-    scans = [scan for scan, _ in pairs]
-    brains = {volume: brain_path(scan, volume) for volume, scan in zip(table.volume, scans, strict=True)}
+    brains = {_volume_of(scan): brain_path(scan, _volume_of(scan)) for scan, _ in pairs}
     depths = {volume: len(read_slice(path)) for volume, path in brains.items() if path.is_file()}
     table["depth"] = table.volume.map(depths).fillna(table.groupby("volume").slice.transform("max") + 1).astype(int)
     return table
 
 
+def _volume_of(path: Path) -> str:
+    return stem_of(path).split("_slice-")[0] + ".npy"
+
+
 def slice_index(path: Path) -> int:
     index = bids_entity(path, "slice")
     if index is None or not index.isdigit():
-        raise UserError(f"{path} does not tell its slice; name it ..._slice-<index>.npy as python -m data.slices does")
+        raise UserError(f"{path} has no slice index; name it ..._slice-<index>.npy as python -m data.slices does")
     return int(index)
 
 
 def _identity(path: Path) -> tuple:
-    """What a slice is of: its volume's identity and its index."""
-    return *identity(path.with_name(f"{stem_of(path).split('_slice-')[0]}.npy")), slice_index(path)
+    """The identity of a slice: its volume's, and its index."""
+    return *identity(path.with_name(_volume_of(path))), slice_index(path)
 
 
 def read_slice(path: Path | str) -> np.ndarray:
@@ -123,38 +124,49 @@ def read_slice(path: Path | str) -> np.ndarray:
         return np.array(array, np.float32)
 
 
+# --- checks --------------------------------------------------------------------------------------------
+
+
 def check_slices(table: pd.DataFrame, resize_to: tuple[int, int] | None = None, num_workers: int = 0) -> None:
-    """Refuse broken slices before any long work.
-
-    Args:
-        table: rows of `COLUMNS` with full paths.
-        resize_to: as for `require_one_shape`.
-    """
-    require_one_shape(table, resize_to)
+    """Refuse broken slices before any long work; with `resize_to` volumes may differ in shape."""
+    _require_one_shape(table, resize_to)
     volumes = [_files(rows) for _, rows in table.groupby("volume")]
-    list(progress(map_in_order(look_at_slices, volumes, num_workers), "Checking slices", len(volumes), "volume"))
+    for _ in progress(map_in_order(_check_volume, volumes, num_workers), CHECKING, len(volumes), "volume"):
+        pass
 
 
-def require_one_shape(table: pd.DataFrame, resize_to: tuple[int, int] | None = None) -> None:
-    """Refuse volumes of several shapes or numbers of channels, as their first slices tell.
+def admit_slices(sides: dict[str, pd.DataFrame], store: Path, num_workers: int = 0) -> dict[str, str]:
+    """Refuse broken slices of the tables of ``train`` and ``val``, and return the digest of those of each volume.
 
     Args:
-        table: rows of `COLUMNS` with full paths.
-        resize_to: of ``--resize_to``, with which volumes may differ in shape.
+        store: as for `data.scans.fingerprints.fingerprint`: slices that it knows are not read again.
     """
+    _require_one_shape(pd.concat(sides.values()))
+    groups = {
+        f"{side} {volume}": _files(rows) for side, table in sides.items() for volume, rows in table.groupby("volume")
+    }
+    return fingerprint(groups, store, num_workers, _check_volume, CHECKING)
+
+
+def _files(rows: pd.DataFrame) -> list[Path]:
+    return [Path(path) for path in (*rows.scan, *rows["mask"])]
+
+
+def _require_one_shape(table: pd.DataFrame, resize_to: tuple[int, int] | None = None) -> None:
+    """Refuse volumes of several shapes or numbers of channels, by their first slices."""
     first = read_slice(table.scan.iloc[0]).shape
     for path in table.groupby("volume").scan.first():
         _require_shape(path, read_slice(path).shape, first, resize_to)
 
 
-def _require_shape(path, shape: tuple[int, ...], first: tuple[int, ...], resize_to=None) -> None:
+def _require_shape(path: Path | str, shape: tuple, first: tuple, resize_to: tuple[int, int] | None = None) -> None:
     if shape[0] != first[0]:
         raise UserError(f"{path} has {shape[0]} channels, others {first[0]}; cut the slices anew")
     if resize_to is None and shape != first:
         raise UserError(f"{path} has shape {shape}, others {first}; cut all on one grid")
 
 
-def look_at_slices(files: Sequence[Path]) -> str:
+def _check_volume(files: Sequence[Path]) -> str:
     """The digest of a volume's slices, scans and then their masks; refuses broken ones."""
     scans, masks = files[: len(files) // 2], files[len(files) // 2 :]
     first = read_slice(scans[0]).shape
@@ -169,34 +181,20 @@ def look_at_slices(files: Sequence[Path]) -> str:
     return content_digest(files)
 
 
-def _files(rows: pd.DataFrame) -> list[Path]:
-    return [Path(path) for path in (*rows.scan, *rows["mask"])]
-
-
-def admit_slices(sides: dict[str, pd.DataFrame], store: Path, num_workers: int = 0) -> dict[str, str]:
-    """Refuse broken slices, and return the digest of those of each volume, as in `models.training.runs.inputs_of`.
-
-    Args:
-        sides: for ``train`` and ``val`` the rows of `COLUMNS` with full paths.
-        store: as for `data.scans.fingerprints.fingerprint`: slices that it knows are not read again.
-    """
-    require_one_shape(pd.concat(sides.values()))
-    groups = {
-        f"{side} {volume}": _files(rows) for side, table in sides.items() for volume, rows in table.groupby("volume")
-    }
-    return fingerprint(groups, store, num_workers, look_at_slices, "Checking slices")
-
-
 def grid_of_slices(table: pd.DataFrame) -> Grid:
-    """The grid that slices were cut on; its voxel size is known where they all tell the same.
-
-    Args:
-        table: rows of `COLUMNS` with full paths.
-    """
+    """The grid that slices were cut on; its voxel size is known where it is one and the same for all."""
     channels, h, w = read_slice(table.scan.iloc[0]).shape
     sizes = set(table.spacing_mm)
-    spacing_mm = tuple(map(float, sizes.pop().split())) if len(sizes) == 1 else ()
-    return Grid((channels, int(table.depth.max()), h, w), spacing_mm=spacing_mm or None)
+    spacing_mm = parse_spacing(sizes.pop()) if len(sizes) == 1 else None
+    return Grid((channels, int(table.depth.max()), h, w), spacing_mm=spacing_mm)
+
+
+def parse_spacing(text: str) -> Spacing | None:
+    """(D, H, W) in mm of the column ``spacing_mm``; None where it is empty."""
+    if not text:
+        return None
+    d, h, w = map(float, text.split())
+    return d, h, w
 
 
 def require_one_size(train: pd.DataFrame, val: pd.DataFrame) -> None:
@@ -205,7 +203,3 @@ def require_one_size(train: pd.DataFrame, val: pd.DataFrame) -> None:
     if one and other and not np.allclose(one, other, rtol=SAME_SIZE):
         sizes = f"{size_text(one)} mm and {size_text(other)} mm"
         raise UserError(f"--train_scans and --val_scans have voxels of {sizes}; cut both with one --spacing")
-
-
-def channels_of(table: pd.DataFrame) -> int:
-    return len(read_slice(table.scan.iloc[0]))

@@ -1,4 +1,4 @@
-"""What a lesion's place may have looked like without it."""
+"""Tissue as it may have looked without a lesion."""
 
 import numpy as np
 from scipy import ndimage

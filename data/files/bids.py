@@ -21,13 +21,13 @@ def describe(root: Path) -> dict:
 
 def dataset_of(path: Path) -> Path | None:
     """The root of the data set that a file lies in, the innermost one; None where it lies in none."""
-    return next((folder for folder in _above(path) if (folder / DESCRIPTION).is_file()), None)
+    return next((folder for folder in absolute(path).parents if (folder / DESCRIPTION).is_file()), None)
 
 
 def tree_of(path: Path) -> Path:
     """`dataset_of` or, where no root is described, the folder that holds those of the subjects, or the file's own."""
-    holders = (folder.parent for folder in _above(path) if folder.name.startswith("sub-"))
-    return dataset_of(path) or next(holders, _above(path)[0])
+    holders = (folder.parent for folder in absolute(path).parents if folder.name.startswith("sub-"))
+    return dataset_of(path) or next(holders, absolute(path).parent)
 
 
 def is_own(root: Path | None) -> bool:
@@ -39,8 +39,3 @@ def is_own(root: Path | None) -> bool:
 def absolute(path: Path | str) -> Path:
     """A path from the root of the disk, without ``..``; links are not resolved, since DataLad's files lie elsewhere."""
     return Path(os.path.normpath(Path(path).absolute()))
-
-
-def _above(path: Path) -> list[Path]:
-    """The folders of a path, from its own up."""
-    return list(absolute(path).parents)

@@ -3,7 +3,7 @@
 import os
 import re
 from collections import defaultdict, deque
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
@@ -13,10 +13,15 @@ from data.files.bids import dataset_of, is_own
 from data.files.names import EXTENSIONS, MASK, RESULTS, SCAN, extension_of, role_of, stem_of
 from utils.errors import UserError
 
+Paths = Sequence[Path | str]  # files and folders
+# Folders of a BIDS data set whose scans are made of its own, or what these were made of.
+NOT_RAW = ("derivatives", "sourcedata")
+CHOOSE_BY_PATTERN = "--scan_pattern and --mask_pattern choose among the files"
+
 # --- folders -------------------------------------------------------------------------------------------
 
 
-def list_volumes(paths: list[Path | str], ext: str | None, argument: str) -> list[Path]:
+def list_volumes(paths: Paths, ext: str | None, argument: str) -> list[Path]:
     """Volumes among files and, recursively, folders, links to folders included; sorted, without hidden files.
 
     Args:
@@ -26,19 +31,18 @@ def list_volumes(paths: list[Path | str], ext: str | None, argument: str) -> lis
     Raises:
         UserError: a path that does not exist, no volume at all, a link to a file that is not here.
     """
-    found = [path for path in find_volumes(paths, argument).values() if ext in (None, extension_of(path))]
-    require_some(found, paths, ext, argument)
-    require_present(found)
-    return found
+    volumes = [path for path in find_volumes(paths, argument).values() if ext in (None, extension_of(path))]
+    require_some(volumes, paths, ext, argument)
+    require_present(volumes)
+    return volumes
 
 
-def find_volumes(paths: list[Path | str], argument: str) -> dict[Path, Path]:
+def find_volumes(paths: Paths, argument: str) -> dict[Path, Path]:
     """Volumes of any extension as they were reached, by their place: the real folder and the file's own name.
 
-    A file that is reached twice is there once. Links to files that are not here are there too: whether they are
-    missed depends on what they would be.
+    A file that is reached twice is there once. Broken links are there too: a caller may not need them.
     """
-    found, folders = {}, []
+    volumes, folders = {}, []
     for path in map(Path, paths):
         if path.is_dir():
             folders.append(path)
@@ -47,31 +51,30 @@ def find_volumes(paths: list[Path | str], argument: str) -> dict[Path, Path]:
         elif extension_of(path) is None:
             raise UserError(f"{argument} {path} is no {', '.join(EXTENSIONS)} volume; convert it")
         else:
-            found[Path(os.path.realpath(path.parent), path.name)] = path
+            volumes[Path(os.path.realpath(path.parent), path.name)] = path
     for real, folder, names in _folders_below(folders, argument):
         for path in (folder / name for name in names):
             if not path.suffix:
                 _refuse_lost_folder(path)
             elif extension_of(path) and (path.is_file() or path.is_symlink()):
-                found.setdefault(real / path.name, path)
-    kept = [(path, place) for place, path in found.items() if not _is_linked_again(place, found)]
-    return {place: path for path, place in sorted(kept)}
+                volumes.setdefault(real / path.name, path)
+    once = [(path, place) for place, path in volumes.items() if not _is_linked_again(place, volumes)]
+    return {place: path for path, place in sorted(once)}
 
 
 def _folders_below(roots: list[Path], argument: str) -> Iterator[tuple[Path, Path, list[str]]]:
     """Real path, path and names of files of each folder, none of them hidden.
 
-    Links are followed once all that is reached without them is known: a real path goes before a link to it, and a
-    loop ends where it comes back.
+    Links are followed last: a real path goes before a link to it, and a loop ends where it comes back.
     """
-    seen, waiting = set(), deque(roots)
+    visited, waiting = set(), deque(roots)
     while waiting:
         for folder, inside, files in os.walk(waiting.popleft(), onerror=partial(_refuse_folder, argument)):
             real = os.path.realpath(folder)
-            if real in seen:
+            if real in visited:
                 inside.clear()
                 continue
-            seen.add(real)
+            visited.add(real)
             visible = sorted(name for name in inside if not name.startswith("."))
             links = [name for name in visible if Path(folder, name).is_symlink()]
             waiting += [Path(folder, name) for name in links]
@@ -93,21 +96,21 @@ def _refuse_lost_folder(path: Path) -> None:
         return
 
 
-def _is_linked_again(place: Path, found: dict[Path, Path]) -> bool:
-    """Whether this is a link to a file of the same name that was found too. Of another name, it means another scan."""
+def _is_linked_again(place: Path, volumes: Collection[Path]) -> bool:
+    """Whether this is a link to another of the volumes, of the same name. Of another name, it means another scan."""
     if not place.is_symlink():
         return False
     target = Path(os.path.realpath(place))
-    return target != place and target.name == place.name and target in found
+    return target != place and target.name == place.name and target in volumes
 
 
-def require_some(found: Collection[Path], paths: list[Path | str], ext: str | None, argument: str) -> None:
-    if not found:
+def require_some(volumes: Collection[Path], paths: Paths, ext: str | None, argument: str) -> None:
+    if not volumes:
         wanted = ext or ", ".join(EXTENSIONS)
         raise UserError(f"{argument} {' '.join(map(str, paths))} holds no {wanted} volume; check the path and --ext")
 
 
-def require_present(paths: list[Path]) -> None:
+def require_present(paths: Iterable[Path]) -> None:
     """Refuse links whose target is missing, as git-annex and DataLad leave them for content that was not fetched."""
     for path in paths:
         if not path.exists():
@@ -119,13 +122,8 @@ def require_present(paths: list[Path]) -> None:
 # --- which files take part -----------------------------------------------------------------------------
 
 
-# Folders of a BIDS data set whose scans are made of its own, or what these were made of.
-NOT_RAW = ("derivatives", "sourcedata")
-CHOOSE_BY_PATTERN = "--scan_pattern and --mask_pattern choose among the files"
-
-
 class Patterns(NamedTuple):
-    """Patterns of the paths of scans and masks, as of a shell (`fits`); None for what the names tell (`role_of`)."""
+    """Patterns of the paths of scans and masks, as of a shell (`fits`); None for what the names say (`role_of`)."""
 
     scan: str | None = None
     mask: str | None = None
@@ -135,22 +133,18 @@ BY_NAME = Patterns()
 
 
 def choose_files(
-    scans: list[Path | str],
-    masks: list[Path | str] | None,
-    ext: str | None,
-    names: tuple[str, str],
-    patterns: Patterns = BY_NAME,
+    scans: Paths, masks: Paths | None, ext: str | None, names: tuple[str, str], patterns: Patterns = BY_NAME
 ) -> tuple[list[Path], list[Path] | None]:
-    """The scans among the volumes of one argument and the masks among those of the other; says what is left out.
+    """The scans among the volumes of one argument and the masks among those of the other; prints what is left out.
 
-    A file whose name does not tell what it is takes the role of its argument, of `scans` where it is under both.
+    A file whose name says no role takes that of its argument, of `scans` where it is under both.
     """
     under_scans = _volumes_for(SCAN, scans, ext, names[0])
     scan_roles = _roles(under_scans, scans, ext, SCAN, patterns)
     if SCAN not in scan_roles.values():
         kinds = " and ".join(sorted(map(_plural, set(scan_roles.values()))))
-        mend = "check --scan_pattern" if patterns.scan else "give the folder of the scans"
-        raise UserError(f"{names[0]} {' '.join(map(str, scans))} holds {kinds} only; {mend}")
+        advice = "check --scan_pattern" if patterns.scan else "give the folder of the scans"
+        raise UserError(f"{names[0]} {' '.join(map(str, scans))} holds {kinds} only; {advice}")
     under_masks = {} if masks is None else _volumes_for(MASK, masks, ext, names[1])
     roles = _roles(under_masks, masks or [], ext, MASK, patterns) | scan_roles
     scan_files = {place: path for place, path in under_scans.items() if roles[place] == SCAN}
@@ -158,79 +152,73 @@ def choose_files(
     # A scan that is left out is not under `scans`, nor a mask under `masks` where there is such an argument.
     outside = {SCAN: f"scan outside {names[0]}", MASK: MASK if masks is None else f"mask outside {names[1]}"}
     unused = roles.keys() - scan_files.keys() - mask_files.keys()
-    say_left_out((place, outside.get(roles[place], roles[place])) for place in unused)
+    print_left_out((place, outside.get(roles[place], roles[place])) for place in unused)
     require_present([*scan_files.values(), *mask_files.values()])
     return list(scan_files.values()), None if masks is None else list(mask_files.values())
 
 
-def _volumes_for(role: str, paths: list[Path | str], ext: str | None, argument: str) -> dict[Path, Path]:
+def _volumes_for(role: str, paths: Paths, ext: str | None, argument: str) -> dict[Path, Path]:
     """`find_volumes`; refuses a file that was given by its own name though that says it is something else."""
-    found = find_volumes(paths, argument)
+    volumes = find_volumes(paths, argument)
     for path in paths:
-        if not Path(path).is_dir() and (told := role_of(path)) not in (role, None):
-            raise UserError(f"{argument} {path} is a {told} by its name; give {role}s here, or rename it if it is one")
-    require_some([place for place in found if ext in (None, extension_of(place))], paths, ext, argument)
-    return found
+        if not Path(path).is_dir() and (own := role_of(path)) not in (role, None):
+            raise UserError(f"{argument} {path} is a {own} by its name; give {role}s here, or rename it if it is one")
+    require_some([place for place in volumes if ext in (None, extension_of(place))], paths, ext, argument)
+    return volumes
 
 
 def _roles(
-    found: dict[Path, Path], given: list[Path | str], ext: str | None, default: str, patterns: Patterns
+    volumes: dict[Path, Path], given: Paths, ext: str | None, default: str, patterns: Patterns
 ) -> dict[Path, str]:
-    """The role of each volume by its place; `given` are the files and folders under which they were found."""
+    """The role of each volume by its place, below the files and folders that were given."""
     folders = [Path(path) for path in given if Path(path).is_dir()]
     roles = {}
-    for place, path in found.items():
-        if ext in (None, extension_of(path)):
-            root = next((folder for folder in folders if path.is_relative_to(folder)), path.parent)
-            roles[place] = role_below(root, path, default, patterns)
-        else:
-            roles[place] = f"{extension_of(path)} file"
+    for place, path in volumes.items():
+        root = next((folder for folder in folders if path.is_relative_to(folder)), path.parent)
+        is_wanted = ext in (None, extension_of(path))
+        roles[place] = role_below(root, path, default, patterns) if is_wanted else f"{extension_of(path)} file"
     return roles
 
 
 def role_below(root: Path, path: Path, default: str, patterns: Patterns = BY_NAME, raw_only: bool = True) -> str:
-    """What a file is by its path below `root`: by the patterns where there are some, else by its name.
+    """What a file is by the patterns or, without them, by its name: `SCAN`, `MASK`, or words for what is neither.
 
     Args:
-        default: what a name stands for that does not tell.
+        root: the folder that was given, or that of the file.
+        default: role of a file whose name says none.
         raw_only: whether scans in the folders `NOT_RAW` are left out, if no pattern asks for a folder.
-
-    Returns:
-        `SCAN`, `MASK`, or for what is neither the words to call it by.
     """
     if is_own(dataset_of(path)):
         return RESULTS["prediction"]
-    told, path = role_of(path) or default, path.relative_to(root)
+    own, path = role_of(path) or default, path.relative_to(root)
     # A mask is often named as its scan with a word behind it: it fits both patterns.
-    if fits(path, patterns.mask) if patterns.mask else told == MASK:
+    if fits(path, patterns.mask) if patterns.mask else own == MASK:
         return MASK
-    if not (fits(path, patterns.scan) if patterns.scan else told == SCAN):
-        return "other volume" if told in (SCAN, MASK) else told
+    if not (fits(path, patterns.scan) if patterns.scan else own == SCAN):
+        return "other volume" if own in (SCAN, MASK) else own
     aside = [folder for folder in NOT_RAW if folder in path.parts]
     return f"scan in {aside[0]}/" if aside and raw_only and "/" not in (patterns.scan or "") else SCAN
 
 
 def fits(path: Path, pattern: str) -> bool:
-    """Whether a file has a name of a pattern such as ``sub-*_T1w``; its case does not matter.
+    """Whether a file has a name of a pattern such as ``sub-*_T1w``, in any case, with or without its extension.
 
-    Args:
-        path: below the folder that was given.
-        pattern: of the name, with or without the extension, or, where it has a slash, of the whole path.
+    A pattern with a slash is one of the whole path below the folder that was given.
     """
-    names = (path.name, stem_of(path))
+    names = [path.name, stem_of(path)]
     if "/" in pattern:
-        names = tuple((path.parent / name).as_posix() for name in names)
+        names = [(path.parent / name).as_posix() for name in names]
     return any(fnmatchcase(name.lower(), pattern.lower()) for name in names)
 
 
-def say_left_out(files: Iterable[tuple[Path, str]]) -> None:
+def print_left_out(files: Iterable[tuple[Path, str]]) -> None:
     """One line on the files that take no part, counted by what they are."""
     kinds = defaultdict(list)
     for path, kind in files:
         kinds[kind].append(path.name)
-    told = [f"{counted(len(n), kind)} ({min(n)}{', ...' if len(n) > 1 else ''})" for kind, n in sorted(kinds.items())]
-    if told:
-        print(f"Left out: {', '.join(told)}")
+    counts = [f"{counted(len(n), kind)} ({min(n)}{', ...' if len(n) > 1 else ''})" for kind, n in sorted(kinds.items())]
+    if counts:
+        print(f"Left out: {', '.join(counts)}")
 
 
 def counted(count: int, what: str) -> str:

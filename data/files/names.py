@@ -6,7 +6,11 @@ from pathlib import Path
 EXTENSIONS = (".nii.gz", ".nii", ".npy")  # .nii.gz first: it ends in no other
 
 
-# --- extension -----------------------------------------------------------------------------------------
+# The keys of BIDS that name files of MRI and their derivatives, and our own `slice` and `augmented`.
+ENTITY = re.compile(
+    r"(sub|ses|sample|task|acq|ce|rec|dir|run|mod|echo|flip|inv|mt|part|proc|hemi|space|split|recording|chunk|atlas|"
+    r"res|den|label|desc|slice|augmented)-(.+)"
+)
 
 
 def extension_of(path: Path | str) -> str | None:
@@ -18,15 +22,6 @@ def stem_of(path: Path | str) -> str:
     """The file's name without its volume extension (``Path.stem`` would leave the .nii of .nii.gz)."""
     name = Path(path).name
     return name[: -len(extension_of(name) or "")] or name
-
-
-# --- entities of a name --------------------------------------------------------------------------------
-
-# The keys of BIDS that name files of MRI and their derivatives, and our own `slice` and `augmented`.
-ENTITY = re.compile(
-    r"(sub|ses|sample|task|acq|ce|rec|dir|run|mod|echo|flip|inv|mt|part|proc|hemi|space|split|recording|chunk|atlas|"
-    r"res|den|label|desc|slice|augmented)-(.+)"
-)
 
 
 def brain_name(scan: Path | str) -> str:
@@ -45,11 +40,15 @@ def bids_entity(path: Path | str, entity: str) -> str | None:
 
 
 def entities_of(path: Path | str) -> dict[str, str]:
-    return dict(found.groups() for part in stem_of(path).split("_") if (found := ENTITY.fullmatch(part)))
+    return {match[1]: match[2] for part in stem_of(path).split("_") if (match := ENTITY.fullmatch(part))}
 
 
 def _without_entities(path: Path | str) -> str:
     return "_".join(part for part in stem_of(path).split("_") if not ENTITY.fullmatch(part))
+
+
+def _words(path: Path | str) -> list[str]:
+    return WORD.findall(_without_entities(path))
 
 
 # --- role of a file ------------------------------------------------------------------------------------
@@ -67,7 +66,7 @@ RESULTS = {
 }
 PREDICTION_SUFFIX = "_prediction"
 WORD = re.compile(r"[^\W_]+")
-# Words that tell a role, a whole word each. BIDS calls them suffixes; the other spellings are those of common tools.
+# Whole words that name a role. BIDS calls them suffixes; the other spellings are those of common tools.
 CONTRAST = re.compile(
     r"t1(w|c|ce|gd|map)?|t2(w|map|star|starw)?|pdw|flair|dwi|trace|adc|swi|bold|boldref|sbref|epi|asl|cbf|pet|ct|mra|"
     r"angio|mprage|mp2rage|unit1|phasediff|magnitude\d?|fieldmap",
@@ -81,7 +80,7 @@ ROLES = {
     re.compile(r"probseg", re.IGNORECASE): "probability map",
     re.compile(r"xfm|warp", re.IGNORECASE): "transformation",
 }
-# Words that tell what a mask is of, or parts of them (brainmask, T1lesion).
+# Words that say what a mask is of, or parts of them (brainmask, T1lesion).
 LESION_WORD = re.compile(r"lesion|infarct|stroke", re.IGNORECASE)
 BRAIN_WORD = re.compile(r"brain|skull|strip|^(head|bet|hdbet)$", re.IGNORECASE)
 TISSUE_WORD = re.compile(
@@ -89,45 +88,40 @@ TISSUE_WORD = re.compile(
     r"hippocamp|amygdal|putamen|caudat|pallid|striat",
     re.IGNORECASE,
 )
-# Words of scans and masks that tell nothing of the subject; their number may (mask01 is of img01).
+# Words of scans and masks that say nothing of the subject; their number may (mask01 is of img01).
 ROLE_WORD = re.compile(r"(.*mask|.*msk|.*lesion|roi|seg|segmentation|label|scan|image|img)s?(\d*)", re.IGNORECASE)
 
 
 def role_of(path: Path | str) -> str | None:
-    """What a file is by its name.
+    """What a file is by its name: a scan, a mask, something else that has a name ("brain mask"), or None for unknown.
 
-    Returns:
-        `SCAN`; `MASK` for a mask of lesions or of what is not told; for what is neither, the words to call it by
-        ("brain mask"); None for a name that does not tell, such as ``patient_3.nii.gz``.
+    A mask is one of lesions or of what its name does not say.
     """
     _, _, last = stem_of(path).rpartition("_")
     if last in RESULTS and last != stem_of(path):
         return RESULTS[last]
-    words = WORD.findall(_without_entities(path))
-    told = [role for word in words for pattern, role in ROLES.items() if pattern.fullmatch(word)]
-    role = told[-1] if told else None
-    if any(MASK_WORD.fullmatch(word) for word in words):
-        role = MASK
-    matters = _matters(entities_of(path), words)
-    if role == SEGMENTATION and LESION in matters:
-        role = MASK
-    others = [matter for matter in matters if matter != LESION]
-    return f"{others[0]} mask" if role == MASK and others else role
+    words = _words(path)
+    roles = [None, *(role for word in words for pattern, role in ROLES.items() if pattern.fullmatch(word))]
+    structures = _structures(entities_of(path), words)
+    is_mask = any(MASK_WORD.fullmatch(word) for word in words)
+    if not (is_mask or roles[-1] == MASK or (roles[-1] == SEGMENTATION and LESION in structures)):
+        return roles[-1]
+    return next((f"{structure} mask" for structure in structures if structure != LESION), MASK)
 
 
-def _matters(entities: dict[str, str], words: list[str]) -> list[str]:
-    """What a mask is of, by its label, by its description and by the last of its words that tells."""
-    told = [matter for word in words if (matter := _matter_of(word))][-1:]
-    if description := _matter_of(entities.get("desc", "")):
-        told.insert(0, description)
+def _structures(entities: dict[str, str], words: list[str]) -> list[str]:
+    """What a mask is of, by its label, by its description and by the last of its words that says so."""
+    structures = [structure for word in words if (structure := _structure_of(word))][-1:]
+    if description := _structure_of(entities.get("desc", "")):
+        structures.insert(0, description)
     if label := entities.get("label"):  # L is BIDS's label of lesions; any other names what the mask is of
-        told.insert(0, LESION if label.upper() == "L" else _matter_of(label) or label)
-    return told
+        structures.insert(0, LESION if label.upper() == "L" else _structure_of(label) or label)
+    return structures
 
 
-def _matter_of(word: str) -> str | None:
-    if found := MASK_WORD.fullmatch(word):
-        word = found[1]
+def _structure_of(word: str) -> str | None:
+    if match := MASK_WORD.fullmatch(word):
+        word = match[1]
     if LESION_WORD.search(word):
         return LESION
     return BRAIN if BRAIN_WORD.search(word) else word if TISSUE_WORD.search(word) else None
@@ -135,8 +129,7 @@ def _matter_of(word: str) -> str | None:
 
 def contrast_of(path: Path | str) -> str | None:
     """The contrast of a scan, as its name spells it."""
-    found = [word for word in WORD.findall(_without_entities(path)) if CONTRAST.fullmatch(word)]
-    return found[-1] if found else None
+    return next((word for word in reversed(_words(path)) if CONTRAST.fullmatch(word)), None)
 
 
 def subject_of(path: Path | str) -> str:
@@ -151,5 +144,5 @@ def subject_of(path: Path | str) -> str:
 
 
 def _without_role(word: str) -> str:
-    found = ROLE_WORD.fullmatch(word)
-    return "" if CONTRAST.fullmatch(word) else found[2] if found else word
+    match = ROLE_WORD.fullmatch(word)
+    return "" if CONTRAST.fullmatch(word) else match[2] if match else word

@@ -4,6 +4,7 @@ import gzip
 import io
 import math
 import zlib
+from collections.abc import Iterable
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,6 @@ CHUNK = 2**20
 MM_PER_UNIT = {1: 1000.0, 3: 0.001}  # metre and micron of xyzt_units; 2 is mm, and 0, unknown, is meant as mm
 SAME_SIZE = 0.01  # the share by which two statements of a voxel's size may differ: single precision, rounding
 VOXEL_MM = (0.01, 100.0)  # a voxel of MRI is in between: microscopes see finer, and a head would be two voxels
-# Of a NIfTI header: where the volume lies and in which unit.
 PLACE_FIELDS = ("pixdim", "qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y",
                 "qoffset_z", "srow_x", "srow_y", "srow_z", "xyzt_units")  # fmt: skip
 
@@ -39,26 +39,15 @@ def affine_of(spacing_mm: tuple[float, float, float]) -> np.ndarray:
     return np.diag([h, w, d, 1.0])
 
 
-def require_shape(shape: tuple[int, ...], path) -> None:
-    if len(shape) not in (3, 4) or min(shape) < 1:
-        raise UserError(f"{path} has shape {shape}; a volume is (C, H, W, D) in .npy or (H, W, D) in NIfTI")
-
-
-def require_numbers(shape: tuple[int, ...], dtype: np.dtype, path) -> None:
-    if dtype.kind not in "biuf":
-        raise UserError(f"{path} holds values of type {dtype}; a volume holds real numbers")
-    if math.prod(shape) * dtype.itemsize > MAX_BYTES:
-        raise UserError(f"{path} has shape {shape} and more than {MAX_BYTES >> 20} MiB; crop or resample it")
-
-
-# --- opening -------------------------------------------------------------------------------------------
+def size_text(sizes_mm: Iterable[float]) -> str:
+    return " x ".join(f"{size:.4g}" for size in sizes_mm)
 
 
 @dataclass(frozen=True)
 class Nifti:
     """An open NIfTI file, of version 1 or 2, whose voxels are not read yet.
 
-    image: as nibabel has it, which fixes some fields of the header.
+    image: of nibabel, which fixes some fields of the header.
     header: as it is in the file, to the bit.
     affine: (4, 4) from voxel in the order of the file to mm.
     stream: the uncompressed file.
@@ -121,10 +110,7 @@ def _open_stream(path):
 
 
 def require_checksum(stream: io.BufferedIOBase, path) -> None:
-    """Read on to the checksum of a ``.nii.gz``, which stands behind all that is compressed, and which gzip compares.
-
-    What stands behind the voxels is not kept, and not more of it read than a volume may have: it may be a bomb.
-    """
+    """Read on to the checksum of a ``.nii.gz``, which gzip compares, but not more than a volume may have."""
     while isinstance(stream, gzip.GzipFile) and stream.read(CHUNK):
         if stream.tell() > MAX_BYTES + BESIDE_VOXELS:
             raise UserError(f"{path} holds more than {MAX_BYTES >> 20} MiB; copy or download it again")
@@ -138,7 +124,16 @@ def _nifti_kind(stream: io.BufferedIOBase) -> type[nib.Nifti1Image] | None:
     return next((kind for kind in kinds if kind.header_class.may_contain_header(start)), None)
 
 
-# --- sound headers -------------------------------------------------------------------------------------
+def require_shape(shape: tuple[int, ...], path) -> None:
+    if len(shape) not in (3, 4) or min(shape) < 1:
+        raise UserError(f"{path} has shape {shape}; a volume is (C, H, W, D) in .npy or (H, W, D) in NIfTI")
+
+
+def require_numbers(shape: tuple[int, ...], dtype: np.dtype, path) -> None:
+    if dtype.kind not in "biuf":
+        raise UserError(f"{path} holds values of type {dtype}; a volume holds real numbers")
+    if math.prod(shape) * dtype.itemsize > MAX_BYTES:
+        raise UserError(f"{path} has shape {shape} and more than {MAX_BYTES >> 20} MiB; crop or resample it")
 
 
 def _require_length(image: nib.Nifti1Image, path) -> None:
@@ -152,22 +147,19 @@ def _require_place(affine: np.ndarray, path) -> None:
     if not np.isfinite(affine).all() or np.isnan(nib.io_orientation(affine)).any() or not min(spacing_of(affine)) > 0:
         raise UserError(f"{path} has an affine that places no volume; fix its header")
     if not is_voxel_size(spacing_of(affine)):
-        sizes = _sizes_text(nib.affines.voxel_sizes(affine))
+        sizes = size_text(nib.affines.voxel_sizes(affine))
         raise UserError(f"{path} says its voxels are {sizes} mm, which is impossible; correct its header or its unit")
 
 
 def _require_one_size(header: nib.Nifti1Header, affine: np.ndarray, mm: float, path) -> None:
-    """Refuse a header of two voxel sizes: that of the `affine` (mm) and pixdim, by the standard the voxel's size.
-
-    Readers differ in which of them they use, and a volume in cm3 can be 27 times too small.
-    """
+    """Refuse a header of two voxel sizes, of the `affine` (mm) and of pixdim: readers differ in which they use."""
     pixdim, sizes = mm * np.abs(header["pixdim"][1:4].astype(float)), nib.affines.voxel_sizes(affine)
     by_sform = header["sform_code"] > 0
     unset = (pixdim == 0) & bool(by_sform and header["qform_code"] <= 0)  # no one's statement: nothing uses it
     if not (unset | (np.abs(pixdim - sizes) <= SAME_SIZE * sizes)).all():
         raise UserError(
-            f"{path} says its voxels are {_sizes_text(sizes)} mm ({'sform' if by_sform else 'affine'}) and "
-            f"{_sizes_text(pixdim)} mm (pixdim); correct its header, e.g. with nibabel"
+            f"{path} says its voxels are {size_text(sizes)} mm ({'sform' if by_sform else 'affine'}) and "
+            f"{size_text(pixdim)} mm (pixdim); correct its header, e.g. with nibabel"
         )
 
 
@@ -176,20 +168,13 @@ def is_voxel_size(sizes_mm) -> bool:
     return len(sizes_mm) == 3 and all(VOXEL_MM[0] <= size <= VOXEL_MM[1] for size in sizes_mm)
 
 
-def _sizes_text(sizes) -> str:
-    return " x ".join(f"{size:.4g}" for size in sizes)
-
-
-# --- writing -------------------------------------------------------------------------------------------
-
-
 def placed_image(on_disk: np.ndarray, affine: np.ndarray) -> nib.Nifti1Image:
-    """A NIfTI image that tells its affine (mm) in both forms, since readers differ in which they prefer."""
+    """A NIfTI image that holds its affine (mm) in both forms, since readers differ in which they prefer."""
     image = nib.Nifti1Image(on_disk, affine)
     image.header.set_xyzt_units("mm")
     image.header.set_sform(affine, 1)
     try:
         image.header.set_qform(affine, 1, strip_shears=False)
-    except nib.spatialimages.HeaderDataError:  # a quaternion holds no shear: the sform tells alone
+    except nib.spatialimages.HeaderDataError:  # a quaternion holds no shear: the sform places it alone
         image.header["qform_code"] = 0
     return image

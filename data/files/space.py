@@ -8,6 +8,9 @@ from scipy import ndimage
 
 from data.files.nifti import spacing_of
 
+Shape = tuple[int, int, int]  # (D, H, W)
+Spacing = tuple[float, float, float]  # (D, H, W) in mm
+Start = tuple[int, int, int]  # first voxel (D, H, W) of a window
 # Of a voxel: two grids whose voxels lie closer together than this are one grid, and nothing is interpolated.
 SAME_VOXEL = 0.01
 # Of a voxel, by which a grid of another spacing is moved: of voxels midway between two, one half goes to either side.
@@ -19,11 +22,11 @@ OFF_MIDWAY = 0.01
 class Space:
     """A voxel grid: its shape (D, H, W) and the (4, 4) affine from voxel (H, W, D) to mm in RAS."""
 
-    shape: tuple[int, int, int]
+    shape: Shape
     affine: np.ndarray
 
     @property
-    def spacing_mm(self) -> tuple[float, float, float]:
+    def spacing_mm(self) -> Spacing:
         """Size of a voxel along (D, H, W)."""
         return spacing_of(self.affine)
 
@@ -42,7 +45,7 @@ def _steps(source: Space, target: Space) -> np.ndarray:
     return np.round(np.linalg.solve(source.affine, target.affine), 9)
 
 
-def _whole_steps(steps: np.ndarray, shape: tuple[int, int, int]) -> tuple[int, int, int] | None:
+def _whole_steps(steps: np.ndarray, shape: Shape) -> Start | None:
     """The shift (D, H, W) in voxels where `steps` is one, all over a volume of `shape`; None where it is not."""
     shift = np.round(steps[:3, 3])
     d, h, w = shape
@@ -60,15 +63,10 @@ def _along_dhw(steps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return steps[:3, :3][order][:, order], steps[:3, 3][order]
 
 
-# --- exact ---------------------------------------------------------------------------------------------
+def cut(array: np.ndarray, start: Sequence[int], shape: Sequence[int], fill=0) -> np.ndarray:
+    """The window of `shape` that begins at voxel `start`, which may be negative, of the last axes of an array.
 
-
-def cut(array: np.ndarray, start: tuple[int, ...], shape: tuple[int, ...], fill=0) -> np.ndarray:
-    """The window of `shape` that begins at voxel `start` of the last axes; `fill` where it leaves the array.
-
-    Args:
-        array: (..., D, H, W).
-        start: may be negative.
+    It holds `fill` where it leaves the array.
     """
     lead = array.ndim - len(shape)
     source, target = [slice(None)] * lead, [slice(None)] * lead
@@ -81,10 +79,7 @@ def cut(array: np.ndarray, start: tuple[int, ...], shape: tuple[int, ...], fill=
     return window
 
 
-# --- resampled -----------------------------------------------------------------------------------------
-
-
-def centred_space(source: Space, centre: tuple[float, ...], shape: tuple[int, ...], spacing_mm: tuple | None) -> Space:
+def centred_space(source: Space, centre: Sequence[float], shape: Shape, spacing_mm: Sequence[float] | None) -> Space:
     """A grid of `shape` along the axes of `source`, with `centre` in its middle as far as nothing is lost for it.
 
     Where the grid is larger than the source it holds all of the source, and where it is smaller it stays inside. It
@@ -92,8 +87,7 @@ def centred_space(source: Space, centre: tuple[float, ...], shape: tuple[int, ..
 
     Args:
         centre: (D, H, W) in voxels of `source`.
-        shape: (D, H, W).
-        spacing_mm: voxel size along (D, H, W); None for the source's own.
+        spacing_mm: None for the source's own.
     """
     zoom = np.divide(spacing_mm or source.spacing_mm, source.spacing_mm)
     zoom[np.abs(zoom - 1) * shape < SAME_VOXEL] = 1
@@ -104,22 +98,19 @@ def centred_space(source: Space, centre: tuple[float, ...], shape: tuple[int, ..
 
 
 def resized_space(source: Space, centre: float, depth: int, size: tuple[int, int]) -> Space:
-    """A grid of `depth` slices that each cover a whole slice of `source` by (H, W) voxels.
-
-    Args:
-        centre: slice of `source` in the middle, as in `centred_space`.
-    """
+    """A grid of `depth` slices, each a whole slice of `source` by (H, W) voxels, about its slice `centre`."""
     zoom = np.array([1.0, *np.divide(source.shape[1:], size)])
     room = source.shape[0] - depth
     start = np.round(np.clip(centre - (depth - 1) / 2, min(room, 0), max(room, 0)))
     return _space_in(source, np.array([start, *(zoom[1:] - 1) / 2]), zoom, (depth, *size))
 
 
-def _space_in(source: Space, start: np.ndarray, zoom: np.ndarray, shape: tuple[int, ...]) -> Space:
+def _space_in(source: Space, start: np.ndarray, zoom: np.ndarray, shape: Shape) -> Space:
     """The grid of `shape` that begins at `start` of `source`, with voxels of `zoom` times the size, along (D, H, W)."""
     to_source = np.diag([*np.roll(zoom, -1), 1.0])  # (D, H, W) to (H, W, D)
     to_source[:3, 3] = np.roll(start, -1)
-    return Space(tuple(shape), source.affine @ to_source)
+    d, h, w = shape
+    return Space((d, h, w), source.affine @ to_source)
 
 
 def places_in(target: Space, voxels: np.ndarray, own: Space) -> np.ndarray:
@@ -132,24 +123,23 @@ def share_outside(mask: np.ndarray, own: Space, target: Space) -> float:
     """The share of a (D, H, W) mask's voxels whose centre lies beyond the grid `target`."""
     shift = _whole_steps(_steps(own, target), target.shape)
     if shift is not None:
-        n, n_inside = np.count_nonzero(mask), np.count_nonzero(cut(mask, shift, target.shape))
+        n_inside = np.count_nonzero(cut(mask, shift, target.shape))
     else:
         places = places_in(target, np.argwhere(mask), own)
-        inside = ((places > -0.5) & (places < np.array(target.shape) - 0.5)).all(1)
-        n, n_inside = len(inside), np.count_nonzero(inside)
-    return (n - n_inside) / max(n, 1)
+        n_inside = np.count_nonzero(((places > -0.5) & (places < np.array(target.shape) - 0.5)).all(1))
+    n = int(np.count_nonzero(mask))
+    return (n - int(n_inside)) / max(n, 1)
 
 
 def resample(array: np.ndarray, source: Space, target: Space, outside: Sequence[float] | None = None) -> np.ndarray:
     """Bring a scan, probabilities or a mask from one grid to another.
 
     Voxel by voxel where the grids differ by whole voxels. Otherwise linearly, after a Gaussian where the target is
-    coarser (of half the excess in voxels, as in scikit-image), and a mask is what exceeds a half. Outside of the source
-    there is the scan's background, each channel's own, or no lesion.
+    coarser (of half the excess in voxels, as in scikit-image), and a mask is what exceeds a half.
 
     Args:
         array: (C, D, H, W), float32 scan or bool mask.
-        outside: (C,) values in place of the background.
+        outside: (C,) values beyond the source; None for the background of each channel, no lesion in a mask.
     """
     is_mask, steps = array.dtype == bool, _steps(source, target)
     fills = [False if is_mask else _background(c) for c in array] if outside is None else outside
@@ -161,7 +151,7 @@ def resample(array: np.ndarray, source: Space, target: Space, outside: Sequence[
     out = np.empty((len(array), *target.shape), np.float32)
     for channel, resampled, fill in zip(array, out, fills, strict=True):
         smooth = ndimage.gaussian_filter(channel.astype(np.float32), blur)
-        ndimage.affine_transform(smooth, matrix, offset, target.shape, resampled, order=1, cval=float(fill))
+        ndimage.affine_transform(smooth, matrix, offset, target.shape, output=resampled, order=1, cval=float(fill))
     return out > 0.5 if is_mask else out
 
 

@@ -22,7 +22,7 @@ from data.files.nifti import (
     require_shape,
     spacing_of,
 )
-from data.files.space import Space
+from data.files.space import Shape, Space, Spacing
 from utils.errors import UserError
 from utils.files import atomic_path
 
@@ -32,8 +32,7 @@ class Header:
     """What a volume's file says of itself.
 
     shape: (C, D, H, W).
-    affine: (4, 4) from voxel (H, W, D) to mm in RAS, whatever the unit of the file; None for ``.npy``, which does
-        not tell.
+    affine: (4, 4) from voxel (H, W, D) to mm in RAS, whatever the unit of the file; None for ``.npy``.
     """
 
     shape: tuple[int, int, int, int]
@@ -41,36 +40,28 @@ class Header:
 
     @property
     def space(self) -> Space | None:
-        """Where the volume lies, or None where the file does not tell."""
+        """Where the volume lies; None for ``.npy``."""
         return None if self.affine is None else Space(self.shape[1:], self.affine)
 
 
 @dataclass(frozen=True)
 class Volume:
-    """A volume in memory.
-
-    array: (C, D, H, W), float32 scan or uint8 mask.
-    affine: as in `Header`.
-    """
+    """A volume in memory: an array (C, D, H, W), float32 scan or uint8 mask, with the affine of its `Header`."""
 
     array: np.ndarray
     affine: np.ndarray | None
 
     @property
-    def spacing_mm(self) -> tuple[float, float, float] | None:
-        """Size of a voxel along (D, H, W), or None where the file does not tell."""
+    def spacing_mm(self) -> Spacing | None:
+        """Size of a voxel along (D, H, W); None for ``.npy``."""
         return None if self.affine is None else spacing_of(self.affine)
-
-
-# --- reading -------------------------------------------------------------------------------------------
 
 
 def read_volume(path: Path | str, dtype=np.float32) -> Volume:
     """Read one volume as (C, D, H, W).
 
     Raises:
-        UserError: the file is missing, truncated, pickled, of an unknown extension, holds no real numbers, says that
-            it is larger than it is, is not 3D with a channel, fails its checksum (``.nii.gz``), or has a header that
+        UserError: the file is missing, damaged, no 3D volume of real numbers, too large, or has a header that
             contradicts itself.
     """
     with refusing(path):
@@ -96,14 +87,14 @@ def read_header(path: Path | str) -> Header:
             return Header((math.prod(nifti.image.shape[3:]), d, h, w), nifti.ras_affine)
 
 
-def volume_shape(path: Path | str) -> tuple[int, int, int]:
+def volume_shape(path: Path | str) -> Shape:
     """(D, H, W) from the header alone."""
     return read_header(path).shape[1:]
 
 
 @contextmanager
 def refusing(path: Path | str):
-    """Turn whatever a reader raises on a broken file, a dozen types, into a `UserError` that names the file."""
+    """Turn whatever a reader raises on a broken file into a `UserError` that names the file."""
     try:
         yield
     except UserError:
@@ -131,9 +122,6 @@ def _open_npy(path) -> np.ndarray:
     return array[None] if array.ndim == 3 else array
 
 
-# --- writing -------------------------------------------------------------------------------------------
-
-
 def write_volume(path: Path | str, array: np.ndarray, affine: np.ndarray | None = None) -> None:
     """Write a (C, D, H, W) array: `.npy` as (C, H, W, D), NIfTI as `volume_image` has it."""
     with atomic_path(path) as temporary:
@@ -150,10 +138,7 @@ def volume_image(array: np.ndarray, affine: np.ndarray) -> nib.Nifti1Image:
 
 
 def write_like(path: Path | str, array: np.ndarray, scan_path: Path | str) -> None:
-    """Write a (D, H, W) mask or map in the file format, grid and orientation of the scan it belongs to.
-
-    A map of real numbers becomes float32, a mask uint8.
-    """
+    """Write a (D, H, W) float32 map or uint8 mask in the format, grid and orientation of the scan it belongs to."""
     array = array.astype(np.float32 if np.issubdtype(array.dtype, np.floating) else np.uint8, copy=False)
     if extension_of(scan_path) == ".npy":
         return write_volume(path, array[None])
@@ -163,10 +148,9 @@ def write_like(path: Path | str, array: np.ndarray, scan_path: Path | str) -> No
 
 
 def image_like(array: np.ndarray, scan_path: Path | str) -> nib.Nifti1Image:
-    """A (D, H, W) array as what can be saved as NIfTI in the grid and orientation of the NIfTI scan it belongs to.
+    """A (D, H, W) array as a NIfTI image in the grid and orientation of the NIfTI scan it belongs to.
 
-    Of the scan's header it takes what places it, to the bit: both forms, their codes and the unit. It takes nothing
-    else, which may be about the intensities or about the patient.
+    Of the scan's header it takes what places it, to the bit, and nothing about intensities or the patient.
     """
     with refusing(scan_path), open_nifti(scan_path) as scan:
         header = scan.header

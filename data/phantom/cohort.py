@@ -1,8 +1,8 @@
 """The synthetic cohort as files: each subject's scan, mask and true brain, and ``cohort.csv``."""
 
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -11,31 +11,27 @@ from data.files.space import Space, resample
 from data.files.volumes import read_volume
 from data.phantom.fields import Grid
 from data.phantom.place import affine_of, codes_of, write_placed
-from data.phantom.subject import Settings, Subject, healthy_subjects, make_subject
+from data.phantom.settings import PhantomSettings
+from data.phantom.subject import make_subject
 from data.prepare.overview import describe_scan
-from data.scans.fingerprints import code_digest
 from utils.errors import UserError
 from utils.files import atomic_path, read_json, write_json
 from utils.parallel import map_in_order
 from utils.progress import progress
+from utils.settings import flat
 
-__all__ = ["Settings", "Subject", "healthy_subjects", "make_subject", "subject_files", "write_cohort"]
-
-CODE = code_digest("data/phantom")
+# Raised by hand when the same settings draw other files; a test holds the digest of one subject.
+PHANTOM_VERSION = 1
 SPACE = "space-MNI152NLin2009aSym"
 
 
-@dataclass(frozen=True)
-class SubjectFiles:
+class SubjectFiles(NamedTuple):
     scan: Path
     mask: Path
     brain: Path
 
-    def __iter__(self):
-        return iter((self.scan, self.mask, self.brain))
 
-
-def subject_files(out_dir: Path, index: int, settings: Settings) -> SubjectFiles:
+def subject_files(out_dir: Path, index: int, settings: PhantomSettings) -> SubjectFiles:
     """A subject's files, named as ATLAS v2.0 (T1w) or ISLES 2022 (FLAIR, DWI) would."""
     if settings.modality == "t1w":
         subject = f"sub-r{index // 999 + 1:03d}s{index % 999 + 1:03d}_ses-1_{SPACE}"
@@ -47,10 +43,10 @@ def subject_files(out_dir: Path, index: int, settings: Settings) -> SubjectFiles
     return SubjectFiles(*(out_dir / folder / f"{name}{settings.ext}" for folder, name in names.items()))
 
 
-def write_subject(index: int, settings: Settings, out_dir: Path) -> dict:
+def write_subject(index: int, settings: PhantomSettings, out_dir: Path) -> dict:
     """Write a subject's files unless they are there, and return its row of ``cohort.csv``."""
     files = subject_files(out_dir, index, settings)
-    scan_grid, mask_grid = Grid(settings.spacing), Grid(settings.mask_spacing or settings.spacing)
+    scan_grid, mask_grid = Grid.of(settings.spacing), Grid.of(settings.mask_spacing or settings.spacing)
     scan_affine, mask_affine = (affine_of(grid, settings.oblique) for grid in (scan_grid, mask_grid))
     if not all(file.exists() for file in files):
         subject, codes = make_subject(settings, index), codes_of(settings.modality, settings.oblique)
@@ -58,25 +54,20 @@ def write_subject(index: int, settings: Settings, out_dir: Path) -> dict:
         write_placed(files.mask, subject.mask, mask_affine, codes["mask"])
         write_placed(files.brain, subject.brain[None].astype(np.uint8), scan_affine, codes["brain"])
     mask, brain = (read_volume(path, np.uint8).array > 0 for path in (files.mask, files.brain))
-    brain_there = resample(brain, Space(brain.shape[1:], scan_affine), Space(mask.shape[1:], mask_affine))
+    on_mask = resample(brain, Space(brain.shape[1:], scan_affine), Space(mask.shape[1:], mask_affine))
+    on_scan = describe_scan(np.zeros_like(brain[0]), brain[0], scan_grid.spacing_mm)
     name, session = files.scan.name.split("_")[:2]
     return {
         "subject": name.removeprefix("sub-"),
         "session": session.removeprefix("ses-"),
         "scan": files.scan.name,
         "mask": files.mask.name,
-        **describe_scan(mask[0], brain_there[0], mask_grid.spacing_mm),
-        **_extent(brain, scan_grid),
+        **describe_scan(mask[0], on_mask[0], mask_grid.spacing_mm),
+        **{column: on_scan[column] for column in ("shape", "spacing_mm")},
     }
 
 
-def _extent(brain: np.ndarray, grid: Grid) -> dict:
-    """Columns on the scan's grid, where the mask has another."""
-    described = describe_scan(np.zeros_like(brain[0]), brain[0], grid.spacing_mm)
-    return {column: described[column] for column in ("shape", "spacing_mm")}
-
-
-def write_cohort(settings: Settings, out_dir: Path, num_workers: int = 1) -> None:
+def write_cohort(settings: PhantomSettings, out_dir: Path, num_workers: int = 1) -> None:
     """Write all subjects, ``cohort.csv`` and ``phantom.json``; the files are the same for any `num_workers`."""
     _claim(out_dir, settings)
     write = partial(write_subject, settings=settings, out_dir=out_dir)
@@ -86,17 +77,17 @@ def write_cohort(settings: Settings, out_dir: Path, num_workers: int = 1) -> Non
         pd.DataFrame(rows).to_csv(temporary, index=False)
 
 
-def _claim(out_dir: Path, settings: Settings) -> None:
-    """Note the settings in the folder; refuse one that holds a cohort of other settings, or other scans."""
-    note, said = out_dir / "phantom.json", settings.as_json()
-    if note.exists():
-        earlier = read_json(note)
-        if earlier.get("code") != CODE:
+def _claim(out_dir: Path, settings: PhantomSettings) -> None:
+    """Write the settings into the folder; refuse one that holds a cohort of other settings, or other scans."""
+    path, fixed = out_dir / "phantom.json", flat(settings)
+    if path.exists():
+        earlier = read_json(path)
+        if earlier.get("version") != PHANTOM_VERSION:
             raise UserError(f"--out_dir {out_dir} holds a synthetic cohort of another version; remove it")
-        if earlier["settings"] != said:
+        if earlier["settings"] != fixed:
             raise UserError(f"--out_dir {out_dir} holds a synthetic cohort of other settings; give another folder")
     elif any(out_dir.glob("Scans/*")) or any(out_dir.glob("Masks/*")):
         # Our names are those of ATLAS and ISLES: a patient's scan would be kept as if it were ours.
         raise UserError(f"--out_dir {out_dir} holds scans that are not synthetic; give another folder")
     what = "Synthetic: drawn from the MNI152 templates by data.phantom; these are no patients."
-    write_json(note, {"what": what, "settings": said, "code": CODE})
+    write_json(path, {"what": what, "settings": fixed, "version": PHANTOM_VERSION})

@@ -7,6 +7,7 @@ import numpy as np
 from data.phantom.fields import Field
 from data.phantom.heads import MIDLINE_MM, ORIGIN_MM, Head
 
+Range = tuple[float, float]
 WHITE = (70, 90)  # intensity of white matter, about ATLAS's raw T1w
 BIAS_MM = 220  # wavelength of the receive field
 TEXTURE_MM = (6.0, 40.0)  # wavelengths of what makes tissue uneven: fibres and vessels, and its regions
@@ -17,34 +18,24 @@ RINGING_VOXELS = 0.8  # width of the blur whose difference to the scan an interp
 
 @dataclass(frozen=True)
 class Modality:
-    """A contrast. Levels are shares of white matter's intensity, ranges from which each head draws.
+    """A contrast. Levels are shares of white matter's intensity, ranges from which each head draws."""
 
-    brain, outside: levels of the tissues in the brain and outside of it.
-    lesion: level of a lesion's core.
-    detail: how much of the template's own T1w detail shows.
-    distractor: by how much spots that are no lesions are brighter, in units of their depth.
-    texture: standard deviation of the unevenness of tissue, for each of `TEXTURE_MM`.
-    bias: log standard deviation of the receive field, little where scans are corrected for it as ATLAS's are.
-    noise: range of the standard deviation of the complex noise, as a share of white matter. pile_up: gain beside air.
-    ringing: share of the overshoot of resampling at edges, which makes dark voxels negative.
-    """
-
-    brain: dict[str, tuple[float, float]]
-    outside: dict[str, tuple[float, float]]
-    lesion: tuple[float, float]
-    detail: float
-    distractor: float
-    texture: tuple[float, float]
-    bias: float
-    noise: tuple[float, float]
-    pile_up: float = 0.0
-    ringing: float = 0.0
+    brain: dict[str, Range]  # levels of the tissues in the brain
+    outside: dict[str, Range]  # and outside of it
+    lesion: Range  # level of a lesion's core
+    detail: float  # how much of the template's own T1w detail shows
+    distractor: float  # by how much spots that are no lesions are brighter, in units of their depth
+    texture: tuple[float, float]  # standard deviation of the unevenness of tissue, for each of `TEXTURE_MM`
+    bias: float  # log standard deviation of the receive field, little where scans are corrected for it as in ATLAS
+    noise: Range  # of the standard deviation of the complex noise, as a share of white matter
+    pile_up: float = 0.0  # gain beside air
+    ringing: float = 0.0  # share of the overshoot of resampling at edges, which makes dark voxels negative
 
 
 OUTSIDE = ("bone", "marrow", "fat", "skin", "muscle", "mucosa", "vitreous", "cord", "air")
 
 
-def _outside(*spans: tuple[float, float]) -> dict[str, tuple[float, float]]:
+def _outside(*spans: Range) -> dict[str, Range]:
     return dict(zip(OUTSIDE, (*spans, (0.0, 0.0)), strict=True))
 
 
@@ -77,7 +68,7 @@ MODALITIES = {
         noise=(0.012, 0.03),
         ringing=0.4,
     ),
-    # Echo-planar with suppressed fat: little is seen of the scalp, much of the air in the skull.
+    # Echo-planar with suppressed fat: the scalp is dark, and the air in the skull distorts much.
     "dwi": Modality(
         brain={"grey": (1.2, 1.45), "fluid": (0.15, 0.35)},
         outside=_outside(
@@ -108,11 +99,7 @@ def draw_levels(modality: Modality, brain: np.random.Generator, outside: np.rand
 
 
 def paint_brain(head: Head, modality: Modality, levels: dict[str, float], rng: np.random.Generator) -> np.ndarray:
-    """Intensities of the brain's tissues, with a share of the template's own detail and a texture.
-
-    Returns:
-        (H, W, D) float32, 0 outside of the brain.
-    """
+    """(H, W, D) float32 intensities of the brain's tissues with detail and texture, 0 outside of the brain."""
     fluid = head.brain - head.grey - head.white
     scan = levels["white"] * head.white + levels["grey"] * head.grey + levels["fluid"] * fluid
     scan = np.clip(scan + modality.detail * levels["white"] * head.detail, 0, None).astype(np.float32)
@@ -122,7 +109,7 @@ def paint_brain(head: Head, modality: Modality, levels: dict[str, float], rng: n
 
 
 def draw_bias(head: Head, modality: Modality, rng: np.random.Generator) -> np.ndarray:
-    """What the scanner multiplies the signal by: the receive field, and pile-up and dropout beside air."""
+    """The factor (H, W, D) of the receive field, and of pile-up and dropout beside air."""
     bias = np.exp(modality.bias * Field.draw(BIAS_MM, rng).on(head.grid))
     if modality.pile_up:
         strength = np.clip(1 + 0.8 * Field.draw(30, rng).on(head.grid), 0, None)

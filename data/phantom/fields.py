@@ -1,8 +1,11 @@
 """Voxel grids of the synthetic cohort in millimetres, and smooth random fields on them."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+
+from data.files.space import Spacing
 
 FIELD_OF_VIEW_MM = (197, 233, 189)  # of the template and of ATLAS v2.0, along H, W, D
 SMOOTHING = 0.3  # of a voxel's size: the standard deviation of a box; voxels up to 1 mm show the templates as they are
@@ -12,10 +15,15 @@ SMOOTHING = 0.3  # of a voxel's size: the standard deviation of a box; voxels up
 class Grid:
     """Voxels that fill the template's field of view about its middle, so that grids of any spacing share their place.
 
-    spacing_mm: along (D, H, W), as everywhere in the project; arrays inside this package are (H, W, D).
+    The spacing is along (D, H, W), as everywhere in the project; arrays inside this package are (H, W, D).
     """
 
-    spacing_mm: tuple[float, float, float]
+    spacing_mm: Spacing
+
+    @classmethod
+    def of(cls, spacing_mm: Sequence[float]) -> "Grid":
+        d, h, w = spacing_mm
+        return cls((d, h, w))
 
     @property
     def spacing_hwd(self) -> tuple[float, float, float]:
@@ -23,19 +31,17 @@ class Grid:
         return h, w, d
 
     @property
-    def voxel_mm3(self) -> float:
-        return float(np.prod(self.spacing_mm))
-
-    @property
     def shape(self) -> tuple[int, int, int]:
         """(H, W, D)."""
         sizes = zip(FIELD_OF_VIEW_MM, self.spacing_hwd, strict=True)
-        return tuple(max(round(extent / size), 1) for extent, size in sizes)
+        h, w, d = (max(round(extent / size), 1) for extent, size in sizes)
+        return h, w, d
 
     @property
     def smoothing_mm(self) -> tuple[float, float, float]:
-        """Standard deviations along H, W, D of the Gaussian that stands for a voxel's partial volume."""
-        return tuple(SMOOTHING * size if size > 1 else 0.0 for size in self.spacing_hwd)
+        """Standard deviations along H, W, D of the Gaussian of a voxel's partial volume."""
+        h, w, d = (SMOOTHING * size if size > 1 else 0.0 for size in self.spacing_hwd)
+        return h, w, d
 
     @property
     def axes_mm(self) -> list[np.ndarray]:
@@ -46,14 +52,11 @@ class Grid:
 
 @dataclass(frozen=True)
 class Field:
-    """A smooth random field of unit variance over space: a sum of plane waves.
+    """A smooth random field of unit variance over space: a sum of N plane waves."""
 
-    wave: (N, 3), radians per mm along H, W, D. phase, amplitude: (N,).
-    """
-
-    wave: np.ndarray
-    phase: np.ndarray
-    amplitude: np.ndarray
+    wave: np.ndarray  # (N, 3), radians per mm along H, W, D
+    phase: np.ndarray  # (N,)
+    amplitude: np.ndarray  # (N,)
 
     @staticmethod
     def draw(wavelength_mm: float, rng: np.random.Generator, waves: int = 12) -> "Field":
@@ -68,7 +71,7 @@ class Field:
         return replace(self, wave=self.wave @ matrix, phase=self.phase + self.wave @ offset)
 
     def blurred(self, sigma_mm: tuple[float, float, float]) -> "Field":
-        """The field after a Gaussian of `sigma_mm` along H, W, D, as coarse voxels would show it."""
+        """The field after a Gaussian of `sigma_mm` along H, W, D."""
         return replace(self, amplitude=self.amplitude * np.exp(-((self.wave * sigma_mm) ** 2).sum(1) / 2))
 
     def at(self, points_mm: np.ndarray) -> np.ndarray:
@@ -80,11 +83,10 @@ class Field:
         return field
 
     def on(self, grid: Grid) -> np.ndarray:
-        """(H, W, D) float32 on a grid: there a wave is a product over the axes, and the sum one matrix product."""
+        """(H, W, D) float32: on a grid a wave is a product over the axes, and the sum one matrix product."""
         h, w, d = (np.exp(1j * np.outer(axis, self.wave[:, i])) for i, axis in enumerate(grid.axes_mm))
         left = h * np.exp(1j * self.phase) * self.amplitude
         right = (w[:, None] * d[None]).reshape(-1, len(self.phase))
-        parts = [
-            np.concatenate(pair, 1).astype(np.float32) for pair in ((left.real, left.imag), (right.real, -right.imag))
-        ]
-        return (parts[0] @ parts[1].T).reshape(grid.shape)
+        pairs = (left.real, left.imag), (right.real, -right.imag)
+        first, second = (np.concatenate(pair, 1).astype(np.float32) for pair in pairs)
+        return (first @ second.T).reshape(grid.shape)

@@ -26,25 +26,15 @@ UNFOLDED = (((98.0, 78.0, 28.0), (62.0, 50.0, 36.0)), ((98.0, 122.0, 74.0), (42.
 
 @dataclass(frozen=True)
 class Head:
-    """A warped brain on its grid: where each voxel lies in the template (mm), and what it is made of.
-
-    template_mm: (3, H, W, D) float32.
-    detail: (H, W, D) float32, how the template's T1w deviates from the mean levels of its tissues.
-    grey, white: (H, W, D) float32, shares of a voxel, 0 outside of the brain.
-    tissue: (H, W, D) bool, where lesions may lie: grey or white matter, as the template has it.
-    brain: (H, W, D) bool, the true brain mask: tissue with the CSF of sulci and ventricles.
-    """
+    """A warped brain on its grid, (H, W, D); shares and deviations are float32, 0 outside of the brain."""
 
     grid: Grid
-    template_mm: np.ndarray
-    detail: np.ndarray
-    grey: np.ndarray
-    white: np.ndarray
-    tissue: np.ndarray
-    brain: np.ndarray
-
-
-# --- templates -----------------------------------------------------------------------------------------
+    template_mm: np.ndarray  # (3, H, W, D) float32, the place of each voxel in the template
+    detail: np.ndarray  # how the template's T1w deviates from the mean levels of its tissues
+    grey: np.ndarray  # share of a voxel
+    white: np.ndarray  # likewise
+    tissue: np.ndarray  # bool, where lesions may lie: grey or white matter, as the template has it
+    brain: np.ndarray  # bool, the true brain mask: tissue with the CSF of sulci and ventricles
 
 
 @lru_cache(maxsize=2)
@@ -54,18 +44,15 @@ def load_templates(smoothing_mm: tuple[float, float, float] = (0.0, 0.0, 0.0)) -
         from scipy.ndimage import gaussian_filter
 
         return {name: gaussian_filter(array, smoothing_mm) for name, array in load_templates().items()}
-    import nibabel as nib
     import nilearn.datasets
+    from nibabel import Nifti1Image
 
     folder = Path(nilearn.datasets.__file__).parent / "data"
     maps = {}
     for tissue in ("t1", "gm", "wm"):
-        image = nib.load(folder / f"mni_icbm152_{tissue}_tal_nlin_sym_09a_converted.nii.gz")
+        image = Nifti1Image.from_filename(folder / f"mni_icbm152_{tissue}_tal_nlin_sym_09a_converted.nii.gz")
         maps[tissue] = np.asarray(image.dataobj, np.float32) / 255
     return {**maps, "brain": (maps["t1"] > 0).astype(np.float32)}
-
-
-# --- anatomy -------------------------------------------------------------------------------------------
 
 
 def warp_head(grid: Grid, warp_mm: float, rng: np.random.Generator) -> Head:
@@ -82,7 +69,8 @@ def warp_head(grid: Grid, warp_mm: float, rng: np.random.Generator) -> Head:
     sulcus = _sulci(grid, points[:, brain], brain, rng)
     grey, white, fluid = grey**SHARPNESS, (white / sulcus) ** SHARPNESS, FLUID_WEIGHT * (fluid * sulcus) ** SHARPNESS
     whole = grey + white + fluid
-    return Head(grid, points, *(_spread(part, brain) for part in (detail, grey / whole, white / whole, tissue)), brain)
+    detail, grey, white, tissue = (_spread(part, brain) for part in (detail, grey / whole, white / whole, tissue))
+    return Head(grid, points, detail, grey, white, tissue, brain)
 
 
 def _sulci(grid: Grid, points: np.ndarray, brain: np.ndarray, rng: np.random.Generator) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Lesions of the synthetic cohort, and spots that are none."""
+"""Lesions of the synthetic cohort, and bright or dark spots that resemble them."""
 
 from dataclasses import dataclass
 from functools import lru_cache
@@ -17,15 +17,11 @@ SCATTER_MM = 22.0  # of emboli about the first, in each direction
 
 @dataclass(frozen=True)
 class Pattern:
-    """How a scan's lesions share their volume.
+    """How a scan's lesions share their volume."""
 
-    counts: probability of each number of lesions. evenness: of the Dirichlet distribution of their shares.
-    scattered: probability that a further lesion lies near the first, as emboli of one artery do.
-    """
-
-    counts: dict[int, float]
-    evenness: float
-    scattered: float = 0.0
+    counts: dict[int, float]  # probability of each number of lesions
+    evenness: float  # of the Dirichlet distribution of their shares
+    scattered: float = 0.0  # probability that a further lesion lies near the first, as emboli of one artery do
 
 
 CHRONIC = Pattern({1: 0.65, 2: 0.25, 3: 0.10}, 2.0)
@@ -49,8 +45,8 @@ def draw_lesions(head: Head, pattern: Pattern, rng: np.random.Generator) -> np.n
     tissue = Tissue.of(head)
     opacity = np.zeros(head.brain.shape, np.float32)
     for volume_cm3, (centre, hemisphere) in zip(volumes, centres, strict=True):
-        box, drawn = draw_lesion(tissue, volume_cm3, centre, hemisphere, rng)
-        np.maximum(opacity[box], drawn, out=opacity[box])
+        box, lesion = draw_lesion(tissue, volume_cm3, centre, hemisphere, rng)
+        np.maximum(opacity[box], lesion, out=opacity[box])
     return opacity
 
 
@@ -115,7 +111,7 @@ def _one_blob(opacity: np.ndarray) -> np.ndarray:
 
 
 def _lesion_centre(side: int, rng: np.random.Generator, near: np.ndarray | None = None) -> np.ndarray:
-    """A random place in the template's grey or white matter of one hemisphere, in mm; about `near` if given."""
+    """A random place in the template's tissue of one hemisphere, in mm; about `near` if given."""
     candidates = _template_places("tissue")
     candidates = candidates[(candidates[:, 0] - MIDLINE_MM) * side > 4]
     if near is None:
@@ -135,11 +131,7 @@ def _template_places(kind: str) -> np.ndarray:
 
 
 def paint_distractors(scan: np.ndarray, head: Head, gain: float, rng: np.random.Generator) -> None:
-    """Change up to two mirrored pairs of small spots in white matter, in place: as lesions are, yet none.
-
-    Args:
-        gain: brighter above 0, darker below it.
-    """
+    """Change up to two mirrored pairs of small spots in white matter, in place: brighter for a `gain` above 0."""
     places = _template_places("white")
     for _ in range(rng.integers(0, 3)):
         spot, radius, depth = places[rng.integers(len(places))], rng.uniform(2, 4), rng.uniform(0.2, 0.4)

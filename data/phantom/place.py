@@ -1,4 +1,4 @@
-"""Where a synthetic volume lies: its affine, and the codes of its NIfTI header."""
+"""The place of a synthetic volume: its affine, and the codes of its NIfTI header."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from utils.files import atomic_path
 
 TILT_DEGREES = (12.0, 1.0, 3.0)  # about left-right, posterior-anterior, inferior-superior, as in ISLES 2022
 # (qform_code, sform_code): 1 is the scanner's space, 2 another scan's. An oblique cohort's headers are ISLES 2022's,
-# where a mask says its place only by the sform.
+# where a mask has only an sform.
 STRAIGHT = {"scan": (1, 1), "mask": (1, 1), "brain": (1, 1)}
 TILTED = {"scan": (2, 1), "mask": (0, 2), "brain": (2, 1)}
 TILTED_FLAIR = {**TILTED, "scan": (1, 1), "brain": (1, 1)}
@@ -22,9 +22,8 @@ TILTED_FLAIR = {**TILTED, "scan": (1, 1), "brain": (1, 1)}
 
 def codes_of(modality: str, oblique: bool) -> dict[str, tuple[int, int]]:
     """The codes of a cohort's scans, masks and brain masks."""
-    if not oblique:
-        return STRAIGHT
-    return TILTED_FLAIR if modality == "flair" else TILTED
+    tilted = TILTED_FLAIR if modality == "flair" else TILTED
+    return tilted if oblique else STRAIGHT
 
 
 def affine_of(grid: Grid, oblique: bool) -> np.ndarray:

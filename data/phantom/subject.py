@@ -8,6 +8,7 @@ from data.phantom.contrast import MODALITIES, draw_bias, draw_levels, measure, p
 from data.phantom.fields import Field, Grid
 from data.phantom.heads import warp_head
 from data.phantom.lesions import PATTERNS, draw_lesions, paint_distractors
+from data.phantom.settings import PhantomSettings
 from data.phantom.skull import paint_outside
 
 # One random stream for each part, so that a voxel more or less in one does not change the others, nor a skull the
@@ -16,46 +17,18 @@ STREAMS = {"anatomy": 0, "lesions": 1, "noise": 2, "outside": 4, "contrast": 5}
 
 
 @dataclass(frozen=True)
-class Settings:
-    """What fixes the files of a cohort, and so is kept beside them in ``phantom.json``.
-
-    spacing, mask_spacing: of a voxel along (D, H, W) in mm; a `mask_spacing` of None is the scan's.
-    """
-
-    n_subjects: int = 30
-    spacing: tuple[float, float, float] = (1.0, 1.0, 1.0)
-    seed: int = 0
-    ext: str = ".npy"
-    healthy_fraction: float = 0.1
-    lesion_contrast: float = 1.0
-    warp_mm: float = 3.0
-    stripped: bool = False
-    modality: str = "t1w"
-    mask_spacing: tuple[float, float, float] | None = None
-    oblique: bool = False
-
-    def as_json(self) -> dict:
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in vars(self).items()}
-
-
-@dataclass(frozen=True)
 class Subject:
-    """One synthetic scan.
+    """One synthetic scan."""
 
-    scan: (1, D, H, W) float32, white matter near 80. mask: (1, D, H, W) uint8, on a grid of its own if the settings
-    say so. brain: (D, H, W) bool on the scan's grid, the true brain with its sulci and ventricles.
-    """
-
-    scan: np.ndarray
-    mask: np.ndarray
-    brain: np.ndarray
+    scan: np.ndarray  # (1, D, H, W) float32, white matter near 80
+    mask: np.ndarray  # (1, D, H, W) uint8, on the grid of ``mask_spacing``
+    brain: np.ndarray  # (D, H, W) bool on the scan's grid, the true brain with its sulci and ventricles
 
 
-def make_subject(settings: Settings, index: int) -> Subject:
-    """Draw a subject of a cohort."""
+def make_subject(settings: PhantomSettings, index: int) -> Subject:
     streams = {name: np.random.default_rng([settings.seed, index, part]) for name, part in STREAMS.items()}
     modality = MODALITIES[settings.modality]
-    head = warp_head(Grid(settings.spacing), settings.warp_mm, streams["anatomy"])
+    head = warp_head(Grid.of(settings.spacing), settings.warp_mm, streams["anatomy"])
     levels = draw_levels(modality, streams["contrast"], streams["outside"])
     signal = paint_brain(head, modality, levels, streams["contrast"])
     paint_distractors(signal, head, modality.distractor, streams["anatomy"])
@@ -72,16 +45,16 @@ def make_subject(settings: Settings, index: int) -> Subject:
     scan = measure(signal, head, modality, levels, streams["noise"])
     scan[removed] = 0
     if settings.mask_spacing is not None:
-        mask = _mask_on_own_grid(settings, index)
+        mask = _mask_on(Grid.of(settings.mask_spacing), settings, index)
     return Subject(_d_first(scan)[None], _d_first(mask)[None].astype(np.uint8), _d_first(head.brain))
 
 
-def _mask_on_own_grid(settings: Settings, index: int) -> np.ndarray:
-    """The same lesions, drawn on the grid of the mask. (H, W, D) bool."""
+def _mask_on(grid: Grid, settings: PhantomSettings, index: int) -> np.ndarray:
+    """The same lesions, drawn on a grid of their own, (H, W, D) bool."""
     if index in healthy_subjects(settings):
-        return np.zeros(Grid(settings.mask_spacing).shape, bool)
+        return np.zeros(grid.shape, bool)
     anatomy, lesions = (np.random.default_rng([settings.seed, index, STREAMS[name]]) for name in ("anatomy", "lesions"))
-    head = warp_head(Grid(settings.mask_spacing), settings.warp_mm, anatomy)
+    head = warp_head(grid, settings.warp_mm, anatomy)
     return draw_lesions(head, PATTERNS[settings.modality], lesions) > 0.5
 
 
@@ -89,8 +62,8 @@ def _d_first(array: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(array.transpose(2, 0, 1))
 
 
-def healthy_subjects(settings: Settings) -> set[int]:
-    """Indices of the subjects without lesion: just the wanted fraction, anywhere in the cohort."""
+def healthy_subjects(settings: PhantomSettings) -> set[int]:
+    """Indices of the subjects without lesion, anywhere in the cohort."""
     n_healthy = round(settings.healthy_fraction * settings.n_subjects)
     shuffled = np.random.default_rng([settings.seed, 0, 3]).permutation(settings.n_subjects)
     return set(shuffled[:n_healthy].tolist())

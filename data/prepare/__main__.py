@@ -1,101 +1,139 @@
 """Bring a data set onto one grid: ``python -m data.prepare --dataset atlas --root DIR --out_dir DIR``."""
 
-import argparse
 import math
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pandas as pd
 
-from data.files.listing import counted
-from data.prepare.cohort import BYTES_PER_VOXEL, SHRUNK, kept_brains, prepare_cohort, remove_absent
-from data.prepare.fit import Settings, check_headers, fit_brains, shape_for, spacing_for
+from data.files.listing import Patterns, counted
+from data.files.space import Shape, Spacing
+from data.prepare.cohort import PreparedGrid, brains_folder, prepare_cohort, remove_absent
+from data.prepare.fit import check_headers, fit_brains, shape_for, spacing_for
 from data.prepare.layouts import LAYOUTS, choose_layout, find_cases
 from data.prepare.overview import draw_overview
+from data.scans.cohort import Case
+from data.settings import brains_option, extension_option, pattern_option, workers_option
 from utils import cli
 from utils.errors import UserError
 from utils.files import atomic_path, require_writable
 from utils.provenance import open_run
+from utils.settings import MAY_DIFFER, option
+from utils.validators import positive_float, positive_int
 
 OUT_DIR = "data/ATLAS_2/Processed/Base"  # of ATLAS
+BYTES_PER_VOXEL = 6  # float32 scan, uint8 lesion and brain masks
+SHRUNK = 0.95  # a lesion that keeps less of its volume was cut by the grid or lost to a coarse spacing
 
 
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = cli.make_parser("Prepare ATLAS v2.0, ISLES 2022 or any folder of scans: one grid, a table, pictures.")
-    parser.add_argument(
-        "--dataset",
-        choices=list(LAYOUTS),
+@dataclass(frozen=True)
+class Settings:
+    """Data set."""
+
+    dataset: str = option(
+        str,
+        "layout of the files: of a data set as published, or bids for any other folder",
         required=True,
-        help="layout of the files: of a data set as published, or bids for any other folder",
+        choices=tuple(LAYOUTS),
     )
-    parser.add_argument("--root", required=True, help="folder of the data set as it was unpacked")
-    cli.add_patterns(parser, "--root", "with --dataset bids: ")
-    parser.add_argument(
-        "--out_dir",
-        default=None,
-        help=f"folder for Scans/, Masks/, Brains/, cohort.csv, cohort.png and Geometry/; None for {OUT_DIR} with atlas",
+    root: str = option(str, "folder of the data set as it was unpacked", required=True)
+    scan_pattern: str | None = pattern_option("scan", "--root", "with --dataset bids: ")
+    mask_pattern: str | None = pattern_option("mask", "--root", "with --dataset bids: ")
+    out_dir: str | None = option(
+        str,
+        f"folder for Scans/, Masks/, Brains/, cohort.csv, cohort.png and Geometry/; None for {OUT_DIR} with atlas",
+        on_resume=MAY_DIFFER,
     )
-    cli.add_brains(parser)
-    cli.add_scan_dim(parser, default=None, suffix="; None for the data set's own, or for what holds every brain (bids)")
-    cli.add_spacing(parser, "; None for the data set's own, or for the median of the masks (bids)")
-    cli.add_extension(parser)
-    cli.add_num_workers(parser)
-    return parser.parse_args(argv)
+    brains_dir: tuple[str, ...] | None = brains_option()
+    scan_dim: tuple[int, int, int, int] | None = option(
+        positive_int,
+        "shape that scans are centre-cropped or padded to; None for the data set's own, or for what holds every brain "
+        "(bids)",
+        nargs=4,
+        metavar=("C", "D", "H", "W"),
+    )
+    spacing: tuple[float, float, float] | None = option(
+        positive_float,
+        "voxel size in mm that scans are resampled to; None for the data set's own, or for the median of the masks "
+        "(bids)",
+        nargs=3,
+        metavar=("D", "H", "W"),
+    )
+    ext: str = extension_option()
+    num_workers: int = workers_option()
 
 
-def main(args: argparse.Namespace) -> None:
-    layout, root, out_dir = choose_layout(args), Path(args.root).absolute(), _choose_out_dir(args)
-    cases = find_cases(root, layout, out_dir, args.brains_dir)
-    scan_dim = args.scan_dim or layout.scan_dim
+def parse_args(argv: Sequence[str] | None = None) -> Settings:
+    what = "Prepare ATLAS v2.0, ISLES 2022 or any folder of scans: one grid, a table, pictures."
+    return cli.parse(Settings(), what, argv)
+
+
+def main(settings: Settings) -> None:
+    layout = choose_layout(settings.dataset, Patterns(settings.scan_pattern, settings.mask_pattern))
+    root, out_dir = Path(settings.root).absolute(), _choose_out_dir(settings)
+    settings = replace(settings, root=str(root))
+    cases = find_cases(root, layout, out_dir, settings.brains_dir)
+    scan_dim = settings.scan_dim or layout.scan_dim
     channels = check_headers(cases, layout, scan_dim and scan_dim[0])
     require_writable(out_dir, "--out_dir")
-    open_run(out_dir, {**vars(args), "root": str(root)}, begun=any(out_dir.glob("Geometry/*.json")))
-    settings = Settings(scan_dim and tuple(scan_dim[1:]), spacing_for(cases, layout, args.spacing), args.ext)
+    open_run(out_dir, settings, begun=any(out_dir.glob("Geometry/*.json")))
+    spacing_mm = spacing_for(cases, layout, settings.spacing)
     if removed := remove_absent(cases, out_dir):
         print(f"No longer in {root}: {counted(removed, 'scan')}; the prepared files were removed from {out_dir}")
-    fits, unread = fit_brains(cases, settings, kept_brains(out_dir), args.num_workers)
-    readable = [case for case in cases if case.name in fits]
-    if not readable:
-        raise UserError(f"{unread[0]} ({len(unread)} of {len(cases)} scans refused)")
-    settings = replace(settings, shape=shape_for(readable, fits, settings.shape, channels))
-    require_writable(out_dir, "--out_dir", len(readable) * math.prod(settings.shape) * BYTES_PER_VOXEL)
-    rows, refused = prepare_cohort(readable, settings, root, out_dir, args.num_workers)
-    if refused := unread + refused:
-        raise UserError(f"{refused[0]} ({len(refused)} of {len(cases)} scans refused, the others are prepared)")
-    table = pd.DataFrame(rows)
+    table = prepare(cases, scan_dim and scan_dim[1:], spacing_mm, channels, settings, out_dir)
     draw_overview(table, out_dir, layout.in_mni)
     with atomic_path(out_dir / "cohort.csv") as temporary:
         table.to_csv(temporary, index=False)
     _report(table, out_dir)
 
 
-def _choose_out_dir(args: argparse.Namespace) -> Path:
-    if args.out_dir is None and args.dataset != "atlas":
-        raise UserError(f"--out_dir is missing: --dataset {args.dataset} has no folder of its own; name one")
-    return Path(args.out_dir or OUT_DIR)
+def prepare(
+    cases: list[Case], shape: Shape | None, spacing_mm: Spacing, channels: int, settings: Settings, out_dir: Path
+) -> pd.DataFrame:
+    """Prepare all cases on a grid of a shape or, without one, of that which holds every brain; ``cohort.csv``.
+
+    Raises:
+        UserError: cases that cannot be read, once all others have been prepared.
+    """
+    workers = settings.num_workers
+    fits, unread = fit_brains(cases, shape, spacing_mm, brains_folder(out_dir), workers)
+    readable = [case for case in cases if case.name in fits]
+    if not readable:
+        raise UserError(f"{unread[0]} ({len(unread)} of {len(cases)} scans refused)")
+    grid = PreparedGrid(shape_for(readable, fits, shape, channels), spacing_mm, settings.ext)
+    require_writable(out_dir, "--out_dir", len(readable) * math.prod(grid.shape) * BYTES_PER_VOXEL)
+    rows, refused = prepare_cohort(readable, grid, Path(settings.root), out_dir, workers)
+    if refused := unread + refused:
+        raise UserError(f"{refused[0]} ({len(refused)} of {len(cases)} scans refused, the others are prepared)")
+    return pd.DataFrame(rows)
+
+
+def _choose_out_dir(settings: Settings) -> Path:
+    if settings.out_dir is None and settings.dataset != "atlas":
+        raise UserError(f"--out_dir is missing: --dataset {settings.dataset} has no default; name a folder")
+    return Path(settings.out_dir or OUT_DIR)
 
 
 def _report(table: pd.DataFrame, out_dir: Path) -> None:
-    kept = table.lesion_cm3 / table.source_lesion_cm3
-    if (kept < SHRUNK).any():
+    share = table.lesion_cm3 / table.source_lesion_cm3
+    if n_shrunk := int((share < SHRUNK).sum()):
         print(
-            f"Lesion lost to the grid or its spacing: {counted((kept < SHRUNK).sum(), 'scan')}, most of all "
-            f"{table.scan[kept.idxmin()]}; see source_lesion_cm3 in cohort.csv"
+            f"Lesion lost to the grid or its spacing: {counted(n_shrunk, 'scan')}, most of all "
+            f"{table.scan.iloc[share.argmin()]}; see source_lesion_cm3 in cohort.csv"
         )
     print(_brains_text(table))
     print(f"Prepared in {out_dir}: {counted(len(table), 'scan')}; look at {out_dir / 'cohort.png'}")
 
 
 def _brains_text(table: pd.DataFrame) -> str:
-    """Where the brains come from, with the mend where there is none."""
-    scans = {kind: table.scan[table.brain == kind] for kind in ("found", "given", "head")}
-    told = [
-        f"{kind} in {counted(len(names), 'scan')}" for kind, names in scans.items() if len(names) and kind != "head"
-    ]
-    if len(heads := scans["head"]):
-        whose = f"{counted(len(heads), 'scan')} with a skull (e.g. {heads.iloc[0]})"
-        told.append(f"not found in {whose}: the head stands for it; give masks with --brains_dir, or stripped scans")
-    return f"Brain {', '.join(told)}"
+    """How the brains came to be, and what to do where there is none."""
+    counts = table.brain.value_counts()
+    parts = [f"{kind} in {counted(counts[kind], 'scan')}" for kind in ("found", "given") if kind in counts]
+    if len(heads := table.scan[table.brain == "head"]):
+        scans = f"{counted(len(heads), 'scan')} with a skull (e.g. {heads.iloc[0]})"
+        parts.append(f"not found in {scans}: the whole head is used; give masks with --brains_dir, or stripped scans")
+    return f"Brain {', '.join(parts)}"
 
 
 if __name__ == "__main__":

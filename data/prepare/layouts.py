@@ -1,6 +1,7 @@
-"""Folders of scans and masks, the published ones and others: which files take part, and the grid that suits them."""
+"""Layouts of data sets, the published ones and others: which files take part, and the grid that suits them."""
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -8,34 +9,28 @@ from data.files.listing import (
     CHOOSE_BY_PATTERN,
     Patterns,
     find_volumes,
+    print_left_out,
     require_present,
     require_some,
     role_below,
-    say_left_out,
 )
 from data.files.names import BRAIN_MASK, MASK, SCAN, extension_of
+from data.files.space import Spacing
 from data.scans.brain import brain_masks, with_brains
-from data.scans.cohort import BRAINS, Case, pair_files, say_cases
+from data.scans.cohort import BRAINS, Case, pair_files, print_cases
 from utils.errors import UserError
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How a data set is laid out.
+    """How a data set is laid out."""
 
-    scan, mask: patterns of its files, as of a shell (`listing.fits`); None for what the names tell (`role_of`).
-    scan_dim: (C, D, H, W) that holds every head of it; None for what holds those that are there.
-    spacing_mm: (D, H, W) that most of its scans have; None for the median.
-    in_mni: whether the scans are registered to MNI152, so that places can be compared between subjects.
-    scan_has_own_grid: whether scan and mask may lie on different grids, so that the scan goes onto the mask's.
-    """
-
-    scan: str | None
+    scan: str | None  # pattern of its scans, as of a shell; None to choose by the names (`role_of`)
     mask: str | None
-    scan_dim: tuple[int, int, int, int] | None
-    spacing_mm: tuple[float, float, float] | None
-    in_mni: bool
-    scan_has_own_grid: bool = False
+    scan_dim: tuple[int, int, int, int] | None  # (C, D, H, W) that holds every head; None for what holds those present
+    spacing_mm: Spacing | None  # that most of its scans have; None for the median
+    in_mni: bool  # registered to MNI152, so that places can be compared between subjects
+    scan_has_own_grid: bool = False  # scan and mask may lie on different grids: the scan goes onto the mask's
 
 
 # ATLAS R2.0: 197 x 233 x 189 at 1 mm in MNI152NLin2009aSym (Liew et al., 2022, 10.1038/s41597-022-01401-7).
@@ -48,37 +43,32 @@ LAYOUTS = {
     "bids": Layout(None, None, None, None, False, True),
 }
 UNLABELLED = "Testing"  # the folder of ATLAS's hidden test set, whose masks are not published
-PATTERNS = {"--scan_pattern": "scan", "--mask_pattern": "mask"}
 
 
-def choose_layout(args) -> Layout:
+def choose_layout(dataset: str, patterns: Patterns) -> Layout:
     """The layout of ``--dataset``, with the patterns that were given for any other folder."""
-    layout = LAYOUTS[args.dataset]
-    for argument, field in PATTERNS.items():
-        if pattern := getattr(args, argument[2:]):
-            if getattr(layout, field):
-                raise UserError(f"{argument} is for --dataset bids; {args.dataset} has names of its own")
-            layout = replace(layout, **{field: pattern})
-    return layout
-
-
-# --- cases ---------------------------------------------------------------------------------------------
+    layout = LAYOUTS[dataset]
+    for field, pattern in patterns._asdict().items():
+        if pattern and getattr(layout, field):
+            raise UserError(f"--{field}_pattern is for --dataset bids; {dataset} has names of its own")
+    return replace(layout, **{field: pattern for field, pattern in patterns._asdict().items() if pattern})
 
 
 def find_cases(
-    root: Path | str, layout: Layout, out_dir: Path | None = None, brains_dirs: list[str] | None = None
+    root: Path | str, layout: Layout, out_dir: Path | None = None, brains_dirs: Sequence[str] | None = None
 ) -> list[Case]:
     """The scans of a data set below `root`, each with its mask and, where there are some, its brain.
 
     Args:
-        out_dir: folder whose files were prepared from the others, which `root` may hold.
-        brains_dirs: of ``--brains_dir``; what they give is no lesion mask.
+        out_dir: folder of prepared files, which `root` may hold; they are left out.
+        brains_dirs: of ``--brains_dir``; their files are no lesion masks.
 
     Raises:
         UserError: no scan of this layout, a scan or mask without the other, two of one session.
     """
     prepared = [] if out_dir is None else _prepared_folders(Path(root), out_dir)
-    files = {place: path for place, path in find_volumes([root], "--root").items() if not _is_below(place, prepared)}
+    volumes = find_volumes([root], "--root")
+    files = {place: path for place, path in volumes.items() if not _is_below(place, prepared)}
     require_some(files, [root], None, "--root")
     brains = {_place(path) for path in brain_masks(brains_dirs)} if brains_dirs else set()
     roles = {
@@ -89,22 +79,26 @@ def find_cases(
         named, argument = _named(layout.scan), "--dataset" if layout.scan_dim else "--scan_pattern"
         raise UserError(f"--root {root} holds no NIfTI scan{named}; check the folder and {argument}")
     require_present([*scans, *masks])
-    say_left_out((path, role) for path, role in roles.items() if role not in (SCAN, MASK))
+    print_left_out((path, role) for path, role in roles.items() if role not in (SCAN, MASK))
     cases = _pair(scans, masks, layout)
-    say_cases(cases, "--root")
-    return [
-        replace(case, brain=None) if case.brain and _is_below(_place(case.brain), prepared) else case
-        for case in with_brains(cases, brains_dirs)
-    ]
+    print_cases(cases, "--root")
+    paired = with_brains(cases, brains_dirs)
+    return [replace(c, brain=None) if c.brain and _is_below(_place(c.brain), prepared) else c for c in paired]
+
+
+def mask_path(case: Case) -> Path:
+    """The mask of a case, which every case of `find_cases` has."""
+    if case.mask is None:
+        raise UserError(f"{case.scan} has no lesion mask; add one or take the scan out")
+    return case.mask
 
 
 def _role_in(layout: Layout, path: Path, root: Path) -> str:
-    """What a volume below the root is in this layout."""
     folders = path.relative_to(root).parts
     if UNLABELLED in folders:
         return "volume of the hidden test set"
     if extension_of(path) == ".npy":
-        return ".npy file"  # it does not tell where it lies
+        return ".npy file"  # it has no affine
     if BRAINS in folders:
         return BRAIN_MASK
     # ATLAS is also handed on with all that it holds in derivatives/.
@@ -132,11 +126,9 @@ def _place(path: Path) -> Path:
 
 
 def _prepared_folders(root: Path, out_dir: Path) -> list[Path]:
-    """Real folders whose files were prepared from others: `out_dir` or, where it holds the root, what we make there."""
-    if Path(os.path.realpath(root)).is_relative_to(os.path.realpath(out_dir)):
-        folders = [out_dir / name for name in ("Scans", "Masks", BRAINS, "cache")]
-    else:
-        folders = [out_dir]
+    """Real folders of prepared files: `out_dir` or, where it holds the root, those that are made in it."""
+    around = Path(os.path.realpath(root)).is_relative_to(os.path.realpath(out_dir))
+    folders = [out_dir / name for name in ("Scans", "Masks", BRAINS, "cache")] if around else [out_dir]
     return [Path(os.path.realpath(folder)) for folder in folders]
 
 

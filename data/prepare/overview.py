@@ -1,14 +1,13 @@
-"""What a cohort holds: a row of numbers for each scan, and a page of pictures for all."""
+"""Overview of a cohort: a row of numbers for each scan, and a page of pictures for all."""
 
 import math
 from pathlib import Path
 
-import nibabel as nib
 import numpy as np
 import pandas as pd
 from scipy import ndimage
 
-from data.files.space import Space
+from data.files.space import Space, Spacing, places_in
 from data.files.volumes import read_volume
 from data.prepare.records import read_record, record_path
 from data.scans.head import normalise
@@ -23,12 +22,8 @@ TILES = 32  # scans on the contact sheet
 MAP_RESOLUTION_MM = 2
 
 
-def describe_scan(mask: np.ndarray, brain: np.ndarray, spacing_mm: tuple[float, float, float]) -> dict:
-    """Shape, spacing and lesions of a scan, as columns of ``cohort.csv``.
-
-    Args:
-        mask, brain: (D, H, W) bool.
-        spacing_mm: along (D, H, W).
+def describe_scan(mask: np.ndarray, brain: np.ndarray, spacing_mm: Spacing) -> dict:
+    """Shape, spacing and lesions of a scan, from (D, H, W) bool masks, as columns of ``cohort.csv``.
 
     Returns:
         ``shape`` and ``spacing_mm`` as "H W D", ``lesion_voxels``, ``lesion_cm3``, ``n_lesions`` (26-connected),
@@ -47,21 +42,18 @@ def describe_scan(mask: np.ndarray, brain: np.ndarray, spacing_mm: tuple[float, 
     }
 
 
-def lesion_cm3(voxels: int, spacing_mm: tuple[float, float, float]) -> float:
-    return round(voxels * voxel_cm3(spacing_mm), 4)
+def lesion_cm3(voxels: int | np.integer, spacing_mm: Spacing) -> float:
+    return round(float(voxels * voxel_cm3(spacing_mm)), 4)
 
 
 def laterality(mask: np.ndarray, brain: np.ndarray) -> str:
-    """The side, in (D, H, W) with H from left to right, that holds the lesion; "" where there is none."""
+    """The side, along H, that holds the lesion; "" where there is none."""
     across = np.flatnonzero(brain.any((0, 2)))
     if not mask.any() or not len(across):
         return ""
     middle = (across[0] + across[-1] + 1) // 2
     left = np.count_nonzero(mask[:, :middle]) / np.count_nonzero(mask)
     return "left" if left >= ONE_SIDED else "right" if left <= 1 - ONE_SIDED else "both"
-
-
-# --- pictures ------------------------------------------------------------------------------------------
 
 
 def draw_overview(table: pd.DataFrame, out_dir: Path, in_mni: bool) -> None:
@@ -74,16 +66,16 @@ def draw_overview(table: pd.DataFrame, out_dir: Path, in_mni: bool) -> None:
 def lesion_frequency(table: pd.DataFrame, out_dir: Path, in_mni: bool) -> tuple[np.ndarray, np.ndarray]:
     """The MNI152 template, (D, H, W) in [0, 1], and on it the share of the scans with a lesion at each voxel.
 
-    Scans that are not `in_mni` are laid on the template by the middle of their grid, where their brain is.
+    Without `in_mni` scans are laid on the template by the middle of their grid, where their brain is.
     """
     spaces = {scan: read_record(record_path(scan, out_dir)).space for scan in table.scan}
     # No finer than the scans, or their lesions would have holes.
     coarsest = math.ceil(max([MAP_RESOLUTION_MM, *(size for space in spaces.values() for size in space.spacing_mm)]))
     template, target = _template(coarsest)
     count = np.zeros(target.shape)
-    for row in progress(table.itertuples(), "Mapping lesions", len(table)):
-        own = spaces[row.scan] if in_mni else _about(spaces[row.scan], target)
-        count += _hit(_mask_of(row, out_dir), own, target)
+    for scan, mask in progress(zip(table.scan, table["mask"], strict=True), "Mapping lesions", len(table)):
+        own = spaces[scan] if in_mni else _about(spaces[scan], target)
+        count += _on_template(_read_mask(out_dir, mask), own, target)
     return template, count / len(table)
 
 
@@ -92,18 +84,17 @@ def _template(resolution_mm: int) -> tuple[np.ndarray, Space]:
 
     image = load_mni152_template(resolution=resolution_mm)
     array = np.asarray(image.dataobj, np.float32).transpose(2, 0, 1)
-    return array / array.max(), Space(array.shape, image.affine)
+    d, h, w = array.shape
+    return array / array.max(), Space((d, h, w), image.affine)
 
 
-def _hit(mask: np.ndarray, own: Space, target: Space) -> np.ndarray:
+def _on_template(mask: np.ndarray, own: Space, target: Space) -> np.ndarray:
     """(D, H, W) bool: voxels of `target` in which a voxel of the mask has its centre."""
-    voxels = np.roll(np.argwhere(mask), -1, axis=1)
-    h_first = np.round(nib.affines.apply_affine(np.linalg.solve(target.affine, own.affine), voxels)).astype(int)
-    places = np.roll(h_first, 1, axis=1)
+    places = np.round(places_in(target, np.argwhere(mask), own)).astype(int)
     places = places[((places >= 0) & (places < target.shape)).all(1)]
-    hit = np.zeros(target.shape, bool)
-    hit[tuple(places.T)] = True
-    return hit
+    lesion = np.zeros(target.shape, bool)
+    lesion[tuple(places.T)] = True
+    return lesion
 
 
 def _about(own: Space, other: Space) -> Space:
@@ -120,14 +111,16 @@ def _tiles(table: pd.DataFrame, out_dir: Path) -> list[tuple[str, np.ndarray, np
     ordered = table.sort_values("lesion_cm3", kind="stable")
     chosen = ordered.iloc[np.unique(np.linspace(0, len(ordered) - 1, min(TILES, len(ordered))).astype(int))]
     tiles = []
-    for row in chosen.itertuples():
-        scan, mask = read_volume(out_dir / "Scans" / row.scan).array, _mask_of(row, out_dir)
+    for scan_name, mask_name, subject, size_cm3 in zip(
+        chosen.scan, chosen["mask"], chosen.subject, chosen.lesion_cm3, strict=True
+    ):
+        scan, mask = read_volume(out_dir / "Scans" / scan_name).array, _read_mask(out_dir, mask_name)
         z = int(mask.sum((1, 2)).argmax()) if mask.any() else len(mask) // 2
         image = normalise(scan[:, z : z + 1], np.ones((1, *scan.shape[2:]), bool))[0, 0]
         # The mask's slice is copied, or the page would keep every volume in memory.
-        tiles.append((f"{row.subject}  {row.lesion_cm3:.3g} cm³", image, mask[z].copy()))
+        tiles.append((f"{subject}  {size_cm3:.3g} cm³", image, mask[z].copy()))
     return tiles
 
 
-def _mask_of(row, out_dir: Path) -> np.ndarray:
-    return read_volume(out_dir / "Masks" / row.mask).array[0] > 0
+def _read_mask(out_dir: Path, name: str) -> np.ndarray:
+    return read_volume(out_dir / "Masks" / name).array[0] > 0

@@ -1,4 +1,4 @@
-"""Where a prepared scan comes from and where it lies: ``Geometry/<scan>.json`` beside the prepared volumes."""
+"""The record of a prepared scan, its origin and its place: ``Geometry/<scan>.json`` beside the prepared volumes."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,19 +13,13 @@ from utils.files import read_json, write_json
 
 @dataclass(frozen=True)
 class Record:
-    """A prepared scan.
+    """A prepared scan."""
 
-    source, mask: the original scan and its mask, relative to the root of their data set.
-    made_of: digest of the original files and of the code that prepared them.
-    space: the prepared grid.
-    row: its row of ``cohort.csv``.
-    """
-
-    source: str
-    mask: str
-    made_of: str
-    space: Space
-    row: dict
+    source: str  # the original scan, relative to the root of its data set
+    mask: str  # its mask, likewise
+    made_of: str  # digest of the original files, the grid and the version of the preparation
+    space: Space  # the prepared grid
+    row: dict  # of ``cohort.csv``
 
 
 def record_path(scan: Path | str, prepared_dir: Path) -> Path:
@@ -35,8 +29,8 @@ def record_path(scan: Path | str, prepared_dir: Path) -> Path:
 
 def write_record(path: Path, record: Record) -> None:
     space = {"shape": record.space.shape, "affine": record.space.affine.tolist()}
-    sources = {"source": record.source, "mask": record.mask}
-    write_json(path, {**sources, "made_of": record.made_of, **space, "row": record.row})
+    sources = {"source": record.source, "mask": record.mask, "made_of": record.made_of}
+    write_json(path, {**sources, **space, "row": record.row})
 
 
 def read_record(path: Path) -> Record:

@@ -1,6 +1,7 @@
 """Take predictions on prepared scans back onto the grid of the original NIfTI: ``python -m data.restore``."""
 
-import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from data.files.listing import counted, list_volumes
@@ -10,29 +11,38 @@ from utils import cli
 from utils.errors import UserError
 from utils.files import read_json, require_writable
 from utils.progress import progress
+from utils.settings import option
 
 
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = cli.make_parser("Write predictions on prepared scans back into the grid of the original NIfTI files.")
-    parser.add_argument("--predictions", required=True, help="folder of <scan>_prediction files")
-    parser.add_argument("--prepared_dir", required=True, help="the --out_dir of python -m data.prepare")
-    parser.add_argument("--root", default=None, help="where the original data set lies now; None for where it lay")
-    parser.add_argument("--grid", choices=(SCAN, MASK), default=SCAN, help="original file whose grid it shall be")
-    parser.add_argument("--out_dir", required=True, help="folder for the restored .nii.gz")
-    return parser.parse_args(argv)
+@dataclass(frozen=True)
+class Settings:
+    """Predictions."""
+
+    predictions: str = option(str, "folder of <scan>_prediction files", required=True)
+    prepared_dir: str = option(str, "the --out_dir of python -m data.prepare", required=True)
+    root: str | None = option(str, "folder of the original data set; None for that it was prepared from")
+    grid: str = option(str, "original file whose grid is restored", SCAN, choices=(SCAN, MASK))
+    out_dir: str = option(str, "folder for the restored .nii.gz", required=True)
 
 
-def main(args: argparse.Namespace) -> None:
-    prepared_dir, out_dir = Path(args.prepared_dir), Path(args.out_dir)
-    root = Path(args.root or read_json(prepared_dir / "run.json")["settings"]["root"])
-    predictions = [p for p in list_volumes([args.predictions], None, "--predictions") if PREDICTION_SUFFIX in p.name]
+def parse_args(argv: Sequence[str] | None = None) -> Settings:
+    what = "Write predictions on prepared scans back into the grid of the original NIfTI files."
+    return cli.parse(Settings(), what, argv)
+
+
+def main(settings: Settings) -> None:
+    prepared_dir, out_dir = Path(settings.prepared_dir), Path(settings.out_dir)
+    root = Path(settings.root or read_json(prepared_dir / "run.json")["settings"]["root"])
+    volumes = list_volumes([settings.predictions], None, "--predictions")
+    predictions = [path for path in volumes if PREDICTION_SUFFIX in path.name]
     if not predictions:
-        raise UserError(f"--predictions {args.predictions} holds no <scan>{PREDICTION_SUFFIX} file; check the folder")
-    for path in predictions:
-        original_of(path, prepared_dir, root, args.grid)
+        raise UserError(
+            f"--predictions {settings.predictions} holds no <scan>{PREDICTION_SUFFIX} file; check the folder"
+        )
+    originals = [original_of(path, prepared_dir, root, settings.grid) for path in predictions]
     require_writable(out_dir, "--out_dir")
-    for path in progress(predictions, "Restoring predictions"):
-        restore_file(path, prepared_dir, root, out_dir, args.grid)
+    for path, original in progress(list(zip(predictions, originals, strict=True)), "Restoring predictions"):
+        restore_file(path, *original, out_dir)
     print(f"{counted(len(predictions), 'prediction')} restored in {out_dir}")
 
 

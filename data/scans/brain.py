@@ -2,7 +2,7 @@
 
 A mask made elsewhere (``--brains_dir``, or ``Brains/`` beside the folder of the scans) goes before one found here. A
 scan that is stripped already is its own brain. In a T1w scan with a skull deepbet finds it (Fisch et al., 2024,
-10.1016/j.compbiomed.2024.108845), whose networks come with the package. In other contrasts the head stands for it.
+10.1016/j.compbiomed.2024.108845), whose networks come with the package. In others the whole head is used as the brain.
 """
 
 import ctypes
@@ -16,14 +16,14 @@ from pathlib import Path
 
 import numpy as np
 
-from data.files.listing import counted, find_volumes, require_present, require_some
+from data.files.listing import Paths, counted, find_volumes, require_present, require_some
 from data.files.names import BRAIN_MASK, MASK, SCAN, contrast_of, extension_of, role_of
 from data.files.space import Space
 from data.files.volumes import write_like
 from data.scans.checks import find_head, read_binary, read_scan, space_of
-from data.scans.cohort import BRAINS, Case, by_identity, match_by_identity
-from data.scans.fingerprints import PREPARATION, cache_key, stamp_of
-from data.scans.symmetry import add_what_the_mirror_has
+from data.scans.cohort import BRAINS, Case, by_identity, identity, match_by_identity
+from data.scans.fingerprints import PREPARATION_VERSION, cache_key, stamp_of
+from data.scans.symmetry import complete_by_symmetry
 from utils.errors import UserError
 
 T1W = re.compile(r"t1(w|c|ce|gd)?|mprage|mp2rage|unit1", re.IGNORECASE)  # what deepbet has learned
@@ -35,24 +35,21 @@ COARSE = (128, 128, 128)  # voxels that deepbet's first network sees of a scan
 CERTAIN = 0.5
 BRAINS_DIR = "--brains_dir"
 Finder = Callable[[np.ndarray, np.ndarray, str | None, Space], np.ndarray | None]  # as `find_brain`
-FOUND, HEAD = "_desc-brain_mask", "_desc-head_mask"  # behind a scan's name: a brain, and a head in its stead
+BRAIN_SUFFIX, HEAD_SUFFIX = "_desc-brain_mask", "_desc-head_mask"  # behind a scan's name: a brain, a head in its place
 
-
-# --- finding -------------------------------------------------------------------------------------------
+# --- brain extraction ----------------------------------------------------------------------------------
 
 
 def find_brain(scan: np.ndarray, head: np.ndarray, contrast: str | None, own: Space) -> np.ndarray | None:
-    """The brain of a scan in any units, whatever its voxel size.
+    """The brain of a scan in any units, (D, H, W) bool; the head itself where the scan is stripped.
+
+    None where the contrast is none that deepbet knows, or where it finds no brain.
 
     Args:
         scan: (D, H, W) float32.
         head: (D, H, W) bool.
         contrast: as the file's name spells it; None is taken for T1w.
         own: where the scan lies.
-
-    Returns:
-        (D, H, W) bool, the head itself where it is stripped; None where the contrast is none that deepbet knows, or
-        where it finds no brain.
     """
     ras = np.ascontiguousarray(scan.transpose(1, 2, 0))
     if is_stripped(ras, head):
@@ -68,19 +65,16 @@ def find_brain(scan: np.ndarray, head: np.ndarray, contrast: str | None, own: Sp
     brain = _deepbet().postprocess(certain).transpose(2, 0, 1).astype(bool) & head
     if np.count_nonzero(brain) < LEAST_BRAIN * np.count_nonzero(head):
         return None
-    return add_what_the_mirror_has(brain, head, own)
+    return complete_by_symmetry(brain, head, own)
 
 
 def take_for_stripped(scan: np.ndarray, head: np.ndarray, contrast: str | None, own: Space) -> np.ndarray:
-    """The head as the brain, without a look at whether it is: in the place of `find_brain` where PyTorch is missing."""
+    """The head as the brain: in the place of `find_brain` where PyTorch is missing."""
     return head
 
 
 def is_stripped(ras: np.ndarray, head: np.ndarray) -> bool:
-    """Whether the head (D, H, W) of a scan (H, W, D) is all brain.
-
-    deepbet's first network tells, which looks at `COARSE` voxels to find the box that holds the brain.
-    """
+    """Whether the head (D, H, W) of a scan (H, W, D) is all brain, by deepbet's first network on `COARSE` voxels."""
     import torch
     from deepbet.utils import normalize
     from torch.nn import functional
@@ -90,7 +84,7 @@ def is_stripped(ras: np.ndarray, head: np.ndarray) -> bool:
         low, high = small.quantile(0.005), small.quantile(0.995)
         certainty = _deepbet().bbox_model(normalize(small[0, 0], low, high)[None, None])[:, 1:2]
         brain = functional.interpolate(certainty, ras.shape, mode="nearest-exact")[0, 0].numpy() > CERTAIN
-    return np.count_nonzero(brain.transpose(2, 0, 1) & head) >= STRIPPED * np.count_nonzero(head)
+    return bool(np.count_nonzero(brain.transpose(2, 0, 1) & head) >= STRIPPED * np.count_nonzero(head))
 
 
 @lru_cache(maxsize=1)
@@ -107,12 +101,12 @@ def _deepbet():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # torch's, of the format that the package ships
         deepbet = BrainExtraction(no_gpu=True)
-    deepbet.bbox_model = _remembering(deepbet.bbox_model)  # asked by `is_stripped` first, and then by deepbet itself
+    deepbet.bbox_model = _memoised(deepbet.bbox_model)  # called by `is_stripped` first, and then by deepbet itself
     return deepbet
 
 
-def _remembering(network):
-    """A network that gives its last answer again to the same question."""
+def _memoised(network):
+    """The network with its last output kept for an equal input."""
     import torch
 
     last = []
@@ -126,26 +120,21 @@ def _remembering(network):
 
 
 def _keep_freed_memory() -> None:
-    """Let the C library keep memory that is freed for what comes next.
-
-    By default it hands the large maps of the networks back one by one and fetches them anew, page by page: 1.4 of the
-    4 s that a brain of 3 mm takes.
-    """
+    """Let the C library keep freed memory: fetching it anew, page by page, takes 1.4 of the 4 s of a brain at 3 mm."""
     trim_threshold, mmap_max = -1, -4  # of malloc.h
     if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):  # glibc has it, musl does not
         libc.mallopt(trim_threshold, 2**31 - 1)
         libc.mallopt(mmap_max, 0)
 
 
-# --- given ---------------------------------------------------------------------------------------------
+# --- masks made elsewhere ------------------------------------------------------------------------------
 
 
-def with_brains(cases: list[Case], brains_dirs: list[Path | str] | None) -> list[Case]:
+def with_brains(cases: list[Case], brains_dirs: Paths | None) -> list[Case]:
     """The cases with brain masks made elsewhere, paired like lesion masks.
 
     Args:
-        brains_dirs: folders that hold one for every case; None for ``Brains/`` beside the folder of the scans, where
-            there is one, and no mask where there is none.
+        brains_dirs: folders that hold one for every case; None for ``Brains/`` beside the folder of the scans, if any.
 
     Raises:
         UserError: a scan without brain mask in folders that were given, masks that cannot be told apart.
@@ -153,8 +142,8 @@ def with_brains(cases: list[Case], brains_dirs: list[Path | str] | None) -> list
     folders = brains_dirs or sorted({b for case in cases if (b := case.scan.parent.parent / BRAINS).is_dir()})
     if not folders:
         return cases
-    by_scan = by_identity([case.scan for case in cases], "--scans")
-    by_brain = by_identity(brain_masks(folders), BRAINS_DIR)
+    by_scan = by_identity([case.scan for case in cases], "--scans", identity)
+    by_brain = by_identity(brain_masks(folders), BRAINS_DIR, identity)
     brain_of = {by_scan[key]: by_brain[brain] for key, brain in match_by_identity(by_scan, by_brain).items()}
     for case in cases:
         if brains_dirs and case.scan not in brain_of:
@@ -162,72 +151,67 @@ def with_brains(cases: list[Case], brains_dirs: list[Path | str] | None) -> list
     return [replace(case, brain=brain_of.get(case.scan)) for case in cases]
 
 
-def brain_masks(folders: list[Path | str]) -> list[Path]:
-    """The volumes that are brain masks by their names or, where none is, those whose names do not tell."""
+def brain_masks(folders: Paths) -> list[Path]:
+    """The volumes that are brain masks by their names or, where none is, those whose names do not say."""
     roles = {path: role_of(path) for path in find_volumes(folders, BRAINS_DIR).values()}
-    found = [path for path, role in roles.items() if role == BRAIN_MASK]
-    found = found or [path for path, role in roles.items() if role in (MASK, None)]
-    require_some(found, folders, None, BRAINS_DIR)
-    require_present(found)
-    return found
+    masks = [path for path, role in roles.items() if role == BRAIN_MASK]
+    masks = masks or [path for path, role in roles.items() if role in (MASK, None)]
+    require_some(masks, folders, None, BRAINS_DIR)
+    require_present(masks)
+    return masks
 
 
 # --- of a cohort ---------------------------------------------------------------------------------------
 
 
 def read_brain(case: Case, folder: Path) -> np.ndarray:
-    """The brain of a case, (D, H, W) bool on its scan's grid.
-
-    Args:
-        folder: where brains that were found are kept; one that is not there yet is found now.
-    """
-    brain = read_binary(case.brain or _kept(case, folder) or _find(case, folder))
+    """The brain of a case, (D, H, W) bool on its scan's grid; found now if it is neither given nor in the folder."""
+    path = _brain_path(case, folder)
+    if path is None:
+        scan = read_scan(case)
+        path = store_brain(case, folder, scan, find_head(scan, case))
+    brain = read_binary(path)
     if not brain.any():
-        raise UserError(f"{case.brain} is empty; mend it or take it out")
+        raise UserError(f"{path} is empty; fix it or take it out")
     return brain
 
 
-def brain_is(case: Case, folder: Path) -> str:
-    """How the brain came to be that `read_brain` gives: "given", "found", or "head" where the head stands for it."""
-    return "given" if case.brain else "head" if _path(case, folder, HEAD).exists() else "found"
+def brain_origin(case: Case, folder: Path) -> str:
+    """Where the brain of `read_brain` is from: "given", "found", or "head" where the whole head is used."""
+    return "given" if case.brain else "head" if _cached_path(case, folder, HEAD_SUFFIX).exists() else "found"
 
 
 def has_brain(case: Case, folder: Path) -> bool:
     """Whether the brain was given or `folder` holds it, so that `read_brain` need not find it."""
-    return bool(case.brain or _kept(case, folder))
+    return _brain_path(case, folder) is not None
 
 
-def keep_brain(case: Case, folder: Path, scan: np.ndarray, head: np.ndarray, finder: Finder | None = None) -> Path:
-    """Find the brain of a case, scan (C, D, H, W) and head (D, H, W), and return where it is kept now.
-
-    Args:
-        finder: what finds it; None for `find_brain`.
-    """
-    own = space_of(case) or Space(head.shape, np.eye(4))
+def store_brain(case: Case, folder: Path, scan: np.ndarray, head: np.ndarray, finder: Finder | None = None) -> Path:
+    """Find the brain of a case, scan (C, D, H, W) and head (D, H, W), and return where it is kept now."""
+    d, h, w = head.shape
+    own = space_of(case) or Space((d, h, w), np.eye(4))
     brain = (finder or find_brain)(scan[0], head, contrast_of(case.scan), own)
-    path = _path(case, folder, HEAD if brain is None else FOUND)
+    path = _cached_path(case, folder, HEAD_SUFFIX if brain is None else BRAIN_SUFFIX)
     write_like(path, (head if brain is None else brain).astype(np.uint8), case.scan)
     return path
 
 
-def say_heads(heads: Sequence[Case]) -> None:
-    """One line on the cases whose head stands for the brain, if there are any."""
+def print_heads(heads: Sequence[Case]) -> None:
+    """One line on the cases whose whole head is used as the brain, if there are any."""
     if heads:
         print(
-            f"No brain found in {counted(len(heads), SCAN)} with a skull (e.g. {heads[0].name}): the whole head stands "
-            "for it; give brain masks with --brains_dir, or a stripped scan"
+            f"No brain found in {counted(len(heads), SCAN)} with a skull (e.g. {heads[0].name}): the whole head is "
+            "used as the brain mask; give brain masks with --brains_dir, or a stripped scan"
         )
 
 
-def _kept(case: Case, folder: Path) -> Path | None:
-    return next((path for ending in (FOUND, HEAD) if (path := _path(case, folder, ending)).exists()), None)
+def _brain_path(case: Case, folder: Path) -> Path | None:
+    """The brain mask that was given, or else the one in the folder, if any."""
+    paths = (_cached_path(case, folder, suffix) for suffix in (BRAIN_SUFFIX, HEAD_SUFFIX))
+    return case.brain or next((path for path in paths if path.exists()), None)
 
 
-def _find(case: Case, folder: Path) -> Path:
-    scan = read_scan(case)
-    return keep_brain(case, folder, scan, find_head(scan, case))
-
-
-def _path(case: Case, folder: Path, ending: str) -> Path:
-    """Where a found brain is kept; another place for a file that has changed, and for other code."""
-    return folder / f"{case.stem}_{cache_key(stamp_of(case.scan), PREPARATION)}{ending}{extension_of(case.scan)}"
+def _cached_path(case: Case, folder: Path, suffix: str) -> Path:
+    """Where the brain of a case is cached; another place for a file that has changed, and for other code."""
+    key = cache_key(stamp_of(case.scan), PREPARATION_VERSION)
+    return folder / f"{case.stem}_{key}{suffix}{extension_of(case.scan)}"

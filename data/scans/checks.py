@@ -2,7 +2,7 @@
 
 import csv
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from data.files.names import extension_of
 from data.files.nifti import SAME_SIZE, affine_of, is_voxel_size
-from data.files.space import Space
+from data.files.space import Space, Spacing
 from data.files.volumes import read_header, read_volume
 from data.scans.cohort import Case
 from data.scans.fingerprints import stamp_of
@@ -24,21 +24,31 @@ NEARLY = 1e-3  # that far from 0 or 1 a mask's value is meant as it: 255 times a
 LISTED = 4  # values of a mask that is not binary, in the message; a soft mask has thousands
 SEPARATORS = ",;\t"  # of tables: pandas writes the first, Excel, depending on the country, the second
 
+# --- voxel size ----------------------------------------------------------------------------------------
+
+
+def space_of(case: Case) -> Space | None:
+    """Where a case's scan lies, from its header or, of a ``.npy``, from the table; None if that is unknown."""
+    header = read_header(case.scan)
+    if header.affine is not None or (spacing_mm := read_spacing(case)) is None:
+        return header.space
+    return Space(header.shape[1:], affine_of(spacing_mm))
+
 
 def spacing_table(case: Case) -> Path | None:
-    """The ``cohort.csv`` that tells the voxel size of a ``.npy`` scan, beside the folder of the scans; None if none."""
+    """The ``cohort.csv`` with the voxel size of a ``.npy`` scan, beside the folder of the scans; None if none."""
     table = case.scan.parent.parent / "cohort.csv"
     return table if extension_of(case.scan) == ".npy" and table.is_file() else None
 
 
-def read_spacing(case: Case) -> tuple[float, float, float] | None:
-    """(D, H, W) spacing in mm of a ``.npy`` scan from the ``cohort.csv`` beside its folder; None if untold."""
+def read_spacing(case: Case) -> Spacing | None:
+    """(D, H, W) spacing in mm of a ``.npy`` scan from the ``cohort.csv`` beside its folder; None if unknown."""
     table = spacing_table(case)
-    told = None if table is None else _told_sizes(table)
-    if told is None or case.name not in told:
+    sizes = None if table is None else _read_sizes(table, stamp_of(table))
+    if sizes is None or case.name not in sizes:
         return None
     try:
-        (text,) = told[case.name]
+        (text,) = sizes[case.name]
         h, w, d = (float(size) for size in text.split())
     except ValueError:  # of two rows, or of a row without three numbers
         h = w = d = np.nan
@@ -47,14 +57,10 @@ def read_spacing(case: Case) -> tuple[float, float, float] | None:
     return d, h, w
 
 
-def _told_sizes(table: Path) -> dict[str, set[str]] | None:
-    """What the column ``spacing_mm`` of a table says of each of its ``scan``; None if it lacks one of the columns."""
-    return _parse_sizes(table, stamp_of(table))
-
-
 @lru_cache(maxsize=8)  # each scan of a cohort asks, some several times
-def _parse_sizes(table: Path, stamp: tuple) -> dict[str, set[str]] | None:
-    told = defaultdict(set)
+def _read_sizes(table: Path, stamp: tuple) -> Mapping[str, set[str]] | None:
+    """What the column ``spacing_mm`` of a table says of each of its ``scan``; None if it lacks one of the columns."""
+    sizes = defaultdict(set)
     try:
         with table.open(encoding="utf-8-sig", newline="") as file:
             separator = max(SEPARATORS, key=file.readline().count)
@@ -63,30 +69,33 @@ def _parse_sizes(table: Path, stamp: tuple) -> dict[str, set[str]] | None:
             if not {"scan", "spacing_mm"} <= set(rows.fieldnames or ()):
                 return None
             for row in rows:
-                told[row["scan"]].add(row["spacing_mm"] or "")
+                sizes[row["scan"]].add(row["spacing_mm"] or "")
     except (ValueError, OSError, csv.Error) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"{table} is no readable table ({reason}); fix or remove it") from None
-    return told
+    return sizes
 
 
-def say_untold_spacing(cases: list[Case]) -> None:
-    """Print one line if a ``cohort.csv`` beside ``.npy`` scans does not tell the voxel size of all of them."""
-    by_table: dict[Path, list[str]] = {}
+def _print_missing_spacing(cases: list[Case]) -> None:
+    """One line if a ``cohort.csv`` beside ``.npy`` scans lacks the voxel size of some."""
+    by_table = defaultdict(list)
     for case in cases:
         if table := spacing_table(case):
-            by_table.setdefault(table, []).append(case.name)
+            by_table[table].append(case.name)
     gaps = [gap for table, names in by_table.items() if (gap := _gap_in(table, names))]
     if gaps:
         print(f"{'; '.join(gaps)}: these voxel sizes are unknown; distances in mm and volumes in cm3 stay empty")
 
 
 def _gap_in(table: Path, names: list[str]) -> str | None:
-    told = _told_sizes(table)
-    if told is None:
+    sizes = _read_sizes(table, stamp_of(table))
+    if sizes is None:
         return f"{table} lacks the columns scan and spacing_mm"
-    untold = [name for name in names if name not in told]
-    return f"{table} has no row for {len(untold)} of {len(names)} scans, e.g. {untold[0]}" if untold else None
+    missing = [name for name in names if name not in sizes]
+    return f"{table} has no row for {len(missing)} of {len(names)} scans, e.g. {missing[0]}" if missing else None
+
+
+# --- voxels --------------------------------------------------------------------------------------------
 
 
 def read_scan(case: Case) -> np.ndarray:
@@ -99,32 +108,22 @@ def read_scan(case: Case) -> np.ndarray:
     return scan
 
 
-def space_of(case: Case) -> Space | None:
-    """Where a case's scan lies, from its header or, of a ``.npy``, from the table; None if its voxel size is untold."""
-    header = read_header(case.scan)
-    if header.affine is not None or (spacing_mm := read_spacing(case)) is None:
-        return header.space
-    return Space(header.shape[1:], affine_of(spacing_mm))
-
-
 def read_mask(case: Case) -> np.ndarray:
-    """A case's lesion mask, (D, H, W) bool."""
+    """The lesion mask of a case that has one, (D, H, W) bool."""
+    if case.mask is None:
+        raise UserError(f"{case.scan} has no lesion mask; give one")
     return read_binary(case.mask)
 
 
 def read_binary(path: Path | str) -> np.ndarray:
-    """A volume that holds what rounds to 0 and 1, a lesion mask or a prediction, (D, H, W) bool.
-
-    Raises:
-        UserError: as `read_volume`, for several channels, and for other values, which it names.
-    """
+    """A volume that holds what rounds to 0 and 1, a lesion mask or a prediction, (D, H, W) bool."""
     volume = read_volume(path).array
     require_one_channel(len(volume), path)
     return require_binary(volume[0], path)
 
 
 def require_binary(values: np.ndarray, path: Path | str) -> np.ndarray:
-    """What is lesion where `values` round to 0 and 1, bool; refuses others, and names them."""
+    """Where `values` round to 1, bool; refuses those that round to neither 0 nor 1, and names them."""
     mask = values > 0.5
     if not (np.abs(values - mask) <= NEARLY).all():
         raise UserError(f"{path} is not binary: it holds {_listed(np.unique(values))}; keep one lesion label (0 and 1)")
@@ -142,14 +141,35 @@ def _listed(values: np.ndarray) -> str:
     return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
 
 
-def check_headers(cases: list[Case], scan_dim: tuple[int, ...], resize_to: tuple[int, int] | None) -> None:
+def find_head(scan: np.ndarray, case: Case) -> np.ndarray:
+    """`head_mask` of a case's scan (C, D, H, W); refuses a scan of a slice or two, or without a head."""
+    _require_3d(scan.shape[1:], case)
+    head = head_mask(scan[0])
+    if not head.any():
+        raise UserError(f"{case.scan} shows no head; fix or remove the scan")
+    return head
+
+
+def require_mask_in_head(mask: np.ndarray, head: np.ndarray, case: Case) -> None:
+    """Refuse a (D, H, W) lesion mask of which less than `LEAST_SHARE_IN_HEAD` lies in the (D, H, W) head."""
+    if (mask & head).sum() < LEAST_SHARE_IN_HEAD * mask.sum():
+        raise UserError(
+            f"{case.mask} lies outside the head of {case.scan}: the two differ in orientation, or the scan is a block "
+            "without air around the head; bring both into one orientation, or give the whole scan"
+        )
+
+
+# --- headers -------------------------------------------------------------------------------------------
+
+
+def check_headers(cases: list[Case], scan_dim: Sequence[int], resize_to: Sequence[int] | None) -> None:
     """Refuse files whose headers say that they are broken or do not fit together; no voxel is read.
 
     Args:
         scan_dim: (C, D, H, W) of ``--scan_dim``.
-        resize_to: of ``--resize_to``; without it scans of untold voxel size must have one shape.
+        resize_to: of ``--resize_to``; without it scans of unknown voxel size must have one shape.
     """
-    first_untold = None
+    first = None
     for case in progress(cases, "Checking headers"):
         channels, *shape = read_header(case.scan).shape
         _require_3d(shape, case)
@@ -159,30 +179,23 @@ def check_headers(cases: list[Case], scan_dim: tuple[int, ...], resize_to: tuple
             if path is not None:
                 check_alignment(case.scan, path)
         if resize_to is None and space_of(case) is None:
-            first_untold = first_untold or case
-            _require_one_shape(case, first_untold)
-    say_untold_spacing(cases)
-
-
-def _require_one_shape(case: Case, other: Case) -> None:
-    """Refuse two scans of untold voxel size and different shape: their voxels can hardly be of one size."""
-    shape, expected = (read_header(path).shape[1:] for path in (case.scan, other.scan))
-    if shape != expected:
-        raise UserError(
-            f"{case.scan} has shape {shape} (D, H, W) but {other.scan} {expected}, and neither tells its voxel size; "
-            "give it in a cohort.csv beside their folder, or give --resize_to"
-        )
+            # Voxels of another shape are hardly of the same size.
+            first = first or case
+            expected = read_header(first.scan).shape[1:]
+            if tuple(shape) != expected:
+                raise UserError(
+                    f"{case.scan} has shape {tuple(shape)} (D, H, W) but {first.scan} {expected}, and both are of "
+                    "unknown voxel size; give it in a cohort.csv beside their folder, or give --resize_to"
+                )
+    _print_missing_spacing(cases)
 
 
 def require_one_grid(cases: list[Case]) -> None:
     """Refuse scans of several shapes or voxel sizes where voxels move from one to another as they are."""
-    first, expected = read_header(cases[0].scan).shape, space_of(cases[0])
-    for case in cases:
-        shape, space = read_header(case.scan).shape, space_of(case)
-        same_size = (space is None) == (expected is None) and (
-            space is None or np.allclose(space.spacing_mm, expected.spacing_mm, rtol=SAME_SIZE)
-        )
-        if shape != first or not same_size:
+    shapes = [read_header(case.scan).shape for case in cases]
+    spacings = [space.spacing_mm if (space := space_of(case)) else (0, 0, 0) for case in cases]
+    for case, shape, spacing_mm in zip(cases, shapes, spacings, strict=True):
+        if shape != shapes[0] or not np.allclose(spacing_mm, spacings[0], rtol=SAME_SIZE):
             raise UserError(
                 f"{case.scan} and {cases[0].scan} differ in shape or voxel size; bring them to one grid with "
                 "python -m data.prepare"
@@ -210,25 +223,5 @@ def check_alignment(scan_path: Path, mask_path: Path) -> None:
             f"{mask_path} has shape {mask.shape[1:]} (D, H, W) but its scan {scan.shape[1:]}; "
             "resample one onto the other"
         )
-    if scan.space is None or mask.space is None:
-        return
-    if not scan.space.is_close(mask.space):
+    if scan.space and mask.space and not scan.space.is_close(mask.space):
         raise UserError(f"{mask_path} lies elsewhere than its scan (the affines differ); resample one onto the other")
-
-
-def find_head(scan: np.ndarray, case: Case) -> np.ndarray:
-    """`head_mask` of a case's scan (C, D, H, W); refuses a scan of a slice or two, or without a head."""
-    _require_3d(scan.shape[1:], case)
-    head = head_mask(scan[0])
-    if not head.any():
-        raise UserError(f"{case.scan} shows no head; fix or remove the scan")
-    return head
-
-
-def require_mask_in_head(mask: np.ndarray, head: np.ndarray, case: Case) -> None:
-    """Refuse a (D, H, W) lesion mask of which less than `LEAST_SHARE_IN_HEAD` lies in the (D, H, W) head."""
-    if (mask & head).sum() < LEAST_SHARE_IN_HEAD * mask.sum():
-        raise UserError(
-            f"{case.mask} lies outside the head of {case.scan}: the two differ in orientation, or the scan is a block "
-            "without air around the head; bring both into one orientation, or give the whole scan"
-        )

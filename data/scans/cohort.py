@@ -3,25 +3,18 @@
 import os
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
-from data.files.listing import BY_NAME, CHOOSE_BY_PATTERN, Patterns, choose_files, counted
-from data.files.names import (
-    SCAN,
-    bids_entity,
-    brain_name,
-    contrast_of,
-    entities_of,
-    stem_of,
-    subject_of,
-)
+from data.files.listing import BY_NAME, CHOOSE_BY_PATTERN, Paths, Patterns, choose_files, counted
+from data.files.names import SCAN, bids_entity, brain_name, contrast_of, entities_of, stem_of, subject_of
 from utils.errors import UserError
 from utils.files import read_json
 
 BRAINS = "Brains"  # the folder of brain masks beside that of the scans
+Key = TypeVar("Key", bound=tuple)
 
 
 @dataclass(frozen=True)
@@ -49,23 +42,23 @@ class Case:
 
 
 def pair_cases(
-    scans: list[Path | str],
-    masks: list[Path | str] | None,
+    scans: Paths,
+    masks: Paths | None,
     ext: str | None = None,
-    names=("--scans", "--masks"),
+    names: tuple[str, str] = ("--scans", "--masks"),
     patterns: Patterns | None = None,
 ) -> list[Case]:
-    """Pair scans with masks by their BIDS entities, never by position, and say which files take part.
+    """Pair scans with masks by their BIDS entities, never by position, and print which files take part.
 
     Args:
-        scans, masks: files or folders; `masks` None for scans that have none.
+        masks: None for scans that have none.
         ext: only volumes of this extension; None for any.
         names: the command-line arguments to name in messages.
         patterns: of ``--scan_pattern`` and ``--mask_pattern``; None for a command without them.
 
     Raises:
-        UserError: an empty folder, scans or masks that cannot be told apart, a scan without its mask or, where `scans`
-            are folders, a mask without its scan.
+        UserError: an empty folder, files that cannot be told apart, a scan without its mask or, where `scans` are
+            folders, a mask without its scan.
     """
     scan_files, mask_files = choose_files(scans, masks, ext, names, patterns or BY_NAME)
     try:
@@ -74,11 +67,11 @@ def pair_cases(
         if patterns is None:
             raise
         raise UserError(f"{error}; {CHOOSE_BY_PATTERN}") from None
-    say_cases(cases, names[0])
+    print_cases(cases, names[0])
     return cases
 
 
-def say_cases(cases: list[Case], argument: str) -> None:
+def print_cases(cases: list[Case], argument: str) -> None:
     """One line on the scans that take part: how many, of which contrasts where they differ, of how many subjects."""
     contrasts = Counter(contrast_of(case.scan) or "of unknown contrast" for case in cases)
     kinds = ", ".join(f"{count} {contrast}" for contrast, count in sorted(contrasts.items()))
@@ -91,15 +84,11 @@ def say_cases(cases: list[Case], argument: str) -> None:
 
 
 class Identity(NamedTuple):
-    """What tells the scans of a cohort apart, and its masks.
-
-    augmented: for scans that ``python -m augmentation`` made of one of them, the number of the copy.
-    acq, run: of scans of one session.
-    """
+    """What distinguishes the scans of a cohort, and its masks."""
 
     subject: str
     session: str | None
-    augmented: str | None
+    augmented: str | None  # the number of the copy
     acq: str | None
     run: str | None
 
@@ -124,18 +113,17 @@ def identity(path: Path) -> Identity:
 def pair_files(scans: list[Path], masks: list[Path] | None, names=("--scans", "--masks"), whole=True) -> list[Case]:
     """`pair_cases` of files that are known to be scans and masks; not `whole` if there may be masks of other scans."""
     _refuse_two_contrasts(scans, names[0])
-    by_scan = by_identity(scans, names[0])
+    by_scan = by_identity(scans, names[0], identity)
     if masks is None:
         return [_case(key, scan, None) for key, scan in by_scan.items()]
-    by_mask = by_identity(masks, names[1])
+    by_mask = by_identity(masks, names[1], identity)
     mask_of = match_by_identity(by_scan, by_mask)
     for key, scan in by_scan.items():
         if key not in mask_of:
             raise UserError(f"{scan} has no mask in {names[1]}; add the mask or take the scan out")
     used = set(mask_of.values())
-    for key, mask in by_mask.items():
-        if whole and key not in used:
-            raise UserError(f"{mask} has no scan in {names[0]}; add the scan or take the mask out")
+    if whole and (unpaired := [mask for key, mask in by_mask.items() if key not in used]):
+        raise UserError(f"{unpaired[0]} has no scan in {names[0]}; add the scan or take the mask out")
     return [_case(key, scan, by_mask[mask_of[key]]) for key, scan in by_scan.items()]
 
 
@@ -148,47 +136,43 @@ def match_by_identity(by_scan: dict[Identity, Path], by_mask: dict[Identity, Pat
     sessions = defaultdict(list)
     for key in by_scan:
         sessions[key.of_session].append(key)
-    found = {key: key for key in by_scan if key in by_mask}
+    mask_of = {key: key for key in by_scan if key in by_mask}
     for key in (key for key in by_mask if key not in by_scan):
         fitting = [scan for scan in sessions[key.of_session] if key.may_be(scan)]
         if len(fitting) > 1:
             raise UserError(_lacks(by_mask[key], *((scan, by_scan[scan]) for scan in fitting[:2])))
         for scan in fitting:
-            if scan in found:
-                raise UserError(_lacks(by_scan[scan], *((mask, by_mask[mask]) for mask in (found[scan], key))))
-            found[scan] = key
-    return found
+            if scan in mask_of:
+                raise UserError(_lacks(by_scan[scan], *((mask, by_mask[mask]) for mask in (mask_of[scan], key))))
+            mask_of[scan] = key
+    return mask_of
 
 
-def by_identity(paths: list[Path], argument: str, key_of: Callable[[Path], tuple] = identity) -> dict[tuple, Path]:
-    """The paths by what they are of, which only one of them may be."""
-    found: dict[tuple, Path] = {}
+def by_identity(paths: Sequence[Path], argument: str, key_of: Callable[[Path], Key]) -> dict[Key, Path]:
+    """The paths by the key of each, such as its `identity`, which no two of them may share."""
+    path_of: dict[Key, Path] = {}
     for path in paths:
-        key = key_of(path)
-        if key in found:
-            raise UserError(f"{argument}: {found[key]} and {path} {_why_not_both(found[key], path)}")
-        found[key] = path
-    return found
+        other = path_of.setdefault(key_of(path), path)
+        if other is not path:
+            raise UserError(f"{argument}: {other} and {path} {_why_not_both(other, path)}")
+    return path_of
 
 
-# --- what cannot be told apart -------------------------------------------------------------------------
+# --- ambiguous names -----------------------------------------------------------------------------------
 
 
 def _refuse_two_contrasts(scans: list[Path], argument: str) -> None:
     """A network is for one contrast, and scans of one session would be told apart by nothing else."""
-    first: dict[tuple, Path] = {}
+    first: dict[tuple, tuple[Path, str]] = {}
     for scan in scans:
         if contrast := contrast_of(scan):
-            other = first.setdefault(identity(scan).of_session, scan)
-            if _spelling(contrast) != _spelling(contrast_of(other)):
+            other, its_contrast = first.setdefault(identity(scan).of_session, (scan, contrast))
+            # T1 and T1w are one contrast.
+            if contrast.lower().removesuffix("w") != its_contrast.lower().removesuffix("w"):
                 raise UserError(
-                    f"{argument}: {other} and {scan} are two contrasts ({contrast_of(other)} and {contrast}) of one "
+                    f"{argument}: {other} and {scan} are two contrasts ({its_contrast} and {contrast}) of one "
                     "session; give a folder with the scans of one contrast, or with links to them"
                 )
-
-
-def _spelling(contrast: str) -> str:
-    return contrast.lower().removesuffix("w")  # T1 and T1w are one contrast
 
 
 def _lacks(path: Path, *others: tuple[Identity, Path]) -> str:
@@ -198,7 +182,7 @@ def _lacks(path: Path, *others: tuple[Identity, Path]) -> str:
 
 
 def _why_not_both(first: Path, second: Path) -> str:
-    """What is wrong with two paths of one identity, and how to fix it."""
+    """What is wrong with two paths of one key, and how to fix it."""
     if first.name == second.name:
         example = _example_name(first, second)
         return f"have the same name, under which results are kept; rename them after their subjects, e.g. {example}"
@@ -229,7 +213,7 @@ def refuse_twins(train: list[Case], val: list[Case]) -> None:
             raise UserError(f"{twin.scan} trains and {case.scan} validates under one name; rename one of them")
 
 
-def say_shared(train: Iterable[str], val: Iterable[str]) -> None:
+def print_shared_subjects(train: Iterable[str], val: Iterable[str]) -> None:
     """One line if subjects train and validate: the best epoch and the threshold are then chosen on what was learned."""
     if shared := sorted(set(train) & set(val)):
         print(
@@ -244,23 +228,23 @@ def say_shared(train: Iterable[str], val: Iterable[str]) -> None:
 def augmented_cases(directory: Path | str) -> dict[Case, set[str]]:
     """Augmented scans and, for each, the subjects it is made of (recipient and donors of its lesions).
 
-    ``provenance.json`` in `directory` tells, and a scan it does not name is not used:
+    Only those of ``provenance.json`` in `directory` are used:
     ``{scan file name: {"mask": mask file name, "recipient": subject, "donors": [subject, ...]}}``.
     """
     directory = Path(directory)
-    provenance = read_json(directory / "provenance.json")
-    cases = {}
+    listed = directory / "provenance.json"
+    cases, files = {}, []
     try:
-        for name, origin in provenance.items():
+        for name, origin in read_json(listed).items():
             scan, mask = directory / "Scans" / name, directory / "Masks" / origin["mask"]
             brain = directory / BRAINS / brain_name(name)
             case = Case(origin["recipient"], None, scan, mask, brain if brain.is_file() else None)
             cases[case] = {origin["recipient"], *origin["donors"]}
+            files += [scan, mask]
     except (AttributeError, KeyError, TypeError):
-        raise UserError(f"{directory / 'provenance.json'} lacks mask, recipient or donors; augment anew") from None
-    for path in (path for case in cases for path in (case.scan, case.mask)):
-        if not path.is_file():
-            raise UserError(f"{path} is named in {directory / 'provenance.json'} but missing; augment anew")
+        raise UserError(f"{listed} lacks mask, recipient or donors; augment anew") from None
+    if missing := [path for path in files if not path.is_file()]:
+        raise UserError(f"{missing[0]} is named in {listed} but missing; augment anew")
     return cases
 
 

@@ -1,8 +1,4 @@
-"""What a result was made of: digests of files and of the code that prepared them.
-
-A digest is read from a file's content, so that data may move between disks; whoever asks again gets it by the file's
-stamp, without reading it.
-"""
+"""What a result was made of: digests of files' contents, and the version of what prepared them."""
 
 import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -15,8 +11,10 @@ from utils.files import read_json, write_json
 from utils.parallel import map_in_order
 from utils.progress import progress
 
-ROOT = Path(__file__).parents[2]
 DIGEST_BYTES = 16
+# Raised by hand when the same scan is prepared differently: what was kept under another one is made anew. A test holds
+# the digest of one prepared scan, so that nobody changes the preparation and forgets it.
+PREPARATION_VERSION = 1
 
 
 def fingerprint(
@@ -29,20 +27,17 @@ def fingerprint(
     """The digest of each group of files by the group's name.
 
     Args:
+        store: JSON file of the digests, ``{name: {"files", "stamp", "digest"}}``: files whose size and times are
+            unchanged are not read again. Afterwards it holds these groups and no others.
         look: reads the files of a group for their digest, and may refuse them; None for `content_digest`.
-        what: to call it by.
-        store: JSON file that remembers the digests, ``{name: {"files", "stamp", "digest"}}``: files whose size and
-            times are as they were are not read again. Afterwards it holds these groups and no others.
-
-    Raises:
-        UserError: a file that cannot be read.
+        what: label of the progress bar.
     """
     earlier = _read_store(store)
     stamps = {name: _stamp(files) for name, files in groups.items()}
     changed = [name for name in groups if name not in earlier or earlier[name]["stamp"] != stamps[name]]
-    taken = map_in_order(look or content_digest, [groups[name] for name in changed], num_workers)
+    results = map_in_order(look or content_digest, [groups[name] for name in changed], num_workers)
     digests = {name: entry["digest"] for name, entry in earlier.items()}
-    digests.update(zip(changed, progress(taken, what, len(changed)), strict=True))
+    digests.update(zip(changed, progress(results, what, len(changed)), strict=True))
     entries = {
         name: {"files": [str(file.absolute()) for file in files], "stamp": stamps[name], "digest": digests[name]}
         for name, files in groups.items()
@@ -75,11 +70,7 @@ def changed_since(store: Path) -> list[str]:
 
 
 def check_sources(augmented_dir: Path, digests: Mapping[str, str]) -> None:
-    """Refuse augmented scans that were made of other versions of the cohort's scans, as far as they tell.
-
-    Args:
-        digests: of the cohort's cases by the scan's name.
-    """
+    """Refuse augmented scans made of other versions of the cohort's scans, whose digests go by the scan's name."""
     for name, origin in read_json(augmented_dir / "provenance.json").items():
         for scan, digest in origin.get("sources", {}).items():
             if digests.get(scan, digest) != digest:
@@ -96,17 +87,6 @@ def combined(parts: Mapping[str, str]) -> str:
     return _hash(repr(sorted(parts.items())).encode())
 
 
-def code_digest(*packages: str) -> str:
-    """A digest of the source of packages of this project: what they made is stale once they have changed."""
-    files = [
-        file
-        for package in packages
-        for pattern in ("*.py", "*/*.py", "*/*/*.py")
-        for file in (ROOT / package).glob(pattern)
-    ]
-    return _hash(b"\0".join(file.read_bytes() for file in sorted(files)))
-
-
 def cache_key(*parts) -> str:
     """What tells the folder or file of a cache from those of other parts; parts are told apart by their `repr`."""
     return _hash(repr(parts).encode())[:12]
@@ -117,7 +97,7 @@ def _read_store(store: Path) -> dict[str, dict]:
         entries = read_json(store) if store.exists() else {}
         return {name: {key: entry[key] for key in ("files", "stamp", "digest")} for name, entry in entries.items()}
     except (UserError, AttributeError, KeyError, TypeError):
-        return {}  # it only saves time: without it the files are read again
+        return {}  # without it the files are read again
 
 
 def _stamp(files: Sequence[Path]) -> str:
@@ -138,7 +118,3 @@ def _file_digest(file: Path) -> bytes:
 
 def _hash(content: bytes) -> str:
     return hashlib.blake2b(content, digest_size=DIGEST_BYTES).hexdigest()
-
-
-# What another version of the code in data/ has prepared is not taken for what this one would.
-PREPARATION = code_digest("data")

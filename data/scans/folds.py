@@ -1,6 +1,7 @@
 """Folds: subjects split into training, validation and test sets, stratified by lesion load."""
 
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -24,7 +25,7 @@ class Fold:
 
 
 def make_folds(loads: dict[str, float], k: int, splits: tuple[int, int, int], seed: int) -> list[Fold]:
-    """Split subjects into k folds, stratified by lesion load.
+    """Split subjects into k folds, stratified by their lesion loads; refuses too few subjects.
 
     Subjects are sorted by load and dealt onto a circle in golden-ratio steps, so that any arc of the circle
     holds light and heavy subjects in proportion (the three-distance theorem). Fold i tests the arc at i/k of the
@@ -32,18 +33,13 @@ def make_folds(loads: dict[str, float], k: int, splits: tuple[int, int, int], se
     subject is tested exactly once.
 
     Args:
-        loads: lesion load of each subject.
         splits: percentages of train, validation and test; they sum to 100.
-
-    Raises:
-        UserError: fewer subjects than the folds need.
     """
     n = len(loads)
     n_val, n_test = held_out(n, k, splits)
     circle = _stratified_circle(loads, seed)
-    starts = [i * n // k for i in range(k + 1)]
     folds = []
-    for start, following in pairwise(starts):
+    for start, following in pairwise(i * n // k for i in range(k + 1)):
         size = following - start if splits[2] == round(100 / k) else n_test
         turned = circle[start:] + circle[:start]
         test, val, train = turned[:size], turned[size : size + n_val], turned[size + n_val :]
@@ -62,7 +58,7 @@ def held_out(n: int, k: int, splits: tuple[int, int, int]) -> tuple[int, int]:
 def _stratified_circle(loads: dict[str, float], seed: int) -> list[str]:
     rng = np.random.default_rng(seed)
     subjects = sorted(loads)
-    order = np.lexsort((rng.random(len(subjects)), [loads[s] for s in subjects]))
+    order = np.lexsort([rng.random(len(subjects)), np.array([loads[s] for s in subjects])])
     position = (np.arange(len(subjects)) * GOLDEN_RATIO + rng.random()) % 1
     return [subjects[order[rank]] for rank in np.argsort(position)]
 
@@ -93,11 +89,7 @@ def listed_folds(path: Path | str) -> list[Fold]:
 
 
 def read_begun_folds(path: Path, subjects: set[str]) -> list[Fold]:
-    """The folds of a run that was begun: new ones would test its networks on subjects that they were trained with.
-
-    Raises:
-        UserError: subjects have joined or left the cohort since.
-    """
+    """The folds of a run that was begun; refuses a cohort that subjects have joined or left since."""
     folds = read_folds(path, subjects)
     if joined := subjects - {subject for fold in folds for subject in fold.train + fold.val + fold.test}:
         raise UserError(
@@ -107,24 +99,20 @@ def read_begun_folds(path: Path, subjects: set[str]) -> list[Fold]:
     return folds
 
 
-def cases_of(cases: list[Case], subjects: list[str]) -> list[Case]:
+def cases_of(cases: Iterable[Case], subjects: Iterable[str]) -> list[Case]:
     """All sessions of the given subjects."""
     wanted = set(subjects)
     return [case for case in cases if case.subject in wanted]
 
 
 def lesion_loads(shares: Mapping[Case, float]) -> dict[str, float]:
-    """The lesion load of each subject, the mean over its scans.
-
-    Args:
-        shares: of each scan's voxels, those that are lesion.
-    """
-    loads: dict[str, list[float]] = {}
+    """The lesion load of each subject, the mean over its scans of the share of voxels that are lesion."""
+    loads = defaultdict(list)
     for case, share in shares.items():
-        loads.setdefault(case.subject, []).append(share)
+        loads[case.subject].append(share)
     return {subject: float(np.mean(values)) for subject, values in loads.items()}
 
 
-def usable_augmented(augmented: dict[Case, set[str]], fold: Fold) -> list[Case]:
+def usable_augmented(augmented: Mapping[Case, set[str]], fold: Fold) -> list[Case]:
     """Those augmented scans whose recipient and donors all train in this fold."""
     return [case for case, origins in augmented.items() if origins <= set(fold.train)]

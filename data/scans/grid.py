@@ -8,18 +8,19 @@ import numpy as np
 
 from data.files.listing import counted
 from data.files.names import SCAN
-from data.files.nifti import affine_of
-from data.files.space import Space, centred_space, places_in, resized_space
+from data.files.nifti import affine_of, size_text
+from data.files.space import Shape, Space, Spacing, centred_space, places_in, resized_space
 from data.files.volumes import volume_shape
 from data.scans.checks import space_of
 from data.scans.cohort import Case
+from data.settings import GridSettings, TrainingGrid
 from utils.errors import UserError
 
 ORIENTATION = "RAS"  # of (H, W, D): what networks learn from, and what their checkpoints say
 # Half a per cent at each end: stray voxels do not pull the brain off the centre.
 EXTENT = (0.005, 0.995)
-CUT_OFF, WORTH_TELLING = 0.05, 0.001  # of a brain: that much lost to the grid is refused, or told
-UNKNOWN_MM = (1.0, 1.0, 1.0)  # taken for a voxel size that neither the scan nor the network tells
+CUT_OFF, CUT_PRINTED = 0.05, 0.001  # of a brain: that much lost to the grid is refused, or printed
+UNKNOWN_MM = (1.0, 1.0, 1.0)  # taken for a voxel size that is known of neither the scan nor the network
 
 
 @dataclass(frozen=True)
@@ -33,13 +34,14 @@ class Grid:
 
     scan_dim: tuple[int, int, int, int]
     resize_to: tuple[int, int] | None = None
-    spacing_mm: tuple[float, float, float] | None = None
+    spacing_mm: Spacing | None = None
 
     @property
-    def shape(self) -> tuple[int, int, int]:
+    def shape(self) -> Shape:
         """(D, H, W) of everything on this grid, regions included."""
-        _, d, h, w = self.scan_dim
-        return (d, *(self.resize_to or (h, w)))
+        _, depth, *plane = self.scan_dim
+        h, w = self.resize_to or plane
+        return depth, h, w
 
     @property
     def bytes_per_scan(self) -> int:
@@ -54,13 +56,13 @@ class Grid:
         return centred_space(own, centre, self.shape, self.spacing_mm)
 
 
-def grid_of(args) -> Grid:
-    """The grid that ``--scan_dim``, ``--resize_to`` and ``--spacing`` ask for."""
-    spacing_mm = None if args.resize_to or args.spacing is None else tuple(args.spacing)
-    return Grid(tuple(args.scan_dim), args.resize_to and tuple(args.resize_to), spacing_mm)
+def grid_of(settings: GridSettings) -> Grid:
+    """The grid that ``--scan_dim`` and ``--resize_to`` ask for; its voxel size is that of ``--spacing``, if any."""
+    spacing_mm = settings.spacing if isinstance(settings, TrainingGrid) and not settings.resize_to else None
+    return Grid(settings.scan_dim, settings.resize_to, spacing_mm)
 
 
-def centre_of(mask: np.ndarray) -> tuple[float, ...]:
+def centre_of(mask: np.ndarray) -> Sequence[float]:
     """(D, H, W) in voxels, midway between the ends of a brain."""
     centre = []
     for axis in range(3):
@@ -69,13 +71,10 @@ def centre_of(mask: np.ndarray) -> tuple[float, ...]:
     return tuple(centre)
 
 
-# --- voxel size ----------------------------------------------------------------------------------------
+def choose_spacing(cases: list[Case], wanted: Sequence[float] | None, resize_to) -> Spacing | None:
+    """``--spacing`` or, without it, the median of the scans' known ones, (D, H, W) in mm; printed in a line.
 
-
-def choose_spacing(cases: list[Case], wanted: Sequence[float] | None, resize_to) -> tuple[float, ...] | None:
-    """``--spacing`` or, without it, the median of the scans that tell theirs, (D, H, W) in mm; said in a line.
-
-    None where no scan tells, or where ``--resize_to`` asks for voxels of any size.
+    None where none is known, or where ``--resize_to`` asks for voxels of any size.
     """
     if resize_to:
         if wanted:
@@ -85,8 +84,9 @@ def choose_spacing(cases: list[Case], wanted: Sequence[float] | None, resize_to)
     if wanted is None and not known:
         return None
     # One of the scans' own sizes, not the mean of two: most of them then need no resampling.
-    median = np.percentile(known, 50, axis=0, method="lower") if known else wanted
-    spacing_mm = tuple(float(size) for size in (median if wanted is None else wanted))
+    chosen = np.percentile(known, 50, axis=0, method="lower") if wanted is None else wanted
+    d, h, w = (float(size) for size in chosen)
+    spacing_mm = d, h, w
     others = sum(not np.allclose(spacing, spacing_mm, rtol=1e-3) for spacing in known)
     what = "the median of the scans; --spacing sets another" if wanted is None else "--spacing"
     resampled = f"; {counted(others, SCAN)} of another size will be resampled" if others else ""
@@ -94,58 +94,45 @@ def choose_spacing(cases: list[Case], wanted: Sequence[float] | None, resize_to)
     return spacing_mm
 
 
-def size_text(spacing_mm: Sequence[float]) -> str:
-    return " x ".join(f"{size:.4g}" for size in spacing_mm)
-
-
-def say_untold(cases: list[Case], grid: Grid) -> None:
-    """One line on scans of untold voxel size, where the grid has one."""
-    untold = [case.name for case in cases if space_of(case) is None]
-    if grid.spacing_mm and untold:
+def print_unknown_spacing(cases: Sequence[Case], grid: Grid) -> None:
+    """One line on scans of unknown voxel size, where that of the grid is known."""
+    unknown = [case.name for case in cases if space_of(case) is None]
+    if grid.spacing_mm and unknown:
         print(
-            f"{counted(len(untold), SCAN)} (e.g. {untold[0]}) tell no voxel size: {size_text(grid.spacing_mm)} mm is "
-            "taken for it; a cohort.csv beside their folder tells it"
+            f"Unknown voxel size of {counted(len(unknown), SCAN)} (e.g. {unknown[0]}): {size_text(grid.spacing_mm)} mm "
+            "is used; give it in a cohort.csv beside their folder"
         )
 
 
-def say_untold_network(cases: list[Case], grid: Grid) -> None:
-    """One line on a network that does not know its voxel size, where scans know theirs."""
+def print_unknown_network_spacing(cases: list[Case], grid: Grid) -> None:
+    """One line on a network of unknown voxel size, where that of scans is known."""
     if grid.spacing_mm is None and not grid.resize_to and any(space_of(case) for case in cases):
-        print("The network was trained on scans of untold voxel size: these are taken as they are")
-
-
-# --- what it holds -------------------------------------------------------------------------------------
+        print("The network was trained on scans of unknown voxel size: these are taken as they are")
 
 
 def own_space(case: Case, grid: Grid) -> Space:
-    """Where a case's scan lies; voxels of untold size are taken for the grid's."""
+    """Where a case's scan lies; voxels of unknown size are taken for the grid's."""
     return space_of(case) or Space(volume_shape(case.scan), affine_of(grid.spacing_mm or UNKNOWN_MM))
 
 
 def shape_that_holds(
-    mask: np.ndarray, own: Space, axes: Space, centre: Sequence[float], spacing_mm: tuple | None
-) -> tuple[int, int, int]:
-    """The smallest shape (D, H, W) with which `centred_space` makes a grid that holds all of a mask.
-
-    Args:
-        mask: (D, H, W) bool, on the grid `own`.
-        axes: the source of the new grid.
-        centre: (D, H, W) of the new grid, in voxels of `axes`.
-        spacing_mm: voxel size of the new grid; None for that of `axes`.
-    """
+    mask: np.ndarray, own: Space, axes: Space, centre: Sequence[float], spacing_mm: Sequence[float] | None
+) -> Shape:
+    """The smallest shape with which `centred_space` of `axes` makes a grid that holds all of a mask on `own`."""
     if not mask.any():
         return 1, 1, 1
-    lines = mask.any(2)  # of voxels along W; their ends tell how far the mask reaches in any direction
+    lines = mask.any(2)  # of voxels along W; the mask reaches in any direction as far as their ends
     ends = [mask.argmax(2)[lines], mask.shape[2] - 1 - mask[..., ::-1].argmax(2)[lines]]
     voxels = np.concatenate([np.column_stack([np.argwhere(lines), end]) for end in ends])
     reach = np.abs(places_in(axes, voxels, own) - centre).max(0)
     zoom = np.divide(spacing_mm or axes.spacing_mm, axes.spacing_mm)
     # The grid begins at a voxel of `axes`, which moves its middle by up to half of one.
-    return tuple(int(n) + 1 for n in (2 * reach + 1) / zoom)
+    d, h, w = (int(n) + 1 for n in (2 * reach + 1) / zoom)
+    return d, h, w
 
 
 def too_large(case: Case, lost: float, scan_dim: Sequence[int], needed: Sequence[int]) -> str:
-    """What is wrong with a grid of `scan_dim` (C, D, H, W) that loses a share of a brain which needs (D, H, W)."""
+    """The message on a grid of `scan_dim` (C, D, H, W) that loses a share of a brain, which needs (D, H, W)."""
     at_least = " ".join(map(str, np.maximum(needed, scan_dim[1:])))
     return (
         f"{case.scan} has a brain larger than the grid, which cuts {lost:.0%} of it off; give at least --scan_dim "
@@ -153,15 +140,15 @@ def too_large(case: Case, lost: float, scan_dim: Sequence[int], needed: Sequence
     )
 
 
-def say_cut(lost: dict[str, float]) -> None:
+def print_cut(lost: dict[str, float]) -> None:
     """One line on the scans of whose brain the grid cuts a small share off, by the scan's name."""
-    say_worst(lost, WORTH_TELLING, "--scan_dim cuts {share:.1%} of the brain off in {name}{more}; give a larger one")
+    print_worst(lost, CUT_PRINTED, "--scan_dim cuts {share:.1%} of the brain off in {name}{more}; give a larger one")
 
 
-def say_worst(shares: dict[str, float], above: float, line: str) -> None:
+def print_worst(shares: dict[str, float], above: float, line: str) -> None:
     """Print the line on the largest of the shares, and how many others exceed the bound, if any does."""
     exceeding = {name: share for name, share in shares.items() if share > above}
     if exceeding:
-        worst = max(exceeding, key=exceeding.get)
+        worst = max(exceeding, key=lambda name: exceeding[name])
         more = f" (and {len(exceeding) - 1} others exceed {above:.1%})" if len(exceeding) > 1 else ""
         print(line.format(share=exceeding[worst], name=worst, more=more))

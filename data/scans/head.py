@@ -21,6 +21,8 @@ MOST = 0.95  # of the tissue is brighter than a dark background; published strip
 IN_SLICE = np.zeros((3, 3, 3), bool)  # neighbours along H and W, none in other slices
 IN_SLICE[1] = ndimage.generate_binary_structure(2, 1)
 PERCENTILES = (1, 99)  # intensities outside are clipped: vessels, fat and spikes say nothing of lesions
+Window = tuple[slice, slice]  # rows and columns of a slice
+WINDOW_MARGIN = 2  # pixels of a slice that are looked at around the heads
 
 
 def head_mask(scan: np.ndarray) -> np.ndarray:
@@ -30,22 +32,21 @@ def head_mask(scan: np.ndarray) -> np.ndarray:
     to it. The largest component is kept, holes are filled slice by slice (a lesion is no hole in the head).
 
     Args:
-        scan: (D, H, W), finite, any units.
-
-    Returns:
-        (D, H, W) bool; all False for a constant scan.
+        scan: (D, H, W), finite, any units; a constant one has no head.
     """
     head = np.zeros(scan.shape, bool)
     box = _field_of_view(scan)
     field = scan[box]
     if field.size and field.min() < field.max():
-        head[box] = _fill_slices(_largest_component(_open(_not_air(field))))
+        # Without specks and threads; the border of the volume wears nothing off, nor does a single slice vanish.
+        opened = ndimage.binary_dilation(ndimage.binary_erosion(_not_air(field), border_value=1))
+        head[box] = ~_at_border(~_largest_component(opened), IN_SLICE, (1, 2))
     elif field.size < scan.size:  # a block of one value amid another
         head[box] = True
     return head
 
 
-def _field_of_view(scan: np.ndarray) -> tuple[slice, slice, slice]:
+def _field_of_view(scan: np.ndarray) -> tuple[slice, ...]:
     """The box of a (D, H, W) scan within the planes of padding, each side's of one value."""
     values = [[np.median(scan.take(end, axis)) for end in (0, -1)] for axis in range(3)]
     box, before = [slice(0, size) for size in scan.shape], None
@@ -68,14 +69,16 @@ def _count_leading(planes: np.ndarray, value: float) -> int:
 def _not_air(field: np.ndarray) -> np.ndarray:
     """Voxels of a (D, H, W) field of view that are neither air nor padding, by their intensities; bool."""
     constant, sample = _corner_value(field), field[::2, ::2, ::2]
-    outside = _grown(_at_border(sample == constant))
-    inside, rim = sample[~outside], sample[_grown(outside, 1) & ~outside]
+    outside = ndimage.binary_dilation(_at_border(sample == constant), iterations=BLEND)
+    inside, rim = sample[~outside], sample[ndimage.binary_dilation(outside) & ~outside]
     if not rim.size:  # noisy air up to the corners
         return field > _head_threshold(sample)
     if _is_air(rim, inside):  # the constant is padding
         threshold = _head_threshold(inside)
         head = field > threshold
-        return head & ~_grown(_at_border(field == constant)) if constant > threshold else head
+        if constant > threshold:
+            head &= ~ndimage.binary_dilation(_at_border(field == constant), iterations=BLEND)
+        return head
     # The constant is the air of a scan that was stripped or masked.
     if np.mean(inside > constant) > MOST:
         # Cut off above, or a large bright lesion would be Otsu's one class and the brain the other.
@@ -97,10 +100,6 @@ def _at_border(mask: np.ndarray, structure: np.ndarray | None = None, axes: tupl
         touching[labels.take((0, -1), axis)] = True
     touching[0] = False
     return touching[labels]
-
-
-def _grown(mask: np.ndarray, voxels: int = BLEND) -> np.ndarray:
-    return ndimage.binary_dilation(mask, iterations=voxels)
 
 
 def _head_threshold(intensities: np.ndarray) -> float:
@@ -126,10 +125,7 @@ def _otsu_medians(intensities: np.ndarray) -> tuple[float, float]:
 
 
 def otsu_threshold(values: np.ndarray) -> float:
-    """The threshold of Otsu (1979, 10.1109/TSMC.1979.4310076), that of scikit-image, of values that are not all one.
-
-    Written out, since the runner of exported models does without scikit-image.
-    """
+    """The threshold of Otsu (1979, 10.1109/TSMC.1979.4310076) as in scikit-image, which the runner does without."""
     counts, edges = np.histogram(values, OTSU_BINS)
     counts, centres = counts.astype(np.float32), (edges[:-1] + edges[1:]) / 2
     darker, brighter = np.cumsum(counts), np.cumsum(counts[::-1])[::-1]
@@ -139,11 +135,6 @@ def otsu_threshold(values: np.ndarray) -> float:
     return float(centres[between.argmax()])
 
 
-def _open(mask: np.ndarray) -> np.ndarray:
-    """Without specks and threads; the border of the volume wears nothing off, nor does a single slice vanish."""
-    return ndimage.binary_dilation(ndimage.binary_erosion(mask, border_value=1))
-
-
 def _largest_component(mask: np.ndarray) -> np.ndarray:
     labels, n = ndimage.label(mask)
     if n <= 1:
@@ -151,22 +142,27 @@ def _largest_component(mask: np.ndarray) -> np.ndarray:
     return labels == np.argmax(np.bincount(labels[mask]))
 
 
-def _fill_slices(mask: np.ndarray) -> np.ndarray:
-    return ~_at_border(~mask, IN_SLICE, (1, 2))
-
-
 def normalise(scan: np.ndarray, brain: np.ndarray) -> np.ndarray:
     """Clip to the 1st and 99th percentile of the brain and scale to [0, 1], each channel by itself.
 
     Args:
-        scan: (C, D, H, W) float32.
+        scan: (C, D, H, W) float32, as the result.
         brain: (D, H, W) bool.
-
-    Returns:
-        (C, D, H, W) float32 in [0, 1].
     """
     scaled = np.empty(scan.shape, np.float32)
     for channel, out in zip(scan, scaled, strict=True):
         low, high = np.percentile(channel[brain], PERCENTILES) if brain.any() else (0.0, 1.0)
         np.clip((channel - low) / max(high - low, 1e-12), 0, 1, out=out, casting="same_kind")
     return scaled
+
+
+def head_window(heads: np.ndarray) -> Window:
+    """The rows and columns of an (H, W) mask that hold its pixels, with a margin; all of them where it is empty."""
+    return _span(np.any(heads, 1)), _span(np.any(heads, 0))
+
+
+def _span(occupied: np.ndarray) -> slice:
+    inside = np.flatnonzero(occupied)
+    if not len(inside):
+        return slice(0, len(occupied))
+    return slice(max(int(inside[0]) - WINDOW_MARGIN, 0), min(int(inside[-1]) + 1 + WINDOW_MARGIN, len(occupied)))

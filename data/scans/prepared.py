@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
-from data.files.space import Space, resample
+from data.files.space import Space, Spacing, resample
 from data.scans.brain import read_brain
 from data.scans.checks import read_mask, read_scan, space_of, spacing_table
 from data.scans.cohort import Case
-from data.scans.fingerprints import PREPARATION, cache_key, stamp_of
+from data.scans.fingerprints import PREPARATION_VERSION, cache_key, stamp_of
 from data.scans.grid import Grid, own_space
 from data.scans.head import normalise
 from utils.files import atomic_path, read_json, write_json
@@ -25,11 +25,9 @@ class PreparedScan:
     """A scan on the networks' grid.
 
     scan: (C, D, H, W) float16 in [0, 1], 0 outside the brain.
-    brain: (D, H, W) bool.
-    mask: (D, H, W) bool lesion mask, or None.
-    space: where this grid lies.
-    own: where the scan's own grid lies.
-    spacing_known: whether the scan told its voxel size, so that millimetres mean something.
+    brain, mask: (D, H, W) bool; the lesion mask is None where there is none.
+    space, own: where this grid lies, and the scan's own.
+    spacing_known: whether the scan's voxel size is known, so that millimetres mean something.
     own_brain: (D, H, W) bool on the scan's own grid; None where its voxels are those of this grid.
     """
 
@@ -44,14 +42,18 @@ class PreparedScan:
     own_brain: np.ndarray | None = None
 
     @property
-    def spacing_mm(self) -> tuple[float, float, float] | None:
+    def spacing_mm(self) -> Spacing | None:
         """(D, H, W) voxel size of the networks' grid, or None."""
         return self.space.spacing_mm if self.spacing_known else None
 
     @property
-    def own_spacing_mm(self) -> tuple[float, float, float] | None:
+    def own_spacing_mm(self) -> Spacing | None:
         """(D, H, W) voxel size of the scan's own grid, or None."""
         return self.own.spacing_mm if self.spacing_known else None
+
+    def slices(self) -> dict[int, np.ndarray]:
+        """What stage 1 sees: every slice with brain, (C, H, W) float32 in [0, 1], by its index."""
+        return {z: self.scan[:, z].astype(np.float32) for z in np.flatnonzero(self.brain.any((1, 2))).tolist()}
 
     def to_own_grid(self, probabilities: np.ndarray) -> np.ndarray:
         """Class probabilities (C, D, H, W) on the scan's own grid; background, class 0, beyond this one and brain."""
@@ -64,11 +66,7 @@ class PreparedScan:
 
 
 def prepare_scan(case: Case, grid: Grid, brains: Path) -> PreparedScan:
-    """Read, strip, normalise and place one case; nothing but this scan's own voxels takes part.
-
-    Args:
-        brains: folder of the brains that were found (`data.scans.brain.read_brain`).
-    """
+    """Read, strip, normalise and place one case, by its own voxels alone; `brains` is the folder of `read_brain`."""
     mask = None if case.mask is None else read_mask(case)
     brain, own = read_brain(case, brains), own_space(case, grid)
     return place(case, read_scan(case), brain, mask, own, grid.space_about(brain, own))
@@ -80,12 +78,10 @@ def place(
     """`prepare_scan` of what was read: a scan (C, D, H, W), its brain and its lesions (D, H, W) bool, on `own`."""
     scan = resample(normalise(raw, brain), own, space, outside=[0.0] * len(raw))
     own_brain = None if space.has_voxels_of(own) else brain
-    brain, mask = (m if m is None else resample(m[None], own, space)[0] for m in (brain, mask))
+    brain = resample(brain[None], own, space)[0]
+    mask = None if mask is None else resample(mask[None], own, space)[0]
     scan, known = (scan * brain).astype(np.float16), space_of(case) is not None
     return PreparedScan(case.name, case.subject, scan, brain, mask, space, own, known, own_brain)
-
-
-# --- kept ----------------------------------------------------------------------------------------------
 
 
 def cached_scan(case: Case, grid: Grid, cache_dir: Path) -> PreparedScan:
@@ -94,16 +90,14 @@ def cached_scan(case: Case, grid: Grid, cache_dir: Path) -> PreparedScan:
     if not (folder / "meta.json").exists():
         store(prepare_scan(case, grid, brains_in(cache_dir)), folder)
     meta = read_json(folder / "meta.json")
-    arrays = {
-        part: np.load(folder / f"{part}.npy", mmap_mode="r", allow_pickle=False) if part in meta["parts"] else None
-        for part in PARTS
-    }
+    arrays = {part: np.load(folder / f"{part}.npy", mmap_mode="r", allow_pickle=False) for part in meta["parts"]}
     space, own = (Space(tuple(meta[key]["shape"]), np.array(meta[key]["affine"])) for key in ("space", "own"))
-    return PreparedScan(case.name, case.subject, **arrays, space=space, own=own, spacing_known=meta["spacing_known"])
+    known, mask, own_brain = meta["spacing_known"], arrays.get("mask"), arrays.get("own_brain")
+    return PreparedScan(case.name, case.subject, arrays["scan"], arrays["brain"], mask, space, own, known, own_brain)
 
 
 def bytes_to_prepare(cases: list[Case], grid: Grid, cache_dir: Path) -> int:
-    """What the cases take that are not kept yet."""
+    """What the cases take that are not cached yet."""
     missing = [case for case in cases if not cache_folder(case, grid, cache_dir).exists()]
     return len(missing) * grid.bytes_per_scan
 
@@ -126,11 +120,10 @@ def brains_in(cache_dir: Path) -> Path:
 
 
 def cache_folder(case: Case, grid: Grid, cache_dir: Path) -> Path:
-    """Where a case is cached."""
     return cache_dir / prepared_key(case, grid)
 
 
 def prepared_key(case: Case, grid: Grid) -> str:
-    """What a prepared case is kept under: another key for a file that has changed, another grid or other code."""
+    """The name of a prepared case: another one for a file that has changed, another grid or another preparation."""
     stamps = [stamp_of(path) for path in (case.scan, case.mask, case.brain, spacing_table(case)) if path]
-    return f"{case.stem}_{cache_key(stamps, grid, PREPARATION)}"
+    return f"{case.stem}_{cache_key(stamps, grid, PREPARATION_VERSION)}"

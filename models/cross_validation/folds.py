@@ -1,318 +1,161 @@
-"""Both stages over the folds of a cohort: what the networks of a fold learn from, and the steps of a fold."""
+"""The steps of a cross-validation and of each of its folds."""
 
-from argparse import Namespace
-from dataclasses import dataclass, field
-from functools import cached_property, partial
 from pathlib import Path
 
 import pandas as pd
 
 from data.batches.cutting import cut_cohort
-from data.batches.datamodules import ScanDataset, scan_loader
 from data.files.listing import counted
-from data.files.names import result_name
-from data.scans.admission import Facts, admit
-from data.scans.cohort import Case
-from data.scans.fingerprints import check_sources, code_digest, combined, content_digest, fingerprint
-from data.scans.folds import (
-    Fold,
-    cases_of,
-    held_out,
-    lesion_loads,
-    make_folds,
-    read_begun_folds,
-    read_folds,
-    usable_augmented,
-    write_folds,
+from data.scans.folds import Fold, cases_of
+from models.checkpoints import load_model
+from models.cross_validation.results import missing_results, read_results, results_file, write_results
+from models.cross_validation.resuming import (
+    choose_folds,
+    fold_inputs,
+    has_current_results,
+    network_digests,
+    number_of_folds,
+    record_or_refuse,
+    rpn_digest,
+    test_identity,
 )
-from data.scans.grid import Grid, grid_of
-from data.scans.prepared import brains_in, cached_scan
-from models.checkpoints import load_rpn, load_strokeformer
-from models.cross_validation.results import (
-    fold_name,
-    has_results,
-    missing_results,
-    read_results,
-    results_file,
-    write_results,
-)
+from models.cross_validation.validation import CrossValidation
 from models.evaluation.proposals import evaluate_rpn
 from models.evaluation.segmentation import evaluate_strokeformer
 from models.precision import use_precision
-from models.proposals import collect_regions, rpn_source
-from models.training.fit import train_rpn, train_strokeformer
-from models.training.runs import best_checkpoint, inputs_of, is_finished, is_trained, run_folder
+from models.regions import collect_regions, rpn_source
+from models.rpn.module import RPN
+from models.segmentation.module import StrokeFormer
+from models.training.rpn import train_rpn
+from models.training.strokeformer import pipeline_of, train_strokeformer
 from utils.errors import UserError
-from utils.files import STAGE_1_TABLES, STAGE_2_TABLES, locked, order_rows, rows_of, score_files
-from utils.provenance import open_run, require_inputs, require_settings, settings_of_results
-from utils.regions.region import write_regions
+from utils.files import locked, order_rows
+from utils.provenance import save_run
+from utils.regions.region import Region, write_regions
+from utils.scores.intervals import Estimate
+
+Regions = dict[str, list[Region]]  # of each scan by its file name
+Scores = dict[str, Estimate]
 
 
-@dataclass
-class CrossValidation:
-    """A cross-validation of the whole method.
+def get_ready(validation: CrossValidation) -> tuple[list[Fold], pd.DataFrame]:
+    """Do once what the folds share: prepare the scans, record the run, cut the slices; folds and slices.
 
-    args, rpn_args: arguments of ``cross_validation.py``, as those of stage 2 and of stage 1.
-    cases: the cohort.
-    augmented: augmented scans and the subjects that each is made of.
-    facts: what `admit` has seen of all scans.
+    Jobs that share a cross-validation wait for the first of them.
     """
+    with locked(validation.folds_file):
+        validation.facts = validation.cohort.admit(validation.settings.num_workers)
+        folds = choose_folds(validation)
+        record_or_refuse(validation, folds)
+        cohort = validation.cohort
+        slices, workers = validation.folder / "slices", validation.settings.num_workers
+        return folds, cut_cohort(cohort.everything, cohort.grid, cohort.prepare, slices, workers)
 
-    args: Namespace
-    rpn_args: Namespace
-    cases: list[Case]
-    augmented: dict[Case, set[str]]
-    facts: dict[Case, Facts] = field(default_factory=dict)
 
-    @property
-    def folder(self) -> Path:
-        return run_folder(self.args, self.args.model_prefix)
+def run_fold(number: int, validation: CrossValidation, folds: list[Fold], slices: pd.DataFrame) -> None:
+    """Train and test a fold, unless its results are there already.
 
-    @property
-    def cache_dir(self) -> Path:
-        return self.folder / "cache"
+    Args:
+        folds, slices: what `get_ready` returns.
+    """
+    use_precision(validation.settings.training.logging.precision)  # a fold may run in a process of its own
+    fold = folds[number]
+    sizes = f"{len(fold.train)} training, {len(fold.val)} validation and {len(fold.test)} test subjects"
+    print(f"Fold {number + 1} of {len(folds)}: {sizes}")
+    if has_current_results(validation, number, fold):
+        print(f"Fold {number + 1} is trained and tested already")
+        return
+    results_file(validation.folder, number).unlink(missing_ok=True)  # the tables are about to change
+    _print_augmented(validation, fold)
+    rpn = _train_rpn(number, validation, fold, slices)
+    regions = _propose(number, validation, fold, rpn)
+    model = _train_strokeformer(number, validation, fold, regions)
+    scores = {
+        "rpn": _test_rpn(number, validation, fold, rpn),
+        "strokeformer": _test_strokeformer(number, validation, fold, model, regions),
+    }
+    rows = [
+        {"fold": number, "stage": stage, "score": score, "estimate": estimate}
+        for stage, estimates in scores.items()
+        for score, estimate in estimates.items()
+    ]
+    write_results(validation.folder, number, rows, test_identity(validation, number, fold))
 
-    @property
-    def grid(self) -> Grid:
-        return grid_of(self.args)
 
-    @property
-    def everything(self) -> list[Case]:
-        """All scans, augmented ones too."""
-        return [*self.cases, *self.augmented]
+# --- the steps of a fold -------------------------------------------------------------------------------
 
-    @cached_property
-    def digests(self) -> dict[str, str]:
-        """Of the files of all scans by the scan's name."""
-        return {case.name: seen.digest for case, seen in self.facts.items()}
 
-    def names(self, number: int) -> tuple[str, str]:
-        """Names of the runs of a fold, of stage 1 and of stage 2."""
-        return fold_name(self.rpn_args.model_prefix, number), fold_name(self.args.model_prefix, number)
+def _print_augmented(validation: CrossValidation, fold: Fold) -> None:
+    if augmented := validation.cohort.augmented:
+        used = len(validation.sides(fold)[0]) - len(cases_of(validation.cohort.cases, fold.train))
+        print(f"{used} of {len(augmented)} augmented scans are made of training subjects alone and used")
 
-    def folders(self, number: int) -> tuple[Path, Path]:
-        rpn_name, name = self.names(number)
-        return run_folder(self.rpn_args, rpn_name), run_folder(self.args, name)
 
-    def regions_file(self, number: int) -> Path:
-        return self.folder / f"regions_fold-{number}.json"
+def _train_rpn(number: int, validation: CrossValidation, fold: Fold, slices: pd.DataFrame) -> RPN:
+    train, val, _ = validation.sides(fold)
+    train_slices, val_slices = (slices[slices.volume.isin([case.name for case in side])] for side in (train, val))
+    name, inputs = validation.names(number)[0], fold_inputs(validation, fold)
+    return load_model(RPN, train_rpn(validation.settings.rpn, train_slices, val_slices, name, inputs))
 
-    def sides(self, fold: Fold) -> tuple[list[Case], list[Case], list[Case]]:
-        """The scans of a fold: training, with the augmented ones that it may use, validation and test."""
-        train, val, test = (cases_of(self.cases, subjects) for subjects in (fold.train, fold.val, fold.test))
-        return train + usable_augmented(self.augmented, fold), val, test
 
-    # --- the scans ---------------------------------------------------------------------------------------
+def _propose(number: int, validation: CrossValidation, fold: Fold, rpn: RPN) -> Regions:
+    """Propose the regions of all scans of a fold, and save them."""
+    scans = validation.scans_of([case for side in validation.sides(fold) for case in side])
+    regions = collect_regions(rpn_source(rpn, validation.settings.training.network.roi_size), scans)
+    write_regions(validation.regions_file(number), regions)
+    return regions
 
-    def admit(self) -> None:
-        """Check and prepare all scans that have not been, and refuse bad ones."""
-        where = brains_in(self.cache_dir), self.args.num_workers, self.cache_dir
-        self.facts = admit(self.everything, self.grid, *where)
 
-    def cut_slices(self) -> pd.DataFrame:
-        """The slices of all scans, rows of `data.batches.cutting.COLUMNS` with full paths."""
-        return cut_cohort(self.everything, self.grid, self.prepare, self.folder / "slices", self.args.num_workers)
+def _train_strokeformer(number: int, validation: CrossValidation, fold: Fold, regions: Regions) -> StrokeFormer:
+    train, val, _ = validation.sides(fold)
+    inputs = fold_inputs(validation, fold, rpn_digest(validation, number))
+    name, cohort = validation.names(number)[1], validation.cohort
+    settings = validation.settings.training
+    return load_model(StrokeFormer, train_strokeformer(settings, train, val, regions, cohort, name, inputs))
 
-    @property
-    def prepare(self):
-        """From a case to its prepared scan, kept in the run's folder."""
-        return partial(cached_scan, grid=self.grid, cache_dir=self.cache_dir)
 
-    def scans_of(self, cases: list[Case]):
-        return scan_loader(ScanDataset(cases, self.prepare), self.args.num_workers)
+def _test_rpn(number: int, validation: CrossValidation, fold: Fold, rpn: RPN) -> Scores:
+    settings, test, name = validation.settings, validation.sides(fold)[2], validation.names(number)[0]
+    roi_size, batch_size = settings.training.network.roi_size, settings.rpn.loading.batch_size
+    outputs, scans = settings.rpn_outputs, validation.scans_of(test)
+    scores = evaluate_rpn(rpn, scans, len(test), name, outputs, settings.seed, roi_size, batch_size)
+    save_run(Path(outputs.scores_dir) / name, settings)
+    return scores
 
-    def get_ready(self) -> tuple[list[Fold], pd.DataFrame]:
-        """Do once what the folds share: prepare the scans, record the run, cut the slices; folds and slices.
 
-        Jobs that share a cross-validation wait for the first of them.
-        """
-        with locked(self.folder / "folds.json"):
-            self.admit()
-            folds = self.choose_folds()
-            self.begin(folds)
-            return folds, self.cut_slices()
+def _test_strokeformer(
+    number: int, validation: CrossValidation, fold: Fold, model: StrokeFormer, regions: Regions
+) -> Scores:
+    settings, test, name = validation.settings, validation.sides(fold)[2], validation.names(number)[1]
+    pipeline = pipeline_of(model, settings.training, regions)
+    scores = evaluate_strokeformer(pipeline, test, validation.scans_of(test), name, settings.outputs, settings.seed)
+    save_run(Path(settings.outputs.scores_dir) / name, settings)
+    return scores or {}
 
-    # --- a begun run -------------------------------------------------------------------------------------
 
-    def check_settings(self) -> None:
-        """Refuse, before any scan is read, folds that cannot be, and other settings than a begun run has."""
-        if is_trained(self.folder):
-            raise UserError(f"{self.folder} holds a training; choose another --model_prefix for the cross-validation")
-        if self.is_begun(self.args.k):
-            require_settings(self.folder, vars(self.args))
-        k = self.k
-        if beyond := [number for number in self.args.folds_to_run or [] if number >= k]:
-            raise UserError(f"--folds_to_run {beyond[0]}: there are {k} folds, from 0 to {k - 1}")
-        if self.known_folds() is None:
-            held_out(len({case.subject for case in self.cases}), self.args.k, self.args.splits)
+# --- all folds -----------------------------------------------------------------------------------------
 
-    @property
-    def k(self) -> int:
-        """The number of folds."""
-        return self.args.k if (known := self.known_folds()) is None else len(known)
 
-    def known_folds(self) -> list[Fold] | None:
-        """The folds of ``--folds`` or of the run as it was begun; None where nothing has been trained yet."""
-        subjects = {case.subject for case in self.cases}
-        if self.args.folds:
-            return read_folds(self.args.folds, subjects)
-        if self.is_begun(self.args.k):
-            return read_begun_folds(self.folder / "folds.json", subjects)
-        return None
+def missing_folds(validation: CrossValidation) -> list[int]:
+    """The folds that have not been run to their end."""
+    return missing_results(validation.folder, number_of_folds(validation))
 
-    def choose_folds(self) -> list[Fold]:
-        """The folds that are known or, without them, new ones."""
-        if (folds := self.known_folds()) is not None:
-            return folds
-        loads = lesion_loads({case: self.facts[case].lesion for case in self.cases})
-        return make_folds(loads, self.args.k, self.args.splits, self.args.seed)
 
-    def is_begun(self, k: int) -> bool:
-        """Whether a network of the first `k` folds has learned anything."""
-        recorded = (self.folder / "folds.json").exists()
-        return recorded and any(is_trained(folder) for number in range(k) for folder in self.folders(number))
-
-    def begin(self, folds: list[Fold]) -> None:
-        """Record the run, or refuse a begun one that is of other settings, folds or data, before any work.
-
-        A begun network belongs to what it learns from. A scan that it never saw may change or be new: then the fold is
-        tested anew.
-        """
-        open_run(self.folder, vars(self.args), {"folds.json": digest_of(folds)}, self.is_begun(len(folds)))
-        if self.augmented:
-            check_sources(Path(self.args.augmented_dir), self.digests)
-        for number, fold in enumerate(folds):
-            rpn_folder, folder = self.folders(number)
-            if is_trained(rpn_folder):
-                require_inputs(rpn_folder, self.inputs(fold))
-            if is_trained(folder):
-                finished = is_finished(rpn_folder, self.rpn_args.max_epochs)
-                require_inputs(folder, self.inputs(fold, self.rpn_digest(number) if finished else "yet to be trained"))
-        write_folds(self.folder / "folds.json", folds, seed=self.args.seed, k=self.args.k, splits=self.args.splits)
-
-    def inputs(self, fold: Fold, proposer: str | None = None) -> dict[str, str]:
-        """What the networks of a fold learn from; `proposer`, the digest of its stage 1, for stage 2 alone."""
-        train, val, _ = self.sides(fold)
-        return inputs_of(train, val, self.digests, proposer)
-
-    def networks(self, number: int) -> dict[str, str]:
-        """The digests of both networks of a fold."""
-        _, folder = self.folders(number)
-        return {"rpn": self.rpn_digest(number), "strokeformer": content_digest([best_checkpoint(folder)])}
-
-    def rpn_digest(self, number: int) -> str:
-        """The digest of the stage 1 that proposes the regions of a fold."""
-        rpn_folder, folder = self.folders(number)
-        return fingerprint({"rpn": [best_checkpoint(rpn_folder)]}, folder / "fingerprints.json")["rpn"]
-
-    # --- a fold ------------------------------------------------------------------------------------------
-
-    def run_fold(self, number: int, folds: list[Fold], slices: pd.DataFrame) -> None:
-        """The four steps of one fold, whose scores are kept for `results`; nothing, where they are there already.
-
-        Args:
-            folds, slices: what `get_ready` returns.
-        """
-        use_precision(self.args.precision)  # a fold may run in a process of its own
-        fold = folds[number]
-        print(
-            f"Fold {number + 1} of {len(folds)}: {len(fold.train)} training, {len(fold.val)} validation and "
-            f"{len(fold.test)} test subjects"
+def all_results(validation: CrossValidation) -> list[dict]:
+    """A row (fold, stage, score, estimate) for every score of all folds; refuses where one has not been run."""
+    if missing := missing_folds(validation):
+        raise UserError(
+            f"{counted(len(missing), 'fold')} of {validation.folder} yet to run; give the same command with "
+            f"--folds_to_run {' '.join(map(str, missing))}"
         )
-        if self.is_tested(number, fold):
-            print(f"Fold {number + 1} is trained and tested already")
-        else:
-            results_file(self.folder, number).unlink(missing_ok=True)  # the tables are about to change
-            self._train_and_test(number, fold, slices)
-
-    def _train_and_test(self, number: int, fold: Fold, slices: pd.DataFrame) -> None:
-        train, val, test = self.sides(fold)
-        rpn_name, name = self.names(number)
-        if self.augmented:
-            used = len(train) - len(cases_of(self.cases, fold.train))
-            print(f"{used} of {len(self.augmented)} augmented scans are made of training subjects alone and used")
-
-        # 1. Train the RPN on the fold's slices.
-        train_slices, val_slices = (slices[slices.volume.isin([c.name for c in part])] for part in (train, val))
-        rpn = load_rpn(train_rpn(self.rpn_args, train_slices, val_slices, rpn_name, self.inputs(fold)))
-
-        # 2. Propose regions and save them.
-        regions = collect_regions(rpn_source(rpn, tuple(self.args.roi_size)), self.scans_of(train + val + test))
-        write_regions(self.regions_file(number), regions)
-
-        # 3. Train StrokeFormer on the regions.
-        inputs = self.inputs(fold, self.rpn_digest(number))
-        best = train_strokeformer(self.args, train, val, regions, self.cache_dir, name, inputs)
-        model = load_strokeformer(best)
-
-        # 4. Test both stages.
-        rpn_scores = evaluate_rpn(rpn, self.scans_of(test), len(test), self.rpn_args, rpn_name)
-        scores = evaluate_strokeformer(
-            model, test, self.scans_of(test), lambda scan: regions[scan.name], self.args, name
-        )
-        rows = [
-            {"fold": number, "stage": stage, "score": score, "estimate": estimate}
-            for stage, found in (("rpn", rpn_scores), ("strokeformer", scores))
-            for score, estimate in found.items()
-        ]
-        write_results(self.folder, number, rows, *self.tested(number, fold))
-
-    def is_tested(self, number: int, fold: Fold) -> bool:
-        """Whether all that a fold leaves is there already, of the same networks, scans, settings and code."""
-        epochs = self.rpn_args.max_epochs, self.args.max_epochs
-        if not all(map(is_finished, self.folders(number), epochs)):
-            return False
-        same = has_results(self.folder, number, *self.tested(number, fold))
-        return same and self.has_outputs(number, self.sides(fold)[2])
-
-    def tested(self, number: int, fold: Fold) -> tuple[dict[str, str], str, str]:
-        """What tells the results of a fold's test from others: `models.cross_validation.results.write_results`."""
-        return self.networks(number), self.test_digest(fold), self.tables_digest(number)
-
-    def test_digest(self, fold: Fold) -> str:
-        """Of what the results of a fold's test depend on beside its networks."""
-        scans = {case.name: self.digests[case.name] for case in self.sides(fold)[2]}
-        settings = repr(sorted(settings_of_results(vars(self.args)).items()))
-        return combined({**scans, "settings": settings, "code": code_digest("data", "models", "utils")})
-
-    def tables_digest(self, number: int) -> str:
-        """Of a fold's rows in all tables of scores: another test of the same name would replace them."""
-        of_stages = zip(self.tables, self.names(number), strict=True)
-        return combined({f"{name}/{path.name}": rows_of(path, name) for paths, name in of_stages for path in paths})
-
-    def has_outputs(self, number: int, test: list[Case]) -> bool:
-        """Whether regions and predictions of a fold are where they were written."""
-        folder = Path(self.args.scores_dir) / self.names(number)[1] / "predictions"
-        files = [self.regions_file(number), *(folder / result_name(case.scan, "prediction") for case in test)]
-        return all(file.exists() for file in files)
-
-    @property
-    def tables(self) -> tuple[list[Path], list[Path]]:
-        """All tables of scores of stage 1 and of stage 2."""
-        args, rpn_args = self.args, self.rpn_args
-        rpn_files = score_files(rpn_args.scores_file, *STAGE_1_TABLES)
-        files = score_files(args.scores_file, *STAGE_2_TABLES, args.per_size_scores_file)
-        return [Path(rpn_args.scores_dir) / file for file in rpn_files], [Path(args.scores_dir) / f for f in files]
-
-    def order_tables(self) -> None:
-        """Put the folds' rows in all tables of scores into their order, whichever fold ended first."""
-        for files, names in zip(self.tables, zip(*map(self.names, range(self.k)), strict=True), strict=True):
-            for file in files:
-                order_rows(file, names)
-
-    def missing(self) -> list[int]:
-        """The folds that have not been run to their end."""
-        return missing_results(self.folder, self.k)
-
-    def results(self) -> list[dict]:
-        """A row (fold, stage, score, estimate) for every score of all folds; refuses where one has not been run."""
-        if missing := self.missing():
-            raise UserError(
-                f"{counted(len(missing), 'fold')} of {self.folder} yet to run; give the same command with "
-                f"--folds_to_run {' '.join(map(str, missing))}"
-            )
-        return [row for number in range(self.k) for row in read_results(self.folder, number, self.networks(number))]
+    folder, numbers = validation.folder, range(number_of_folds(validation))
+    return [row for number in numbers for row in read_results(folder, number, network_digests(validation, number))]
 
 
-def digest_of(folds: list[Fold]) -> str:
-    return combined({str(number): repr(fold) for number, fold in enumerate(folds)})
+def order_tables(validation: CrossValidation) -> None:
+    """Put the folds' rows in all tables of scores into their order, whichever fold ended first."""
+    names = zip(*map(validation.names, range(number_of_folds(validation))), strict=True)
+    outputs = validation.settings.rpn_outputs, validation.settings.outputs
+    for of_stage, names_of_stage in zip(outputs, names, strict=True):
+        for table in of_stage.tables:
+            order_rows(table, names_of_stage)

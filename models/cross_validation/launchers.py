@@ -1,15 +1,13 @@
 """Where the folds of a cross-validation run: one after the other in this process, or as tasks of a Ray cluster.
 
-Ray (Moritz et al., 2018, https://docs.ray.io) comes with ``requirements-ray.txt``. Its nodes share a file system: a
-fold leaves its networks, scores and checkpoints in the same folders wherever it runs, and one whose worker was lost
-goes on from them somewhere else.
+Ray (Moritz et al., 2018, https://docs.ray.io) comes with ``requirements-ray.txt``. Its nodes share a file system, so
+that a fold whose worker was lost goes on from its checkpoints on another one.
 """
 
 import os
 import pickle
 import socket
 import sys
-from argparse import Namespace
 from collections.abc import Callable, Sequence
 from functools import partial
 from importlib.util import find_spec
@@ -20,25 +18,27 @@ from utils.errors import UserError
 ROOT = Path(__file__).parents[2]
 RETRIES = 3  # of a fold whose worker is lost; Ray's own default
 ANSWER_S = 10  # that a cluster may take to answer
+Node = tuple[int, int]  # its CPUs and GPUs
+ADDRESS = "RAY_ADDRESS"  # Ray's own variable: where the cluster is; without it one is started on this machine
 # Runs ``work(number)`` for the number of each fold. On another machine, `needed` are the paths that must be there.
 Launch = Callable[[Callable[[int], None], Sequence[int], Sequence[Path]], None]
 
 
-def choose_launcher(args: Namespace) -> Launch:
-    """What ``--launcher`` names.
+def choose_launcher(name: str, devices: int) -> Launch:
+    """What ``--launcher`` names; a fold trains on that many GPUs, where the cluster has any.
 
     Raises:
-        UserError: Ray is not installed, its cluster does not answer, or no node has ``--gpus_per_fold`` GPUs.
+        UserError: Ray is not installed, its cluster does not answer, or no node has that many GPUs.
     """
-    if args.launcher == "sequential":
+    if name == "sequential":
         return in_turn
-    _connect(args.ray_address)
+    _connect(os.environ.get(ADDRESS))
     if not (nodes := _nodes()):
-        raise UserError(f"--ray_address {args.ray_address}: no node of the cluster has a CPU; add one")
-    gpus = min(1, max(n for _, n in nodes)) if args.gpus_per_fold is None else args.gpus_per_fold
-    if gpus > (most := max(n for _, n in nodes)):
-        raise UserError(f"--gpus_per_fold {gpus}: no node of the cluster has more than {most}; give fewer")
-    return partial(on_ray, nodes=nodes, gpus=gpus)
+        raise UserError(f"{ADDRESS}: no node of the cluster has a CPU; add one")
+    most = max(gpus for _, gpus in nodes)
+    if most and devices > most:
+        raise UserError(f"--devices names {devices} GPUs: no node of the cluster has more than {most}; give fewer")
+    return partial(on_ray, nodes=nodes, gpus=devices if most else 0)
 
 
 def in_turn(work: Callable[[int], None], numbers: Sequence[int], needed: Sequence[Path]) -> None:
@@ -47,16 +47,9 @@ def in_turn(work: Callable[[int], None], numbers: Sequence[int], needed: Sequenc
 
 
 def on_ray(
-    work: Callable[[int], None],
-    numbers: Sequence[int],
-    needed: Sequence[Path],
-    nodes: list[tuple[int, int]],
-    gpus: int,
+    work: Callable[[int], None], numbers: Sequence[int], needed: Sequence[Path], nodes: list[Node], gpus: int
 ) -> None:
     """Run each fold as a task of the cluster that this process is connected to; leaves the cluster at the end.
-
-    Args:
-        nodes, gpus: as for `cpus_each`.
 
     Raises:
         UserError: a fold met a mistake of the user, a node does not see a path, or a fold was lost too often.
@@ -68,8 +61,8 @@ def on_ray(
     # By value: a node without the project can then still say so.
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
     task = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=RETRIES)(_run_on_node)
-    needed = [str(path.absolute()) for path in (ROOT, Path.cwd(), *needed)]
-    common = ray.put(ray.cloudpickle.dumps(work)), needed, sys.argv
+    paths = [str(path.absolute()) for path in (ROOT, Path.cwd(), *needed)]
+    common = ray.put(ray.cloudpickle.dumps(work)), paths, sys.argv
     running = {task.options(name=f"fold-{number}").remote(number, *common): number for number in numbers}
     try:
         while running:
@@ -80,7 +73,7 @@ def on_ray(
 
 
 def _take(ended, number: int) -> None:
-    """Take what a task answered, and pass on what went wrong in it."""
+    """Print that a task has ended, or raise what went wrong in it."""
     import ray
 
     try:
@@ -96,7 +89,7 @@ def _take(ended, number: int) -> None:
 
 
 def _run_on_node(number: int, work: bytes, needed: list[str], command: list[str]) -> str | None:
-    """Run a fold where Ray has put it, as if it had been started there; returns what a user has to mend."""
+    """Run a fold where Ray has put it, as if it had been started there; returns the message of a `UserError`."""
     if missing := [path for path in needed if not Path(path).exists()]:
         return f"node {socket.gethostname()} does not see {missing[0]}; Ray's nodes must share a file system"
     root, folder = needed[:2]
@@ -112,11 +105,11 @@ def _run_on_node(number: int, work: bytes, needed: list[str], command: list[str]
         return str(error)
 
 
-def cpus_each(nodes: list[tuple[int, int]], folds: int, gpus: int) -> int:
+def cpus_each(nodes: list[Node], folds: int, gpus: int) -> int:
     """The most CPUs that each fold may have while as many folds run at once as there is room for.
 
     Args:
-        nodes: CPUs and GPUs of each node of the cluster; some node has the GPUs of a fold.
+        nodes: of the cluster; some node has the GPUs of a fold.
         gpus: of a fold, 0 for none.
     """
 
@@ -143,24 +136,24 @@ def _connect(address: str | None) -> None:
     try:
         ray.init(address or "local", logging_level="error", **starts)
     except (ConnectionError, RuntimeError, ValueError) as error:
-        raise UserError(f"--ray_address {address or '(none)'}: {str(error).strip().splitlines()[0]}") from None
+        raise UserError(f"{ADDRESS} {address or '(none)'}: {str(error).strip().splitlines()[0]}") from None
 
 
 def _require_answer(address: str) -> None:
     """Refuse an address at which nothing listens: Ray itself would wait, deaf to all but SIGKILL."""
     host, _, port = address.rpartition(":")
     if not host or not port.isdigit():
-        raise UserError(f"--ray_address {address} is no HOST:PORT, such as 10.0.0.1:6379; mend it, or give auto")
+        raise UserError(f"{ADDRESS} {address} is no HOST:PORT, such as 10.0.0.1:6379; correct it, or set auto")
     try:
         socket.create_connection((host, int(port)), ANSWER_S).close()
     except (OSError, OverflowError) as error:
         raise UserError(
-            f"--ray_address {address} does not answer ({error}); start it there with ray start --head, or mend it"
+            f"{ADDRESS} {address} does not answer ({error}); start it there with ray start --head, or correct it"
         ) from None
 
 
-def _nodes() -> list[tuple[int, int]]:
-    """CPUs and GPUs of each node that takes tasks."""
+def _nodes() -> list[Node]:
+    """The nodes that take tasks."""
     import ray
 
     alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]

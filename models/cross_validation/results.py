@@ -1,7 +1,7 @@
 """What the folds of a cross-validation leave: checkpoints, and scores in a file each, so that they can be joined."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from itertools import chain
 from pathlib import Path
 
@@ -15,14 +15,17 @@ from utils.files import read_json, write_json
 from utils.provenance import read_run
 from utils.scores.intervals import Estimate
 
+# Raised by hand when the same networks would get other scores or other files: folds are then tested anew.
+RESULTS_VERSION = 1
+
 
 def fold_name(prefix: str, number: int) -> str:
     """Name of a fold's training, of either stage, by ``--model_prefix`` or ``--rpn_model_prefix``."""
     return f"{prefix}_fold-{number}"
 
 
-def checkpoints_in(paths: Iterable[str], prefix: str = "") -> list[str]:
-    """The checkpoints among paths; the folder of a cross-validation stands for those of its folds.
+def checkpoints_in(paths: Iterable[str], prefix: str = "") -> tuple[str, ...]:
+    """The checkpoints among paths; a folder of a cross-validation means the best ones of its folds.
 
     Args:
         prefix: of the stage's arguments of ``cross_validation.py``: ``rpn_`` for stage 1.
@@ -30,12 +33,12 @@ def checkpoints_in(paths: Iterable[str], prefix: str = "") -> list[str]:
     Raises:
         UserError: a folder of something else, or of a cross-validation with folds yet to run.
     """
-    found = [fold_checkpoints(Path(path), prefix) if Path(path).is_dir() else [path] for path in paths]
-    return list(chain.from_iterable(found))
+    lists = [fold_checkpoints(Path(path), prefix) if Path(path).is_dir() else [path] for path in paths]
+    return tuple(chain.from_iterable(lists))
 
 
 def fold_checkpoints(folder: Path, prefix: str) -> list[str]:
-    """The best checkpoints of a stage of all folds of a cross-validation; arguments and errors are as above."""
+    """The best checkpoints of a stage of all folds; arguments and errors are as above."""
     if not (folder / "folds.json").exists() or not (settings := read_run(folder).get("settings")):
         raise UserError(
             f"{folder} is no folder of a cross-validation, which holds folds.json and run.json; give that "
@@ -49,48 +52,41 @@ def fold_checkpoints(folder: Path, prefix: str) -> list[str]:
         )
     # Both stages may have been moved together.
     root = os.path.relpath(settings[f"{prefix}default_root_dir"], settings["default_root_dir"])
-    name = settings[f"{prefix}model_prefix"]
-    folders = [folder.parent / root / fold_name(name, number) for number in range(k)]
-    return [os.path.normpath(best_checkpoint(each)) for each in folders]
+    names = [fold_name(settings[f"{prefix}model_prefix"], number) for number in range(k)]
+    return [os.path.normpath(best_checkpoint(folder.parent / root / name)) for name in names]
 
 
 def results_file(folder: Path, number: int) -> Path:
     return folder / f"results_fold-{number}.json"
 
 
-def write_results(
-    folder: Path, number: int, rows: list[dict], networks: dict[str, str], test: str, tables: str
-) -> None:
-    """Keep the scores of a fold.
+def write_results(folder: Path, number: int, rows: list[dict], tested: Mapping[str, object]) -> None:
+    """Keep the scores of a fold of the cross-validation in a folder.
 
     Args:
-        folder: of the cross-validation.
-        rows: ``stage``, ``score`` and ``estimate``, as `CrossValidation.run_fold` returns them.
-        networks: digests of what was tested.
-        test: digest of how and on what it was tested.
-        tables: digest of its rows in the tables of scores.
+        rows: ``stage``, ``score`` and ``estimate`` of each.
+        tested: what distinguishes this test from others; ``networks`` are the digests of what was tested.
     """
     plain = [{**row, "estimate": _plain(row["estimate"])} for row in rows]
-    write_json(results_file(folder, number), {"networks": networks, "test": test, "tables": tables, "rows": plain})
+    write_json(results_file(folder, number), {**tested, "rows": plain})
 
 
-def has_results(folder: Path, number: int, networks: dict[str, str], test: str, tables: str) -> bool:
-    """Whether a fold has the scores of these networks in this test, and the tables have them still; arguments are those
-    of `write_results`."""
+def has_results(folder: Path, number: int, tested: Mapping[str, object]) -> bool:
+    """Whether a fold has the scores of this very test."""
     try:
-        kept = read_json(results_file(folder, number))
-        return (kept["networks"], kept["test"], kept["tables"]) == (networks, test, tables)
+        results = read_json(results_file(folder, number))
+        return all(results[key] == value for key, value in tested.items())
     except (UserError, KeyError, TypeError):
         return False  # they only save time: without them the fold is tested anew
 
 
 def read_results(folder: Path, number: int, networks: dict[str, str]) -> list[dict]:
-    """The rows that `write_results` kept, to the last digit; refuses those of other networks."""
+    """The rows of `write_results`, to the last digit; refuses those of other networks."""
     path = results_file(folder, number)
-    kept = read_json(path)
-    if kept["networks"] != networks:
+    results = read_json(path)
+    if results["networks"] != networks:
         raise UserError(f"{path} is of other networks than there are now; run it again with --folds_to_run {number}")
-    return [{**row, "estimate": _estimate(row["estimate"])} for row in kept["rows"]]
+    return [{**row, "estimate": _estimate(row["estimate"])} for row in results["rows"]]
 
 
 def missing_results(folder: Path, k: int) -> list[int]:

@@ -6,23 +6,22 @@ As BIDS 1.10 has it under "Imaging data types: segmentations" (https://bids-spec
 import hashlib
 import os
 import re
-from argparse import Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain, count
 from pathlib import Path
 from urllib.parse import quote
 
-import numpy as np
-
 from data.files.bids import DESCRIPTION, PROGRAM, absolute, dataset_of, describe, is_own, tree_of
 from data.files.names import LESION, contrast_of, entities_of, extension_of
 from data.files.volumes import write_like
 from data.scans.cohort import Case
+from models.pipeline import Prediction
 from utils.errors import UserError
 from utils.files import read_json, require_writable, write_json
 from utils.provenance import git_commit
+from utils.scores.decision import Decision
 
 ARGUMENT = "--bids_derivatives"
 BIDS_VERSION = "1.10.0"
@@ -43,7 +42,7 @@ TEXTS = {
 
 @dataclass(frozen=True)
 class Derivative:
-    """A data set of what is found in some scans, on the grids of these; `plan_derivative` makes one.
+    """A data set of the lesions of some scans, on their own grids; `plan_derivative` makes one.
 
     names: of each scan by its path, the path of its files below `folder`, without suffix and extension.
     sources: of each scan by its path, its BIDS URI.
@@ -55,25 +54,23 @@ class Derivative:
     sources: dict[Path, str]
     links: dict[str, str]
 
-    def begin(self, settings: dict) -> Callable[[Case, np.ndarray, np.ndarray], None]:
+    def begin(self, settings: dict) -> Callable[[Case, Prediction], None]:
         """Write the description of the data set; returns what writes a case, with `settings` in each sidecar."""
         commit = git_commit()
         program = {"Name": PROGRAM, **({"Version": commit} if commit else {}), "CodeURL": CODE_URL}
-        write_json(
-            self.folder / DESCRIPTION,
-            {
-                "Name": f"Stroke lesions by {PROGRAM}",
-                "BIDSVersion": BIDS_VERSION,
-                "DatasetType": "derivative",
-                "GeneratedBy": [program],
-                "DatasetLinks": self.links,
-            },
-        )
+        description = {
+            "Name": f"Stroke lesions by {PROGRAM}",
+            "BIDSVersion": BIDS_VERSION,
+            "DatasetType": "derivative",
+            "GeneratedBy": [program],
+            "DatasetLinks": self.links,
+        }
+        write_json(self.folder / DESCRIPTION, description)
         return partial(self._write, settings)
 
-    def _write(self, settings: dict, case: Case, lesion: np.ndarray, probability: np.ndarray) -> None:
-        """Write a case's lesions, bool, and their probability, (D, H, W) on the scan's grid, with their sidecars."""
-        for suffix, array in ((MASK, lesion), (PROBABILITY, probability)):
+    def _write(self, settings: dict, case: Case, prediction: Prediction) -> None:
+        """Write a case's lesions and their probability with their sidecars."""
+        for suffix, array in ((MASK, prediction.lesions), (PROBABILITY, prediction.lesion_probability)):
             path = self.folder / f"{self.names[case.scan]}_{suffix}"
             write_like(f"{path}.nii.gz", array, case.scan)
             write_json(f"{path}.json", self._sidecar(case.scan, suffix, settings))
@@ -85,27 +82,28 @@ class Derivative:
             "Type": "Lesion",
             "Manual": False,
             "Sources": [source],
-            "SpatialReference": source,  # it is the scan's own grid, whatever space its name tells
+            "SpatialReference": source,  # the scan's own grid, whatever space its name gives
             **({"Resolution": f"that of the source, res-{resolution}"} if resolution else {}),
             **settings,
         }
 
 
-def prediction_settings(args: Namespace, name: str, threshold: float, smallest_cm3: float) -> dict:
-    """What made the predictions, for the sidecars; `args` are those of ``test_strokeformer.py``."""
-    regions = [args.regions] if args.regions else None
-    files = {"Checkpoint": args.ckpt_path, "RegionCheckpoint": args.rpn_ckpt_path, "Regions": regions}
-    settings = {"Model": name}
+def prediction_settings(
+    name: str, files: Mapping[str, Sequence[str] | None], decision: Decision, flip_average: bool
+) -> dict:
+    """What made the predictions of a model, for the sidecars.
+
+    Args:
+        files: checkpoints and regions by their name in the sidecars.
+    """
+    settings: dict[str, object] = {"Model": name}
     for key, paths in files.items():
-        if paths:
-            names, digests = [Path(path).name for path in paths], [_sha256(path) for path in paths]
-            alone = len(paths) == 1
+        names, digests = [Path(path).name for path in paths or ()], [_sha256(path) for path in paths or ()]
+        if names:
+            alone = len(names) == 1
             settings |= {key: names[0] if alone else names, f"{key}SHA256": digests[0] if alone else digests}
-    return settings | {
-        "LesionThreshold": threshold,
-        "SmallestLesionCm3": smallest_cm3,
-        "FlipAverage": args.flip_average,
-    }
+    decided = {"LesionThreshold": decision.threshold, "SmallestLesionCm3": decision.smallest_cm3}
+    return {**settings, **decided, "FlipAverage": flip_average}
 
 
 def _sha256(path: Path | str) -> str:
@@ -117,7 +115,7 @@ def _sha256(path: Path | str) -> str:
 
 
 def plan_derivative(folder: Path | str, cases: list[Case]) -> Derivative:
-    """The data set that will hold what is found in the scans; nothing is written yet.
+    """The data set that will hold the lesions of the scans; nothing is written yet.
 
     Raises:
         UserError: a folder that takes no files, that is another data set, or that holds the scans; a ``.npy`` scan,
@@ -129,9 +127,14 @@ def plan_derivative(folder: Path | str, cases: list[Case]) -> Derivative:
     links = dict(describe(folder).get("DatasetLinks", {}))
     names = {case.scan: _derived_name(case.scan) for case in cases}
     sources = {scan: _source(scan, folder, links) for scan in names}
-    _require_one_name_each(names)
+    first: dict[str, Path] = {}
     for scan, name in names.items():
-        _require_free(folder / f"{name}_{MASK}.json", scan, sources[scan])
+        if (other := first.setdefault(name, scan)) != scan:
+            raise UserError(f"{ARGUMENT}: {other} and {scan} would both become {name}; segment them into two folders")
+        # An earlier run may have given the name to another scan, say the FLAIR of the same session.
+        sidecar = folder / f"{name}_{MASK}.json"
+        if sidecar.exists() and read_json(sidecar).get("Sources") != [sources[scan]]:
+            raise UserError(f"{ARGUMENT}: {sidecar} is of another scan than {scan}; give another folder, or remove it")
     return Derivative(folder, names, sources, links)
 
 
@@ -148,18 +151,18 @@ def _require_own(folder: Path, cases: list[Case]) -> None:
 
 def _derived_name(scan: Path) -> str:
     """``sub-1/ses-2/anat/sub-1_ses-2_acq-x_label-lesion`` of ``sub-1_ses-2_acq-x_T1w.nii.gz``."""
-    told = {**entities_of(scan), "label": LESION}
+    entities = {**entities_of(scan), "label": LESION}
     if extension_of(scan) == ".npy":
         raise UserError(f"{ARGUMENT}: {scan} does not tell where it lies; give NIfTI scans, or leave the argument out")
-    if "sub" not in told:
+    if "sub" not in entities:
         raise UserError(f"{ARGUMENT}: {scan} names no subject; rename it as in BIDS, e.g. sub-01_T1w.nii.gz")
     datatype = "dwi" if (contrast_of(scan) or "").lower() in DWI else "anat"
-    kept = {entity: told[entity] for entity in ENTITIES[datatype] if entity in told}
-    for entity, label in kept.items():
+    labels = {entity: entities[entity] for entity in ENTITIES[datatype] if entity in entities}
+    for entity, label in labels.items():
         if not LABEL.fullmatch(label):
             raise UserError(f"{ARGUMENT}: {scan} holds {entity}-{label}; rename it with letters and digits only")
-    folders = [f"{entity}-{kept[entity]}" for entity in ("sub", "ses") if entity in kept]
-    return "/".join([*folders, datatype, "_".join(f"{entity}-{label}" for entity, label in kept.items())])
+    folders = [f"{entity}-{labels[entity]}" for entity in ("sub", "ses") if entity in labels]
+    return "/".join([*folders, datatype, "_".join(f"{entity}-{label}" for entity, label in labels.items())])
 
 
 def _source(scan: Path, folder: Path, links: dict[str, str]) -> str:
@@ -175,16 +178,3 @@ def _source(scan: Path, folder: Path, links: dict[str, str]) -> str:
     name = next(name for name in candidates if links.get(name, where) == where)
     links[name] = where
     return f"bids:{name}:{quote(absolute(scan).relative_to(root).as_posix())}"
-
-
-def _require_one_name_each(names: dict[Path, str]) -> None:
-    first: dict[str, Path] = {}
-    for scan, name in names.items():
-        if (other := first.setdefault(name, scan)) != scan:
-            raise UserError(f"{ARGUMENT}: {other} and {scan} would both become {name}; segment them into two folders")
-
-
-def _require_free(sidecar: Path, scan: Path, source: str) -> None:
-    """Refuse a name that an earlier run gave to what it found in another scan, say the FLAIR of the same session."""
-    if sidecar.exists() and read_json(sidecar).get("Sources") != [source]:
-        raise UserError(f"{ARGUMENT}: {sidecar} is of another scan than {scan}; give another folder, or remove it")

@@ -3,6 +3,8 @@
 No detection takes part in it: it shows what stands out to a layer, lesion or not.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -39,11 +41,11 @@ def _first_component(maps: np.ndarray) -> np.ndarray:
 def slice_layers(model: RPN) -> Layers:
     """The layers of the backbone, with the sizes (K, h, w) of their maps of a square slice."""
     backbone, side = model.detector.backbone, model.detector.image_size
-    image = torch.zeros(1, backbone.body.conv1.in_channels, side, side, device=model.device)
+    image = torch.zeros(1, model.hparams["in_channels"], side, side, device=model.device)
     return layers_of(backbone, image, "backbone", _as_one_map)
 
 
-def find_layers(model: RPN, names: list[str] | None, argument: str = "--target_layers") -> list[nn.Module]:
+def find_layers(model: RPN, names: Sequence[str] | None, argument: str = "--target_layers") -> list[nn.Module]:
     """The named layers of the backbone, e.g. ``backbone.fpn``; raises as `Layers.find`."""
     return slice_layers(model).find(names, argument) if names else []
 
@@ -64,13 +66,12 @@ def eigencam(model: RPN, prepared: PreparedScan, slices: list[int], layers: list
     """What stands out to the given layers in slices with brain.
 
     Args:
-        slices: their indices.
-        layers: modules of the backbone (`find_layers`); their heat is averaged.
+        layers: of `find_layers`; their heat is averaged.
 
     Returns:
         (H, W) float32 in [0, 1] by slice, 0 where the network does not look; 1 is the most of each slice.
     """
-    images = model.network_slices(prepared)
+    images = {z: torch.from_numpy(image) for z, image in prepared.slices().items()}
     window = head_window(list(images.values()))
     heats = {}
     with BackboneCAM(model.detector.backbone, layers, _as_one_map) as cam, torch.no_grad():
@@ -78,9 +79,6 @@ def eigencam(model: RPN, prepared: PreparedScan, slices: list[int], layers: list
             batch = model.detector.look_at([images[z].to(model.device)], window)
             (heat,) = torch.from_numpy(cam(batch, targets=[]))
             heats[z] = np.zeros(images[z].shape[-2:], np.float32)
-            heats[z][window] = _resized(heat, heats[z][window].shape)
+            shape = heats[z][window].shape
+            heats[z][window] = F.interpolate(heat[None, None], shape, mode="bilinear")[0, 0].numpy()
     return heats
-
-
-def _resized(heat: torch.Tensor, shape: tuple[int, int]) -> np.ndarray:
-    return F.interpolate(heat[None, None], shape, mode="bilinear")[0, 0].numpy()

@@ -1,59 +1,60 @@
 """Maps of a scan on its own grid: lesion probability, its uncertainty, Grad-CAM."""
 
-from argparse import Namespace
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from scipy.special import entr
+from torch import nn
 
 from data.files.names import result_name
 from data.files.space import resample
 from data.files.volumes import write_like
 from data.scans.cohort import Case
 from data.scans.prepared import PreparedScan
-from models.ensembles import StrokeFormerEnsemble
+from models.evaluation.gradcam import gradcam
+from models.evaluation.settings import Outputs
+from models.pipeline import Prediction, TwoStage
 from models.segmentation.module import StrokeFormer
-from utils.regions.region import Region
+from utils.plots import plot_gradcam, save_figure
 from utils.scores.decision import lesion_probability
 
 
 @dataclass(frozen=True)
 class MapWriter:
-    """Writes maps of scans as float32 in [0, 1], in the format of each scan, below a model's folder.
+    """Writes maps of scans as float32 in [0, 1], in the format of each scan, below a model's folder."""
 
-    args: arguments of ``test_strokeformer.py``.
-    """
-
-    model: StrokeFormer | StrokeFormerEnsemble
-    args: Namespace
+    pipeline: TwoStage
+    outputs: Outputs
     folder: Path
 
-    def write(
-        self,
-        case: Case,
-        scan: PreparedScan,
-        regions: list[Region] | None,
-        probabilities: np.ndarray,
-        on_own_grid: np.ndarray,
-    ) -> None:
-        """Write what ``--probabilities`` and ``--uncertainty`` ask for.
+    def write(self, case: Case, prediction: Prediction) -> None:
+        """Write what ``--probabilities`` and ``--uncertainty`` ask for."""
+        if self.outputs.probabilities:
+            self._write("probabilities", "probability", prediction.lesion_probability, case)
+        if self.outputs.uncertainty:
+            self._write("uncertainty", "uncertainty", predictive_entropy(self._mean_of_views(prediction)), case)
 
-        Args:
-            probabilities: (K, D, H, W), what `StrokeFormer.segment` says of the scan.
-            on_own_grid: the same on the scan's own grid.
-        """
-        if self.args.probabilities:
-            self._write("probabilities", "probability", lesion_probability(on_own_grid), case)
-        if self.args.uncertainty:
-            if not isinstance(self.model, StrokeFormerEnsemble) and not self.args.flip_average:
-                where = self.args.overlap, self.args.subvolume_depth, self.args.batch_size
-                mirrored = self.model.segment_mirrored(scan, regions, *where)
-                on_own_grid = scan.to_own_grid((probabilities + mirrored) / 2)
-            self._write("uncertainty", "uncertainty", predictive_entropy(lesion_probability(on_own_grid)), case)
+    def _mean_of_views(self, prediction: Prediction) -> np.ndarray:
+        """The lesion probability over members or, of one network, over the scan and its mirror image."""
+        network, sliding = self.pipeline.segmenter, self.pipeline.sliding
+        if not isinstance(network, StrokeFormer) or sliding.flip_average:
+            return prediction.lesion_probability
+        mirrored = network.segment_mirrored(prediction.scan, prediction.regions, sliding, self.pipeline.batch_size)
+        return lesion_probability(prediction.scan.to_own_grid((prediction.probabilities + mirrored) / 2))
 
-    def write_gradcam(self, case: Case, scan: PreparedScan, heat: np.ndarray) -> None:
-        """Write the heat (D, H, W) of the networks' grid."""
+    def write_gradcam(self, case: Case, prediction: Prediction, layers: Sequence[nn.Module]) -> None:
+        """Write and draw where layers (`models.evaluation.gradcam.find_layers`) see a lesion."""
+        scan, lesions, network = prediction.scan, prediction.lesions_on_grid, self.pipeline.segmenter
+        assert isinstance(network, StrokeFormer)  # which the layers are of
+        heat = gradcam(network, scan, prediction.regions, layers, self.pipeline.sliding)
+        figure = plot_gradcam(scan.scan[0].astype(np.float32), heat, scan.mask, lesions, scan.name)
+        save_figure(figure, self.folder / "gradcam" / f"{case.stem}.png")
+        self.write_heat(case, scan, heat)
+
+    def write_heat(self, case: Case, scan: PreparedScan, heat: np.ndarray) -> None:
+        """Write heat (D, H, W) of the networks' grid."""
         on_own_grid = resample(heat[None], scan.space, scan.own, outside=[0.0])[0]
         self._write("gradcam", "gradcam", np.clip(on_own_grid, 0, 1), case)
 
@@ -62,17 +63,10 @@ class MapWriter:
 
 
 def predictive_entropy(lesion: np.ndarray) -> np.ndarray:
-    """How uncertain a mean prediction is, in bits (Kendall and Gal, 2017, arXiv 1703.04977, section 2.1).
+    """How uncertain a mean lesion probability p is, -p log2(p) - (1 - p) log2(1 - p): 0 to 1 bit.
 
-    Of a voxel whose mean probability of lesion is p it is -p log2(p) - (1 - p) log2(1 - p): 0 where lesion or
-    background is certain, 1 at 0.5. The mean is that of ``--flip_average``, over the scan and its mirror image, or that
-    over the members of an ensemble (Lakshminarayanan et al., 2017, arXiv 1612.01474). So it is large where each says
-    about 0.5, and where one is as sure of a lesion as the other is of none.
-
-    Args:
-        lesion: p, in [0, 1].
-
-    Returns:
-        In [0, 1], of the same shape and type.
+    As Kendall and Gal (2017, arXiv 1703.04977, section 2.1). The mean is that over a scan and its mirror image, or over
+    an ensemble (Lakshminarayanan et al., 2017, arXiv 1612.01474): it is large where each says about 0.5, and where one
+    is as sure of a lesion as the other is of none.
     """
     return np.clip((entr(lesion) + entr(1 - lesion)) / np.log(2), 0, 1).astype(lesion.dtype)

@@ -1,4 +1,4 @@
-"""The card of an exported model: what it was trained on, what it scores, what it is for, as far as its runs tell."""
+"""The card of an exported model: what it was trained on, what it scores, what it is for, as far as its runs record."""
 
 import csv
 from pathlib import Path
@@ -57,35 +57,31 @@ On scans that no training saw: TO BE FILLED IN, with the number of scans and whe
 
 
 def model_card(model: ExportedModel, rpn_ckpt: Path | str, ckpt: Path | str) -> str:
-    """The card in Markdown; what only people know is left to be filled in. No name of a scan is in it.
+    """The card in Markdown, without any scan's name, given the checkpoints of both stages.
 
-    Args:
-        rpn_ckpt, ckpt: the checkpoints of both stages, in the folders of their runs or elsewhere.
+    What only people know is left to be filled in.
     """
     grid, one, two = model.grid, model.stage_1, model.stage_2
-    runs = [_run_of(path) for path in (rpn_ckpt, ckpt)]
-    counts = {
-        f"stage_{stage}_{side}": _count(run, side) for stage, run in enumerate(runs, 1) for side in ("train", "val")
-    }
+    run_1, run_2 = _run_of(rpn_ckpt), _run_of(ckpt)
+    decision = {"threshold": two.lesion_threshold, "smallest_cm3": two.smallest_lesion_cm3}
     return CARD.format(
         opset=model.opset,
         weights=model.weights,
         channels=grid.scan_dim[0],
         grid=" x ".join(map(str, grid.shape)),
-        spacing=f" of {size_text(grid.spacing_mm)} mm" if grid.spacing_mm else ", of untold size",
+        spacing=f" of {size_text(grid.spacing_mm)} mm" if grid.spacing_mm else ", of unknown size",
         window=" x ".join(map(str, two.window)),
         overlap=two.overlap,
         consistency=one.consistency,
         score_threshold=one.score_threshold,
         lesion_threshold=two.lesion_threshold,
         smallest_lesion_cm3=two.smallest_lesion_cm3,
-        stage_1_scores=_scores_at(runs[0], "calibration.csv", {"threshold": one.score_threshold}),
-        stage_2_scores=_scores_at(
-            runs[1],
-            "decisions.csv",
-            {"threshold": two.lesion_threshold, "smallest_cm3": two.smallest_lesion_cm3},
-        ),
-        **counts,
+        stage_1_train=_count(run_1, "train"),
+        stage_1_val=_count(run_1, "val"),
+        stage_2_train=_count(run_2, "train"),
+        stage_2_val=_count(run_2, "val"),
+        stage_1_scores=_scores_at(run_1, "calibration.csv", {"threshold": one.score_threshold}),
+        stage_2_scores=_scores_at(run_2, "decisions.csv", decision),
     )
 
 

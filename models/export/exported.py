@@ -16,7 +16,7 @@ from utils.files import read_json, write_json
 SETTINGS, CARD = "model.json", "MODEL_CARD.md"
 PROPOSALS, BOXES, SEGMENTER = "stage1_proposals.onnx", "stage1_boxes.onnx", "stage2.onnx"
 NETWORKS = (PROPOSALS, BOXES, SEGMENTER)
-FORMAT = 2  # of the folder; another number for what an earlier runner would misread
+FORMAT = 3  # of the folder; another number for what an earlier runner would misread
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,6 @@ class DetectorSettings:
 
     Pixels are those of the network, which sees a voxel as `scale` of them.
 
-    context: further channels of a slice (`data.batches.context`).
     anchors: of each level of the pyramid, from fine to coarse, the boxes (A, 4) about a place, xyxy in pixels.
     strides: of the levels, in pixels.
     pooled_levels: how many of them, from the first on, the features of a box are taken from.
@@ -37,10 +36,9 @@ class DetectorSettings:
     box_weights: what the four offsets of a detection are divided by.
     largest_log_scale: by which a box may be larger than what it was decoded from.
     detections, min_score: boxes of a slice that are returned, and their least score.
-    consistency, score_threshold, evidence_growth: as of `models.rpn.module.RPN`.
+    consistency, score_threshold: as of `models.rpn.module.RPN`.
     """
 
-    context: Sequence[str]
     scale: float
     anchors: Sequence[Sequence[Sequence[float]]]
     strides: Sequence[int]
@@ -59,16 +57,14 @@ class DetectorSettings:
     detections: int
     consistency: str
     score_threshold: float
-    evidence_growth: float
 
 
 @dataclass(frozen=True)
 class SegmenterSettings:
     """Stage 2: windows (D, H, W) in voxels and what is lesion; all as of `models.segmentation.module.StrokeFormer`."""
 
-    roi_size: Sequence[int]
-    window: Sequence[int]
-    context: Sequence[str]
+    roi_size: tuple[int, int, int]
+    window: tuple[int, int, int]
     num_classes: int
     overlap: float
     subvolume_depth: int
@@ -95,16 +91,12 @@ class ExportedModel:
 
 
 def digests_of(folder: Path) -> dict[str, str]:
-    """Of the networks in a model folder, by name."""
+    """The digests of the networks in a model folder, by their files."""
     return {name: content_digest([folder / name]) for name in NETWORKS}
 
 
 def write_model(folder: Path, model: ExportedModel, made_of: dict) -> None:
-    """Write `SETTINGS`, the last of a model folder's files: with it the folder is whole.
-
-    Args:
-        made_of: what else shall be known of the model; not read again.
-    """
+    """Write `SETTINGS`, the last of a model folder's files; `made_of` is a record for its readers alone."""
     fixed = {"format": FORMAT, "orientation": ORIENTATION, "normalisation_percentiles": PERCENTILES}
     write_json(folder / SETTINGS, {**fixed, **asdict(model), "made_of": made_of})
 
@@ -125,7 +117,7 @@ def read_model(folder: Path | str) -> ExportedModel:
         raise UserError(f"{folder / SETTINGS} is of another version of this program; export the model anew") from None
     for name in NETWORKS:
         if not (folder / name).is_file() or content_digest([folder / name]) != model.digests[name]:
-            raise UserError(f"{folder / name} is not the network that {SETTINGS} tells of; copy the whole folder again")
+            raise UserError(f"{folder / name} is not the network of its {SETTINGS}; copy the whole folder again")
     return model
 
 
@@ -134,10 +126,11 @@ def _parse(content: dict) -> ExportedModel:
     known = {"format": FORMAT, "orientation": ORIENTATION, "normalisation_percentiles": list(PERCENTILES)}
     if {key: content[key] for key in known} != known:
         raise KeyError("format")
+    two = content["stage_2"]
     return ExportedModel(
         Grid(**{name: value and tuple(value) for name, value in content["grid"].items()}),
         DetectorSettings(**content["stage_1"]),
-        SegmenterSettings(**content["stage_2"]),
+        SegmenterSettings(**{**two, "roi_size": tuple(two["roi_size"]), "window": tuple(two["window"])}),
         content["opset"],
         content["weights"],
         {name: content["digests"][name] for name in NETWORKS},

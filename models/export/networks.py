@@ -80,20 +80,19 @@ def export_stage_1(model: RPN, scale: float, shape: tuple[int, int]) -> tuple[on
         scale: pixels of the network a voxel.
         shape: (H, W) of slices to trace with.
     """
-    channels = model.detector.backbone.body.conv1.in_channels
-    finder, slices = Finder(model.detector, scale).eval(), torch.zeros(2, channels, *shape)
-    found = _export(finder, (slices,), ["slices"], ({0: Dim.DYNAMIC, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC},))
+    finder, slices = Finder(model.detector, scale).eval(), torch.zeros(2, model.hparams["in_channels"], *shape)
+    proposals = _export(finder, (slices,), ["slices"], ({0: Dim.DYNAMIC, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC},))
     with torch.no_grad():
         features = finder(slices)[: len(model.detector.roi_heads.box_roi_pool.featmap_names)]
     boxes = [torch.zeros(2 + level, 5) for level in range(len(features))]  # as many as another would be one dimension
     names = [f"{kind}_{level}" for kind in ("boxes", "features") for level in range(len(features))]
     dynamic = [{0: Dim.DYNAMIC} for _ in boxes] + [{0: Dim.DYNAMIC, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC} for _ in features]
-    return found, _export(Judge(model.detector).eval(), (*boxes, *features), names, (tuple(dynamic),))
+    return proposals, _export(Judge(model.detector).eval(), (*boxes, *features), names, (tuple(dynamic),))
 
 
-def export_stage_2(model: StrokeFormer, channels: int) -> onnx.ModelProto:
-    """The network that `Segmenter` describes, for any number of windows of the model's size and these channels."""
-    windows = torch.zeros(2, channels, *model.window)
+def export_stage_2(model: StrokeFormer) -> onnx.ModelProto:
+    """The network that `Segmenter` describes, for any number of windows of the model's size."""
+    windows = torch.zeros(2, model.hparams["in_channels"], *model.window)
     return _export(Segmenter(model).eval(), (windows,), ["windows"], ({0: Dim.DYNAMIC},))
 
 
@@ -103,6 +102,7 @@ def _export(network: nn.Module, inputs: tuple, names: list[str], dynamic: tuple)
         program = torch.onnx.export(
             network, inputs, dynamo=True, opset_version=OPSET, input_names=names, dynamic_shapes=dynamic, verbose=False
         )
+    assert program is not None  # it is where `dynamo` is asked for
     return _bare(program.model_proto)
 
 

@@ -14,15 +14,15 @@ SMALLEST_ON_LEVEL = tuple(2.0 * stride for stride in STRIDES)
 
 
 def anchors_at(sizes: tuple[float, ...], image_size: int) -> list[float]:
-    """Sizes in pixels of an image of another shorter side, so that they mean the same share of the head."""
+    """Sizes in pixels of an image of another shorter side: the same share of the head."""
     return [max(size * image_size / REFERENCE_SIZE, SMALLEST_ANCHOR) for size in sizes]
 
 
 def fit_anchors(boxes: np.ndarray, shorter_side: int, image_size: int) -> tuple[float, ...]:
-    """One size a pyramid level, fitted to lesions: the medians of four equal shares of them, from small to large.
+    """One size a pyramid level: the medians of four equal shares of the lesions, from small to large.
 
-    The published sets leave gaps: on synthetic scans of 2 mm only 46 % of the lesion boxes overlap an anchor of ATLAS
-    by half or more (IoU, however well placed), but 87 % one of the fitted sizes.
+    On synthetic scans of 2 mm 46 % of the lesion boxes have an IoU of half or more with a well placed anchor of ATLAS,
+    and 87 % with one of the fitted sizes.
 
     Args:
         boxes: (N, 4) xyxy of training lesions, in pixels of slices whose shorter side is `shorter_side`.

@@ -1,4 +1,4 @@
-"""The network of stage 1: torchvision's Faster R-CNN over a resnet18 pyramid, with losses for few and small lesions."""
+"""The network of stage 1: torchvision's Faster R-CNN over a resnet18 pyramid, set for few and small lesions."""
 
 import torch
 import torch.nn.functional as F
@@ -9,33 +9,28 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.backbone_utils import BackboneWithFPN
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 from torchvision.models.detection.image_list import ImageList
-from torchvision.models.detection.roi_heads import RoIHeads, fastrcnn_loss
+from torchvision.models.detection.roi_heads import RoIHeads
 from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
-from torchvision.ops import MultiScaleRoIAlign, sigmoid_focal_loss
+from torchvision.ops import MultiScaleRoIAlign
 
-from data.batches import context
-from data.batches.context import Window
+from data.scans import head
+from data.scans.head import Window
 from models.rpn.anchors import ASPECT_RATIOS, STRIDES, anchors_at
 from utils.errors import UserError
 
 FPN_CHANNELS = 64  # a quarter of torchvision's: grey slices with one class found as many lesions as with 128, in 60 %
 HEAD_CHANNELS = 256
 POOLED, SAMPLING_RATIO = 7, 1  # side of the features of a proposal, and points per bin, none wider than two pixels
-# 1000 proposals a slice, torchvision's default, spend 43 s a volume in the box head; the lesions of a slice
-# are found among the best few.
+# 1000 proposals a slice, torchvision's default, take 43 s a volume; the best few hold the lesions of a slice.
 PROPOSALS = {"training": 200, "testing": 30}
 CANDIDATES = {"training": 200, "testing": 120}  # of them before the suppression of overlapping ones, a pyramid level
 DETECTIONS_PER_SLICE = 10
 MIN_SCORE = 0.01  # detections below are not even returned; the region threshold comes later
-# Which anchors, and which proposed boxes, are learned as lesion (from the upper IoU on) and as none (below the lower
-# one), and the largest share of lesion among those that a slice's loss looks at. Lesions are few and a pixel more or
-# less changes the IoU of a small box a lot, so torchvision's thresholds leave little to learn from.
-MATCHING = {
-    "small": {"anchors": (0.5, 0.3, 0.5), "boxes": (0.4, 0.4, 0.5)},
-    "torchvision": {"anchors": (0.7, 0.3, 0.5), "boxes": (0.5, 0.5, 0.25)},
-}
-SAMPLES = {"anchors": 256, "boxes": 32}  # that a slice's loss looks at
-FOCAL_BIAS = -4.6  # log odds of 0.01, the published start: else the many anchors without lesion drown the first steps
+# IoU from which on anchors, and proposed boxes, are learned as lesion, and below which as none. A pixel changes the IoU
+# of a small box a lot: torchvision's thresholds, (0.7, 0.3) and (0.5, 0.5), leave little to learn from.
+ANCHOR_IOU, BOX_IOU = (0.5, 0.3), (0.4, 0.4)
+POSITIVE_SHARE = 0.5  # the largest share of lesion among the anchors or boxes that a slice's loss looks at
+ANCHOR_SAMPLES, BOX_SAMPLES = 256, 32  # that a slice's loss looks at
 
 
 class Detector(nn.Module):
@@ -59,11 +54,7 @@ class Detector(nn.Module):
         self.image_size, self.slice_side = image_size, slice_side
 
     def forward(
-        self,
-        images: list[torch.Tensor],
-        targets: list[dict] | None = None,
-        window: Window | None = None,
-        place: int = 0,
+        self, images: list[torch.Tensor], targets: list[dict] | None = None, window: Window | None = None
     ) -> dict[str, torch.Tensor] | list[dict[str, torch.Tensor]]:
         """Losses in training mode, detections otherwise.
 
@@ -71,7 +62,6 @@ class Detector(nn.Module):
             images: (C, H, W) in [0, 1], all of one shape.
             targets: ``boxes`` (N, 4) xyxy in pixels of a slice and ``labels`` (N,) of each; for training.
             window: rows and columns to look at; None for those of `head_window`.
-            place: of the first image in the batch, of which other processes may have other parts.
 
         Returns:
             Training: the losses by name. Otherwise a dict a slice: ``boxes`` (N, 4) xyxy in pixels of the slice,
@@ -80,37 +70,34 @@ class Detector(nn.Module):
         rows, columns = window = head_window(images) if window is None else window
         scale, batch = self.scale(images), self.look_at(images, window)
         corner = torch.tensor([columns.start, rows.start] * 2, dtype=batch.dtype, device=batch.device)
-        for sampler in (self.rpn.fg_bg_sampler, self.roi_heads.fg_bg_sampler):
-            sampler.place = place
         if targets is not None:
             targets = [{**target, "boxes": (target["boxes"] - corner) * scale} for target in targets]
         listed = ImageList(batch, [tuple(batch.shape[-2:])] * len(batch))
         features = self.backbone(batch)
         proposals, anchor_losses = self.rpn(listed, features, targets)
-        found, box_losses = self.roi_heads(features, proposals, listed.image_sizes, targets)
+        detections, box_losses = self.roi_heads(features, proposals, listed.image_sizes, targets)
         if self.training:
             return {**anchor_losses, **box_losses}
-        return [{**detections, "boxes": detections["boxes"] / scale + corner} for detections in found]
+        return [{**each, "boxes": each["boxes"] / scale + corner} for each in detections]
 
     def look_at(self, images: list[torch.Tensor], window: Window) -> torch.Tensor:
-        """What the backbone sees of slices (C, H, W): (B, C, h, w), their window in the network's pixels."""
+        """The window of slices (C, H, W) as the backbone's input (B, C, h, w), in the network's pixels."""
         rows, columns = window
-        batch = torch.stack([image[:, rows, columns] for image in images]).to(self.rpn.head.bbox_pred.weight.dtype)
+        batch = torch.stack([image[:, rows, columns] for image in images])
         return F.interpolate(batch, scale_factor=self.scale(images), mode="bilinear")
 
     def scale(self, images: list[torch.Tensor]) -> float:
-        """Pixels of the network a voxel of slices (C, H, W)."""
+        """The network's pixels per voxel of slices (C, H, W)."""
         return self.image_size / (self.slice_side or min(images[0].shape[-2:]))
 
 
 def head_window(images: list[torch.Tensor]) -> Window:
-    """The rows and columns that hold all of the heads (what is above 0), with a margin; all of them without a head."""
-    return context.head_window(torch.stack([(image > 0).any(0) for image in images]).any(0).cpu().numpy())
+    """The rows and columns that hold all heads (above 0), with a margin; all of them without a head."""
+    return head.head_window(torch.stack([(image > 0).any(0) for image in images]).any(0).cpu().numpy())
 
 
 class Anchors(AnchorGenerator):
-    """torchvision's, for images of any size: it infers a level's stride by a division that leaves no remainder only
-    where both sides are multiples of 32."""
+    """torchvision's, with fixed strides: it infers them by a division that only suits multiples of 32."""
 
     def forward(self, image_list: ImageList, feature_maps: list[torch.Tensor]) -> list[torch.Tensor]:
         first = feature_maps[0]
@@ -121,14 +108,7 @@ class Anchors(AnchorGenerator):
 
 
 class SamplesByImage(BalancedPositiveNegativeSampler):
-    """torchvision's choice of the anchors and boxes to learn from, by chance of its own for each image of a batch, so
-    that it does not depend on how the batch is split over processes.
-
-    Attributes:
-        place: of the first image in the batch.
-    """
-
-    place = 0
+    """torchvision's choice of the anchors and boxes to learn from, by chance of its own for each image of a batch."""
 
     @classmethod
     def like(cls, sampler: BalancedPositiveNegativeSampler) -> "SamplesByImage":
@@ -138,7 +118,7 @@ class SamplesByImage(BalancedPositiveNegativeSampler):
         device, seed = matched_idxs[0].device, torch.initial_seed()
         chosen = []
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            for place, matched in enumerate(matched_idxs, self.place):
+            for place, matched in enumerate(matched_idxs):
                 torch.manual_seed((seed + place) % 2**63)
                 chosen.append(super().__call__([matched]))
         positive, negative = zip(*chosen, strict=True)
@@ -146,48 +126,19 @@ class SamplesByImage(BalancedPositiveNegativeSampler):
 
 
 class ProposalNetwork(RegionProposalNetwork):
-    """torchvision's, with the focal loss (Lin et al., 2017, arXiv 1708.02002, eq. 5) over all anchors as an option.
+    """torchvision's, with its samples drawn by `SamplesByImage`."""
 
-    Args:
-        focal: in place of the cross-entropy over 256 sampled anchors a slice.
-    """
-
-    def __init__(self, *args, focal: bool, **kwargs) -> None:
+    def __init__(self, *args, **kwargs) -> None:
         super().__init__(*args, **kwargs)
         self.fg_bg_sampler = SamplesByImage.like(self.fg_bg_sampler)
-        self.focal = focal
-
-    def compute_loss(self, objectness, pred_bbox_deltas, labels, regression_targets):
-        objectness_loss, box_loss = super().compute_loss(objectness, pred_bbox_deltas, labels, regression_targets)
-        if self.focal:
-            truth = torch.cat(labels)
-            counted = truth >= 0  # anchors between the two IoU thresholds are -1
-            losses = sigmoid_focal_loss(objectness.flatten()[counted].float(), truth[counted])
-            objectness_loss = losses.sum() / (truth == 1).sum().clamp(min=1)
-        return objectness_loss, box_loss
 
 
 class BoxHeads(RoIHeads):
-    """torchvision's, with smoothed labels in the classification loss as an option.
+    """torchvision's, with its samples drawn by `SamplesByImage`."""
 
-    Args:
-        label_smoothing: share of a label that is spread over both classes, 0 for torchvision's loss.
-    """
-
-    def __init__(self, *args, label_smoothing: float, **kwargs) -> None:
+    def __init__(self, *args, **kwargs) -> None:
         super().__init__(*args, **kwargs)
         self.fg_bg_sampler = SamplesByImage.like(self.fg_bg_sampler)
-        self.label_smoothing = label_smoothing
-
-    def forward(self, features, proposals, image_shapes, targets=None):
-        if not self.training:
-            return super().forward(features, proposals, image_shapes)
-        proposals, _, labels, regression_targets = self.select_training_samples(proposals, targets)
-        pooled = self.box_roi_pool(features, proposals, image_shapes)
-        class_logits, box_regression = self.box_predictor(self.box_head(pooled))
-        _, box_loss = fastrcnn_loss(class_logits, box_regression, labels, regression_targets)
-        class_loss = F.cross_entropy(class_logits, torch.cat(labels), label_smoothing=self.label_smoothing)
-        return [], {"loss_classifier": class_loss, "loss_box_reg": box_loss}
 
 
 def build_detector(
@@ -196,9 +147,6 @@ def build_detector(
     image_size: int,
     slice_side: int | None = None,
     backbone_weights: str | None = None,
-    matching: str = "small",
-    focal: bool = False,
-    label_smoothing: float = 0.0,
 ) -> Detector:
     """Faster R-CNN with one foreground class and one anchor size a pyramid level; arguments as in `RPN`."""
     sizes = anchors_at(anchor_sizes, image_size)
@@ -208,38 +156,26 @@ def build_detector(
         MultiScaleRoIAlign(featmap_names=levels, output_size=POOLED, sampling_ratio=SAMPLING_RATIO),
         TwoMLPHead(FPN_CHANNELS * POOLED**2, HEAD_CHANNELS),
         FastRCNNPredictor(HEAD_CHANNELS, num_classes=2),
-        **_matching(matching, "boxes"),
+        *BOX_IOU,
+        batch_size_per_image=BOX_SAMPLES,
+        positive_fraction=POSITIVE_SHARE,
         bbox_reg_weights=None,
         score_thresh=MIN_SCORE,
         nms_thresh=0.5,
         detections_per_img=DETECTIONS_PER_SLICE,
-        label_smoothing=label_smoothing,
     )
     anchors = Anchors(tuple((size,) for size in sizes), (ASPECT_RATIOS,) * len(sizes))
-    anchor_head = RPNHead(FPN_CHANNELS, len(ASPECT_RATIOS))
-    if focal:
-        nn.init.constant_(anchor_head.cls_logits.bias, FOCAL_BIAS)
     proposals = ProposalNetwork(
         anchors,
-        anchor_head,
-        **_matching(matching, "anchors"),
+        RPNHead(FPN_CHANNELS, len(ASPECT_RATIOS)),
+        *ANCHOR_IOU,
+        batch_size_per_image=ANCHOR_SAMPLES,
+        positive_fraction=POSITIVE_SHARE,
         pre_nms_top_n=CANDIDATES,
         post_nms_top_n=PROPOSALS,
         nms_thresh=0.7,
-        focal=focal,
     )
     return Detector(backbone, proposals, heads, image_size, slice_side)
-
-
-def _matching(name: str, of: str) -> dict[str, float]:
-    """`MATCHING` of anchors or boxes, by torchvision's names."""
-    upper, lower, share = MATCHING[name][of]
-    return {
-        "fg_iou_thresh": upper,
-        "bg_iou_thresh": lower,
-        "batch_size_per_image": SAMPLES[of],
-        "positive_fraction": share,
-    }
 
 
 def build_backbone(in_channels: int, levels: int, weights: str | None) -> BackboneWithFPN:
@@ -254,11 +190,9 @@ def build_backbone(in_channels: int, levels: int, weights: str | None) -> Backbo
 
 
 def adapt_first_conv(conv: nn.Conv2d, in_channels: int) -> nn.Conv2d:
-    """The first convolution for another number of channels.
-
-    Its RGB filters are summed and shared out, so that a grey image answers as its RGB copy did.
-    """
-    adapted = nn.Conv2d(in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding, bias=False)
+    """resnet18's first convolution for other channels: RGB filters summed and shared out, so that a grey image gives
+    what its RGB copy gave."""
+    adapted = nn.Conv2d(in_channels, conv.out_channels, kernel_size=7, stride=2, padding=3, bias=False)
     with torch.no_grad():
         adapted.weight.copy_(conv.weight.sum(1, keepdim=True).expand_as(adapted.weight) / in_channels)
     return adapted

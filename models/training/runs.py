@@ -1,21 +1,25 @@
-"""The folder of a network's training: what it learned from, whether it has learned anything, and where it goes on."""
+"""The folder of a network's training."""
 
-from argparse import Namespace
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from data.scans.cohort import Case
 from models.checkpoints import read_checkpoint
+from models.training.settings import Run
 from utils.errors import UserError
 from utils.files import read_json
 
 
-def run_folder(args: Namespace, name: str) -> Path:
-    return Path(args.default_root_dir) / name
+def run_folder(run: Run, name: str) -> Path:
+    return Path(run.default_root_dir) / name
 
 
 def best_checkpoint(folder: Path) -> Path:
     return folder / "checkpoints/best.ckpt"
+
+
+def last_checkpoint(folder: Path) -> Path:
+    return folder / "checkpoints/last.ckpt"
 
 
 def folder_of(checkpoint: Path | str) -> Path:
@@ -24,7 +28,7 @@ def folder_of(checkpoint: Path | str) -> Path:
 
 
 def is_trained(folder: Path) -> bool:
-    """Whether anything in a run's folder depends on what it was begun with."""
+    """Whether a run's folder holds any checkpoint."""
     return any((folder / "checkpoints").glob("*.ckpt"))
 
 
@@ -40,11 +44,11 @@ def is_finished(folder: Path, max_epochs: int) -> bool:
 def inputs_of(
     train: Iterable[Case], val: Iterable[Case], digests: Mapping[str, str], proposer: str | None = None
 ) -> dict[str, str]:
-    """What a network learns from, for ``run.json``: the digest of each scan by its side and name.
+    """What a network learns from, for ``run.json``.
 
     Args:
         digests: of the cases by the scan's name.
-        proposer: digest of what proposes the regions of stage 2; None where nothing does.
+        proposer: digest of what proposes the regions of stage 2; None without regions.
     """
     sides = {"train": train, "val": val}
     inputs = {f"{side} {case.name}": digests[case.name] for side, cases in sides.items() for case in cases}
@@ -52,12 +56,12 @@ def inputs_of(
 
 
 def resume_point(folder: Path) -> Path | None:
-    """The checkpoint that a begun training goes on from: the last one or, where that is broken, the best.
+    """The checkpoint that a training goes on from: the last one or, where that is broken, the best.
 
     Raises:
         UserError: there are checkpoints, but none can be read.
     """
-    candidates = [path for path in (folder / "checkpoints/last.ckpt", best_checkpoint(folder)) if path.exists()]
+    candidates = [path for path in (last_checkpoint(folder), best_checkpoint(folder)) if path.exists()]
     for path in candidates:
         if _is_whole(path):
             if path != candidates[0]:

@@ -1,4 +1,4 @@
-"""Arithmetic on boxes (xmin, ymin, xmax, ymax) in voxels, half-open."""
+"""Arithmetic on boxes (xmin, ymin, xmax, ymax) in voxels, half-open, x along W and y along H."""
 
 import numpy as np
 

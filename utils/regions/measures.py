@@ -3,6 +3,7 @@
 Masks are (D, H, W). A score that the data leave undefined is NaN, never 0.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass, fields
 
 import numpy as np
@@ -10,7 +11,7 @@ import pandas as pd
 from scipy import ndimage
 
 from utils.regions.boxes import enclosing_box, pairwise_iou
-from utils.scores.components import TWENTY_SIX_CONNECTED, voxel_cm3
+from utils.scores.components import TWENTY_SIX_CONNECTED, Spacing, voxel_cm3
 from utils.scores.intervals import Estimate, estimate, without_interval
 from utils.scores.metrics import SIZE_BINS, size_bin
 from utils.scores.overlap import as_masks, bounding_box
@@ -25,9 +26,6 @@ SHARES = {
 # Lesions by volume: the upper bound, excluded, in cm3. "Small" is where stage 1 misses them.
 VOLUME_BINS_CM3 = {"under 1 cm3": 1.0, "1 to 10 cm3": 10.0, "over 10 cm3": np.inf}
 COVERED_SHARE = 0.5  # of its voxels, from which on a lesion counts as covered
-
-
-# --- regions -------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -46,49 +44,44 @@ class ProposalCounts:
 
 
 def count_proposals(regions_mask: np.ndarray, target: np.ndarray, brain: np.ndarray) -> ProposalCounts:
-    """Count what a volume's regions cover of its lesions, and what they cost.
+    """Count what a volume's regions, the union of which is (D, H, W) bool, cover of its lesions, and what they cost.
 
-    A lesion is a 26-connected component, covered if at least half of its voxels lie inside the regions.
-
-    Args:
-        regions_mask: (D, H, W) bool, the union of the regions.
-        target, brain: (D, H, W) bool or uint8 masks.
-
-    Raises:
-        ValueError: the masks differ in shape.
+    A lesion is a 26-connected component, covered if at least half of its voxels lie inside the regions. Raises
+    ValueError where the masks differ in shape.
     """
     regions_mask, target, brain = as_masks(regions_mask=regions_mask, target=target, brain=brain)
-    box = bounding_box(target)
-    labels, n = ndimage.label(target[box], TWENTY_SIX_CONNECTED)
-    voxels = np.bincount(labels.ravel(), minlength=n + 1)[1:]
-    covered = np.bincount(labels[regions_mask[box]], minlength=n + 1)[1:]
+    voxels, covered = _voxels_of_lesions(regions_mask, target)
     return ProposalCounts(
         lesion_voxels=int(voxels.sum()),
         covered_voxels=int(covered.sum()),
-        lesions=n,
-        covered_lesions=int(np.count_nonzero(2 * covered >= voxels)),
+        lesions=len(voxels),
+        covered_lesions=int(np.count_nonzero(covered >= COVERED_SHARE * voxels)),
         region_voxels=int(np.count_nonzero(regions_mask)),
         brain_voxels=int(np.count_nonzero(brain)),
     )
 
 
+def _voxels_of_lesions(regions_mask: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Voxels of each lesion, and those inside the regions."""
+    box = bounding_box(target)
+    labels, n = ndimage.label(target[box], TWENTY_SIX_CONNECTED)
+    inside = labels[regions_mask[box]]
+    return np.bincount(labels.ravel(), minlength=n + 1)[1:], np.bincount(inside, minlength=n + 1)[1:]
+
+
 def proposal_scores(counts: ProposalCounts) -> dict[str, float]:
-    """How much the regions find, and at what cost.
+    """Coverage and cost of regions; NaN with nothing to divide by.
 
     Returns:
         ``lesion_coverage`` (share of lesion voxels inside), ``lesion_recall`` (share of lesions covered), both in
-        [0, 1], and ``proposed_fraction`` (region voxels over brain voxels, above 1 where regions reach into air);
-        NaN with nothing to divide by.
+        [0, 1], and ``proposed_fraction`` (region voxels over brain voxels, above 1 where regions reach into air).
     """
     values = asdict(counts)
     return {score: values[part] / values[whole] if values[whole] else np.nan for score, (part, whole) in SHARES.items()}
 
 
-# --- boxes ---------------------------------------------------------------------------------------------
-
-
-def box_scores(predictions: list[dict], targets: list[dict], kept: list[np.ndarray]) -> dict[str, float]:
-    """Scores of the boxes of slices.
+def box_scores(predictions: Sequence[dict], targets: Sequence[dict], kept: Sequence[np.ndarray]) -> dict[str, float]:
+    """Scores of the boxes of slices, NaN without any lesion.
 
     Args:
         predictions: a dict a slice with tensors ``boxes`` (N, 4) xyxy in voxels, half-open, ``scores`` (N,) in
@@ -99,26 +92,26 @@ def box_scores(predictions: list[dict], targets: list[dict], kept: list[np.ndarr
     Returns:
         ``map`` and ``map_50``, COCO's average precision at IoU 0.5:0.95 and 0.5 over all slices, of all
         predictions; ``iou``, the mean over slices with lesion of the IoU of the box enclosing the kept boxes with
-        the box enclosing the lesions, 0 without a kept box. All are NaN without any lesion.
+        the box enclosing the lesions, 0 without a kept box.
     """
     ious = np.array([enclosing_iou(*pair) for pair in zip(kept, targets, strict=True)])
     with_lesion = ious[~np.isnan(ious)]
     return {**average_precision(predictions, targets), "iou": float(with_lesion.mean()) if len(with_lesion) else np.nan}
 
 
-def average_precision(predictions: list[dict], targets: list[dict]) -> dict[str, float]:
+def average_precision(predictions: Sequence[dict], targets: Sequence[dict]) -> dict[str, float]:
     """``map`` and ``map_50`` as in `box_scores`."""
     from torchmetrics.detection import MeanAveragePrecision
 
     if not any(len(target["boxes"]) for target in targets):
         return {"map": np.nan, "map_50": np.nan}
     metric = MeanAveragePrecision(box_format="xyxy", iou_type="bbox")
-    metric.update(predictions, targets)
+    metric.update(list(predictions), list(targets))
     result = metric.compute()
     return {name: float(result[name]) for name in ("map", "map_50")}
 
 
-def enclosing_iou(kept: np.ndarray, target: dict) -> float:
+def enclosing_iou(kept: np.ndarray, target: Mapping) -> float:
     """``iou`` of `box_scores` in one slice; NaN without lesion."""
     if not len(target["boxes"]):
         return np.nan
@@ -126,32 +119,21 @@ def enclosing_iou(kept: np.ndarray, target: dict) -> float:
     return float(np.nan_to_num(pairwise_iou(pair)[0, 1]))  # the box around no boxes is NaN: no overlap
 
 
-# --- over scans ----------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class SliceProposals:
-    """Stage 1 in one slice.
+    """Stage 1 in one slice; prediction, target and kept boxes are those of `box_scores`."""
 
-    scan: name of the scan that it belongs to.
-    size: bin of its lesion's share of the brain, as in `size_bin`.
-    prediction, target: detections and lesion boxes, as in `box_scores`.
-    kept: (N, 4) boxes that propose.
-    counts: what the regions cover of the slice; lesions are 8-connected here.
-    """
-
-    scan: str
-    size: str
+    scan: str  # name
+    size: str  # bin of its lesion's share of the brain, as in `size_bin`
     prediction: dict
     target: dict
     kept: np.ndarray
-    counts: ProposalCounts
+    counts: ProposalCounts  # of the slice; lesions are 8-connected here
 
 
 def count_slice(regions_mask: np.ndarray, target: np.ndarray, brain: np.ndarray, z: int) -> tuple[str, ProposalCounts]:
     """Size bin and counts of slice `z` of (D, H, W) masks."""
-    inside = slice(z, z + 1)
-    counts = count_proposals(regions_mask[inside], target[inside], brain[inside])
+    counts = count_proposals(*(mask[z : z + 1] for mask in (regions_mask, target, brain)))
     return str(size_bin(counts.lesion_voxels, counts.brain_voxels)), counts
 
 
@@ -159,18 +141,16 @@ def count_slice(regions_mask: np.ndarray, target: np.ndarray, brain: np.ndarray,
 COUNTS = [*(field.name for field in fields(ProposalCounts)), "lesion_slices"]
 
 
-def counts_by_scan(scans: list[str], counts: list[ProposalCounts], slices: list[SliceProposals]) -> pd.DataFrame:
-    """What the scores of stage 1 are shares of, a row for each scan.
+def counts_by_scan(
+    scans: Sequence[str], counts: Sequence[ProposalCounts], slices: Sequence[SliceProposals]
+) -> pd.DataFrame:
+    """By the name of the scan: `COUNTS` and ``iou`` (`enclosing_iou`, the mean over its slices with lesion).
 
     Args:
         scans, counts: scan by scan or slice by slice; the counts of one scan are added.
         slices: slices of these scans.
-
-    Returns:
-        By the name of the scan the fields of `ProposalCounts`, ``lesion_slices`` (slices with lesion) and ``iou``
-        (`enclosing_iou`, the mean over these).
     """
-    table = pd.DataFrame(map(asdict, counts), index=scans, columns=COUNTS[:-1])
+    table = pd.DataFrame(map(asdict, counts), index=list(scans), columns=COUNTS[:-1])
     by_slice = pd.Series([enclosing_iou(s.kept, s.target) for s in slices], [s.scan for s in slices], float)
     ious = by_slice.groupby(level=0)
     table = table.groupby(level=0, sort=False).sum().assign(lesion_slices=ious.count(), iou=ious.mean())
@@ -182,12 +162,10 @@ def with_shares(counts: pd.DataFrame) -> pd.DataFrame:
     return counts.assign(**{score: counts[part] / counts[whole] for score, (part, whole) in SHARES.items()})
 
 
-def proposal_estimates(counts: pd.DataFrame, slices: list[SliceProposals], seed: int) -> dict[str, Estimate]:
+def proposal_estimates(counts: pd.DataFrame, slices: Sequence[SliceProposals], seed: int) -> dict[str, Estimate]:
     """The scores of `box_scores` and `proposal_scores` over scans, with intervals but for the average precision.
 
-    Args:
-        counts: rows of `counts_by_scan`.
-        slices: slices of these scans.
+    `counts` are rows of `counts_by_scan`, of the same slices.
     """
     precision = average_precision([s.prediction for s in slices], [s.target for s in slices])
     return {
@@ -197,40 +175,30 @@ def proposal_estimates(counts: pd.DataFrame, slices: list[SliceProposals], seed:
     }
 
 
-# --- by lesion size ------------------------------------------------------------------------------------
-
-
-def proposals_by_size(slices: list[SliceProposals], seed: int) -> dict[str, tuple[int, dict[str, Estimate]]]:
+def proposals_by_size(slices: Sequence[SliceProposals], seed: int) -> dict[str, tuple[int, dict[str, Estimate]]]:
     """For each bin of `SIZE_BINS` the number of its slices, and `proposal_estimates` over them."""
     bins = {}
     for size in SIZE_BINS:
-        those = [s for s in slices if s.size == size]
-        counts = counts_by_scan([s.scan for s in those], [s.counts for s in those], those)
-        bins[size] = len(those), proposal_estimates(counts, those, seed)
+        own = [s for s in slices if s.size == size]
+        counts = counts_by_scan([s.scan for s in own], [s.counts for s in own], own)
+        bins[size] = len(own), proposal_estimates(counts, own, seed)
     return bins
 
 
-def lesions_covered(regions_mask: np.ndarray, target: np.ndarray, spacing_mm: tuple | None) -> pd.DataFrame:
+def lesions_covered(regions_mask: np.ndarray, target: np.ndarray, spacing_mm: Spacing | None) -> pd.DataFrame:
     """A row for each lesion (26-connected): ``voxels``, ``volume_cm3`` (NaN without spacing), the share ``covered``."""
-    regions_mask, target = as_masks(regions_mask=regions_mask, target=target)
-    labels, n = ndimage.label(target, TWENTY_SIX_CONNECTED)
-    voxels = np.bincount(labels.ravel(), minlength=n + 1)[1:]
-    inside = np.bincount(labels[regions_mask], minlength=n + 1)[1:]
-    volumes = voxels * voxel_cm3(spacing_mm)
-    return pd.DataFrame({"voxels": voxels, "volume_cm3": volumes, "covered": inside / np.maximum(voxels, 1)})
+    voxels, covered = _voxels_of_lesions(*as_masks(regions_mask=regions_mask, target=target))
+    return pd.DataFrame({"voxels": voxels, "volume_cm3": voxels * voxel_cm3(spacing_mm), "covered": covered / voxels})
 
 
 def recall_by_volume(lesions: pd.DataFrame, seed: int) -> dict[str, Estimate]:
     """Share of the lesions of each of `VOLUME_BINS_CM3` that are at least half covered; NaN for an empty bin.
 
-    Args:
-        lesions: columns ``scan``, ``volume_cm3`` and ``covered``, a row a lesion.
+    `lesions` has the columns ``scan``, ``volume_cm3`` and ``covered``, and a row a lesion.
     """
-    bins = np.searchsorted(list(VOLUME_BINS_CM3.values()), lesions.volume_cm3, side="right")
-    known = lesions.volume_cm3.notna()
-    recalls = {}
-    for i, name in enumerate(VOLUME_BINS_CM3):
-        those = lesions[known & (bins == i)]
-        found = (those.covered >= COVERED_SHARE).groupby(those.scan)
-        recalls[f"lesion_recall, {name}"] = estimate(found.sum(), found.count(), seed)
+    edges, recalls = [0, *VOLUME_BINS_CM3.values()], {}
+    for name, low, high in zip(VOLUME_BINS_CM3, edges, edges[1:], strict=False):
+        own = lesions[(lesions.volume_cm3 >= low) & (lesions.volume_cm3 < high)]  # none of unknown volume
+        covered = (own.covered >= COVERED_SHARE).groupby(own.scan)
+        recalls[f"lesion_recall, {name}"] = estimate(covered.sum(), covered.count(), seed)
     return recalls

@@ -13,11 +13,8 @@ FOLD = re.compile(r"_fold-\d+$")  # what cross-validation puts behind the name o
 COLUMNS = ["score", "mean_a", "mean_b", "difference", "low", "high", "p", "scans"]
 
 
-# --- reading -------------------------------------------------------------------------------------------
-
-
 def read_model(side: str, path: str, name: str | None) -> pd.DataFrame:
-    """The scores of a model, by the name of the scan; says in a line what is on this side of the comparison.
+    """The scores of a model, by the name of the scan; prints a line on what is on this side of the comparison.
 
     Args:
         side: "A" or "B".
@@ -54,7 +51,7 @@ def _read_table(path: str) -> pd.DataFrame:
 
 
 def match_scans(a: pd.DataFrame, b: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The rows of the scans and the columns of the scores that are in both tables, in one order; says what is not."""
+    """The rows and columns that are in both tables, in one order; prints what is not."""
     scans, scores = a.index.intersection(b.index), [score for score in a if score in b]
     for what, common in (("scan", scans), ("score", scores)):
         if not len(common):
@@ -66,23 +63,19 @@ def match_scans(a: pd.DataFrame, b: pd.DataFrame) -> tuple[pd.DataFrame, pd.Data
     return a.loc[scans, scores], b.loc[scans, scores]
 
 
-# --- comparing -----------------------------------------------------------------------------------------
-
-
 def compare(a: pd.DataFrame, b: pd.DataFrame, seed: int) -> pd.DataFrame:
-    """A row of `COLUMNS` for each score.
+    """A row of `COLUMNS` for each score, of the scans that have it on both sides.
 
     Args:
-        a, b: the same scans and scores in the same order. Scans in which a score is undefined on one side do not count
-            for it.
+        a, b: the same scans and scores in the same order.
     """
     rows = []
     for score in a:
         both = a[score].notna() & b[score].notna()
         change = (b[score] - a[score])[both]
-        found = estimate(change, np.ones(len(change)), seed)
+        result = estimate(change, np.ones(len(change)), seed)
         means = a[score][both].mean(), b[score][both].mean()
-        rows.append((score, *means, found.mean, found.low, found.high, _signed_rank(change), found.scans))
+        rows.append((score, *means, result.mean, result.low, result.high, _signed_rank(change), result.scans))
     return pd.DataFrame(rows, columns=COLUMNS)
 
 

@@ -13,21 +13,18 @@ from utils.scores.overlap import as_masks, bounding_box
 SIX_CONNECTED = ndimage.generate_binary_structure(3, 1)  # voxels that share a face
 TWENTY_SIX_CONNECTED = np.ones((3, 3, 3), bool)  # or an edge or a corner: what "a lesion" means unless said otherwise
 MM3_PER_CM3 = 1000
+Spacing = tuple[float, float, float]  # size of a voxel along (D, H, W) in mm
 
 
 @dataclass(frozen=True)
 class Components:
-    """The components of a target and a prediction.
+    """The components of a target and a prediction, in the smallest box around both."""
 
-    true, predicted: (D, H, W) int32 labels in the smallest box around both masks, 0 for background.
-    corner: (3,) first voxel of that box.
-    shared: (1 + true, 1 + predicted components) int64, the voxels of each pair. Row and column 0 are what lies in
-        none, so that a row sums to the size of a lesion and a column to that of a predicted component.
-    """
-
-    true: np.ndarray
+    true: np.ndarray  # (D, H, W) int32 labels, 0 for background
     predicted: np.ndarray
-    corner: np.ndarray
+    corner: np.ndarray  # (3,) first voxel of the box
+    # (1 + true, 1 + predicted components) int64, the voxels of each pair. Row and column 0 are what lies in none, so
+    # that a row sums to the size of a lesion and a column to that of a predicted component.
     shared: np.ndarray
 
     @property
@@ -46,12 +43,12 @@ class Components:
     @property
     def found(self) -> np.ndarray:
         """Which lesions have a predicted voxel, (true components,) bool."""
-        return self.common.any(1)
+        return np.count_nonzero(self.common, axis=1) > 0
 
     @property
     def false(self) -> np.ndarray:
         """Which predicted components have no voxel of a lesion, (predicted components,) bool."""
-        return ~self.common.any(0)
+        return np.count_nonzero(self.common, axis=0) == 0
 
     def touching(self, mask: np.ndarray) -> np.ndarray:
         """Which predicted components have a voxel of a mask (D, H, W), (predicted components,) bool."""
@@ -62,11 +59,7 @@ class Components:
 def find_components(
     prediction: np.ndarray, target: np.ndarray, connectivity: np.ndarray = TWENTY_SIX_CONNECTED
 ) -> Components:
-    """Components of two masks and the voxels that they share.
-
-    Args:
-        prediction, target: (D, H, W) bool or uint8 masks.
-        connectivity: (3, 3, 3) bool, `SIX_CONNECTED` or `TWENTY_SIX_CONNECTED`.
+    """Components of two masks, bool or uint8, and the voxels that they share.
 
     Raises:
         ValueError: the masks differ in shape.
@@ -82,15 +75,12 @@ def find_components(
     return Components(true, predicted, np.array([span.start for span in box]), shared)
 
 
-# --- how much there is ---------------------------------------------------------------------------------
-
-
-def lesion_load(mask: np.ndarray, spacing_mm: tuple[float, float, float] | None) -> tuple[int, float]:
+def lesion_load(mask: np.ndarray, spacing_mm: Spacing | None) -> tuple[int, float]:
     """Number of the lesions of a (D, H, W) bool mask, 26-connected, and their volume in cm3; NaN without spacing."""
     _, n_lesions = ndimage.label(mask[bounding_box(mask)], TWENTY_SIX_CONNECTED)
     return n_lesions, float(np.count_nonzero(mask) * voxel_cm3(spacing_mm))
 
 
-def voxel_cm3(spacing_mm: tuple[float, float, float] | None) -> float:
-    """Volume of a voxel of that size along (D, H, W); NaN where it is unknown."""
+def voxel_cm3(spacing_mm: Spacing | None) -> float:
+    """Volume of a voxel; NaN where its size is unknown."""
     return np.nan if spacing_mm is None else float(np.prod(spacing_mm)) / MM3_PER_CM3

@@ -1,10 +1,11 @@
 """Means over scans with bootstrap intervals: how far a score would move with other scans of the same kind."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+from numpy.typing import ArrayLike
 
 CONFIDENCE = 0.95
 RESAMPLES = 9999
@@ -16,22 +17,17 @@ class Estimate:
     """A score over scans: the sum of `part` over the sum of `whole`.
 
     The wholes are 1 for a mean over scans, voxels or lesions for a pooled share, slices for a mean over slices.
-
-    mean: the score; NaN without any scan.
-    low, high: bounds of the 95 % interval; NaN with fewer than two scans, or of a score that is no such ratio.
-    scans: number of scans that have the score.
-    part, whole: (scans,) float; empty for a score that is no such ratio.
     """
 
-    mean: float
-    low: float
+    mean: float  # NaN without any scan
+    low: float  # of the 95 % interval; NaN with fewer than two scans, or of a score that is no such ratio
     high: float
-    scans: int
-    part: np.ndarray
+    scans: int  # that have the score
+    part: np.ndarray  # (scans,) float; empty for a score that is no such ratio, like `whole`
     whole: np.ndarray
 
 
-def estimate(part: np.ndarray, whole: np.ndarray, seed: int) -> Estimate:
+def estimate(part: ArrayLike, whole: ArrayLike, seed: int) -> Estimate:
     """A score and its interval by the percentile bootstrap over scans (Efron and Tibshirani, 1993).
 
     Scans are drawn, not slices or lesions: those of one scan are alike.
@@ -41,8 +37,8 @@ def estimate(part: np.ndarray, whole: np.ndarray, seed: int) -> Estimate:
     """
     part, whole = np.asarray(part, float), np.asarray(whole, float)
     part, whole = part[whole > 0], whole[whole > 0]
-    mean = _ratio(part, whole) if len(whole) else np.nan
-    return Estimate(float(mean), *_interval(part, whole, seed), len(whole), part, whole)
+    mean = float(_ratio(part, whole)) if len(whole) else np.nan
+    return Estimate(mean, *_interval(part, whole, seed), len(whole), part, whole)
 
 
 def _interval(part: np.ndarray, whole: np.ndarray, seed: int) -> tuple[float, float]:
@@ -70,7 +66,7 @@ def _ratio(part: np.ndarray, whole: np.ndarray, axis: int = -1) -> np.ndarray:
 
 def ratios(parts: pd.DataFrame, wholes: pd.DataFrame, seed: int) -> dict[str, Estimate]:
     """The estimate of each column; both tables have a row a scan and the same columns."""
-    return {score: estimate(parts[score], wholes[score], seed) for score in parts}
+    return {str(score): estimate(parts[score], wholes[score], seed) for score in parts}
 
 
 def means(scores: pd.DataFrame, seed: int) -> dict[str, Estimate]:
@@ -89,7 +85,7 @@ def pooled(estimates: Iterable[Estimate], seed: int) -> Estimate:
     return estimate(np.concatenate(parts), np.concatenate(wholes), seed)
 
 
-def interval_rows(estimates: dict[str, Estimate], size: str = "") -> pd.DataFrame:
+def interval_rows(estimates: Mapping[str, Estimate], size: str = "") -> pd.DataFrame:
     """Rows for a file of intervals: ``size`` of the slices, ``score``, ``mean``, ``low``, ``high`` and ``scans``."""
     rows = [(size, score, e.mean, e.low, e.high, e.scans) for score, e in estimates.items()]
     return pd.DataFrame(rows, columns=["size", "score", "mean", "low", "high", "scans"])

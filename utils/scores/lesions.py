@@ -1,44 +1,37 @@
-"""Lesions as connected components: how many of them a prediction finds, by three conventions, and each by itself.
+"""Lesions as connected components (D, H, W): how many of them a prediction finds, by three conventions, and each alone.
 
-Masks are (D, H, W). Everything rests on one table: how many voxels each component of the target shares with each of
-the prediction.
+Everything rests on one table: how many voxels each component of the target shares with each of the prediction.
 """
 
 import numpy as np
 import pandas as pd
 
-from utils.scores.components import SIX_CONNECTED, TWENTY_SIX_CONNECTED, Components, find_components, voxel_cm3
+from utils.scores.components import SIX_CONNECTED, Components, Spacing, find_components, voxel_cm3
 from utils.scores.overlap import overlap_scores
 
 MATCH_IOU = 0.5  # from which on the strict convention takes two components for one, included
 CONVENTIONS = ("atlas", "isles", "strict")
 
 
-# --- how many are found --------------------------------------------------------------------------------
-
-
 def lesion_scores(prediction: np.ndarray, target: np.ndarray) -> dict[str, float]:
-    """Scores that count lesions instead of voxels, by each of `CONVENTIONS`.
+    """Scores that count lesions instead of voxels, by each of `CONVENTIONS`, of (D, H, W) bool or uint8 masks.
 
     - ``atlas``: 6-connected. A lesion is found with one predicted voxel, a predicted component is false without any
-      voxel of a lesion. So the scoring of ATLAS v2.0 counts (Liew et al., 2022, 10.1038/s41597-022-01401-7).
-    - ``isles``: the same, 26-connected, as ISLES 2022 does (Hernandez Petzsche et al., 2022,
-      10.1038/s41597-022-01875-5; github.com/ezequieldlrosa/isles22).
+      voxel of a lesion (ATLAS v2.0; Liew et al., 2022, 10.1038/s41597-022-01401-7).
+    - ``isles``: the same, 26-connected (ISLES 2022; Hernandez Petzsche et al., 2022, 10.1038/s41597-022-01875-5;
+      github.com/ezequieldlrosa/isles22).
     - ``strict``: 26-connected. A lesion is found by the component that overlaps it with an IoU of `MATCH_IOU`, all
       other components are false. F1 is then the recognition quality of panoptica (Kofler et al., 2023,
       arXiv:2312.02608).
-
-    Args:
-        prediction, target: (D, H, W) bool or uint8 masks.
 
     Returns:
         ``lesion_f1``, that of ISLES, and ``lesion_count_difference``, without sign, of 26-connected components. Then
         for each convention ``lesion_f1_``, ``lesion_precision_``, ``lesion_recall_``, in [0, 1] with the policy of
         `overlap_scores` for empty masks, and ``false_lesions_``, a count.
     """
-    by_face, by_corner = (find_components(prediction, target, c) for c in (SIX_CONNECTED, TWENTY_SIX_CONNECTED))
+    by_face, by_corner = find_components(prediction, target, SIX_CONNECTED), find_components(prediction, target)
     counts = (_count_touched(by_face), _count_touched(by_corner), _count_matched(by_corner))
-    scores = {}
+    scores: dict[str, float] = {}
     for convention, (right, false, missed) in zip(CONVENTIONS, counts, strict=True):
         ratios = overlap_scores(right, false, missed, 0)
         scores |= {f"lesion_{name}_{convention}": float(ratios[name]) for name in ("f1", "precision", "recall")}
@@ -50,35 +43,28 @@ def lesion_scores(prediction: np.ndarray, target: np.ndarray) -> dict[str, float
 
 def _count_touched(components: Components) -> tuple[int, int, int]:
     """Lesions found, false components and lesions missed where one common voxel is enough."""
-    found = np.count_nonzero(components.found)
-    return found, np.count_nonzero(components.false), len(components.found) - found
+    right = int(components.found.sum())
+    return right, int(components.false.sum()), len(components.found) - right
 
 
 def _count_matched(components: Components) -> tuple[int, int, int]:
-    """Matched pairs, components without a match and lesions without one.
-
-    No pair has to be preferred: two components that both reached half of a lesion would fill it, and so touch and be
-    one. The same holds for two lesions in one component.
-    """
-    lesion, component = np.nonzero(components.common)
-    common = components.common[lesion, component]
-    union = components.true_voxels[lesion] + components.predicted_voxels[component] - common
-    matched = np.count_nonzero(common >= MATCH_IOU * union)
-    n_true, n_predicted = components.common.shape
+    """Matched pairs, components without a match and lesions without one."""
+    # No pair has to be preferred: two components that both reached half of a lesion would fill it, touch, and be one.
+    common = components.common
+    union = components.true_voxels[:, None] + components.predicted_voxels - common
+    matched = int(np.count_nonzero(common >= MATCH_IOU * union))
+    n_true, n_predicted = common.shape
     return matched, n_predicted - matched, n_true - matched
 
 
-# --- each by itself ------------------------------------------------------------------------------------
-
-
 def lesion_rows(
-    prediction: np.ndarray, target: np.ndarray, spacing_mm: tuple[float, float, float] | None, affine: np.ndarray
+    prediction: np.ndarray, target: np.ndarray, spacing_mm: Spacing | None, affine: np.ndarray
 ) -> pd.DataFrame:
     """A row for each lesion and each false component, 26-connected, in the columns of ``per_lesion_scores.csv``.
 
     Args:
         prediction, target: (D, H, W) bool or uint8 masks.
-        spacing_mm: size of a voxel along (D, H, W), or None if unknown.
+        spacing_mm: None if unknown.
         affine: (4, 4) from voxel (H, W, D) to mm in RAS; means nothing where the voxel size is unknown.
 
     Returns:
@@ -89,25 +75,22 @@ def lesion_rows(
     components = find_components(prediction, target)
     touching = (components.common > 0) @ components.predicted_voxels
     dice = 2 * components.common.sum(1) / (components.true_voxels + touching)
-    true = _places(components.true, components.corner, components.true_voxels, spacing_mm, affine)
-    predicted = _places(components.predicted, components.corner, components.predicted_voxels, spacing_mm, affine)
+    true = _places(components.true, components.corner, spacing_mm, affine)
+    predicted = _places(components.predicted, components.corner, spacing_mm, affine)
     true = true.assign(kind="lesion", found=components.found, dice=dice)
-    false = predicted[components.false].assign(kind="false_lesion", found=pd.NA, dice=np.nan)
+    false = predicted[components.false].assign(kind="false_lesion", found=None, dice=np.nan)
     rows = pd.concat([frame.astype({"found": "boolean"}) for frame in (true, false)], ignore_index=True)
     return rows[["kind", "x_mm", "y_mm", "z_mm", "slice", "voxels", "volume_cm3", "found", "dice"]]
 
 
-def _places(
-    labels: np.ndarray, corner: np.ndarray, voxels: np.ndarray, spacing_mm: tuple | None, affine: np.ndarray
-) -> pd.DataFrame:
+def _places(labels: np.ndarray, corner: np.ndarray, spacing_mm: Spacing | None, affine: np.ndarray) -> pd.DataFrame:
     """Centre and size of each component."""
     inside = np.nonzero(labels)
-    sums = (np.bincount(labels[inside] - 1, places, len(voxels)) for places in inside)
+    voxels = np.bincount(labels[inside] - 1)
+    sums = (np.bincount(labels[inside] - 1, places) for places in inside)
     d, h, w = (total / voxels + first for total, first in zip(sums, corner, strict=True))
-    scanner_mm = affine[:3] @ np.stack([h, w, d, np.ones_like(d)])
-    x_mm, y_mm, z_mm = scanner_mm if spacing_mm is not None else np.full_like(scanner_mm, np.nan)
-    slices = np.rint(d).astype(int)
-    volumes = voxels * voxel_cm3(spacing_mm)
-    return pd.DataFrame(
-        {"x_mm": x_mm, "y_mm": y_mm, "z_mm": z_mm, "slice": slices, "voxels": voxels, "volume_cm3": volumes}
+    centres = (
+        affine[:3] @ np.stack([h, w, d, np.ones_like(d)]) if spacing_mm is not None else np.full((3, len(d)), np.nan)
     )
+    table = pd.DataFrame(centres.T, columns=["x_mm", "y_mm", "z_mm"])
+    return table.assign(slice=np.rint(d).astype(int), voxels=voxels, volume_cm3=voxels * voxel_cm3(spacing_mm))

@@ -1,15 +1,16 @@
 """What is measured of a scan's masks: all its scores, surface distances, and the scores of slices by lesion size.
 
-Masks are (D, H, W), zero for background. A score that the data leave undefined is NaN, never 0, so that a mean
-over scans can leave it out and a CSV shows an empty cell.
+Masks are (D, H, W) bool or uint8, and a ValueError says where they differ in shape. A score that the data leave
+undefined is NaN, never 0, so that a mean over scans can leave it out and a CSV shows an empty cell.
 """
 
 import warnings
 
 import numpy as np
 import pandas as pd
+from numpy.typing import ArrayLike
 
-from utils.scores.components import voxel_cm3
+from utils.scores.components import Spacing, voxel_cm3
 from utils.scores.lesions import lesion_scores
 from utils.scores.overlap import OVERLAP_SCORES, as_masks, bounding_box, count_overlap, overlap_scores
 
@@ -17,24 +18,12 @@ from utils.scores.overlap import OVERLAP_SCORES, as_masks, bounding_box, count_o
 SIZE_BINS = {"No Lesion": 0.0, "Small": 0.01, "Medium": 0.05, "Large": np.inf}
 
 
-# --- stage 2: scans ------------------------------------------------------------------------------------
-
-
-def scan_scores(
-    prediction: np.ndarray, target: np.ndarray, spacing_mm: tuple[float, float, float] | None
-) -> dict[str, float]:
+def scan_scores(prediction: np.ndarray, target: np.ndarray, spacing_mm: Spacing | None) -> dict[str, float]:
     """All scores of one scan, in the order of their columns in ``scores.csv``.
-
-    Args:
-        prediction, target: (D, H, W) bool or uint8 masks.
-        spacing_mm: size of a voxel along (D, H, W), or None if unknown.
 
     Returns:
         ``OVERLAP_SCORES``, then ``hd95`` and ``assd`` in mm, ``lesion_f1``, ``lesion_count_difference``,
         ``volume_difference`` in cm3, without sign, and the other scores of `lesion_scores`.
-
-    Raises:
-        ValueError: the masks differ in shape.
     """
     prediction, target = as_masks(prediction=prediction, target=target)
     box = bounding_box(prediction | target)
@@ -50,9 +39,7 @@ def scan_scores(
     }
 
 
-def surface_scores(
-    prediction: np.ndarray, target: np.ndarray, spacing_mm: tuple[float, float, float] | None
-) -> dict[str, float]:
+def surface_scores(prediction: np.ndarray, target: np.ndarray, spacing_mm: Spacing | None) -> dict[str, float]:
     """Distances between the surfaces of two bool masks, in mm.
 
     Returns:
@@ -67,42 +54,27 @@ def surface_scores(
 
     # One channel that is foreground: (B, C, D, H, W) with no background to leave out. Masks may end at the border
     # of the array: MONAI puts a margin of background around them before it looks for surfaces.
-    pair = [torch.from_numpy(np.ascontiguousarray(mask))[None, None] for mask in (prediction, target)]
-    common = {"include_background": True, "spacing": list(spacing_mm)}
+    first, second = (torch.from_numpy(np.ascontiguousarray(mask))[None, None] for mask in (prediction, target))
+    spacing = list(spacing_mm)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # MONAI 1.6 warns of an argument that it passes itself
-        return {
-            "hd95": float(compute_hausdorff_distance(*pair, percentile=95, **common)),
-            "assd": float(compute_average_surface_distance(*pair, symmetric=True, **common)),
-        }
+        hd95 = compute_hausdorff_distance(first, second, include_background=True, percentile=95, spacing=spacing)
+        assd = compute_average_surface_distance(first, second, include_background=True, symmetric=True, spacing=spacing)
+    return {"hd95": float(hd95), "assd": float(assd)}
 
 
-# --- stage 2: slices by lesion size --------------------------------------------------------------------
-
-
-def size_bin(lesion_voxels, brain_voxels) -> np.ndarray:
-    """Name of the size bin of each slice.
-
-    Args:
-        lesion_voxels, brain_voxels: counts of a slice, or arrays of one count a slice.
-    """
-    lesion, brain = np.asarray(lesion_voxels), np.asarray(brain_voxels)
-    share = lesion / np.maximum(brain, 1)
+def size_bin(lesion_voxels: ArrayLike, brain_voxels: ArrayLike) -> np.ndarray:
+    """Name of the size bin of each slice, given counts of a slice, or arrays of one count a slice."""
+    share = np.asarray(lesion_voxels) / np.maximum(brain_voxels, 1)
     return np.array(list(SIZE_BINS))[np.searchsorted(list(SIZE_BINS.values()), share)]
 
 
 def slice_scores(prediction: np.ndarray, target: np.ndarray, brain: np.ndarray) -> pd.DataFrame:
     """Overlap scores of the slices that have brain, a row each.
 
-    Args:
-        prediction, target, brain: (D, H, W) bool or uint8 masks.
-
     Returns:
         Columns ``size``, the name of the slice's bin, and `OVERLAP_SCORES`. In the bin No Lesion a score is 1 for
         a slice rightly left empty and 0 for a false alarm.
-
-    Raises:
-        ValueError: the masks differ in shape.
     """
     prediction, target, brain = as_masks(prediction=prediction, target=target, brain=brain)
     brain_voxels = np.count_nonzero(brain, (1, 2))
@@ -113,10 +85,7 @@ def slice_scores(prediction: np.ndarray, target: np.ndarray, brain: np.ndarray) 
 
 
 def scores_by_size(frame: pd.DataFrame) -> pd.DataFrame:
-    """Mean scores of the slices in each size bin.
-
-    Args:
-        frame: rows of `slice_scores`, of any number of scans.
+    """Mean of the rows of `slice_scores` in each size bin.
 
     Returns:
         Columns ``size``, ``n`` (slices) and `OVERLAP_SCORES`; a row for each of `SIZE_BINS`, in their order, with

@@ -1,15 +1,13 @@
 """What two masks have in common: masks of one shape, counts of their voxels, and scores of such counts."""
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 OVERLAP_SCORES = ("dice", "iou", "precision", "recall", "f1", "mcc")
 
 
-# --- masks ---------------------------------------------------------------------------------------------
-
-
 def as_masks(**masks: np.ndarray) -> list[np.ndarray]:
-    """The named masks as bool, once their shapes agree."""
+    """The named masks as bool; raises ValueError where their shapes differ."""
     shapes = {name: np.shape(mask) for name, mask in masks.items()}
     if len(set(shapes.values())) > 1:
         raise ValueError("masks differ in shape: " + ", ".join(f"{name} {shape}" for name, shape in shapes.items()))
@@ -24,28 +22,21 @@ def bounding_box(mask: np.ndarray) -> tuple[slice, ...]:
     box = []
     for axis in range(mask.ndim):
         inside = np.flatnonzero(mask.any(tuple(other for other in range(mask.ndim) if other != axis)))
-        box.append(slice(inside[0], inside[-1] + 1) if len(inside) else slice(0, 0))
+        box.append(slice(int(inside[0]), int(inside[-1]) + 1) if len(inside) else slice(0, 0))
     return tuple(box)
 
 
-def count_overlap(prediction: np.ndarray, target: np.ndarray, axis=None) -> tuple[np.ndarray, ...]:
+def count_overlap(prediction: np.ndarray, target: np.ndarray, axis: tuple[int, ...] | None = None) -> tuple:
     """True positives, false positives and false negatives of bool masks, summed over `axis`; None for all axes."""
     tp = np.count_nonzero(prediction & target, axis)
     return tp, np.count_nonzero(prediction, axis) - tp, np.count_nonzero(target, axis) - tp
 
 
-# --- scores --------------------------------------------------------------------------------------------
-
-
-def overlap_scores(tp, fp, fn, tn) -> dict[str, np.ndarray]:
-    """Agreement of a prediction with a target from counts of voxels, or of lesions.
+def overlap_scores(tp: ArrayLike, fp: ArrayLike, fn: ArrayLike, tn: ArrayLike) -> dict[str, np.ndarray]:
+    """Agreement of a prediction with a target from counts of voxels, or of lesions, in numbers or arrays.
 
     Without lesion and without prediction every score is 1, for there was nothing to find and nothing was found.
     Otherwise a score with denominator 0 is 0: a missed lesion has precision 0, a false alarm has recall 0.
-
-    Args:
-        tp, fp, fn, tn: true positives, false positives, false negatives and true negatives; numbers or arrays of
-            one shape.
 
     Returns:
         Scores by the names of `OVERLAP_SCORES`, each of the counts' shape. ``mcc`` (Matthews, 1975,

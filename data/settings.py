@@ -1,0 +1,139 @@
+"""Settings of data: where a cohort lies, on which grid it is brought, how it is split and loaded."""
+
+from dataclasses import dataclass
+
+from utils.settings import MAY_DIFFER, option
+from utils.validators import SplitsAction, extension, non_negative_int, positive_float, positive_int
+
+SCAN_DIM = (1, 189, 192, 192)  # (C, D, H, W), of ATLAS
+TRANSFORMS = ("flip", "affine", "contrast", "noise", "bias_field", "resolution", "lesion_contrast")
+
+
+def seed_option(default: int = 42):
+    return option(non_negative_int, "seed of all random generators", default, shared=True)
+
+
+def workers_option():
+    what = "processes that check, prepare and load data; 0 for this one"
+    return option(non_negative_int, what, 0, on_resume=MAY_DIFFER, shared=True)
+
+
+def transforms_option():
+    what = "random augmentations of the training data, of slices and of windows alike"
+    return option(str, what, shared=True, nargs="+", choices=TRANSFORMS)
+
+
+def extension_option():
+    return option(extension, "file extension: .npy, .nii or .nii.gz", ".npy")
+
+
+def brains_option(otherwise: str = "to find the brains"):
+    where = "None for Brains/ beside the folder of the scans or, where there is none,"
+    what = f"folders of brain masks; {where} {otherwise}"
+    return option(str, what, on_resume=MAY_DIFFER, nargs="+", metavar="DIR")
+
+
+def pattern_option(what: str, where: str, condition: str = ""):
+    return option(
+        str,
+        f"{condition}names of the {what}s, as of a shell ('*_T1w'), or of the paths below {where} if it has a slash; "
+        "None for what the names say",
+        metavar="PATTERN",
+    )
+
+
+def resize_option():
+    return option(
+        positive_int,
+        "in-plane size that whole slices are resampled to, in place of cropping",
+        nargs=2,
+        metavar=("H", "W"),
+    )
+
+
+@dataclass(frozen=True)
+class CohortFolders:
+    """Cohort."""
+
+    scans_dir: str = option(str, "folder of 3D scans (e.g. *T1w*.npy)", on_resume=MAY_DIFFER, required=True)
+    masks_dir: str = option(str, "folder of their masks (*T1lesion_mask*.npy)", on_resume=MAY_DIFFER, required=True)
+    ext: str = extension_option()
+    brains_dir: tuple[str, ...] | None = brains_option()
+
+
+@dataclass(frozen=True)
+class TrainingFolders:
+    """Training and validation data."""
+
+    train_scans: str = option(str, "folder of training scans", on_resume=MAY_DIFFER, required=True)
+    train_masks: str = option(str, "folder of training masks", on_resume=MAY_DIFFER, required=True)
+    val_scans: str = option(str, "folder of validation scans", on_resume=MAY_DIFFER, required=True)
+    val_masks: str = option(str, "folder of validation masks", on_resume=MAY_DIFFER, required=True)
+
+
+@dataclass(frozen=True)
+class GridSettings:
+    """Grid."""
+
+    scan_dim: tuple[int, int, int, int] = option(
+        positive_int,
+        "shape that scans are centre-cropped or padded to",
+        SCAN_DIM,
+        nargs=4,
+        metavar=("C", "D", "H", "W"),
+    )
+    resize_to: tuple[int, int] | None = resize_option()
+
+
+@dataclass(frozen=True)
+class TrainingGrid(GridSettings):
+    """Grid."""
+
+    spacing: tuple[float, float, float] | None = option(
+        positive_float,
+        "voxel size in mm that scans are resampled to; None for that of --rpn_ckpt_path or the median of the scans",
+        nargs=3,
+        metavar=("D", "H", "W"),
+    )
+
+
+@dataclass(frozen=True)
+class Loading:
+    """Loading."""
+
+    batch_size: int = option(positive_int, "items per batch, on each device", 8)
+    num_workers: int = workers_option()
+
+
+@dataclass(frozen=True)
+class FoldSettings:
+    """Folds."""
+
+    k: int = option(positive_int, "number of folds", 5)
+    splits: tuple[int, int, int] = option(
+        non_negative_int,
+        "percentages of subjects; they sum to 100",
+        (70, 10, 20),
+        nargs=3,
+        action=SplitsAction,
+        metavar=("TRAIN", "VAL", "TEST"),
+    )
+    folds: str | None = option(str, "folds.json of an earlier run to use instead", on_resume=MAY_DIFFER)
+    folds_to_run: tuple[int, ...] | None = option(
+        non_negative_int,
+        "numbers of the folds to run now, from 0; None for all",
+        on_resume=MAY_DIFFER,
+        exclusive="part",
+        nargs="+",
+        metavar="FOLD",
+    )
+    aggregate: bool = option(
+        None, "run nothing: sum up the folds that have been run", False, on_resume=MAY_DIFFER, exclusive="part"
+    )
+    use_augmented: bool = option(None, "add augmented scans to the training folds where there are any", False)
+    augmented_dir: str = option(
+        str,
+        "folder with Scans/, Masks/ and provenance.json of the augmented scans",
+        "data/ATLAS_2/Processed/Augmented/",
+        on_resume=MAY_DIFFER,
+    )

@@ -1,0 +1,116 @@
+"""Settings of an evaluation, of either stage: what it writes, and where."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from models.rpn.settings import RegionSettings
+from utils.files import STAGE_1_TABLES, STAGE_2_TABLES, read_scores, require_writable, score_files, update_table
+from utils.settings import MAY_DIFFER, TESTS_ANEW, option
+from utils.validators import LayersAction, non_negative_int
+
+
+def scores_dir_option(default: str):
+    return option(str, "folder of scores and predictions", default, on_resume=TESTS_ANEW)
+
+
+def layers_option(what: str):
+    what = f"{what}; list prints them and ends"
+    return option(str, what, on_resume=TESTS_ANEW, action=LayersAction, nargs="+", metavar="LAYER")
+
+
+@dataclass(frozen=True)
+class Results:
+    """Results."""
+
+    scores_dir: str = scores_dir_option("./scores")
+    scores_file: str = option(str, "CSV of mean scores, a row per model", "scores.csv", on_resume=TESTS_ANEW)
+    n_predictions: int = option(non_negative_int, "predictions to draw", 30, on_resume=TESTS_ANEW, shared=True)
+
+    @property
+    def more_tables(self) -> tuple[str, ...]:
+        """The tables beside `scores_file` and its intervals."""
+        raise NotImplementedError
+
+    @property
+    def tables(self) -> list[Path]:
+        """All tables of scores."""
+        return [Path(self.scores_dir) / file for file in score_files(self.scores_file, *self.more_tables)]
+
+    def require_writable(self, argument: str = "--scores_dir") -> None:
+        """Refuse, before long work, a folder that cannot be written, and another file in the place of a table."""
+        require_writable(self.scores_dir, argument)
+        for path in self.tables:
+            read_scores(path)
+
+    def update(self, name: str, tables: Mapping[str, Any]) -> None:
+        """Write a model's rows, a DataFrame for each table by its file."""
+        for file, rows in tables.items():
+            update_table(Path(self.scores_dir) / file, name, rows)
+
+
+@dataclass(frozen=True)
+class RPNOutputs(Results):
+    """Results."""
+
+    scores_dir: str = scores_dir_option("./rpn_scores")
+    target_layers: tuple[str, ...] | None = layers_option("layers of the 2D backbone to draw EigenCAM for")
+
+    @property
+    def more_tables(self) -> tuple[str, ...]:
+        return STAGE_1_TABLES
+
+
+@dataclass(frozen=True)
+class Outputs(Results):
+    """Results."""
+
+    target_layers: tuple[str, ...] | None = layers_option("layers of the 3D network to draw Grad-CAM for")
+    per_size_scores_file: str = "per_size_scores.csv"  # an option of test_strokeformer.py alone, as the maps are
+    probabilities: bool = False
+    uncertainty: bool = False
+
+    @property
+    def more_tables(self) -> tuple[str, ...]:
+        return *STAGE_2_TABLES, self.per_size_scores_file
+
+
+SEVERAL = "a checkpoint, or several or the folder of a cross-validation for the mean of their predictions"
+
+
+@dataclass(frozen=True)
+class EnsembleRegions(RegionSettings):
+    """Regions; without --regions and --rpn_ckpt_path whole volumes are segmented."""
+
+    rpn_ckpt_path: tuple[str, ...] | None = option(
+        str,
+        f"stage 1 that proposes them: {SEVERAL}",
+        on_resume=MAY_DIFFER,
+        exclusive="source",
+        nargs="+",
+        metavar="PATH",
+    )
+
+
+@dataclass(frozen=True)
+class AllOutputs(Outputs):
+    """Results."""
+
+    per_size_scores_file: str = option(str, "CSV of scores by lesion size", "per_size_scores.csv", on_resume=TESTS_ANEW)
+    probabilities: bool = option(
+        None, "write the lesion probability of each scan on its own grid", False, on_resume=TESTS_ANEW
+    )
+    uncertainty: bool = option(
+        None,
+        "write the entropy, in bits, of its mean over the scan and its mirror image (that of --flip_average) or, with "
+        "several checkpoints, over these",
+        False,
+        on_resume=TESTS_ANEW,
+    )
+    bids_derivatives: str | None = option(
+        str,
+        "folder for the lesions and their probability as a BIDS derivative data set; None for none",
+        on_resume=TESTS_ANEW,
+        metavar="DIR",
+    )

@@ -1,0 +1,101 @@
+"""From a scan to its regions, probabilities and lesions, whatever network or runtime computes them.
+
+No library of networks is imported here: the runner of exported models predicts with the same classes.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Protocol
+
+import numpy as np
+
+from data.files.space import resample
+from data.scans.prepared import PreparedScan
+from models.segmentation.settings import SlidingWindow
+from utils.regions.region import Region, detected_mask
+from utils.scores.decision import Decision, lesion_probability
+
+BATCH_SIZE = 8  # windows at a time: another number may round otherwise
+RegionSource = Callable[[PreparedScan], list[Region]]
+
+
+class Segmenter(Protocol):
+    """Stage 2: one network, an ensemble, or an exported model."""
+
+    @property
+    def decision(self) -> Decision: ...
+
+    def segment(
+        self, prepared: PreparedScan, regions: list[Region] | None, sliding: SlidingWindow, batch_size: int
+    ) -> np.ndarray: ...
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The results of both stages for a scan.
+
+    regions: of the networks' grid; None where the whole volume was segmented.
+    probabilities: (K, D, H, W) float32 of each class, on the networks' grid; class 0 is background.
+    """
+
+    scan: PreparedScan
+    regions: list[Region] | None
+    probabilities: np.ndarray
+    decision: Decision
+
+    @cached_property
+    def own_probabilities(self) -> np.ndarray:
+        """`probabilities` on the scan's own grid."""
+        return self.scan.to_own_grid(self.probabilities)
+
+    @cached_property
+    def lesion_probability(self) -> np.ndarray:
+        """(D, H, W) float32 in [0, 1] of any lesion, on the scan's own grid."""
+        return lesion_probability(self.own_probabilities)
+
+    @cached_property
+    def classes(self) -> np.ndarray:
+        """(D, H, W) uint8 on the scan's own grid: the class of each voxel, 0 for background."""
+        return self.decision.classes(self.own_probabilities, self.scan.own.spacing_mm, self._detected)
+
+    @property
+    def lesions(self) -> np.ndarray:
+        """(D, H, W) bool on the scan's own grid."""
+        return self.classes > 0
+
+    @property
+    def lesions_on_grid(self) -> np.ndarray:
+        """(D, H, W) bool on the networks' grid, for pictures."""
+        return resample(self.lesions[None], self.scan.own, self.scan.space)[0]
+
+    @property
+    def _detected(self) -> np.ndarray | None:
+        """What stage 1 detected, (D, H, W) bool on the scan's own grid; None without regions.
+
+        Its boxes grow by a voxel of that grid: between thick slices a small box would fall through.
+        """
+        margin = [math.ceil(max(self.scan.own.spacing_mm) / side) for side in self.scan.space.spacing_mm]
+        detected = detected_mask(self.regions, self.scan.brain.shape, margin)
+        return None if detected is None else resample(detected[None], self.scan.space, self.scan.own)[0]
+
+
+@dataclass(frozen=True)
+class TwoStage:
+    """Both stages together.
+
+    regions_of: from a prepared scan to its regions, by stage 1 or from a file; None to segment whole volumes.
+    batch_size: windows at a time.
+    """
+
+    segmenter: Segmenter
+    regions_of: RegionSource | None = None
+    sliding: SlidingWindow = SlidingWindow()
+    batch_size: int = BATCH_SIZE
+
+    def predict(self, scan: PreparedScan) -> Prediction:
+        """The regions, probabilities and lesions of a scan."""
+        regions = None if self.regions_of is None else self.regions_of(scan)
+        probabilities = self.segmenter.segment(scan, regions, self.sliding, self.batch_size)
+        return Prediction(scan, regions, probabilities, self.segmenter.decision)

@@ -1,0 +1,60 @@
+"""Settings of stage 1, the region proposal network."""
+
+from dataclasses import dataclass
+
+from models.rpn.anchors import ANCHOR_SIZES
+from utils.regions.rules import RULES
+from utils.settings import MAY_DIFFER, option
+from utils.validators import fraction, non_negative_float, positive_float, positive_int, ratio_below_one
+
+AUTO = "auto"  # anchor sizes fitted to the training lesions
+
+
+def score_threshold_option():
+    return option(fraction, "evidence from which on boxes propose a region; None for that of the checkpoint")
+
+
+@dataclass(frozen=True)
+class RPNSettings:
+    """Region proposal network."""
+
+    lr: float = option(positive_float, "learning rate", 1e-4)
+    weight_decay: float = option(non_negative_float, "AdamW weight decay", 1e-4)
+    eps: float = option(positive_float, "AdamW epsilon", 1e-8)
+    betas: tuple[float, float] = option(ratio_below_one, "AdamW moment decays", (0.9, 0.999), nargs=2)
+    dataset_anchors: str = option(
+        str,
+        "data set whose anchor sizes are used, or auto to fit them to the training lesions",
+        "ATLAS",
+        shared=True,
+        choices=(*ANCHOR_SIZES, AUTO),
+    )
+    backbone_weights: str | None = option(str, "file with a state dict of torchvision's resnet18")
+    image_size: int = option(positive_int, "pixels of a slice's shorter side inside the network, with its anchors", 192)
+    ema_decay: float = option(
+        ratio_below_one, "decay per step of the weights' moving average that is validated and saved; 0 for none", 0.99
+    )
+    consistency: str = option(
+        str,
+        "how boxes of slices become 3D regions: linked over neighbours, or by groups of similar slices",
+        "linked",
+        shared=True,
+        choices=RULES,
+    )
+    score_threshold: float | None = option(
+        fraction, "evidence from which on boxes propose a region; None to calibrate it on validation scans", shared=True
+    )
+    target_coverage: float = option(
+        fraction, "share of lesion voxels and of lesions that calibration aims to cover", 0.98, shared=True
+    )
+
+
+@dataclass(frozen=True)
+class RegionSettings:
+    """Regions; without --regions and --rpn_ckpt_path whole volumes are segmented."""
+
+    regions: str | None = option(str, "JSON of regions proposed before", on_resume=MAY_DIFFER, exclusive="source")
+    rpn_ckpt_path: str | tuple[str, ...] | None = option(
+        str, "checkpoint of stage 1 that proposes them", on_resume=MAY_DIFFER, exclusive="source"
+    )
+    score_threshold: float | None = score_threshold_option()

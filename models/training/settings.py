@@ -1,0 +1,103 @@
+"""Settings of a training, of either stage."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from data.settings import Loading, TrainingGrid, seed_option, transforms_option
+from models.rpn.settings import RPNSettings
+from models.segmentation.settings import SegmenterSettings, SlidingWindow, roi_size_option
+from utils.settings import MAY_DIFFER, option
+from utils.validators import DistinctAction, logger, non_negative_float, non_negative_int, positive_int
+
+LOGGERS = ("wandb", "csv", "tensorboard")
+PRECISIONS = {"32-true": "float32", "bf16-mixed": "bfloat16", "16-mixed": "float16"}  # torch's types
+
+
+def precision_option():
+    what = "of the networks' numbers; auto is bf16-mixed where the hardware computes in it, else 32-true"
+    return option(str, what, "auto", shared=True, choices=("auto", *PRECISIONS))
+
+
+@dataclass(frozen=True)
+class Run:
+    """Training."""
+
+    model_prefix: str = option(str, "name of the runs and checkpoints", "", required=True)
+    default_root_dir: str = option(str, "folder of checkpoints and logs", "StrokeFormer", on_resume=MAY_DIFFER)
+    project: str = option(str, "W&B project", "StrokeFormer", on_resume=MAY_DIFFER)
+    group: str | None = option(str, "W&B group; in a cross-validation None for --model_prefix", on_resume=MAY_DIFFER)
+    max_epochs: int = option(positive_int, "training epochs", 250, on_resume=MAY_DIFFER)
+    patience: int = option(positive_int, "epochs without progress before stopping", 50, on_resume=MAY_DIFFER)
+
+
+@dataclass(frozen=True)
+class Logging:
+    """Logging and devices."""
+
+    logger: tuple[str, ...] = option(
+        logger,
+        "where a training is logged; csv always, since its curves are drawn from it",
+        ("wandb", "csv"),
+        on_resume=MAY_DIFFER,
+        shared=True,
+        nargs="+",
+        choices=LOGGERS,
+    )
+    entity: str = option(str, "W&B entity", "neurone-lab", on_resume=MAY_DIFFER, shared=True)
+    offline: bool = option(None, "keep W&B records on this machine", False, on_resume=MAY_DIFFER, shared=True)
+    devices: tuple[int, ...] = option(
+        non_negative_int,
+        "GPU indices; without a GPU, as many processes on the CPU",
+        (0,),
+        on_resume=MAY_DIFFER,
+        shared=True,
+        nargs="+",
+        action=DistinctAction,
+    )
+    precision: str = precision_option()
+    compile: bool = option(
+        None,
+        "compile the networks that are trained: slow first steps, faster ones from then on",
+        False,
+        on_resume=MAY_DIFFER,
+        shared=True,
+    )
+    min_delta: float = option(
+        non_negative_float, "smallest gain of the monitored value that counts", 0.001, shared=True
+    )
+    lr_logging_interval: Literal["epoch", "step"] = option(
+        str, "how often the rate is logged", "epoch", on_resume=MAY_DIFFER, shared=True, choices=("epoch", "step")
+    )
+    num_samples: int = option(
+        non_negative_int, "predictions drawn while training", 5, on_resume=MAY_DIFFER, shared=True
+    )
+    log_every_n_val_epochs: int = option(
+        positive_int, "validation epochs between drawn predictions", 5, on_resume=MAY_DIFFER, shared=True
+    )
+
+
+@dataclass(frozen=True)
+class RPNTraining:
+    """A training of stage 1."""
+
+    seed: int = seed_option()
+    transforms: tuple[str, ...] | None = transforms_option()
+    roi_size: tuple[int, int, int] = roi_size_option()
+    loading: Loading = Loading(batch_size=32)
+    network: RPNSettings = RPNSettings()
+    run: Run = Run(default_root_dir="RPN", project="RPN")
+    logging: Logging = Logging()
+
+
+@dataclass(frozen=True)
+class StrokeFormerTraining:
+    """A training of stage 2."""
+
+    seed: int = seed_option()
+    transforms: tuple[str, ...] | None = transforms_option()
+    grid: TrainingGrid = TrainingGrid()
+    loading: Loading = Loading()
+    sliding: SlidingWindow = SlidingWindow()
+    network: SegmenterSettings = SegmenterSettings()
+    run: Run = Run()
+    logging: Logging = Logging()

@@ -1,0 +1,194 @@
+"""Several devices: processes that train together on the CPU, what each of them sees, and how their mistakes end."""
+
+import errno
+import os
+import signal
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+import pytorch_lightning as pl
+import torch
+from torch import nn
+
+from data.batches.datamodules import batch_loader
+from data.batches.sampling import EpochSampler
+from models.checkpoints import load_rpn, load_strokeformer
+from models.precision import autocast, precision_on, use_precision
+from models.training.devices import fit_on_devices, place_on, require_devices
+from models.training.tracking import build_trainer
+from tests.running import GRID, ROI, run_script
+from utils.errors import UserError
+from utils.files import read_json
+
+ITEMS = 6
+
+
+class Keys:
+    """Items that are their own keys."""
+
+    def __len__(self) -> int:
+        return ITEMS
+
+    def __getitem__(self, key: tuple[int, int]) -> torch.Tensor:
+        return torch.tensor(key, dtype=torch.float32)
+
+
+class Data(pl.LightningDataModule):
+    def train_dataloader(self):
+        return batch_loader(Keys(), EpochSampler(lambda rng: rng.permutation(ITEMS), seed=0), 2, 0)
+
+    def val_dataloader(self):
+        return batch_loader(Keys(), [(0, index) for index in range(ITEMS)], 2, 0)
+
+
+class Network(pl.LightningModule):
+    """Notes which items its process sees, and meets with `mishap` in the second process."""
+
+    def __init__(self, folder: Path, mishap=None) -> None:
+        super().__init__()
+        self.layer, self.folder, self.mishap = nn.Linear(2, 1), folder, mishap
+
+    def training_step(self, batch, index):
+        self._note("train", batch)
+        if self.mishap and self.global_rank == 1:
+            self.mishap()
+        return self.layer(batch).square().mean()
+
+    def validation_step(self, batch, index):
+        self._note("val", batch)
+        self.log("val_loss", float(self.global_rank), sync_dist=True)
+
+    def _note(self, stage: str, batch: torch.Tensor) -> None:
+        with (self.folder / f"{stage}-{self.global_rank}").open("a") as file:
+            file.writelines(f"{int(epoch)} {int(item)} {precision_on(self.device)}\n" for epoch, item in batch)
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), 0.01)
+
+
+def train_on_two(folder: Path, mishap=None) -> pl.Trainer:
+    names = {"seed": 3, "logger": ["csv"], "max_epochs": 2, "patience": 9, "min_delta": 0.0, "precision": "bf16-mixed"}
+    args = SimpleNamespace(**names, compile=False, devices=[0, 1], lr_logging_interval="epoch", offline=True)
+    trainer = build_trainer(folder, args, "val_loss", "min", [])
+    fit_on_devices(trainer, Network(folder, mishap), Data(), None)
+    return trainer
+
+
+def noted(folder: Path, stage: str) -> list[pd.DataFrame]:
+    """What each process saw."""
+    columns = ["epoch", "item", "precision"]
+    return [pd.read_csv(folder / f"{stage}-{rank}", sep=" ", names=columns) for rank in (0, 1)]
+
+
+def test_processes_share_the_items_of_each_epoch_and_of_validation(tmp_path):
+    trainer = train_on_two(tmp_path)
+    for epoch in (0, 1):
+        shares = [set(rows.item[rows.epoch == epoch]) for rows in noted(tmp_path, "train")]
+        assert [len(share) for share in shares] == [3, 3] and set.union(*shares) == set(range(ITEMS))
+    first, second = noted(tmp_path, "val")
+    assert set(first.item) == {0, 2, 4} and set(second.item) == {1, 3, 5}
+    assert set(first.precision) == set(second.precision) == {"bf16-mixed"}
+    assert trainer.callback_metrics["val_loss"] == 0.5  # the mean of the two
+
+
+def fail(error: Exception) -> None:
+    raise error
+
+
+def kill_itself() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.parametrize(
+    ("mishap", "kind", "line"),
+    [
+        (partial(fail, UserError("a.npy: is broken; mend it")), UserError, "a.npy: is broken; mend it"),
+        (
+            partial(fail, OSError(errno.ENOSPC, "No space left on device")),
+            OSError,
+            r"\[Errno 28\] No space left on dev",
+        ),
+        (kill_itself, UserError, "most likely for memory; lower --batch_size"),
+    ],
+)
+def test_mishap_of_one_process_is_raised_as_with_one(mishap, kind, line, tmp_path):
+    with pytest.raises(kind, match=line):
+        train_on_two(tmp_path, mishap)
+
+
+# --- a whole run ---------------------------------------------------------------------------------------
+
+
+def test_fold_on_two_devices_leaves_one_set_of_files_and_goes_on(cohort, tmp_path):
+    for epochs in (1, 2):
+        run_script(
+            *["cross_validation.py", "--scans_dir", cohort / "Scans", "--masks_dir", cohort / "Masks", "--k", 2],
+            *["--splits", 34, 16, 50, "--folds_to_run", 0, "--model_prefix", "seg", "--rpn_model_prefix", "rpn", *GRID],
+            *[*ROI, "--window_size", 16, 16, 16, "--arch_size", "tiny", "--batch_size", 2, "--max_epochs", epochs],
+            *["--transforms", "flip", "noise", "--cls_loss", "BCEWithLogitsLoss", "--ema_decay", 0.9, "--max_lr", 1e-3],
+            *["--rpn_image_size", 64, "--rpn_batch_size", 4, "--rpn_max_epochs", 1, "--rpn_lr", 1e-3],
+            *["--score_threshold", 0.01, "--num_samples", 1, "--log_every_n_val_epochs", 1, "--n_predictions", 0],
+            *["--logger", "csv", "tensorboard", "--precision", "64-true", "--devices", 0, 1],
+            cwd=tmp_path,
+        )
+    for folder, epochs in ((tmp_path / "RPN/rpn_fold-0", 1), (tmp_path / "StrokeFormer/seg_fold-0", 2)):
+        assert read_json(folder / "finished.json") == {"max_epochs": epochs, "epochs": epochs}
+        assert {path.name for path in (folder / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
+        logs = [pd.read_csv(folder / f"logs/version_{i}/metrics.csv").epoch.dropna() for i in range(epochs)]
+        assert [set(log) for log in logs] == [{i} for i in range(epochs)]
+        assert len(list((folder / "logs").iterdir())) == epochs and (folder / "loss_curves.png").exists()
+    assert {path.name for path in (folder / "predictions").iterdir()} == {"epoch-000", "epoch-001"}
+    assert load_rpn(tmp_path / "RPN/rpn_fold-0/checkpoints/best.ckpt").hparams.score_threshold == 0.01
+    assert load_strokeformer(tmp_path / "StrokeFormer/seg_fold-0/checkpoints/best.ckpt").dtype == torch.float32
+    scores = pd.read_csv(tmp_path / "scores/scores.csv")
+    assert scores.model_name.tolist() == ["seg_fold-0"] and np.isfinite(scores.dice).all()
+
+
+# --- refusals ------------------------------------------------------------------------------------------
+
+
+def test_devices_that_do_not_fit_are_refused_in_one_line(tmp_path, monkeypatch):
+    twice = run_script("train_rpn.py", "--devices", 0, 0, cwd=tmp_path, code=2)
+    assert "--devices: [0, 0] names a device twice" in twice.err and "Traceback" not in twice.err
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    require_devices([0, 1])
+    with pytest.raises(UserError, match="--devices 2: this machine has 2 GPUs, from 0 to 1"):
+        require_devices([1, 2])
+
+
+def test_batch_norms_look_at_the_batches_of_all_gpus(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert place_on([0, 1])["sync_batchnorm"] and "strategy" not in place_on([1])
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert place_on([1]) == {"accelerator": "cpu", "devices": 1} and not place_on([0, 1])["sync_batchnorm"]
+
+
+# --- precision -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype", "on_narrow_maps"),
+    [
+        ("64-true", torch.float64, torch.float64),
+        ("32-true", torch.float32, torch.float32),
+        ("bf16-mixed", torch.bfloat16, torch.float32),
+    ],
+)
+def test_networks_compute_in_the_precision_asked_for(name, dtype, on_narrow_maps):
+    use_precision(name)
+    try:
+        with autocast(torch.device("cpu")):
+            assert torch.nn.Linear(2, 2)(torch.ones(1, 2)).dtype == dtype
+        with autocast(torch.device("cpu"), narrowest_map=1):
+            assert torch.nn.Linear(2, 2)(torch.ones(1, 2)).dtype == on_narrow_maps
+    finally:
+        use_precision("auto")
+
+
+def test_half_precision_of_gpus_is_refused_without_one():
+    with pytest.raises(UserError, match="--precision 16-mixed needs a GPU; leave it out"):
+        use_precision("16-mixed")

@@ -1,0 +1,121 @@
+"""The command line: parsers made of settings, recipes of arguments, and how every command ends on a mistake.
+
+Nothing heavy is imported here, so that ``--help`` answers at once.
+"""
+
+import argparse
+import atexit
+import errno
+import gc
+import os
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from utils.errors import UserError
+from utils.settings import RECIPE, Argument, Settings, arguments, filled
+
+# What the operating system says of a place that takes no files.
+UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}
+
+
+def run(main: Callable[[Any], None], parse_args: Callable[[], Any]) -> None:
+    """Run ``main(parse_args())``; a `UserError` ends with its one line on stderr and exit code 2."""
+    atexit.register(gc.freeze)  # or Python would look for garbage among all that torch and MONAI hold: 1.5 s at exit
+    settings = parse_args()
+    try:
+        return main(settings)
+    except UserError as error:
+        why = str(error)
+    except BrokenPipeError:  # the reader of a pipe (head, less) has gone; nobody is left to read
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except OSError as error:  # from a library that writes files of its own, such as a checkpoint
+        if error.errno not in UNWRITABLE:
+            raise
+        why = f"{error.filename or 'a result'} cannot be written ({error.strerror}); free or choose another place"
+    # Printed last: the progress bars of the frames that were left have ended their lines by now.
+    print(f"{program()}: error: {why}", file=sys.stderr)
+    sys.exit(2)
+
+
+def program() -> str:
+    """How the running command was called: ``test_rpn.py`` or ``python -m data.slices``."""
+    spec = sys.modules["__main__"].__spec__
+    return Path(sys.argv[0]).name if spec is None else f"python -m {spec.name.removesuffix('.__main__')}"
+
+
+def parse(defaults: Settings, description: str, argv: Sequence[str] | None = None) -> Settings:
+    """The settings that a command line asks for; `argv` of None are the words that the program was started with."""
+    parser = make_parser(description)
+    _add_arguments(parser, defaults)
+    values = vars(parser.parse_args(argv))
+    return filled(defaults, {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()})
+
+
+class Parser(argparse.ArgumentParser):
+    """Refuses a mistake in one line, and reads recipes: ``@recipes/atlas.args``.
+
+    A recipe holds an argument with its values in each line; what stands behind ``#`` says why. Arguments after it win.
+    """
+
+    def convert_arg_line_to_args(self, arg_line: str) -> list[str]:
+        try:
+            return shlex.split(arg_line, comments=True)
+        except ValueError as error:
+            self.error(f"a recipe holds the line {arg_line!r} ({error}); put one argument with its values in a line")
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {message}; --help tells more\n")
+
+
+def make_parser(description: str) -> Parser:
+    """A parser that shows every default and refuses abbreviated arguments."""
+    return Parser(
+        prog=program(),
+        description=description,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        allow_abbrev=False,
+        fromfile_prefix_chars=RECIPE,
+    )
+
+
+def _add_arguments(parser: Parser, settings: Any) -> None:
+    """Give a parser all options of settings, once each, those of one class in a group."""
+    groups: dict[Any, Any] = {(type(settings), ""): parser}
+    added = set()
+    for argument in arguments(settings):
+        if argument.name not in added:
+            added.add(argument.name)
+            _add(_group(groups, parser, argument), argument)
+
+
+def _group(groups: dict[Any, Any], parser: Parser, argument: Argument) -> Any:
+    """The group of an argument, a new one where it is the first there."""
+    if argument.group not in groups:
+        groups[argument.group] = parser.add_argument_group(_title(argument))
+    if not (word := argument.option.exclusive):
+        return groups[argument.group]
+    if (argument.group, word) not in groups:
+        groups[argument.group, word] = groups[argument.group].add_mutually_exclusive_group()
+    return groups[argument.group, word]
+
+
+def _title(argument: Argument) -> str:
+    owner, prefix = argument.group
+    title = (owner.__doc__ or "").splitlines()[0].removesuffix(".")
+    return title[0].lower() + title[1:] + (" of stage 1" if prefix else "")
+
+
+def _add(group: Any, argument: Argument) -> None:
+    declared, default = argument.option, argument.value
+    more = {"help": declared.help, **declared.more}
+    if declared.positional:
+        group.add_argument(argument.name, type=declared.type, **more)
+    elif declared.type is None:
+        group.add_argument(f"--{argument.name}", action="store_true", **more)
+    else:
+        more["default"] = list(default) if isinstance(default, tuple) else default
+        group.add_argument(f"--{argument.name}", type=declared.type, required=declared.required, **more)
