@@ -4,7 +4,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torchvision.models import resnet18
-from torchvision.models.detection._utils import BalancedPositiveNegativeSampler
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.backbone_utils import BackboneWithFPN
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
@@ -44,8 +43,8 @@ class Detector(nn.Module):
     def __init__(
         self,
         backbone: nn.Module,
-        rpn: "ProposalNetwork",
-        roi_heads: "BoxHeads",
+        rpn: RegionProposalNetwork,
+        roi_heads: RoIHeads,
         image_size: int,
         slice_side: int | None = None,
     ) -> None:
@@ -107,40 +106,6 @@ class Anchors(AnchorGenerator):
         return [anchors] * len(image_list.image_sizes)
 
 
-class SamplesByImage(BalancedPositiveNegativeSampler):
-    """torchvision's choice of the anchors and boxes to learn from, by chance of its own for each image of a batch."""
-
-    @classmethod
-    def like(cls, sampler: BalancedPositiveNegativeSampler) -> "SamplesByImage":
-        return cls(sampler.batch_size_per_image, sampler.positive_fraction)
-
-    def __call__(self, matched_idxs: list[torch.Tensor]) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-        device, seed = matched_idxs[0].device, torch.initial_seed()
-        chosen = []
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            for place, matched in enumerate(matched_idxs):
-                torch.manual_seed((seed + place) % 2**63)
-                chosen.append(super().__call__([matched]))
-        positive, negative = zip(*chosen, strict=True)
-        return [found for (found,) in positive], [found for (found,) in negative]
-
-
-class ProposalNetwork(RegionProposalNetwork):
-    """torchvision's, with its samples drawn by `SamplesByImage`."""
-
-    def __init__(self, *args, **kwargs) -> None:
-        super().__init__(*args, **kwargs)
-        self.fg_bg_sampler = SamplesByImage.like(self.fg_bg_sampler)
-
-
-class BoxHeads(RoIHeads):
-    """torchvision's, with its samples drawn by `SamplesByImage`."""
-
-    def __init__(self, *args, **kwargs) -> None:
-        super().__init__(*args, **kwargs)
-        self.fg_bg_sampler = SamplesByImage.like(self.fg_bg_sampler)
-
-
 def build_detector(
     in_channels: int,
     anchor_sizes: tuple[float, ...],
@@ -152,7 +117,7 @@ def build_detector(
     sizes = anchors_at(anchor_sizes, image_size)
     backbone = build_backbone(in_channels, len(sizes), backbone_weights)
     levels = [str(i) for i in range(len(sizes) - 1)]
-    heads = BoxHeads(
+    heads = RoIHeads(
         MultiScaleRoIAlign(featmap_names=levels, output_size=POOLED, sampling_ratio=SAMPLING_RATIO),
         TwoMLPHead(FPN_CHANNELS * POOLED**2, HEAD_CHANNELS),
         FastRCNNPredictor(HEAD_CHANNELS, num_classes=2),
@@ -165,7 +130,7 @@ def build_detector(
         detections_per_img=DETECTIONS_PER_SLICE,
     )
     anchors = Anchors(tuple((size,) for size in sizes), (ASPECT_RATIOS,) * len(sizes))
-    proposals = ProposalNetwork(
+    proposals = RegionProposalNetwork(
         anchors,
         RPNHead(FPN_CHANNELS, len(ASPECT_RATIOS)),
         *ANCHOR_IOU,
