@@ -5,7 +5,6 @@ import os
 import signal
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -16,9 +15,11 @@ from torch import nn
 
 from data.batches.datamodules import batch_loader
 from data.batches.sampling import EpochSampler
+from data.settings import Loading
 from models.checkpoints import load_rpn, load_strokeformer
 from models.precision import autocast, precision_on, use_precision
 from models.training.devices import fit_on_devices, place_on, require_devices
+from models.training.settings import Logging, Run, StrokeFormerTraining
 from models.training.tracking import build_trainer
 from tests.running import GRID, ROI, run_script
 from utils.errors import UserError
@@ -39,10 +40,10 @@ class Keys:
 
 class Data(pl.LightningDataModule):
     def train_dataloader(self):
-        return batch_loader(Keys(), EpochSampler(lambda rng: rng.permutation(ITEMS), seed=0), 2, 0)
+        return batch_loader(Keys(), EpochSampler(lambda rng: rng.permutation(ITEMS), seed=0), Loading(batch_size=2))
 
     def val_dataloader(self):
-        return batch_loader(Keys(), [(0, index) for index in range(ITEMS)], 2, 0)
+        return batch_loader(Keys(), [(0, index) for index in range(ITEMS)], Loading(batch_size=2))
 
 
 class Network(pl.LightningModule):
@@ -71,9 +72,9 @@ class Network(pl.LightningModule):
 
 
 def train_on_two(folder: Path, mishap=None) -> pl.Trainer:
-    names = {"seed": 3, "logger": ["csv"], "max_epochs": 2, "patience": 9, "min_delta": 0.0, "precision": "bf16-mixed"}
-    args = SimpleNamespace(**names, compile=False, devices=[0, 1], lr_logging_interval="epoch", offline=True)
-    trainer = build_trainer(folder, args, "val_loss", "min", [])
+    logs = Logging(logger=("csv",), min_delta=0.0, precision="bf16-mixed", devices=(0, 1), offline=True)
+    settings = StrokeFormerTraining(seed=3, run=Run(max_epochs=2, patience=9), logging=logs)
+    trainer = build_trainer(folder, settings, ("val_loss", "min"), [])
     fit_on_devices(trainer, Network(folder, mishap), Data(), None)
     return trainer
 
@@ -128,11 +129,11 @@ def test_fold_on_two_devices_leaves_one_set_of_files_and_goes_on(cohort, tmp_pat
         run_script(
             *["cross_validation.py", "--scans_dir", cohort / "Scans", "--masks_dir", cohort / "Masks", "--k", 2],
             *["--splits", 34, 16, 50, "--folds_to_run", 0, "--model_prefix", "seg", "--rpn_model_prefix", "rpn", *GRID],
-            *[*ROI, "--window_size", 16, 16, 16, "--arch_size", "tiny", "--batch_size", 2, "--max_epochs", epochs],
+            *[*ROI, "--window_size", 16, 16, 16, "--batch_size", 2, "--max_epochs", epochs],
             *["--transforms", "flip", "noise", "--cls_loss", "BCEWithLogitsLoss", "--ema_decay", 0.9, "--max_lr", 1e-3],
             *["--rpn_image_size", 64, "--rpn_batch_size", 4, "--rpn_max_epochs", 1, "--rpn_lr", 1e-3],
             *["--score_threshold", 0.01, "--num_samples", 1, "--log_every_n_val_epochs", 1, "--n_predictions", 0],
-            *["--logger", "csv", "tensorboard", "--precision", "64-true", "--devices", 0, 1],
+            *["--logger", "csv", "tensorboard", "--precision", "32-true", "--devices", 0, 1],
             cwd=tmp_path,
         )
     for folder, epochs in ((tmp_path / "RPN/rpn_fold-0", 1), (tmp_path / "StrokeFormer/seg_fold-0", 2)):
@@ -173,7 +174,6 @@ def test_batch_norms_look_at_the_batches_of_all_gpus(monkeypatch):
 @pytest.mark.parametrize(
     ("name", "dtype", "on_narrow_maps"),
     [
-        ("64-true", torch.float64, torch.float64),
         ("32-true", torch.float32, torch.float32),
         ("bf16-mixed", torch.bfloat16, torch.float32),
     ],

@@ -307,7 +307,7 @@ def test_one_nifti_scan_without_mask_gives_a_nifti_on_its_grid(workspace, tmp_pa
     run_script(
         *["test_strokeformer.py", "--scans", tmp_path / "one scan.nii.gz", "--ckpt_path", workspace.seg],
         *["--rpn_ckpt_path", workspace.rpn, "--model_name", "one", *GRID, "--target_layers", "decoders.1"],
-        *["--probabilities", "--uncertainty", "--smallest_lesion_cm3", 0],
+        *["--probabilities", "--uncertainty", "--smallest_lesion_cm3", 0, "--score_threshold", 0.01],
         cwd=tmp_path,
     )
     written = nib.load(tmp_path / "scores/one/predictions/one scan_prediction.nii.gz")

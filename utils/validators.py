@@ -58,7 +58,7 @@ class DistinctAction(argparse.Action):
 
     def __call__(self, parser, namespace, values, option_string=None):
         if len(set(values)) < len(values):
-            parser.error(f"argument {option_string}: {values} names one of them twice")
+            parser.error(f"argument {option_string}: {values} names a device twice")
         setattr(namespace, self.dest, values)
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 from scipy.special import entr
@@ -13,6 +14,7 @@ from data.files.space import resample
 from data.files.volumes import write_like
 from data.scans.cohort import Case
 from data.scans.prepared import PreparedScan
+from models.ensembles import StrokeFormerEnsemble
 from models.evaluation.gradcam import gradcam
 from models.evaluation.settings import Outputs
 from models.pipeline import Prediction, TwoStage
@@ -39,9 +41,11 @@ class MapWriter:
     def _mean_of_views(self, prediction: Prediction) -> np.ndarray:
         """The lesion probability over members or, of one network, over the scan and its mirror image."""
         network, sliding = self.pipeline.segmenter, self.pipeline.sliding
-        if not isinstance(network, StrokeFormer) or sliding.flip_average:
+        if isinstance(network, StrokeFormerEnsemble) or sliding.flip_average:
             return prediction.lesion_probability
-        mirrored = network.segment_mirrored(prediction.scan, prediction.regions, sliding, self.pipeline.batch_size)
+        mirrored = cast(StrokeFormer, network).segment_mirrored(
+            prediction.scan, prediction.regions, sliding, self.pipeline.batch_size
+        )
         return lesion_probability(prediction.scan.to_own_grid((prediction.probabilities + mirrored) / 2))
 
     def write_gradcam(self, case: Case, prediction: Prediction, layers: Sequence[nn.Module]) -> None:
