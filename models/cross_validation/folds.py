@@ -13,11 +13,11 @@ from models.cross_validation.resuming import (
     choose_folds,
     fold_inputs,
     has_current_results,
+    identity_of_test,
     network_digests,
     number_of_folds,
     record_or_refuse,
     rpn_digest,
-    test_identity,
 )
 from models.cross_validation.validation import CrossValidation
 from models.evaluation.proposals import evaluate_rpn
@@ -79,7 +79,7 @@ def run_fold(number: int, validation: CrossValidation, folds: list[Fold], slices
         for stage, estimates in scores.items()
         for score, estimate in estimates.items()
     ]
-    write_results(validation.folder, number, rows, test_identity(validation, number, fold))
+    write_results(validation.folder, number, rows, identity_of_test(validation, number, fold))
 
 
 # --- the steps of a fold -------------------------------------------------------------------------------

@@ -121,11 +121,11 @@ def has_current_results(validation: CrossValidation, number: int, fold: Fold) ->
     epochs = (run.max_epochs for run in (validation.settings.rpn.run, validation.settings.training.run))
     if not all(map(is_finished, validation.folders(number), epochs)):
         return False
-    same = has_results(validation.folder, number, test_identity(validation, number, fold))
+    same = has_results(validation.folder, number, identity_of_test(validation, number, fold))
     return same and _has_outputs(validation, number, validation.sides(fold)[2])
 
 
-def test_identity(validation: CrossValidation, number: int, fold: Fold) -> Mapping[str, object]:
+def identity_of_test(validation: CrossValidation, number: int, fold: Fold) -> Mapping[str, object]:
     """What distinguishes the results of a fold's test from others: its networks, how it was tested, its table rows."""
     scans = {case.name: validation.digests[case.name] for case in validation.sides(fold)[2]}
     settings = repr(sorted(settings_of_results(validation.settings).items()))
