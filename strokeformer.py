@@ -111,7 +111,7 @@ def propose(
     They are as large as the windows of `model` ask for. Arguments and errors are those of `segment`.
     """
     with _opened(scan, rpn, model, brain, scan_dim) as (case, prepared):
-        inside = region_mask(rpn_source(rpn, model.hparams["roi_size"])(prepared), prepared.brain.shape)
+        inside = region_mask(rpn_source(rpn, model.hparams["roi_size"])(prepared), prepared.space.shape)
         return _image(resample(inside[None], prepared.space, prepared.own)[0].astype(np.uint8), case)
 
 
@@ -137,7 +137,10 @@ def read_image(path: str | Path, scan: str | Path | None = None) -> Image:
         (case,) = pair_files([Path(scan or path)], None)
         return volume_image(read_volume(path).array, _space_of(case).affine)
     with refusing(path):
-        return nib.load(path)  # type: ignore[return-value]  # of a volume
+        image = nib.load(path)
+    if not isinstance(image, Image):
+        raise UserError(f"{path} holds no volume; give a .npy, .nii or .nii.gz")
+    return image
 
 
 # --- of masks ------------------------------------------------------------------------------------------

@@ -76,13 +76,15 @@ def propose(settings: Settings, cohort) -> tuple:
 def find_inputs(settings: Settings, cohort, facts: Mapping) -> dict[str, str]:
     """Digests of scans, masks and what proposes the regions; refuses a training begun with others before the work."""
     from data.scans.fingerprints import fingerprint
+    from models.checkpoints import paths_of
     from models.training.runs import inputs_of, is_trained, run_folder
     from utils.provenance import require_inputs
 
     run, regions = settings.training.run, settings.regions
     folder, proposer = run_folder(run, run.model_prefix), regions.regions or regions.rpn_ckpt_path
-    source = {"proposer": [Path(str(proposer))]} if proposer else {}
-    digest = fingerprint(source, folder / "fingerprints.json").get("proposer")
+    files = [Path(path) for path in paths_of(proposer)] if proposer else []
+    store = folder / "fingerprints.json"
+    digest = fingerprint({"proposer": files}, store)["proposer"] if files else None
     train, val = cohort.sides
     inputs = inputs_of(train, val, {case.name: facts[case].digest for case in facts}, digest)
     if is_trained(folder):

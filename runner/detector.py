@@ -22,14 +22,14 @@ LEVEL_EPSILON = 1e-6  # torchvision's, so that a box of just the canonical side 
 class Detector:
     """Faster R-CNN over slices.
 
-    find: from slices (B, C, h, w) to the features of the pooled levels, then the objectness (B, A, h, w) of all levels,
-        then their offsets (B, 4 A, h, w), A anchors a place.
-    judge: from the boxes of each pooled level, (N, 5) with the number of their slice before their corners in the
+    proposal_network: from slices (B, C, h, w) to the features of the pooled levels, then the objectness (B, A, h, w)
+        of all levels, then their offsets (B, 4 A, h, w), A anchors a place.
+    box_network: from the boxes of each pooled level, (N, 5) with the number of their slice before their corners in the
         level's pixels, and the features, to scores (N,) in [0, 1] and offsets (N, 4) of all boxes, level by level.
     """
 
-    find: Network
-    judge: Network
+    proposal_network: Network
+    box_network: Network
     settings: DetectorSettings
 
     def detect(self, slices: dict[int, np.ndarray], batch_size: int = 32) -> dict[int, dict[str, np.ndarray]]:
@@ -53,12 +53,12 @@ class Detector:
         """Detections of slices (B, C, h, w), boxes in pixels."""
         hp, (height, width) = self.settings, images.shape[-2:]
         size = int(height * hp.scale), int(width * hp.scale)
-        maps, n_levels = self.find(images), len(self.settings.anchors)
+        maps, n_levels = self.proposal_network(images), len(self.settings.anchors)
         features, objectness = maps[: hp.pooled_levels], maps[hp.pooled_levels : hp.pooled_levels + n_levels]
         proposals = self._propose(objectness, maps[hp.pooled_levels + n_levels :], size)
         boxes = np.concatenate(proposals)
         of_slice = np.repeat(np.arange(len(proposals)), list(map(len, proposals)))
-        scores, offsets = self._judge(boxes, of_slice, features)
+        scores, offsets = self._score(boxes, of_slice, features)
         boxes = clip(decode(offsets / np.array(hp.box_weights, np.float32), boxes, hp.largest_log_scale), size)
         return [self._best(boxes[of_slice == i], scores[of_slice == i]) for i in range(len(images))]
 
@@ -79,15 +79,15 @@ class Detector:
         surest = [np.argsort(-s[k], kind="stable")[: hp.proposals] for s, k in zip(scores, remaining, strict=True)]
         return [b[k][order] for b, k, order in zip(boxes, remaining, surest, strict=True)]
 
-    def _judge(
+    def _score(
         self, boxes: np.ndarray, of_slice: np.ndarray, features: list[np.ndarray]
     ) -> tuple[np.ndarray, np.ndarray]:
         """Scores (N,) and offsets (N, 4) of boxes (N, 4) in pixels, given the number (N,) of the slice of each."""
         levels, rows = self._levels_of(boxes), np.column_stack([of_slice, boxes]).astype(np.float32)
         strides = [np.array([1, *[stride] * 4], np.float32) for stride in self.settings.strides[: len(features)]]
-        judged = self.judge(*(rows[levels == level] / stride for level, stride in enumerate(strides)), *features)
+        outputs = self.box_network(*(rows[levels == level] / stride for level, stride in enumerate(strides)), *features)
         back = np.argsort(np.argsort(levels, kind="stable"))
-        scores, offsets = (values[back] for values in judged)
+        scores, offsets = (values[back] for values in outputs)
         return scores, offsets
 
     def _levels_of(self, boxes: np.ndarray) -> np.ndarray:
@@ -98,7 +98,7 @@ class Detector:
         return (np.clip(np.floor(levels), finest, coarsest) - finest).astype(np.int64)
 
     def _best(self, boxes: np.ndarray, scores: np.ndarray) -> dict[str, np.ndarray]:
-        """The detections among the judged boxes (N, 4) of a slice."""
+        """The detections among the scored boxes (N, 4) of a slice."""
         hp, order = self.settings, np.argsort(-scores, kind="stable")
         boxes, scores = boxes[order], scores[order]
         counted = (scores > hp.min_score) & is_large(boxes, hp.smallest_detection)

@@ -34,7 +34,7 @@ class Runner:
         """The regions of a scan's grid that stage 1 proposes."""
         hp, roi_size = self.model.stage_1, self.model.stage_2.roi_size
         detections = self.detector.detect(scan.slices())
-        boxes = select_boxes([detections], hp.score_threshold, hp.consistency, scan.brain.shape, roi_size)
+        boxes = select_boxes([detections], hp.score_threshold, hp.consistency, scan.space.shape, roi_size)
         return regions_of(boxes, scan.brain, roi_size, hp.consistency)
 
     def two_stage(self, batch_size: int = BATCH_SIZE) -> TwoStage:
@@ -61,8 +61,8 @@ def load_runner(folder: Path | str, model: ExportedModel, num_threads: int = 0) 
     Raises:
         UserError: onnxruntime is missing, or cannot read a network.
     """
-    find, judge, segment = (_open(Path(folder) / name, num_threads) for name in (PROPOSALS, BOXES, SEGMENTER))
-    return Runner(model, Detector(find, judge, model.stage_1), segment)
+    proposals, boxes, segmenter = (_open(Path(folder) / name, num_threads) for name in (PROPOSALS, BOXES, SEGMENTER))
+    return Runner(model, Detector(proposals, boxes, model.stage_1), segmenter)
 
 
 def _open(path: Path, num_threads: int) -> Network:

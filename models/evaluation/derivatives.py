@@ -166,10 +166,7 @@ def _derived_name(scan: Path) -> str:
 
 
 def _source(scan: Path, folder: Path, links: dict[str, str]) -> str:
-    """The BIDS URI of a scan; names its data set in `links` where that has no name yet.
-
-    A folder that is no BIDS data set is named too: whoever resolves the URI finds the scan.
-    """
+    """The BIDS URI of a scan; names its data set, or its folder, in `links` where that has no name yet."""
     root = tree_of(scan)
     inside = folder.is_relative_to(root)  # then both move together
     where = os.path.relpath(root, folder) if inside else root.as_uri()

@@ -18,12 +18,9 @@ from models.rpn.module import RPN
 
 
 class BackboneCAM(EigenCAM):
-    """pytorch-grad-cam's, with the sign of the projection settled, and in milliseconds where a full SVD takes seconds.
-
-    The sign of a principal component is arbitrary, so the heat would lie where nothing is as often as not. Here it lies
-    where the features are strong, as in the paper, whose features are not centred first. (To have the larger extreme
-    positive, as Chung and Ying, 2025, doi 10.3390/app15137562, let the air around a brain glow.)
-    """
+    """pytorch-grad-cam's in milliseconds, with the arbitrary sign of the first component such that the heat lies where
+    the features are strong. (With the larger extreme positive, as Chung and Ying, 2025, doi 10.3390/app15137562, the
+    air around a brain glowed.)"""
 
     def get_cam_image(self, input_tensor, target_layer, target_category, activations, grads, eigen_smooth):
         """Maps (B, K, h, w) projected on their first principal component over the voxels, (B, h, w)."""
@@ -33,9 +30,8 @@ class BackboneCAM(EigenCAM):
 def _first_component(maps: np.ndarray) -> np.ndarray:
     features = maps.reshape(len(maps), -1).T
     features = features - features.mean(0)
-    _, _, components = np.linalg.svd(features, full_matrices=False)
-    direction = components[0] if components[0].sum() >= 0 else -components[0]
-    return (features @ direction).reshape(maps.shape[1:])
+    direction = np.linalg.svd(features, full_matrices=False)[2][0]
+    return (features @ (direction if direction.sum() >= 0 else -direction)).reshape(maps.shape[1:])
 
 
 def slice_layers(model: RPN) -> Layers:
@@ -63,10 +59,7 @@ def _as_one_map(output):
 
 
 def eigencam(model: RPN, prepared: PreparedScan, slices: list[int], layers: list[nn.Module]) -> dict[int, np.ndarray]:
-    """What stands out to the given layers in slices with brain.
-
-    Args:
-        layers: of `find_layers`; their heat is averaged.
+    """What stands out to layers (`find_layers`), on average, in slices with brain.
 
     Returns:
         (H, W) float32 in [0, 1] by slice, 0 where the network does not look; 1 is the most of each slice.

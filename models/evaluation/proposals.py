@@ -54,11 +54,7 @@ def evaluate_rpn(
     roi_size: tuple[int, int, int] = ROI_SIZE,
     batch_size: int = 32,
 ) -> dict[str, Estimate]:
-    """Score the proposals of volumes with masks.
-
-    Writes a row of ``scores_file``, rows of the file of its intervals, of `PER_SCAN_FILE`, `PER_SIZE_FILE` (slices by
-    lesion size) and `PER_LESION_FILE` and, in ``<name>/`` below ``scores_dir``, regions, pictures of predictions and of
-    the worst misses and, with ``target_layers``, EigenCAM of the predictions' slices.
+    """Score the proposals of volumes with masks; writes what docs/outputs.md lists.
 
     Args:
         total: how many scans there are.
@@ -68,7 +64,8 @@ def evaluate_rpn(
         The scores by column name of ``rpn_scores.csv``, and the lesion recall by volume.
     """
     folder, drawn = Path(outputs.scores_dir) / name, pictures_per_scan(outputs.n_predictions, total, seed)
-    counts, slices, lesions, regions = {}, [], [], {}
+    counts, lesions, regions = {}, [], {}
+    slices: list[SliceProposals] = []
     misses: list[Miss] = []
     layers = find_layers(model, outputs.target_layers)
     for scan, n_pictures in zip(progress(scans, f"Testing {name}", total), drawn, strict=True):
@@ -179,7 +176,7 @@ def _propose(model: RPN, scan: PreparedScan, roi_size: tuple[int, int, int], bat
     detections = model.detect_volume(scan, batch_size)
     proposing = model.keep(scan, detections, roi_size)
     regions = regions_of(proposing, scan.brain, roi_size, model.hparams["consistency"])
-    return ScanProposals(scan, scan.mask, detections, proposing, regions, region_mask(regions, scan.brain.shape))
+    return ScanProposals(scan, scan.mask, detections, proposing, regions, region_mask(regions, scan.space.shape))
 
 
 def _box_target(mask: np.ndarray) -> Detections:

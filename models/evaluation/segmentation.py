@@ -49,11 +49,7 @@ def evaluate_strokeformer(
     seed: int,
     keep: Writer | None = None,
 ) -> dict[str, Estimate] | None:
-    """Segment scans and, where they have masks, score them.
-
-    Writes into ``<name>/`` below ``scores_dir``: predictions in the grid of each scan, pictures, regions, and what
-    ``target_layers``, ``probabilities`` and ``uncertainty`` ask for. Volumes go into `VOLUMES_FILE`; scores go into
-    ``scores_file`` and the file of its intervals, ``per_size_scores_file``, `PER_SCAN_FILE` and `PER_LESION_FILE`.
+    """Segment scans and, where they have masks, score them; writes what docs/outputs.md lists.
 
     Args:
         scans: the prepared scans of `cases`, in their order.
@@ -142,6 +138,6 @@ def _size_intervals(per_slice: pd.DataFrame, seed: int) -> pd.DataFrame:
     """Intervals of the means over the slices of each size; the slices of a scan are drawn together."""
     rows = []
     for size in SIZE_BINS:
-        those = per_slice[per_slice["size"] == size].groupby("scan")[list(OVERLAP_SCORES)]
-        rows.append(interval_rows(ratios(those.sum(), those.count(), seed), size))
+        by_scan = per_slice[per_slice["size"] == size].groupby("scan")[list(OVERLAP_SCORES)]
+        rows.append(interval_rows(ratios(by_scan.sum(), by_scan.count(), seed), size))
     return pd.concat(rows)

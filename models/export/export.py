@@ -45,8 +45,8 @@ def export(rpn_path: str, path: str, folder: Path, half: bool = False) -> None:
     require_spacing(grid.spacing_mm, rpn, rpn_path, "take a network of stage 1 of that size")
     (folder / SETTINGS).unlink(missing_ok=True)  # an earlier model's must not stand for this one's networks
     stage_1 = detector_settings(rpn, grid.shape[1:])
-    finder, judge = export_stage_1(rpn, stage_1.scale, grid.shape[1:])
-    for name, network in {PROPOSALS: finder, BOXES: judge, SEGMENTER: export_stage_2(model)}.items():
+    proposals, boxes = export_stage_1(rpn, stage_1.scale, grid.shape[1:])
+    for name, network in {PROPOSALS: proposals, BOXES: boxes, SEGMENTER: export_stage_2(model)}.items():
         write_network(folder / name, halve_weights(network) if half else network)
     weights = "float16" if half else "float32"
     exported = ExportedModel(grid, stage_1, segmenter_settings(model), OPSET, weights, digests_of(folder))

@@ -1,7 +1,7 @@
 """The networks of both stages as ONNX: what of them is arithmetic on tensors of known rank, and nothing else.
 
 torchvision's detectors do not export whole with torch's exporter (pytorch/vision issue 9306), so stage 1 is cut where
-its boxes are sorted and suppressed: one network finds candidates, another judges the boxes that are left of them, and
+its boxes are sorted and suppressed: one network proposes candidates, another scores the boxes that are left of them;
 `runner.detector` does what lies between.
 """
 
@@ -27,7 +27,7 @@ SMALLEST_HALVED = 64  # values of a weight; shorter ones save nothing, and some 
 LARGEST_HALF = float(np.finfo(np.float16).max)
 
 
-class Finder(nn.Module):
+class ProposalNetwork(nn.Module):
     """From slices (B, C, h, w) in [0, 1] to the features of all levels but the last, then the objectness and then the
     offsets of the anchors of all levels."""
 
@@ -42,7 +42,7 @@ class Finder(nn.Module):
         return (*features[:-1], *objectness, *offsets)
 
 
-class Judge(nn.Module):
+class BoxNetwork(nn.Module):
     """From the boxes of each pooled level, (N, 5) with the number of their slice before their corners in the level's
     pixels, and then the features of each, (B, K, h, w), to scores (N,) in [0, 1] and offsets (N, 4) of what is lesion:
     those of all boxes, level by level."""
@@ -74,20 +74,21 @@ class Segmenter(nn.Module):
 
 
 def export_stage_1(model: RPN, scale: float, shape: tuple[int, int]) -> tuple[onnx.ModelProto, onnx.ModelProto]:
-    """The networks that `Finder` and `Judge` describe, for any number of slices of any size and of boxes.
+    """The networks that `ProposalNetwork` and `BoxNetwork` describe, for any number of slices of any size and of boxes.
 
     Args:
         scale: pixels of the network a voxel.
         shape: (H, W) of slices to trace with.
     """
-    finder, slices = Finder(model.detector, scale).eval(), torch.zeros(2, model.hparams["in_channels"], *shape)
-    proposals = _export(finder, (slices,), ["slices"], ({0: Dim.DYNAMIC, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC},))
+    network = ProposalNetwork(model.detector, scale).eval()
+    slices = torch.zeros(2, model.hparams["in_channels"], *shape)
+    proposals = _export(network, (slices,), ["slices"], ({0: Dim.DYNAMIC, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC},))
     with torch.no_grad():
-        features = finder(slices)[: len(model.detector.roi_heads.box_roi_pool.featmap_names)]
+        features = network(slices)[: len(model.detector.roi_heads.box_roi_pool.featmap_names)]
     boxes = [torch.zeros(2 + level, 5) for level in range(len(features))]  # as many as another would be one dimension
     names = [f"{kind}_{level}" for kind in ("boxes", "features") for level in range(len(features))]
     dynamic = [{0: Dim.DYNAMIC} for _ in boxes] + [{0: Dim.DYNAMIC, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC} for _ in features]
-    return proposals, _export(Judge(model.detector).eval(), (*boxes, *features), names, (tuple(dynamic),))
+    return proposals, _export(BoxNetwork(model.detector).eval(), (*boxes, *features), names, (tuple(dynamic),))
 
 
 def export_stage_2(model: StrokeFormer) -> onnx.ModelProto:
