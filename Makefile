@@ -16,7 +16,7 @@ test: .venv/installed-dev
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
-	$(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder --cov --cov-report=term:skip-covered
+	$(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(PYTEST)
 
 # Installs once; a change of the requirements installs again.
 .venv/installed: requirements.txt

@@ -27,18 +27,16 @@ atexit.register(shutil.rmtree, HOME, ignore_errors=True)
 BARE = {"PATH": os.pathsep.join([str(Path(sys.executable).parent), "/usr/bin", "/bin"]), "HOME": HOME}
 
 
-def one_core() -> None:
-    """Keep a program on one core, where the environment shall not tell it: threads that wait for a core are slow."""
-    os.sched_setaffinity(0, {os.getpid() % os.cpu_count()})
-
-
-def run_script(*command, cwd: Path, code: int = 0, largest_file: int | None = None) -> SimpleNamespace:
+def run_script(
+    *command, cwd: Path, code: int = 0, root: Path = ROOT, largest_file: int | None = None
+) -> SimpleNamespace:
     """Run ``python COMMAND`` in `cwd` as a user would and check its exit code.
 
     Args:
+        root: the project's, where its scripts are.
         largest_file: bytes that a file may have, as if the disk were full behind them.
     """
-    module = command[:2] if command[0] == "-m" else [ROOT / command[0]]
+    module = command[:2] if command[0] == "-m" else [root / command[0]]
     program = [*map(str, module), *map(str, command[len(module) :])]
     with tempfile.NamedTemporaryFile("w+") as out, tempfile.NamedTemporaryFile("w+") as err:
         job = {"command": program, "cwd": str(cwd), "largest_file": largest_file, "out": out.name, "err": err.name}

@@ -1,10 +1,9 @@
 """Several devices: processes that train together on the CPU, what each of them sees, and how their mistakes end."""
 
-import errno
 import os
 import signal
-from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -12,6 +11,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from torch import nn
+from torch.multiprocessing import ProcessRaisedException
 
 from data.batches.datamodules import batch_loader
 from data.batches.sampling import EpochSampler
@@ -96,29 +96,31 @@ def test_processes_share_the_items_of_each_epoch_and_of_validation(tmp_path):
     assert trainer.callback_metrics["val_loss"] == 0.5  # the mean of the two
 
 
-def fail(error: Exception) -> None:
-    raise error
-
-
 def kill_itself() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+def test_killed_process_is_reported_with_what_to_do(tmp_path):
+    with pytest.raises(UserError, match="most likely for memory; lower --batch_size"):
+        train_on_two(tmp_path, kill_itself)
+
+
 @pytest.mark.parametrize(
-    ("mishap", "kind", "line"),
+    ("last_line", "kind", "message"),
     [
-        (partial(fail, UserError("a.npy: is broken; mend it")), UserError, "a.npy: is broken; mend it"),
-        (
-            partial(fail, OSError(errno.ENOSPC, "No space left on device")),
-            OSError,
-            r"\[Errno 28\] No space left on dev",
-        ),
-        (kill_itself, UserError, "most likely for memory; lower --batch_size"),
+        ("utils.errors.UserError: a.npy: is broken; fix it", UserError, "^a.npy: is broken; fix it$"),
+        ("OSError: [Errno 28] No space left on device", OSError, r"\[Errno 28\] No space left on device"),
+        ("ValueError: of a library", ProcessRaisedException, "of a library"),
     ],
 )
-def test_mishap_of_one_process_is_raised_as_with_one(mishap, kind, line, tmp_path):
-    with pytest.raises(kind, match=line):
-        train_on_two(tmp_path, mishap)
+def test_error_of_one_process_is_raised_as_with_one(last_line, kind, message):
+    text = f"\n\n-- Process 1 terminated with the following error:\nTraceback (most recent call last):\n{last_line}\n"
+
+    def fit(*args, **kwargs):
+        raise ProcessRaisedException(text, 1, 4711)
+
+    with pytest.raises(kind, match=message):
+        fit_on_devices(SimpleNamespace(fit=fit), None, None, None)
 
 
 # --- a whole run ---------------------------------------------------------------------------------------

@@ -3,7 +3,6 @@
 import json
 import shlex
 import shutil
-import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +12,7 @@ import pytest
 from data.files.volumes import read_volume, write_volume
 from data.scans.brain import with_brains
 from data.scans.cohort import pair_cases
-from tests.running import BARE, GRID, ROI, ROOT, one_core
+from tests.running import GRID, ROI, ROOT, run_script
 
 # What makes each program small; nothing else is added to its commands.
 TRAINING = [*ROI, "--max_epochs", "1", "--num_samples", "1"]
@@ -73,18 +72,10 @@ def test_every_training_and_evaluation_command_works_as_written_without_an_accou
     assert {program for program, _ in commands} == set(SMALL)
     output = ""
     for program, command in commands:
-        done = subprocess.run(
-            ["bash", "-c", f"{command} {shlex.join(SMALL[program])}"],
-            cwd=project,
-            env=BARE,
-            capture_output=True,
-            text=True,
-            check=False,
-            preexec_fn=one_core,
-        )
-        assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
-        assert "Traceback" not in done.stderr and "\r" not in done.stdout + done.stderr  # no frames of bars in a log
-        output += done.stdout
+        _, *words = shlex.split(command)
+        done = run_script(*words, *SMALL[program], cwd=project, root=project)
+        assert "Traceback" not in done.err and "\r" not in done.out + done.err  # no frames of bars in a log
+        output += done.out
     assert "No W&B account on this machine" in output
     assert any(project.glob("RPN/RPNATLAS/wandb/offline-run-*"))
     assert (project / "scores/mine/predictions/scan_prediction.nii.gz").exists()
