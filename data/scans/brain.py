@@ -1,8 +1,6 @@
-"""The brain: the head without skull, scalp, eyes and neck.
+"""The brain: of a mask made elsewhere, or the head of a stripped scan, or found in T1w with a skull by deepbet.
 
-A mask made elsewhere (``--brains_dir``, or ``Brains/`` beside the folder of the scans) goes before one found here. A
-scan that is stripped already is its own brain. In a T1w scan with a skull deepbet finds it (Fisch et al., 2024,
-10.1016/j.compbiomed.2024.108845), whose networks come with the package. In others the whole head is used as the brain.
+deepbet is of Fisch et al. (2024, 10.1016/j.compbiomed.2024.108845). In other scans the whole head is used as the brain.
 """
 
 import ctypes
@@ -20,9 +18,10 @@ from data.files.listing import Paths, counted, find_volumes, require_present, re
 from data.files.names import BRAIN_MASK, MASK, SCAN, contrast_of, extension_of, role_of
 from data.files.space import Space
 from data.files.volumes import write_like
-from data.scans.checks import find_head, read_binary, read_scan, space_of
+from data.scans.checks import find_head, read_binary, read_scan
 from data.scans.cohort import BRAINS, Case, by_identity, identity, match_by_identity
 from data.scans.fingerprints import PREPARATION_VERSION, cache_key, stamp_of
+from data.scans.grid import own_space
 from data.scans.symmetry import complete_by_symmetry
 from utils.errors import UserError
 
@@ -95,36 +94,25 @@ def _deepbet():
     import torch
     from deepbet import BrainExtraction
 
-    _keep_freed_memory()
+    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):  # glibc has it, musl does not
+        # Keep freed memory: fetching it anew, page by page, takes 1.4 of the 4 s of a brain at 3 mm.
+        trim_threshold, mmap_max = -1, -4  # of malloc.h
+        libc.mallopt(trim_threshold, 2**31 - 1)
+        libc.mallopt(mmap_max, 0)
     if parent_process():
         torch.set_num_threads(1)  # this is one of several processes that share the cores
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # torch's, of the format that the package ships
         deepbet = BrainExtraction(no_gpu=True)
-    deepbet.bbox_model = _memoised(deepbet.bbox_model)  # called by `is_stripped` first, and then by deepbet itself
-    return deepbet
+    network, last = deepbet.bbox_model, []
 
-
-def _memoised(network):
-    """The network with its last output kept for an equal input."""
-    import torch
-
-    last = []
-
-    def answer(image):
+    def memoised(image):
         if not last or not torch.equal(last[0], image):
             last[:] = image, network(image)
         return last[1]
 
-    return answer
-
-
-def _keep_freed_memory() -> None:
-    """Let the C library keep freed memory: fetching it anew, page by page, takes 1.4 of the 4 s of a brain at 3 mm."""
-    trim_threshold, mmap_max = -1, -4  # of malloc.h
-    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):  # glibc has it, musl does not
-        libc.mallopt(trim_threshold, 2**31 - 1)
-        libc.mallopt(mmap_max, 0)
+    deepbet.bbox_model = memoised  # called by `is_stripped` first, and then by deepbet itself with an equal image
+    return deepbet
 
 
 # --- masks made elsewhere ------------------------------------------------------------------------------
@@ -166,7 +154,7 @@ def brain_masks(folders: Paths) -> list[Path]:
 
 def read_brain(case: Case, folder: Path) -> np.ndarray:
     """The brain of a case, (D, H, W) bool on its scan's grid; found now if it is neither given nor in the folder."""
-    path = _brain_path(case, folder)
+    path = brain_path(case, folder)
     if path is None:
         scan = read_scan(case)
         path = store_brain(case, folder, scan, find_head(scan, case))
@@ -181,16 +169,15 @@ def brain_origin(case: Case, folder: Path) -> str:
     return "given" if case.brain else "head" if _cached_path(case, folder, HEAD_SUFFIX).exists() else "found"
 
 
-def has_brain(case: Case, folder: Path) -> bool:
-    """Whether the brain was given or `folder` holds it, so that `read_brain` need not find it."""
-    return _brain_path(case, folder) is not None
+def brain_path(case: Case, folder: Path) -> Path | None:
+    """The brain mask that was given, or else the one in the folder; None where `read_brain` has to find it."""
+    paths = (_cached_path(case, folder, suffix) for suffix in (BRAIN_SUFFIX, HEAD_SUFFIX))
+    return case.brain or next((path for path in paths if path.exists()), None)
 
 
 def store_brain(case: Case, folder: Path, scan: np.ndarray, head: np.ndarray, finder: Finder | None = None) -> Path:
     """Find the brain of a case, scan (C, D, H, W) and head (D, H, W), and return where it is kept now."""
-    d, h, w = head.shape
-    own = space_of(case) or Space((d, h, w), np.eye(4))
-    brain = (finder or find_brain)(scan[0], head, contrast_of(case.scan), own)
+    brain = (finder or find_brain)(scan[0], head, contrast_of(case.scan), own_space(case))
     path = _cached_path(case, folder, HEAD_SUFFIX if brain is None else BRAIN_SUFFIX)
     write_like(path, (head if brain is None else brain).astype(np.uint8), case.scan)
     return path
@@ -203,12 +190,6 @@ def print_heads(heads: Sequence[Case]) -> None:
             f"No brain found in {counted(len(heads), SCAN)} with a skull (e.g. {heads[0].name}): the whole head is "
             "used as the brain mask; give brain masks with --brains_dir, or a stripped scan"
         )
-
-
-def _brain_path(case: Case, folder: Path) -> Path | None:
-    """The brain mask that was given, or else the one in the folder, if any."""
-    paths = (_cached_path(case, folder, suffix) for suffix in (BRAIN_SUFFIX, HEAD_SUFFIX))
-    return case.brain or next((path for path in paths if path.exists()), None)
 
 
 def _cached_path(case: Case, folder: Path, suffix: str) -> Path:

@@ -82,17 +82,15 @@ def _print_missing_spacing(cases: list[Case]) -> None:
     for case in cases:
         if table := spacing_table(case):
             by_table[table].append(case.name)
-    gaps = [gap for table, names in by_table.items() if (gap := _gap_in(table, names))]
+    gaps = []
+    for table, names in by_table.items():
+        sizes = _read_sizes(table, stamp_of(table))
+        if sizes is None:
+            gaps.append(f"{table} lacks the columns scan and spacing_mm")
+        elif missing := [name for name in names if name not in sizes]:
+            gaps.append(f"{table} has no row for {len(missing)} of {len(names)} scans, e.g. {missing[0]}")
     if gaps:
         print(f"{'; '.join(gaps)}: these voxel sizes are unknown; distances in mm and volumes in cm3 stay empty")
-
-
-def _gap_in(table: Path, names: list[str]) -> str | None:
-    sizes = _read_sizes(table, stamp_of(table))
-    if sizes is None:
-        return f"{table} lacks the columns scan and spacing_mm"
-    missing = [name for name in names if name not in sizes]
-    return f"{table} has no row for {len(missing)} of {len(names)} scans, e.g. {missing[0]}" if missing else None
 
 
 # --- voxels --------------------------------------------------------------------------------------------

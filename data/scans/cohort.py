@@ -97,13 +97,8 @@ class Identity(NamedTuple):
         return self[:3]
 
     def may_be(self, other: "Identity") -> bool:
-        """Whether both are of one session and agree in what both tell."""
-        pairs = zip(self[3:], other[3:], strict=True)
-        return self.of_session == other.of_session and all(a == b for a, b in pairs if a and b)
-
-    def differs_in(self, other: "Identity") -> str:
-        differing = [name for name, a, b in zip(self._fields, self, other, strict=True) if a != b]
-        return " and ".join(f"{name}-" for name in differing)
+        """Whether both, of one session, agree in what both tell."""
+        return all(a == b for a, b in zip(self[3:], other[3:], strict=True) if a and b)
 
 
 def identity(path: Path) -> Identity:
@@ -114,21 +109,15 @@ def pair_files(scans: list[Path], masks: list[Path] | None, names=("--scans", "-
     """`pair_cases` of files that are known to be scans and masks; not `whole` if there may be masks of other scans."""
     _refuse_two_contrasts(scans, names[0])
     by_scan = by_identity(scans, names[0], identity)
-    if masks is None:
-        return [_case(key, scan, None) for key, scan in by_scan.items()]
-    by_mask = by_identity(masks, names[1], identity)
-    mask_of = match_by_identity(by_scan, by_mask)
+    by_mask = by_identity(masks or [], names[1], identity)
+    mask_of = {scan: by_mask[mask] for scan, mask in match_by_identity(by_scan, by_mask).items()}
     for key, scan in by_scan.items():
-        if key not in mask_of:
+        if masks is not None and key not in mask_of:
             raise UserError(f"{scan} has no mask in {names[1]}; add the mask or take the scan out")
     used = set(mask_of.values())
-    if whole and (unpaired := [mask for key, mask in by_mask.items() if key not in used]):
+    if whole and (unpaired := [mask for mask in by_mask.values() if mask not in used]):
         raise UserError(f"{unpaired[0]} has no scan in {names[0]}; add the scan or take the mask out")
-    return [_case(key, scan, by_mask[mask_of[key]]) for key, scan in by_scan.items()]
-
-
-def _case(key: Identity, scan: Path, mask: Path | None) -> Case:
-    return Case(key.subject or stem_of(scan), key.session, scan, mask)
+    return [Case(key.subject or stem_of(scan), key.session, scan, mask_of.get(key)) for key, scan in by_scan.items()]
 
 
 def match_by_identity(by_scan: dict[Identity, Path], by_mask: dict[Identity, Path]) -> dict[Identity, Identity]:
@@ -177,7 +166,7 @@ def _refuse_two_contrasts(scans: list[Path], argument: str) -> None:
 
 def _lacks(path: Path, *others: tuple[Identity, Path]) -> str:
     (key, first), (other, second) = others
-    entities = key.differs_in(other)
+    entities = " and ".join(f"{e}-" for e, a, b in zip(Identity._fields, key, other, strict=True) if a != b)
     return f"{path} lacks {entities}, which tells {first} from {second}; add it to its name, or take one out"
 
 

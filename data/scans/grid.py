@@ -110,9 +110,9 @@ def print_unknown_network_spacing(cases: list[Case], grid: Grid) -> None:
         print("The network was trained on scans of unknown voxel size: these are taken as they are")
 
 
-def own_space(case: Case, grid: Grid) -> Space:
-    """Where a case's scan lies; voxels of unknown size are taken for the grid's."""
-    return space_of(case) or Space(volume_shape(case.scan), affine_of(grid.spacing_mm or UNKNOWN_MM))
+def own_space(case: Case, spacing_mm: Spacing | None = None) -> Space:
+    """Where a case's scan lies; voxels of unknown size are taken for that of a network, or for 1 mm."""
+    return space_of(case) or Space(volume_shape(case.scan), affine_of(spacing_mm or UNKNOWN_MM))
 
 
 def shape_that_holds(
