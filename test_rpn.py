@@ -38,7 +38,11 @@ def parse_args(argv: Sequence[str] | None = None) -> Settings:
 
 def main(settings: Settings) -> None:
     if settings.outputs.target_layers == LIST:
-        return print_layers(settings)
+        from models.checkpoints import load_model
+        from models.evaluation.eigencam import slice_layers
+        from models.rpn.module import RPN
+
+        return print(slice_layers(load_model(RPN, settings.ckpt_path)).table("--target_layers"))
 
     from data.batches.slices import check_slices, grid_of_slices, read_slice_table
 
@@ -68,14 +72,6 @@ def main(settings: Settings) -> None:
     save_run(Path(outputs.scores_dir) / name, settings)
     print_scores(scores, Path(outputs.scores_dir) / name)
     print(f"The report is {report_rpn(name, len(scans), outputs, seed, path)}")
-
-
-def print_layers(settings: Settings) -> None:
-    from models.checkpoints import load_model
-    from models.evaluation.eigencam import slice_layers
-    from models.rpn.module import RPN
-
-    print(slice_layers(load_model(RPN, settings.ckpt_path)).table("--target_layers"))
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from typing import NamedTuple, TypeVar
 
 from data.files.listing import BY_NAME, CHOOSE_BY_PATTERN, Paths, Patterns, choose_files, counted
 from data.files.names import SCAN, bids_entity, brain_name, contrast_of, entities_of, stem_of, subject_of
+from data.settings import CohortFolders
 from utils.errors import UserError
 from utils.files import read_json
 
@@ -69,6 +70,10 @@ def pair_cases(
         raise UserError(f"{error}; {CHOOSE_BY_PATTERN}") from None
     print_cases(cases, names[0])
     return cases
+
+
+def cases_in(folders: CohortFolders) -> list[Case]:
+    return pair_cases([folders.scans_dir], [folders.masks_dir], folders.ext, ("--scans_dir", "--masks_dir"))
 
 
 def print_cases(cases: list[Case], argument: str) -> None:

@@ -96,11 +96,6 @@ def cached_scan(case: Case, grid: Grid, cache_dir: Path) -> PreparedScan:
     return PreparedScan(case.name, case.subject, **arrays, **spaces, spacing_known=meta["spacing_known"])
 
 
-def bytes_to_prepare(cases: list[Case], grid: Grid, cache_dir: Path) -> int:
-    """What the cases take that are not cached yet."""
-    return sum(not (cache_dir / prepared_key(case, grid)).exists() for case in cases) * grid.bytes_per_scan
-
-
 def store(prepared: PreparedScan, folder: Path) -> None:
     """Keep a prepared scan where `cached_scan` finds it."""
     parts = [part for part in PARTS if getattr(prepared, part) is not None]
