@@ -185,10 +185,7 @@ def _read_masks(prediction: Volume, truth: Volume) -> tuple[np.ndarray, np.ndarr
 def _opened(
     scan: Volume, rpn: Proposer | None, model: Segmenter, brain: Volume | None, scan_dim: Sequence[int] | None
 ) -> Iterator[tuple[Case, PreparedScan]]:
-    """The case of a scan and the scan as both networks see it; the case's files last as long as the block.
-
-    Refuses exchanged networks, two voxel sizes, and a grid of other channels.
-    """
+    """The case of a scan and the scan as both networks see it; the case's files last as long as the block."""
     if not isinstance(rpn, Proposer | None) or not isinstance(model, Segmenter):
         raise UserError(
             "rpn and model must be what load_rpn and load_strokeformer returned, in this order; exchange them"
@@ -209,9 +206,6 @@ def _predict(
 ) -> Prediction:
     regions_of = None if rpn is None else rpn_source(rpn, model.hparams["roi_size"])
     return TwoStage(model, regions_of, SlidingWindow(**sliding), batch_size).predict(scan)
-
-
-# --- files and images ----------------------------------------------------------------------------------
 
 
 def _case_of(scan: Volume, brain: Volume | None, folder: Path) -> Case:

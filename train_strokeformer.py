@@ -26,14 +26,24 @@ def parse_args(argv: Sequence[str] | None = None) -> Settings:
 
 
 def main(settings: Settings) -> None:
-    cohort = open_scans(settings)  # first: a wrong path is refused before the heavy libraries load
+    from data.scans.cohort import pair_cases, print_shared_subjects, refuse_twins
+    from data.scans.grid import grid_of
+    from data.scans.open import open_cohort
+
+    # First: a wrong path is refused before the heavy libraries load.
+    folders, training, ext = settings.data, settings.training, settings.ext
+    train = pair_cases([folders.train_scans], [folders.train_masks], ext, ("--train_scans", "--train_masks"))
+    val = pair_cases([folders.val_scans], [folders.val_masks], ext, ("--val_scans", "--val_masks"))
+    cohort = open_cohort(train, val, grid=grid_of(training.grid), brains_dir=settings.brains_dir)
+    train, val = cohort.sides  # with their brain masks
+    refuse_twins(train, val)
+    print_shared_subjects(*([case.subject for case in side] for side in cohort.sides))
 
     from models.precision import use_precision
     from models.regions import rpn_spacing
     from models.training.devices import require_devices
     from models.training.strokeformer import build_strokeformer, train_strokeformer
 
-    training = settings.training
     require_devices(training.logging.devices)
     use_precision(training.logging.precision)
     build_strokeformer(training.network)  # an argument that does not fit is refused now
@@ -41,22 +51,8 @@ def main(settings: Settings) -> None:
     cohort = cohort.cached_in(Path(training.run.default_root_dir) / "cache", "--default_root_dir")
     training = replace(training, grid=replace(training.grid, spacing=cohort.grid.spacing_mm))
     regions, inputs = propose(settings, cohort)
-    (train, val), name = cohort.sides, training.run.model_prefix
+    name = training.run.model_prefix
     print(f"Best checkpoint: {train_strokeformer(training, train, val, regions, cohort, name, inputs)}")
-
-
-def open_scans(settings: Settings):
-    from data.scans.cohort import pair_cases, print_shared_subjects, refuse_twins
-    from data.scans.grid import grid_of
-    from data.scans.open import open_cohort
-
-    folders, ext = settings.data, settings.ext
-    train = pair_cases([folders.train_scans], [folders.train_masks], ext, ("--train_scans", "--train_masks"))
-    val = pair_cases([folders.val_scans], [folders.val_masks], ext, ("--val_scans", "--val_masks"))
-    cohort = open_cohort(train, val, grid=grid_of(settings.training.grid), brains_dir=settings.brains_dir)
-    refuse_twins(*cohort.sides)
-    print_shared_subjects(*([case.subject for case in side] for side in cohort.sides))
-    return cohort
 
 
 def propose(settings: Settings, cohort) -> tuple:

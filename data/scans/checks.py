@@ -24,8 +24,6 @@ NEARLY = 1e-3  # that far from 0 or 1 a mask's value is meant as it: 255 times a
 LISTED = 4  # values of a mask that is not binary, in the message; a soft mask has thousands
 SEPARATORS = ",;\t"  # of tables: pandas writes the first, Excel, depending on the country, the second
 
-# --- voxel size ----------------------------------------------------------------------------------------
-
 
 def space_of(case: Case) -> Space | None:
     """Where a case's scan lies, from its header or, of a ``.npy``, from the table; None if that is unknown."""
@@ -93,9 +91,6 @@ def _print_missing_spacing(cases: list[Case]) -> None:
         print(f"{'; '.join(gaps)}: these voxel sizes are unknown; distances in mm and volumes in cm3 stay empty")
 
 
-# --- voxels --------------------------------------------------------------------------------------------
-
-
 def read_scan(case: Case) -> np.ndarray:
     """A case's scan, (C, D, H, W) float32 in raw units and finite."""
     scan = read_volume(case.scan).array
@@ -155,9 +150,6 @@ def require_mask_in_head(mask: np.ndarray, head: np.ndarray, case: Case) -> None
             f"{case.mask} lies outside the head of {case.scan}: the two differ in orientation, or the scan is a block "
             "without air around the head; bring both into one orientation, or give the whole scan"
         )
-
-
-# --- headers -------------------------------------------------------------------------------------------
 
 
 def check_headers(cases: list[Case], scan_dim: Sequence[int], resize_to: Sequence[int] | None) -> None:

@@ -85,9 +85,6 @@ def print_cases(cases: list[Case], argument: str) -> None:
     print(f"{argument}: {scans} {masks}, of {counted(len({case.subject for case in cases}), 'subject')}")
 
 
-# --- pairing -------------------------------------------------------------------------------------------
-
-
 class Identity(NamedTuple):
     """What distinguishes the scans of a cohort, and its masks."""
 
@@ -152,9 +149,6 @@ def by_identity(paths: Sequence[Path], argument: str, key_of: Callable[[Path], K
     return path_of
 
 
-# --- ambiguous names -----------------------------------------------------------------------------------
-
-
 def _refuse_two_contrasts(scans: list[Path], argument: str) -> None:
     """A network is for one contrast, and scans of one session would be told apart by nothing else."""
     first: dict[tuple, tuple[Path, str]] = {}
@@ -177,8 +171,13 @@ def _lacks(path: Path, *others: tuple[Identity, Path]) -> str:
 
 def _why_not_both(first: Path, second: Path) -> str:
     """What is wrong with two paths of one key, and how to fix it."""
-    if first.name == second.name:
-        example = _example_name(first, second)
+    if first.name == second.name:  # named anew, e.g., with the folder that tells it from the other
+        common = os.path.commonpath([first.absolute(), second.absolute()])
+        folders = [part for path in (first, second) for part in path.absolute().parent.relative_to(common).parts[:1]]
+        words = re.findall(r"[^\W_]+", folders[0])
+        example = f"{'-'.join(words)}_{first.name}"
+        if subject := bids_entity(first, "sub"):
+            example = first.name.replace(f"sub-{subject}", f"sub-{''.join(words)}{subject}", 1)
         return f"have the same name, under which results are kept; rename them after their subjects, e.g. {example}"
     if stem_of(first) == stem_of(second):
         return "differ only in their extension; take one out"
@@ -186,16 +185,6 @@ def _why_not_both(first: Path, second: Path) -> str:
     differing = " and ".join(f"{e}-" for e in sorted(one.keys() | other.keys()) if one.get(e) != other.get(e))
     which = f"differ only in {differing}" if differing else "have no run- that tells them apart"
     return f"are of the same subject and session and {which}; take one out, or give them different run-"
-
-
-def _example_name(first: Path, second: Path) -> str:
-    """A name for one of two files of the same name: with the folder that tells it from the other."""
-    common = os.path.commonpath([first.absolute(), second.absolute()])
-    folders = [part for path in (first, second) for part in path.absolute().parent.relative_to(common).parts[:1]]
-    words = re.findall(r"[^\W_]+", folders[0])
-    if subject := bids_entity(first, "sub"):
-        return first.name.replace(f"sub-{subject}", f"sub-{''.join(words)}{subject}", 1)
-    return f"{'-'.join(words)}_{first.name}"
 
 
 def refuse_twins(train: list[Case], val: list[Case]) -> None:
@@ -214,9 +203,6 @@ def print_shared_subjects(train: Iterable[str], val: Iterable[str]) -> None:
             f"{counted(len(shared), 'subject')} ({shared[0]}{', ...' if len(shared) > 1 else ''}) both train and "
             "validate: scores of validation are too good, and so is what is chosen by them"
         )
-
-
-# --- augmented scans -----------------------------------------------------------------------------------
 
 
 def augmented_cases(directory: Path | str) -> dict[Case, set[str]]:

@@ -121,10 +121,7 @@ def shape_that_holds(
     """The smallest shape with which `centred_space` of `axes` makes a grid that holds all of a mask on `own`."""
     if not mask.any():
         return 1, 1, 1
-    lines = mask.any(2)  # of voxels along W; the mask reaches in any direction as far as their ends
-    ends = [mask.argmax(2)[lines], mask.shape[2] - 1 - mask[..., ::-1].argmax(2)[lines]]
-    voxels = np.concatenate([np.column_stack([np.argwhere(lines), end]) for end in ends])
-    reach = np.abs(places_in(axes, voxels, own) - centre).max(0)
+    reach = np.abs(places_in(axes, np.argwhere(mask), own) - centre).max(0)
     zoom = np.divide(spacing_mm or axes.spacing_mm, axes.spacing_mm)
     # The grid begins at a voxel of `axes`, which moves its middle by up to half of one.
     d, h, w = (int(n) + 1 for n in (2 * reach + 1) / zoom)

@@ -131,11 +131,9 @@ def otsu_threshold(values: np.ndarray) -> float:
 
 
 def normalise(scan: np.ndarray, brain: np.ndarray) -> np.ndarray:
-    """Clip to the 1st and 99th percentile of the brain and scale to [0, 1], each channel by itself.
+    """Clip a scan (C, D, H, W) to the 1st and 99th percentile of its brain (D, H, W) and scale it to [0, 1], float32.
 
-    Args:
-        scan: (C, D, H, W) float32, as the result.
-        brain: (D, H, W) bool.
+    Each channel is scaled by itself.
     """
     scaled = np.empty(scan.shape, np.float32)
     for channel, out in zip(scan, scaled, strict=True):
