@@ -54,9 +54,6 @@ Proposer = RPN | RPNEnsemble
 Segmenter = StrokeFormer | StrokeFormerEnsemble
 
 
-# --- of a scan -----------------------------------------------------------------------------------------
-
-
 def segment(
     scan: Volume,
     rpn: Proposer | None,
@@ -141,9 +138,6 @@ def read_image(path: str | Path, scan: str | Path | None = None) -> Image:
     return image
 
 
-# --- of masks ------------------------------------------------------------------------------------------
-
-
 def scores(prediction: Volume, truth: Volume) -> dict[str, float]:
     """All scores of a prediction, by their columns in ``scores.csv`` (docs/outputs.md); NaN where undefined.
 
@@ -178,9 +172,6 @@ def _read_masks(prediction: Volume, truth: Volume) -> tuple[np.ndarray, np.ndarr
         return predicted, true, next((space for path in paths if (space := read_header(path).space)), None)
 
 
-# --- steps ---------------------------------------------------------------------------------------------
-
-
 @contextmanager
 def _opened(
     scan: Volume, rpn: Proposer | None, model: Segmenter, brain: Volume | None, scan_dim: Sequence[int] | None
@@ -210,11 +201,8 @@ def _predict(
 
 def _case_of(scan: Volume, brain: Volume | None, folder: Path) -> Case:
     """A scan with its brain, where there is one; images are written into `folder`."""
-    cases = pair_files([_file_of(scan, folder / "Scans")], None)
-    if brain is None:
-        (case,) = with_brains(cases, None)
-        return case
-    return replace(cases[0], brain=_file_of(brain, folder / "brain"))
+    (case,) = cases = pair_files([_file_of(scan, folder / "Scans")], None)
+    return with_brains(cases, None)[0] if brain is None else replace(case, brain=_file_of(brain, folder / "brain"))
 
 
 def _file_of(volume: Volume, folder: Path) -> Path:
