@@ -46,8 +46,8 @@ def main(settings: Settings) -> None:
 
     from data.batches.slices import check_slices, grid_of_slices, read_slice_table
 
-    # First: a wrong path is refused before the heavy libraries load.
     path, outputs, loading, seed = settings.ckpt_path, settings.outputs, settings.loading, settings.seed
+    # First: a wrong path is refused before the heavy libraries load.
     table = read_slice_table(settings.scans, settings.masks)
     outputs.require_writable()
     check_slices(table, settings.resize_to, loading.num_workers)

@@ -25,8 +25,8 @@ def main(settings: Settings) -> None:
     from data.batches.slices import admit_slices, read_slice_table, require_one_size
     from data.scans.cohort import print_shared_subjects
 
-    # First: a wrong path is refused before the heavy libraries load.
     folders, training, name = settings.data, settings.training, settings.training.run.model_prefix
+    # First: a wrong path is refused before the heavy libraries load.
     train = read_slice_table(folders.train_scans, folders.train_masks, ("--train_scans", "--train_masks"))
     val = read_slice_table(folders.val_scans, folders.val_masks, ("--val_scans", "--val_masks"))
     require_writable(training.run.default_root_dir, "--default_root_dir")

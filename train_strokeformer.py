@@ -30,8 +30,8 @@ def main(settings: Settings) -> None:
     from data.scans.grid import grid_of
     from data.scans.open import open_cohort
 
-    # First: a wrong path is refused before the heavy libraries load.
     folders, training, ext = settings.data, settings.training, settings.ext
+    # First: a wrong path is refused before the heavy libraries load.
     train = pair_cases([folders.train_scans], [folders.train_masks], ext, ("--train_scans", "--train_masks"))
     val = pair_cases([folders.val_scans], [folders.val_masks], ext, ("--val_scans", "--val_masks"))
     cohort = open_cohort(train, val, grid=grid_of(training.grid), brains_dir=settings.brains_dir)
