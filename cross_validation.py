@@ -25,7 +25,8 @@ def main(settings: Settings) -> None:
         return print_layers(settings)
     cohort, origins = open_scans(settings)  # first: a wrong path is refused before the heavy libraries load
 
-    from models.cross_validation.folds import missing_folds
+    from models.cross_validation.folds import get_ready, missing_folds, run_fold
+    from models.cross_validation.launchers import choose_launcher
     from models.cross_validation.resuming import check_settings
     from models.cross_validation.validation import CrossValidation
     from models.precision import use_precision
@@ -38,7 +39,12 @@ def main(settings: Settings) -> None:
     validation = CrossValidation(settings, cohort, origins)
     check_settings(validation)
     if not settings.folds.aggregate:
-        run_folds(validation)
+        # First: a missing cluster is refused before scans are read.
+        launch = choose_launcher(settings.launcher, len(settings.training.logging.devices))
+        folds, slices = get_ready(validation)
+        needed = [Path(settings.cohort.scans_dir), Path(settings.cohort.masks_dir), validation.folds_file]
+        work = partial(run_fold, validation=validation, folds=folds, slices=slices)
+        launch(work, settings.folds.folds_to_run or range(len(folds)), needed)
     if settings.folds.folds_to_run and (missing := missing_folds(validation)):
         print(f"Folds yet to run: {', '.join(map(str, missing))}; --aggregate sums up when they have been")
     else:
@@ -47,14 +53,14 @@ def main(settings: Settings) -> None:
 
 def open_scans(settings: Settings) -> tuple:
     """The cohort and the origins of its augmented scans, once all headers and output folders have been checked."""
-    from data.scans.cohort import augmented_cases, refuse_augmented
+    from data.scans.cohort import augmented_cases, cases_in, refuse_augmented
     from data.scans.grid import grid_of
-    from data.scans.open import Source, open_cohort
+    from data.scans.open import open_cohort
 
     folders, folds, run = settings.cohort, settings.folds, settings.training.run
     origins = augmented_cases(folds.augmented_dir) if folds.use_augmented else {}
     grid, brains = grid_of(settings.training.grid), folders.brains_dir
-    cohort = open_cohort(Source.of(folders), grid=grid, brains_dir=brains, augmented=tuple(origins))
+    cohort = open_cohort(cases_in(folders), grid=grid, brains_dir=brains, augmented=tuple(origins))
     refuse_augmented(cohort.cases, "--scans_dir")
     cohort = cohort.with_spacing(settings.training.grid.spacing)
     cache = Path(run.default_root_dir) / run.model_prefix / "cache"
@@ -93,20 +99,6 @@ def print_layers(settings: Settings) -> None:
         print(window_layers(model).table("--target_layers"))
     if settings.rpn_outputs.target_layers == LIST:
         print(slice_layers(rpn).table("--rpn_target_layers"))
-
-
-def run_folds(validation) -> None:
-    """Run the folds of ``--folds_to_run``, or all, where ``--launcher`` says."""
-    from models.cross_validation.folds import get_ready, run_fold
-    from models.cross_validation.launchers import choose_launcher
-
-    settings = validation.settings
-    devices = len(settings.training.logging.devices)
-    launch = choose_launcher(settings.launcher, devices)  # first: a missing cluster is refused before scans are read
-    folds, slices = get_ready(validation)
-    needed = [Path(settings.cohort.scans_dir), Path(settings.cohort.masks_dir), validation.folds_file]
-    work = partial(run_fold, validation=validation, folds=folds, slices=slices)
-    launch(work, settings.folds.folds_to_run or range(len(folds)), needed)
 
 
 def sum_up(validation) -> None:

@@ -1,8 +1,7 @@
 """StrokeFormer from Python: networks, masks and scores without a command line. docs/python.md shows the use.
 
 Scans and masks are files (``.npy``, ``.nii``, ``.nii.gz``) or nibabel images; results are nibabel images on the scan's
-own grid. What ``test_strokeformer.py`` refuses is refused with a `UserError`; where its message names an argument such
-as ``--scan_dim``, the keyword has the same name.
+own grid. What ``test_strokeformer.py`` refuses raises a `UserError`; an argument in it (``--scan_dim``) is a keyword.
 """
 
 from collections.abc import Iterator, Sequence
@@ -16,13 +15,12 @@ import numpy as np
 import pandas as pd
 
 from data.files.names import extension_of, stem_of
-from data.files.nifti import affine_of
 from data.files.space import Space, resample
 from data.files.volumes import image_like, read_header, read_volume, refusing, volume_image
 from data.scans.brain import brain_origin, print_heads, read_brain, with_brains
-from data.scans.checks import check_alignment, read_binary, space_of
+from data.scans.checks import check_alignment, read_binary
 from data.scans.cohort import Case, pair_files
-from data.scans.grid import UNKNOWN_MM, Grid
+from data.scans.grid import own_space
 from data.scans.open import cohort_of
 from data.scans.prepared import PreparedScan
 from models.checkpoints import grid_at_test, load_rpn, load_strokeformer, require_channels, require_spacing
@@ -54,9 +52,6 @@ Image = nib.spatialimages.SpatialImage
 Volume = str | Path | Image
 Proposer = RPN | RPNEnsemble
 Segmenter = StrokeFormer | StrokeFormerEnsemble
-
-
-# --- of a scan -----------------------------------------------------------------------------------------
 
 
 def segment(
@@ -135,15 +130,12 @@ def read_image(path: str | Path, scan: str | Path | None = None) -> Image:
     """The image of a file; that of a mask in ``.npy`` lies where its `scan` lies."""
     if extension_of(path) == ".npy":
         (case,) = pair_files([Path(scan or path)], None)
-        return volume_image(read_volume(path).array, _space_of(case).affine)
+        return volume_image(read_volume(path).array, own_space(case).affine)
     with refusing(path):
         image = nib.load(path)
     if not isinstance(image, Image):
         raise UserError(f"{path} holds no volume; give a .npy, .nii or .nii.gz")
     return image
-
-
-# --- of masks ------------------------------------------------------------------------------------------
 
 
 def scores(prediction: Volume, truth: Volume) -> dict[str, float]:
@@ -180,24 +172,11 @@ def _read_masks(prediction: Volume, truth: Volume) -> tuple[np.ndarray, np.ndarr
         return predicted, true, next((space for path in paths if (space := read_header(path).space)), None)
 
 
-# --- steps ---------------------------------------------------------------------------------------------
-
-
 @contextmanager
 def _opened(
     scan: Volume, rpn: Proposer | None, model: Segmenter, brain: Volume | None, scan_dim: Sequence[int] | None
 ) -> Iterator[tuple[Case, PreparedScan]]:
     """The case of a scan and the scan as both networks see it; the case's files last as long as the block."""
-    grid = _common_grid(rpn, model, scan_dim)
-    with TemporaryDirectory() as folder:
-        case = _case_of(scan, brain, Path(folder))
-        cohort = replace(cohort_of([case], grid=grid).on(grid), brains=Path(folder))
-        cohort.admit()
-        yield case, cohort.prepare(case)
-
-
-def _common_grid(rpn: Proposer | None, model: Segmenter, scan_dim: Sequence[int] | None) -> Grid:
-    """The grid of both networks; refuses exchanged ones, two voxel sizes, and a grid of other channels."""
     if not isinstance(rpn, Proposer | None) or not isinstance(model, Segmenter):
         raise UserError(
             "rpn and model must be what load_rpn and load_strokeformer returned, in this order; exchange them"
@@ -206,7 +185,11 @@ def _common_grid(rpn: Proposer | None, model: Segmenter, scan_dim: Sequence[int]
     require_channels(grid.scan_dim[0], model, "the network of stage 2")
     if rpn is not None:
         require_spacing(grid.spacing_mm, rpn, "the network of stage 1", "take one of that size")
-    return grid
+    with TemporaryDirectory() as folder:
+        case = _case_of(scan, brain, Path(folder))
+        cohort = replace(cohort_of([case], grid=grid).on(grid), brains=Path(folder))
+        cohort.admit()
+        yield case, cohort.prepare(case)
 
 
 def _predict(
@@ -216,16 +199,10 @@ def _predict(
     return TwoStage(model, regions_of, SlidingWindow(**sliding), batch_size).predict(scan)
 
 
-# --- files and images ----------------------------------------------------------------------------------
-
-
 def _case_of(scan: Volume, brain: Volume | None, folder: Path) -> Case:
     """A scan with its brain, where there is one; images are written into `folder`."""
-    cases = pair_files([_file_of(scan, folder / "Scans")], None)
-    if brain is None:
-        (case,) = with_brains(cases, None)
-        return case
-    return replace(cases[0], brain=_file_of(brain, folder / "brain"))
+    (case,) = cases = pair_files([_file_of(scan, folder / "Scans")], None)
+    return with_brains(cases, None)[0] if brain is None else replace(case, brain=_file_of(brain, folder / "brain"))
 
 
 def _file_of(volume: Volume, folder: Path) -> Path:
@@ -243,11 +220,6 @@ def _file_of(volume: Volume, folder: Path) -> Path:
 def _image(array: np.ndarray, case: Case) -> Image:
     """A (D, H, W) array on the grid of a case's scan as an image of the scan's orientation."""
     if extension_of(case.scan) == ".npy":
-        return volume_image(array[None], _space_of(case).affine)
+        return volume_image(array[None], own_space(case).affine)
     image = image_like(array, case.scan)
     return type(image).from_bytes(image.to_bytes())  # as it is read again: with an affine
-
-
-def _space_of(case: Case) -> Space:
-    """Where a case's scan lies; voxels of unknown size are taken for 1 mm."""
-    return space_of(case) or Space(read_header(case.scan).shape[1:], affine_of(UNKNOWN_MM))

@@ -42,41 +42,52 @@ def parse_args(argv: Sequence[str] | None = None) -> Settings:
 
 def main(settings: Settings) -> None:
     if settings.outputs.target_layers == LIST:
-        return print_layers(settings)
+        from models.checkpoints import load_model
+        from models.evaluation.gradcam import window_layers
+        from models.segmentation.module import StrokeFormer
+
+        model = load_model(StrokeFormer, with_checkpoints(settings).ckpt_path[0])
+        return print(window_layers(model).table("--target_layers"))
     cohort, derivative = open_scans(settings)  # first: a wrong path is refused before the heavy libraries load
 
     from data.batches.datamodules import scan_loader
     from models.checkpoints import run_name
+    from models.evaluation.derivatives import prediction_settings
     from models.evaluation.segmentation import evaluate_strokeformer
     from report.pages import report_strokeformer
     from utils.provenance import save_run
     from utils.scores.tables import print_scores
 
     settings = with_checkpoints(settings)
-    name, outputs, seed = settings.model_name or run_name(settings.ckpt_path), settings.outputs, settings.seed
+    checkpoints, regions, proposers = settings.ckpt_path, settings.regions.regions, settings.regions.rpn_ckpt_path
+    name, outputs, seed = settings.model_name or run_name(checkpoints), settings.outputs, settings.seed
     folder = Path(outputs.scores_dir) / name
     pipeline, grid = load_pipeline(settings, [case.name for case in cohort.cases])
     cohort = replace(cohort.on(grid), brains=folder / "brains")
     cohort.admit(settings.loading.num_workers)
     scans = scan_loader(cohort.cases, cohort.prepare, settings.loading.num_workers)
-    keep = derivative and derivative.begin(sidecar(settings, name, pipeline.segmenter.decision))
+    keep = None
+    if derivative:
+        files = {"Checkpoint": checkpoints, "RegionCheckpoint": proposers, "Regions": regions and (regions,)}
+        made_by = prediction_settings(name, files, pipeline.segmenter.decision, settings.sliding.flip_average)
+        keep = derivative.begin(made_by)
     scores = evaluate_strokeformer(pipeline, cohort.cases, scans, name, outputs, seed, keep)
     save_run(folder, settings)
     print_scores(scores, folder)
-    proposers = settings.regions.rpn_ckpt_path or ()
-    print(f"The report is {report_strokeformer(name, cohort.cases, outputs, seed, settings.ckpt_path, proposers)}")
+    print(f"The report is {report_strokeformer(name, cohort.cases, outputs, seed, checkpoints, proposers or ())}")
 
 
 def open_scans(settings: Settings) -> tuple:
     """The cohort, whose headers have passed, and the BIDS derivative that is asked for."""
     from data.files.listing import Patterns
+    from data.scans.cohort import pair_cases
     from data.scans.grid import grid_of
-    from data.scans.open import Source, open_cohort
+    from data.scans.open import open_cohort
     from models.evaluation.derivatives import plan_derivative
 
     patterns = Patterns(settings.scan_pattern, settings.mask_pattern)
-    source = Source(settings.scans, settings.masks, patterns=patterns)
-    cohort = open_cohort(source, grid=grid_of(settings.grid), brains_dir=settings.brains_dir)
+    cases = pair_cases(settings.scans, settings.masks, patterns=patterns)
+    cohort = open_cohort(cases, grid=grid_of(settings.grid), brains_dir=settings.brains_dir)
     settings.outputs.require_writable()
     folder = settings.outputs.bids_derivatives
     return cohort, plan_derivative(folder, cohort.cases) if folder else None
@@ -111,23 +122,6 @@ def load_pipeline(settings: Settings, names: Sequence[str]) -> tuple:
     held = grid_at_test(model, wanted, grid.resize_to, path)
     regions_of = region_source(settings.regions, names, model.hparams["roi_size"], held.spacing_mm)
     return TwoStage(model, regions_of, settings.sliding, settings.loading.batch_size), held
-
-
-def sidecar(settings: Settings, name: str, decision) -> dict:
-    """What a BIDS derivative says of how its files were made."""
-    from models.evaluation.derivatives import prediction_settings
-
-    regions, proposers = settings.regions.regions, settings.regions.rpn_ckpt_path
-    files = {"Checkpoint": settings.ckpt_path, "RegionCheckpoint": proposers, "Regions": regions and (regions,)}
-    return prediction_settings(name, files, decision, settings.sliding.flip_average)
-
-
-def print_layers(settings: Settings) -> None:
-    from models.checkpoints import load_model
-    from models.evaluation.gradcam import window_layers
-    from models.segmentation.module import StrokeFormer
-
-    print(window_layers(load_model(StrokeFormer, with_checkpoints(settings).ckpt_path[0])).table("--target_layers"))
 
 
 if __name__ == "__main__":

@@ -22,34 +22,27 @@ def parse_args(argv: Sequence[str] | None = None) -> Settings:
 
 
 def main(settings: Settings) -> None:
-    train, val = read_slices(settings)  # first: a wrong path is refused before the heavy libraries load
+    from data.batches.slices import admit_slices, read_slice_table, require_one_size
+    from data.scans.cohort import print_shared_subjects
 
-    from data.batches.slices import admit_slices
+    folders, training, name = settings.data, settings.training, settings.training.run.model_prefix
+    # First: a wrong path is refused before the heavy libraries load.
+    train = read_slice_table(folders.train_scans, folders.train_masks, ("--train_scans", "--train_masks"))
+    val = read_slice_table(folders.val_scans, folders.val_masks, ("--val_scans", "--val_masks"))
+    require_writable(training.run.default_root_dir, "--default_root_dir")
+    require_one_size(train, val)
+    print_shared_subjects(train.subject, val.subject)
+
     from models.precision import use_precision
     from models.training.devices import require_devices
     from models.training.rpn import train_rpn
     from models.training.runs import run_folder
 
-    training, name = settings.training, settings.training.run.model_prefix
     require_devices(training.logging.devices)
     use_precision(training.logging.precision)
     store = run_folder(training.run, name) / "fingerprints.json"
     inputs = admit_slices({"train": train, "val": val}, store, training.loading.num_workers)
     print(f"Best checkpoint: {train_rpn(training, train, val, name, inputs)}")
-
-
-def read_slices(settings: Settings) -> tuple:
-    """The slices of both sides, rows of `data.batches.cutting.COLUMNS`."""
-    from data.batches.slices import read_slice_table, require_one_size
-    from data.scans.cohort import print_shared_subjects
-
-    folders = settings.data
-    train = read_slice_table(folders.train_scans, folders.train_masks, ("--train_scans", "--train_masks"))
-    val = read_slice_table(folders.val_scans, folders.val_masks, ("--val_scans", "--val_masks"))
-    require_writable(settings.training.run.default_root_dir, "--default_root_dir")
-    require_one_size(train, val)
-    print_shared_subjects(train.subject, val.subject)
-    return train, val
 
 
 if __name__ == "__main__":

@@ -18,10 +18,10 @@ from augmentation.settings import TransferSettings
 from data.files.volumes import read_header
 from data.scans.brain import with_brains
 from data.scans.checks import require_one_grid
-from data.scans.cohort import refuse_augmented
+from data.scans.cohort import cases_in, refuse_augmented
 from data.scans.fingerprints import fingerprint_cases
 from data.scans.grid import Grid
-from data.scans.open import Source, cohort_of
+from data.scans.open import cohort_of
 from data.settings import CohortFolders, workers_option
 from utils import cli
 from utils.errors import UserError
@@ -71,7 +71,7 @@ def main(settings: Settings) -> None:
 
 def open_lenders(folders: CohortFolders):
     """The cohort that gives and takes lesions, on the one grid that all of its scans share."""
-    cases = Source.of(folders).cases()
+    cases = cases_in(folders)
     refuse_augmented(cases, "--scans_dir")
     if len({case.subject for case in cases}) < 2:
         raise UserError(f"--scans_dir {folders.scans_dir} holds one subject; lesions are moved between two or more")

@@ -17,7 +17,7 @@ sys.path.insert(0, str(ROOT))
 
 from data.scans.cohort import Case, pair_cases
 from data.scans.grid import Grid
-from data.scans.open import Cohort, Source, open_cohort
+from data.scans.open import Cohort, open_cohort
 from data.scans.prepared import PreparedScan
 from utils.regions.region import Region, expand_region, region_of
 from utils.scores.components import TWENTY_SIX_CONNECTED
@@ -71,8 +71,8 @@ def cut(folder: Path) -> Path:
 
 def opened(folder: Path, grid: Grid = GRID, brains_dir: list[Path] | None = None) -> Cohort:
     """A cohort whose scans are prepared in its folder ``cache``."""
-    source = Source([folder / "Scans"], [folder / "Masks"])
-    return open_cohort(source, grid=grid, brains_dir=brains_dir).cached_in(folder / "cache", "--out_dir")
+    cases = pair_cases([folder / "Scans"], [folder / "Masks"])
+    return open_cohort(cases, grid=grid, brains_dir=brains_dir).cached_in(folder / "cache", "--out_dir")
 
 
 def training_data(train: Path, val: Path) -> list:

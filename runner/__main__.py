@@ -43,14 +43,15 @@ def parse_args(argv: Sequence[str] | None = None) -> Settings:
 
 def main(settings: Settings) -> None:
     from data.scans.brain import take_for_stripped
-    from data.scans.open import Source, open_cohort
+    from data.scans.cohort import pair_cases
+    from data.scans.open import open_cohort
     from models.export.exported import read_model
     from runner.model import load_runner
     from utils.provenance import describe_run
 
     model = read_model(settings.model)
     grid = replace(model.grid, scan_dim=settings.scan_dim or model.grid.scan_dim)
-    cohort = open_cohort(Source(settings.scans), grid=grid, brains_dir=settings.brains_dir)
+    cohort = open_cohort(pair_cases(settings.scans, None), grid=grid, brains_dir=settings.brains_dir)
     require_writable(settings.out_dir, "--out_dir")
     runner = load_runner(settings.model, model, settings.num_threads)
     cohort = replace(cohort.on(grid), brains=Path(settings.out_dir) / "heads")  # no brains/: those are of a network

@@ -15,9 +15,10 @@ from data.files.volumes import write_volume
 from data.phantom.cohort import PHANTOM_VERSION
 from data.phantom.settings import PhantomSettings
 from data.phantom.subject import make_subject
+from data.scans.cohort import Case, pair_cases
 from data.scans.fingerprints import PREPARATION_VERSION
 from data.scans.grid import Grid
-from data.scans.open import Source, open_cohort
+from data.scans.open import open_cohort
 from data.scans.prepared import PARTS
 from tests.drawn import ball
 from tests.running import GRID, QUICK, ROI, ROOT, run_script
@@ -38,7 +39,7 @@ def digest(*arrays: np.ndarray | None) -> str:
     return content.hexdigest()
 
 
-def draw(folder: Path) -> Source:
+def draw(folder: Path) -> list[Case]:
     """A ball of whole numbers at 4 mm with a lesion, and its brain beside it."""
     scan, brain = ball(noise=3.0)
     lesion = np.zeros_like(brain)
@@ -47,7 +48,7 @@ def draw(folder: Path) -> Source:
     for name, array in volumes.items():
         dtype = np.float32 if array.dtype != bool else np.uint8
         write_volume(folder / f"{name}.nii.gz", array[None].astype(dtype), affine_of((4, 4, 4)))
-    return Source([folder / "Scans"], [folder / "Masks"])
+    return pair_cases([folder / "Scans"], [folder / "Masks"])
 
 
 def test_scan_is_prepared_as_its_version_says(tmp_path):

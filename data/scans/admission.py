@@ -1,18 +1,17 @@
 """Admission of a cohort: one look at all voxels of each case, before any long work.
 
-Where scans are kept prepared, the same look prepares them and keeps its facts beside them: the next start reads no
-voxel.
+Where scans are kept prepared, it prepares them and keeps its facts beside them: the next start reads no voxel.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from data.files.space import Space, share_outside
-from data.scans.brain import Finder, brain_origin, has_brain, print_heads, read_brain, store_brain
+from data.files.space import share_outside
+from data.scans.brain import Finder, brain_origin, brain_path, print_heads, read_brain, store_brain
 from data.scans.checks import find_head, read_mask, read_scan, require_mask_in_head
 from data.scans.cohort import Case
 from data.scans.fingerprints import case_files, content_digest
@@ -27,7 +26,7 @@ from data.scans.grid import (
     shape_that_holds,
     too_large,
 )
-from data.scans.prepared import cache_folder, place, store
+from data.scans.prepared import place, prepared_key, store
 from utils.errors import UserError
 from utils.files import read_json, write_json
 from utils.parallel import map_in_order
@@ -83,59 +82,9 @@ def admit(
         results = map_in_order(look, unknown, num_workers)
         facts.update(zip(unknown, progress(results, what, len(unknown)), strict=True))
     known = {case: of_case for case, of_case in facts.items() if of_case is not None}
-    _print_findings(known)
-    return known
-
-
-def _look(
-    case: Case, grid: Grid, brains: Path, cache_dir: Path | None, find: bool, finder: Finder | None
-) -> Facts | None:
-    """The facts of a case; None for one whose brain has yet to be found, unless `find` asks for that."""
-    folder = cache_dir and cache_folder(case, grid, cache_dir)  # first: the files may change meanwhile
-    scan = read_scan(case)
-    head = find_head(scan, case)
-    mask = None if case.mask is None else read_mask(case)
-    if mask is not None:
-        require_mask_in_head(mask, head, case)
-    if not has_brain(case, brains):
-        if not find:
-            return None
-        store_brain(case, brains, scan, head, finder)
-    brain, own = read_brain(case, brains), own_space(case, grid)
-    space = grid.space_about(brain, own)
-    brain_cut = share_outside(brain, own, space)
-    if brain_cut > CUT_OFF:
-        needed = shape_that_holds(brain, own, own, centre_of(brain), grid.spacing_mm)
-        raise UserError(too_large(case, brain_cut, grid.scan_dim, needed))
-    digest, lesion = content_digest(case_files(case)), _lesion_facts(mask, brain, own, space)
-    facts = Facts(digest=digest, brain=brain_origin(case, brains), brain_cut=brain_cut, **lesion)
-    if folder is not None:
-        store(place(case, scan, brain, mask, own, space), folder)
-        write_json(folder / FACTS_FILE, asdict(facts))
-    return facts
-
-
-def _lesion_facts(mask: np.ndarray | None, brain: np.ndarray, own: Space, space: Space) -> dict[str, float]:
-    if mask is None:
-        return {"lesion": 0.0, "lesion_cut": 0.0, "lesion_outside": 0.0}
-    outside = int(np.count_nonzero(mask & ~brain)) / max(int(np.count_nonzero(mask)), 1)
-    return {"lesion": float(mask.mean()), "lesion_cut": share_outside(mask, own, space), "lesion_outside": outside}
-
-
-def _recall(case: Case, grid: Grid, cache_dir: Path | None) -> Facts | None:
-    """The facts of a case whose files have not changed since; None where they are not known."""
-    if cache_dir is None:
-        return None
-    try:
-        return Facts(**read_json(cache_folder(case, grid, cache_dir) / FACTS_FILE))
-    except (UserError, TypeError):  # without them the scan is looked at again
-        return None
-
-
-def _print_findings(facts: Mapping[Case, Facts]) -> None:
-    print_heads([case for case in facts if facts[case].brain == "head"])
-    print_cut({case.name: of_case.brain_cut for case, of_case in facts.items()})
-    of_masks = {case.mask.name: of_case for case, of_case in facts.items() if case.mask is not None}
+    print_heads([case for case in known if known[case].brain == "head"])
+    print_cut({case.name: of_case.brain_cut for case, of_case in known.items()})
+    of_masks = {case.mask.name: of_case for case, of_case in known.items() if case.mask is not None}
     print_worst(
         {name: of_mask.lesion_cut for name, of_mask in of_masks.items()},
         0,
@@ -147,3 +96,49 @@ def _print_findings(facts: Mapping[Case, Facts]) -> None:
         "{share:.0%} of the lesion voxels of {name} lie outside the brain{more} and are not looked at; check the mask, "
         "or give a brain mask with --brains_dir",
     )
+    return known
+
+
+def _look(
+    case: Case, grid: Grid, brains: Path, cache_dir: Path | None, find: bool, finder: Finder | None
+) -> Facts | None:
+    """The facts of a case; None for one whose brain has yet to be found, unless `find` asks for that."""
+    folder = cache_dir and cache_dir / prepared_key(case, grid)  # first: the files may change meanwhile
+    scan = read_scan(case)
+    head = find_head(scan, case)
+    mask = None if case.mask is None else read_mask(case)
+    if mask is not None:
+        require_mask_in_head(mask, head, case)
+    if brain_path(case, brains) is None:
+        if not find:
+            return None
+        store_brain(case, brains, scan, head, finder)
+    brain, own = read_brain(case, brains), own_space(case, grid.spacing_mm)
+    space = grid.space_about(brain, own)
+    brain_cut = share_outside(brain, own, space)
+    if brain_cut > CUT_OFF:
+        needed = shape_that_holds(brain, own, own, centre_of(brain), grid.spacing_mm)
+        raise UserError(too_large(case, brain_cut, grid.scan_dim, needed))
+    lesions = np.zeros_like(brain) if mask is None else mask
+    facts = Facts(
+        digest=content_digest(case_files(case)),
+        brain=brain_origin(case, brains),
+        lesion=float(lesions.mean()),
+        brain_cut=brain_cut,
+        lesion_cut=share_outside(lesions, own, space),
+        lesion_outside=int(np.count_nonzero(lesions & ~brain)) / max(int(np.count_nonzero(lesions)), 1),
+    )
+    if folder is not None:
+        store(place(case, scan, brain, mask, own, space), folder)
+        write_json(folder / FACTS_FILE, asdict(facts))
+    return facts
+
+
+def _recall(case: Case, grid: Grid, cache_dir: Path | None) -> Facts | None:
+    """The facts of a case whose files have not changed since; None where they are not known."""
+    if cache_dir is None:
+        return None
+    try:
+        return Facts(**read_json(cache_dir / prepared_key(case, grid) / FACTS_FILE))
+    except (UserError, TypeError):  # without them the scan is looked at again
+        return None

@@ -1,8 +1,6 @@
-"""The brain: the head without skull, scalp, eyes and neck.
+"""The brain: of a mask made elsewhere, or the head of a stripped scan, or found in T1w with a skull by deepbet.
 
-A mask made elsewhere (``--brains_dir``, or ``Brains/`` beside the folder of the scans) goes before one found here. A
-scan that is stripped already is its own brain. In a T1w scan with a skull deepbet finds it (Fisch et al., 2024,
-10.1016/j.compbiomed.2024.108845), whose networks come with the package. In others the whole head is used as the brain.
+deepbet is of Fisch et al. (2024, 10.1016/j.compbiomed.2024.108845). In other scans the whole head is used as the brain.
 """
 
 import ctypes
@@ -15,15 +13,17 @@ from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
+from scipy import ndimage
+from scipy.optimize import minimize
 
 from data.files.listing import Paths, counted, find_volumes, require_present, require_some
 from data.files.names import BRAIN_MASK, MASK, SCAN, contrast_of, extension_of, role_of
-from data.files.space import Space
+from data.files.space import Space, centred_space, resample
 from data.files.volumes import write_like
-from data.scans.checks import find_head, read_binary, read_scan, space_of
+from data.scans.checks import find_head, read_binary, read_scan
 from data.scans.cohort import BRAINS, Case, by_identity, identity, match_by_identity
 from data.scans.fingerprints import PREPARATION_VERSION, cache_key, stamp_of
-from data.scans.symmetry import complete_by_symmetry
+from data.scans.grid import own_space
 from utils.errors import UserError
 
 T1W = re.compile(r"t1(w|c|ce|gd)?|mprage|mp2rage|unit1", re.IGNORECASE)  # what deepbet has learned
@@ -33,23 +33,18 @@ STRIPPED = 0.7
 LEAST_BRAIN = 0.15  # of the head; less is no brain but a failure
 COARSE = (128, 128, 128)  # voxels that deepbet's first network sees of a scan
 CERTAIN = 0.5
+COARSE_MM = 3.0  # the search for what is symmetric needs no finer voxels
+FIRST_STEP = (0.5, 0.05, 0.05)  # voxels and radians of the simplex that looks for the plane
+LEAST_MM3 = 1000.0  # a smaller piece is no lesion that was left out
 BRAINS_DIR = "--brains_dir"
 Finder = Callable[[np.ndarray, np.ndarray, str | None, Space], np.ndarray | None]  # as `find_brain`
 BRAIN_SUFFIX, HEAD_SUFFIX = "_desc-brain_mask", "_desc-head_mask"  # behind a scan's name: a brain, a head in its place
 
-# --- brain extraction ----------------------------------------------------------------------------------
-
 
 def find_brain(scan: np.ndarray, head: np.ndarray, contrast: str | None, own: Space) -> np.ndarray | None:
-    """The brain of a scan in any units, (D, H, W) bool; the head itself where the scan is stripped.
+    """The brain of a scan in any units, (D, H, W) bool as its head; the head itself where the scan is stripped.
 
-    None where the contrast is none that deepbet knows, or where it finds no brain.
-
-    Args:
-        scan: (D, H, W) float32.
-        head: (D, H, W) bool.
-        contrast: as the file's name spells it; None is taken for T1w.
-        own: where the scan lies.
+    None where deepbet finds no brain or does not know the contrast, as the file's name spells it; no contrast is T1w.
     """
     ras = np.ascontiguousarray(scan.transpose(1, 2, 0))
     if is_stripped(ras, head):
@@ -87,49 +82,6 @@ def is_stripped(ras: np.ndarray, head: np.ndarray) -> bool:
     return bool(np.count_nonzero(brain.transpose(2, 0, 1) & head) >= STRIPPED * np.count_nonzero(head))
 
 
-@lru_cache(maxsize=1)
-def _deepbet():
-    """Both networks, on the CPU, so that a brain is the same on every machine."""
-    from multiprocessing import parent_process
-
-    import torch
-    from deepbet import BrainExtraction
-
-    _keep_freed_memory()
-    if parent_process():
-        torch.set_num_threads(1)  # this is one of several processes that share the cores
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # torch's, of the format that the package ships
-        deepbet = BrainExtraction(no_gpu=True)
-    deepbet.bbox_model = _memoised(deepbet.bbox_model)  # called by `is_stripped` first, and then by deepbet itself
-    return deepbet
-
-
-def _memoised(network):
-    """The network with its last output kept for an equal input."""
-    import torch
-
-    last = []
-
-    def answer(image):
-        if not last or not torch.equal(last[0], image):
-            last[:] = image, network(image)
-        return last[1]
-
-    return answer
-
-
-def _keep_freed_memory() -> None:
-    """Let the C library keep freed memory: fetching it anew, page by page, takes 1.4 of the 4 s of a brain at 3 mm."""
-    trim_threshold, mmap_max = -1, -4  # of malloc.h
-    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):  # glibc has it, musl does not
-        libc.mallopt(trim_threshold, 2**31 - 1)
-        libc.mallopt(mmap_max, 0)
-
-
-# --- masks made elsewhere ------------------------------------------------------------------------------
-
-
 def with_brains(cases: list[Case], brains_dirs: Paths | None) -> list[Case]:
     """The cases with brain masks made elsewhere, paired like lesion masks.
 
@@ -161,12 +113,9 @@ def brain_masks(folders: Paths) -> list[Path]:
     return masks
 
 
-# --- of a cohort ---------------------------------------------------------------------------------------
-
-
 def read_brain(case: Case, folder: Path) -> np.ndarray:
     """The brain of a case, (D, H, W) bool on its scan's grid; found now if it is neither given nor in the folder."""
-    path = _brain_path(case, folder)
+    path = brain_path(case, folder)
     if path is None:
         scan = read_scan(case)
         path = store_brain(case, folder, scan, find_head(scan, case))
@@ -181,16 +130,15 @@ def brain_origin(case: Case, folder: Path) -> str:
     return "given" if case.brain else "head" if _cached_path(case, folder, HEAD_SUFFIX).exists() else "found"
 
 
-def has_brain(case: Case, folder: Path) -> bool:
-    """Whether the brain was given or `folder` holds it, so that `read_brain` need not find it."""
-    return _brain_path(case, folder) is not None
+def brain_path(case: Case, folder: Path) -> Path | None:
+    """The brain mask that was given, or else the one in the folder; None where `read_brain` has to find it."""
+    paths = (_cached_path(case, folder, suffix) for suffix in (BRAIN_SUFFIX, HEAD_SUFFIX))
+    return case.brain or next((path for path in paths if path.exists()), None)
 
 
 def store_brain(case: Case, folder: Path, scan: np.ndarray, head: np.ndarray, finder: Finder | None = None) -> Path:
     """Find the brain of a case, scan (C, D, H, W) and head (D, H, W), and return where it is kept now."""
-    d, h, w = head.shape
-    own = space_of(case) or Space((d, h, w), np.eye(4))
-    brain = (finder or find_brain)(scan[0], head, contrast_of(case.scan), own)
+    brain = (finder or find_brain)(scan[0], head, contrast_of(case.scan), own_space(case))
     path = _cached_path(case, folder, HEAD_SUFFIX if brain is None else BRAIN_SUFFIX)
     write_like(path, (head if brain is None else brain).astype(np.uint8), case.scan)
     return path
@@ -205,13 +153,82 @@ def print_heads(heads: Sequence[Case]) -> None:
         )
 
 
-def _brain_path(case: Case, folder: Path) -> Path | None:
-    """The brain mask that was given, or else the one in the folder, if any."""
-    paths = (_cached_path(case, folder, suffix) for suffix in (BRAIN_SUFFIX, HEAD_SUFFIX))
-    return case.brain or next((path for path in paths if path.exists()), None)
-
-
 def _cached_path(case: Case, folder: Path, suffix: str) -> Path:
     """Where the brain of a case is cached; another place for a file that has changed, and for other code."""
     key = cache_key(stamp_of(case.scan), PREPARATION_VERSION)
     return folder / f"{case.stem}_{key}{suffix}{extension_of(case.scan)}"
+
+
+@lru_cache(maxsize=1)
+def _deepbet():
+    """Both networks, on the CPU, so that a brain is the same on every machine."""
+    from multiprocessing import parent_process
+
+    import torch
+    from deepbet import BrainExtraction
+
+    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):  # glibc has it, musl does not
+        # Keep freed memory: fetching it anew, page by page, takes 1.4 of the 4 s of a brain at 3 mm.
+        trim_threshold, mmap_max = -1, -4  # of malloc.h
+        libc.mallopt(trim_threshold, 2**31 - 1)
+        libc.mallopt(mmap_max, 0)
+    if parent_process():
+        torch.set_num_threads(1)  # this is one of several processes that share the cores
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # torch's, of the format that the package ships
+        deepbet = BrainExtraction(no_gpu=True)
+    network, last = deepbet.bbox_model, []
+
+    def memoised(image):
+        if not last or not torch.equal(last[0], image):
+            last[:] = image, network(image)
+        return last[1]
+
+    deepbet.bbox_model = memoised  # called by `is_stripped` first, and then by deepbet itself with an equal image
+    return deepbet
+
+
+def complete_by_symmetry(brain: np.ndarray, head: np.ndarray, own: Space) -> np.ndarray:
+    """The brain (D, H, W), H across the head, with the solid pieces that only its mirror image holds in its outline.
+
+    Networks for brain extraction learn healthy brains: of an old infarct at the brain's rim, as dark as CSF, they may
+    leave out a third.
+    """
+    from skimage.morphology import convex_hull_image, remove_small_objects  # here: the runner does without it
+
+    shape = np.ceil(np.multiply(own.shape, own.spacing_mm) / COARSE_MM).astype(int)
+    centre = tuple((np.array(own.shape) - 1) / 2)
+    coarse = centred_space(own, centre, tuple(shape.tolist()), (COARSE_MM,) * 3)
+    small, small_head = (resample(mask[None], own, coarse)[0] for mask in (brain, head))
+    outline = np.stack([convex_hull_image(z) if z.any() else z for z in small])
+    lacking = mirrored(small) & outline & small_head & ~small
+    # Opened, so that what is left is thicker than the error of the plane.
+    thick = ndimage.binary_opening(lacking, np.ones((3, 3, 3), bool))
+    missing = remove_small_objects(thick, max_size=int(LEAST_MM3 / COARSE_MM**3))
+    if not missing.any():
+        return brain
+    missing = ndimage.binary_dilation(missing, iterations=2) & lacking  # what opening took off; up to the brain
+    return brain | (resample(missing[None], coarse, own)[0] & head)
+
+
+def mirrored(mask: np.ndarray) -> np.ndarray:
+    """A mask (D, H, W) of cubic voxels reflected at the plane in which it is most like its reflection."""
+    smooth: np.ndarray = ndimage.gaussian_filter(mask.astype(np.float32), 1)
+    half, middle = smooth[::2, ::2, ::2], np.array(ndimage.center_of_mass(mask))
+
+    def unlike(plane: np.ndarray) -> float:
+        return -float(np.vdot(half, _reflect(half, middle / 2, plane)))
+
+    simplex = np.vstack([np.zeros(3), np.diag(FIRST_STEP)])
+    options = {"initial_simplex": simplex, "xatol": 1e-3, "fatol": 1.0, "maxiter": 50}
+    shift, turn, tilt = minimize(unlike, np.zeros(3), method="Nelder-Mead", options=options).x
+    return _reflect(smooth, middle, (2 * shift, turn, tilt)) > 0.5
+
+
+def _reflect(image: np.ndarray, middle: np.ndarray, plane: Sequence[float] | np.ndarray) -> np.ndarray:
+    """The image reflected at a plane: its shift from the `middle` in voxels, and two turns of its normal in radians."""
+    shift, turn, tilt = plane
+    normal = np.array([np.sin(tilt), np.cos(tilt) * np.cos(turn), np.cos(tilt) * np.sin(turn)])  # (D, H, W)
+    matrix = np.eye(3) - 2 * np.outer(normal, normal)
+    offset = middle - matrix @ middle + 2 * shift * normal
+    return ndimage.affine_transform(image, matrix, offset, order=1)

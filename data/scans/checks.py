@@ -24,8 +24,6 @@ NEARLY = 1e-3  # that far from 0 or 1 a mask's value is meant as it: 255 times a
 LISTED = 4  # values of a mask that is not binary, in the message; a soft mask has thousands
 SEPARATORS = ",;\t"  # of tables: pandas writes the first, Excel, depending on the country, the second
 
-# --- voxel size ----------------------------------------------------------------------------------------
-
 
 def space_of(case: Case) -> Space | None:
     """Where a case's scan lies, from its header or, of a ``.npy``, from the table; None if that is unknown."""
@@ -82,20 +80,15 @@ def _print_missing_spacing(cases: list[Case]) -> None:
     for case in cases:
         if table := spacing_table(case):
             by_table[table].append(case.name)
-    gaps = [gap for table, names in by_table.items() if (gap := _gap_in(table, names))]
+    gaps = []
+    for table, names in by_table.items():
+        sizes = _read_sizes(table, stamp_of(table))
+        if sizes is None:
+            gaps.append(f"{table} lacks the columns scan and spacing_mm")
+        elif missing := [name for name in names if name not in sizes]:
+            gaps.append(f"{table} has no row for {len(missing)} of {len(names)} scans, e.g. {missing[0]}")
     if gaps:
         print(f"{'; '.join(gaps)}: these voxel sizes are unknown; distances in mm and volumes in cm3 stay empty")
-
-
-def _gap_in(table: Path, names: list[str]) -> str | None:
-    sizes = _read_sizes(table, stamp_of(table))
-    if sizes is None:
-        return f"{table} lacks the columns scan and spacing_mm"
-    missing = [name for name in names if name not in sizes]
-    return f"{table} has no row for {len(missing)} of {len(names)} scans, e.g. {missing[0]}" if missing else None
-
-
-# --- voxels --------------------------------------------------------------------------------------------
 
 
 def read_scan(case: Case) -> np.ndarray:
@@ -157,9 +150,6 @@ def require_mask_in_head(mask: np.ndarray, head: np.ndarray, case: Case) -> None
             f"{case.mask} lies outside the head of {case.scan}: the two differ in orientation, or the scan is a block "
             "without air around the head; bring both into one orientation, or give the whole scan"
         )
-
-
-# --- headers -------------------------------------------------------------------------------------------
 
 
 def check_headers(cases: list[Case], scan_dim: Sequence[int], resize_to: Sequence[int] | None) -> None:

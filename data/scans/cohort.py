@@ -10,6 +10,7 @@ from typing import NamedTuple, TypeVar
 
 from data.files.listing import BY_NAME, CHOOSE_BY_PATTERN, Paths, Patterns, choose_files, counted
 from data.files.names import SCAN, bids_entity, brain_name, contrast_of, entities_of, stem_of, subject_of
+from data.settings import CohortFolders
 from utils.errors import UserError
 from utils.files import read_json
 
@@ -71,6 +72,10 @@ def pair_cases(
     return cases
 
 
+def cases_in(folders: CohortFolders) -> list[Case]:
+    return pair_cases([folders.scans_dir], [folders.masks_dir], folders.ext, ("--scans_dir", "--masks_dir"))
+
+
 def print_cases(cases: list[Case], argument: str) -> None:
     """One line on the scans that take part: how many, of which contrasts where they differ, of how many subjects."""
     contrasts = Counter(contrast_of(case.scan) or "of unknown contrast" for case in cases)
@@ -78,9 +83,6 @@ def print_cases(cases: list[Case], argument: str) -> None:
     scans = counted(len(cases), SCAN) + (f" ({kinds})" if len(contrasts) > 1 else "")
     masks = "without masks" if cases[0].mask is None else "with their masks" if len(cases) > 1 else "with its mask"
     print(f"{argument}: {scans} {masks}, of {counted(len({case.subject for case in cases}), 'subject')}")
-
-
-# --- pairing -------------------------------------------------------------------------------------------
 
 
 class Identity(NamedTuple):
@@ -97,13 +99,8 @@ class Identity(NamedTuple):
         return self[:3]
 
     def may_be(self, other: "Identity") -> bool:
-        """Whether both are of one session and agree in what both tell."""
-        pairs = zip(self[3:], other[3:], strict=True)
-        return self.of_session == other.of_session and all(a == b for a, b in pairs if a and b)
-
-    def differs_in(self, other: "Identity") -> str:
-        differing = [name for name, a, b in zip(self._fields, self, other, strict=True) if a != b]
-        return " and ".join(f"{name}-" for name in differing)
+        """Whether both, of one session, agree in what both tell."""
+        return all(a == b for a, b in zip(self[3:], other[3:], strict=True) if a and b)
 
 
 def identity(path: Path) -> Identity:
@@ -114,21 +111,15 @@ def pair_files(scans: list[Path], masks: list[Path] | None, names=("--scans", "-
     """`pair_cases` of files that are known to be scans and masks; not `whole` if there may be masks of other scans."""
     _refuse_two_contrasts(scans, names[0])
     by_scan = by_identity(scans, names[0], identity)
-    if masks is None:
-        return [_case(key, scan, None) for key, scan in by_scan.items()]
-    by_mask = by_identity(masks, names[1], identity)
-    mask_of = match_by_identity(by_scan, by_mask)
+    by_mask = by_identity(masks or [], names[1], identity)
+    mask_of = {scan: by_mask[mask] for scan, mask in match_by_identity(by_scan, by_mask).items()}
     for key, scan in by_scan.items():
-        if key not in mask_of:
+        if masks is not None and key not in mask_of:
             raise UserError(f"{scan} has no mask in {names[1]}; add the mask or take the scan out")
     used = set(mask_of.values())
-    if whole and (unpaired := [mask for key, mask in by_mask.items() if key not in used]):
+    if whole and (unpaired := [mask for mask in by_mask.values() if mask not in used]):
         raise UserError(f"{unpaired[0]} has no scan in {names[0]}; add the scan or take the mask out")
-    return [_case(key, scan, by_mask[mask_of[key]]) for key, scan in by_scan.items()]
-
-
-def _case(key: Identity, scan: Path, mask: Path | None) -> Case:
-    return Case(key.subject or stem_of(scan), key.session, scan, mask)
+    return [Case(key.subject or stem_of(scan), key.session, scan, mask_of.get(key)) for key, scan in by_scan.items()]
 
 
 def match_by_identity(by_scan: dict[Identity, Path], by_mask: dict[Identity, Path]) -> dict[Identity, Identity]:
@@ -158,9 +149,6 @@ def by_identity(paths: Sequence[Path], argument: str, key_of: Callable[[Path], K
     return path_of
 
 
-# --- ambiguous names -----------------------------------------------------------------------------------
-
-
 def _refuse_two_contrasts(scans: list[Path], argument: str) -> None:
     """A network is for one contrast, and scans of one session would be told apart by nothing else."""
     first: dict[tuple, tuple[Path, str]] = {}
@@ -177,14 +165,19 @@ def _refuse_two_contrasts(scans: list[Path], argument: str) -> None:
 
 def _lacks(path: Path, *others: tuple[Identity, Path]) -> str:
     (key, first), (other, second) = others
-    entities = key.differs_in(other)
+    entities = " and ".join(f"{e}-" for e, a, b in zip(Identity._fields, key, other, strict=True) if a != b)
     return f"{path} lacks {entities}, which tells {first} from {second}; add it to its name, or take one out"
 
 
 def _why_not_both(first: Path, second: Path) -> str:
     """What is wrong with two paths of one key, and how to fix it."""
-    if first.name == second.name:
-        example = _example_name(first, second)
+    if first.name == second.name:  # named anew, e.g., with the folder that tells it from the other
+        common = os.path.commonpath([first.absolute(), second.absolute()])
+        folders = [part for path in (first, second) for part in path.absolute().parent.relative_to(common).parts[:1]]
+        words = re.findall(r"[^\W_]+", folders[0])
+        example = f"{'-'.join(words)}_{first.name}"
+        if subject := bids_entity(first, "sub"):
+            example = first.name.replace(f"sub-{subject}", f"sub-{''.join(words)}{subject}", 1)
         return f"have the same name, under which results are kept; rename them after their subjects, e.g. {example}"
     if stem_of(first) == stem_of(second):
         return "differ only in their extension; take one out"
@@ -192,16 +185,6 @@ def _why_not_both(first: Path, second: Path) -> str:
     differing = " and ".join(f"{e}-" for e in sorted(one.keys() | other.keys()) if one.get(e) != other.get(e))
     which = f"differ only in {differing}" if differing else "have no run- that tells them apart"
     return f"are of the same subject and session and {which}; take one out, or give them different run-"
-
-
-def _example_name(first: Path, second: Path) -> str:
-    """A name for one of two files of the same name: with the folder that tells it from the other."""
-    common = os.path.commonpath([first.absolute(), second.absolute()])
-    folders = [part for path in (first, second) for part in path.absolute().parent.relative_to(common).parts[:1]]
-    words = re.findall(r"[^\W_]+", folders[0])
-    if subject := bids_entity(first, "sub"):
-        return first.name.replace(f"sub-{subject}", f"sub-{''.join(words)}{subject}", 1)
-    return f"{'-'.join(words)}_{first.name}"
 
 
 def refuse_twins(train: list[Case], val: list[Case]) -> None:
@@ -220,9 +203,6 @@ def print_shared_subjects(train: Iterable[str], val: Iterable[str]) -> None:
             f"{counted(len(shared), 'subject')} ({shared[0]}{', ...' if len(shared) > 1 else ''}) both train and "
             "validate: scores of validation are too good, and so is what is chosen by them"
         )
-
-
-# --- augmented scans -----------------------------------------------------------------------------------
 
 
 def augmented_cases(directory: Path | str) -> dict[Case, set[str]]:

@@ -62,9 +62,8 @@ def changed_since(store: Path) -> list[str]:
     changed = []
     for name, earlier in _read_store(store).items():
         files = [Path(file) for file in earlier["files"]]
-        if not all(file.is_file() for file in files) or _stamp(files) == earlier["stamp"]:
-            continue
-        if content_digest(files) != earlier["digest"]:
+        is_new = all(file.is_file() for file in files) and _stamp(files) != earlier["stamp"]
+        if is_new and content_digest(files) != earlier["digest"]:
             changed.append(name)
     return changed
 

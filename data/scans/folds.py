@@ -35,9 +35,12 @@ def make_folds(loads: dict[str, float], k: int, splits: tuple[int, int, int], se
     Args:
         splits: percentages of train, validation and test; they sum to 100.
     """
-    n = len(loads)
+    n, rng = len(loads), np.random.default_rng(seed)
     n_val, n_test = held_out(n, k, splits)
-    circle = _stratified_circle(loads, seed)
+    subjects = sorted(loads)
+    order = np.lexsort([rng.random(n), np.array([loads[s] for s in subjects])])
+    position = (np.arange(n) * GOLDEN_RATIO + rng.random()) % 1
+    circle = [subjects[order[rank]] for rank in np.argsort(position)]
     folds = []
     for start, following in pairwise(i * n // k for i in range(k + 1)):
         size = following - start if splits[2] == round(100 / k) else n_test
@@ -53,14 +56,6 @@ def held_out(n: int, k: int, splits: tuple[int, int, int]) -> tuple[int, int]:
     if n < k or n_val + n_test >= n:
         raise UserError(f"--k {k} with --splits {splits} needs more than the {n} subjects of this cohort")
     return n_val, n_test
-
-
-def _stratified_circle(loads: dict[str, float], seed: int) -> list[str]:
-    rng = np.random.default_rng(seed)
-    subjects = sorted(loads)
-    order = np.lexsort([rng.random(len(subjects)), np.array([loads[s] for s in subjects])])
-    position = (np.arange(len(subjects)) * GOLDEN_RATIO + rng.random()) % 1
-    return [subjects[order[rank]] for rank in np.argsort(position)]
 
 
 def write_folds(path: Path | str, folds: list[Fold], **settings) -> None:

@@ -10,7 +10,7 @@ from data.files.listing import counted
 from data.files.names import SCAN
 from data.files.nifti import affine_of, size_text
 from data.files.space import Shape, Space, Spacing, centred_space, places_in, resized_space
-from data.files.volumes import volume_shape
+from data.files.volumes import read_header
 from data.scans.checks import space_of
 from data.scans.cohort import Case
 from data.settings import GridSettings, TrainingGrid
@@ -110,9 +110,9 @@ def print_unknown_network_spacing(cases: list[Case], grid: Grid) -> None:
         print("The network was trained on scans of unknown voxel size: these are taken as they are")
 
 
-def own_space(case: Case, grid: Grid) -> Space:
-    """Where a case's scan lies; voxels of unknown size are taken for the grid's."""
-    return space_of(case) or Space(volume_shape(case.scan), affine_of(grid.spacing_mm or UNKNOWN_MM))
+def own_space(case: Case, spacing_mm: Spacing | None = None) -> Space:
+    """Where a case's scan lies; voxels of unknown size are taken for that of a network, or for 1 mm."""
+    return space_of(case) or Space(read_header(case.scan).shape[1:], affine_of(spacing_mm or UNKNOWN_MM))
 
 
 def shape_that_holds(
@@ -121,10 +121,7 @@ def shape_that_holds(
     """The smallest shape with which `centred_space` of `axes` makes a grid that holds all of a mask on `own`."""
     if not mask.any():
         return 1, 1, 1
-    lines = mask.any(2)  # of voxels along W; the mask reaches in any direction as far as their ends
-    ends = [mask.argmax(2)[lines], mask.shape[2] - 1 - mask[..., ::-1].argmax(2)[lines]]
-    voxels = np.concatenate([np.column_stack([np.argwhere(lines), end]) for end in ends])
-    reach = np.abs(places_in(axes, voxels, own) - centre).max(0)
+    reach = np.abs(places_in(axes, np.argwhere(mask), own) - centre).max(0)
     zoom = np.divide(spacing_mm or axes.spacing_mm, axes.spacing_mm)
     # The grid begins at a voxel of `axes`, which moves its middle by up to half of one.
     d, h, w = (int(n) + 1 for n in (2 * reach + 1) / zoom)

@@ -40,7 +40,9 @@ def head_mask(scan: np.ndarray) -> np.ndarray:
     if field.size and field.min() < field.max():
         # Without specks and threads; the border of the volume wears nothing off, nor does a single slice vanish.
         opened = ndimage.binary_dilation(ndimage.binary_erosion(_not_air(field), border_value=1))
-        head[box] = ~_at_border(~_largest_component(opened), IN_SLICE, (1, 2))
+        labels, n = ndimage.label(opened)
+        largest = labels == np.argmax(np.bincount(labels[opened])) if n > 1 else opened
+        head[box] = ~_at_border(~largest, IN_SLICE, (1, 2))
     elif field.size < scan.size:  # a block of one value amid another
         head[box] = True
     return head
@@ -68,12 +70,17 @@ def _count_leading(planes: np.ndarray, value: float) -> int:
 
 def _not_air(field: np.ndarray) -> np.ndarray:
     """Voxels of a (D, H, W) field of view that are neither air nor padding, by their intensities; bool."""
-    constant, sample = _corner_value(field), field[::2, ::2, ::2]
+    values, counts = np.unique(field[np.ix_(*[(0, -1)] * 3)], return_counts=True)
+    constant = values[counts.argmax()] if counts.max() >= PADDED_CORNERS else np.nan  # which equals no voxel
+    sample = field[::2, ::2, ::2]
     outside = ndimage.binary_dilation(_at_border(sample == constant), iterations=BLEND)
     inside, rim = sample[~outside], sample[ndimage.binary_dilation(outside) & ~outside]
     if not rim.size:  # noisy air up to the corners
         return field > _head_threshold(sample)
-    if _is_air(rim, inside):  # the constant is padding
+    bright = np.percentile(inside, BRIGHT)
+    _, tissue = _otsu_medians(np.minimum(inside, bright))
+    if np.diff(np.percentile(rim, RIM_PERCENTILES)).item() < UNIFORM * (tissue - np.median(rim)):
+        # The rim is air, uniform and darker than tissue, and the constant is padding.
         threshold = _head_threshold(inside)
         head = field > threshold
         if constant > threshold:
@@ -82,14 +89,8 @@ def _not_air(field: np.ndarray) -> np.ndarray:
     # The constant is the air of a scan that was stripped or masked.
     if np.mean(inside > constant) > MOST:
         # Cut off above, or a large bright lesion would be Otsu's one class and the brain the other.
-        return field > _head_threshold(np.minimum(sample, np.percentile(inside, BRIGHT)))
+        return field > _head_threshold(np.minimum(sample, bright))
     return ~_at_border(field == constant)  # tissue is darker, as where a brain was scaled to a mean of 0
-
-
-def _corner_value(field: np.ndarray) -> float:
-    """The value that at least `PADDED_CORNERS` of the 8 corners share; NaN, which equals no voxel, without one."""
-    values, counts = np.unique(field[np.ix_(*[(0, -1)] * 3)], return_counts=True)
-    return values[counts.argmax()] if counts.max() >= PADDED_CORNERS else np.nan
 
 
 def _at_border(mask: np.ndarray, structure: np.ndarray | None = None, axes: tuple[int, ...] = (0, 1, 2)) -> np.ndarray:
@@ -106,12 +107,6 @@ def _head_threshold(intensities: np.ndarray) -> float:
     """Where the head begins, by Otsu's threshold and the medians of air below and tissue above it."""
     air, tissue = _otsu_medians(intensities)
     return air + HEAD_SHARE * (tissue - air)
-
-
-def _is_air(rim: np.ndarray, inside: np.ndarray) -> bool:
-    """Whether the intensities `rim`, next to the padding, are air: uniform, and darker than the tissue `inside`."""
-    _, tissue = _otsu_medians(np.minimum(inside, np.percentile(inside, BRIGHT)))
-    return np.diff(np.percentile(rim, RIM_PERCENTILES)).item() < UNIFORM * (tissue - np.median(rim))
 
 
 def _otsu_medians(intensities: np.ndarray) -> tuple[float, float]:
@@ -135,19 +130,10 @@ def otsu_threshold(values: np.ndarray) -> float:
     return float(centres[between.argmax()])
 
 
-def _largest_component(mask: np.ndarray) -> np.ndarray:
-    labels, n = ndimage.label(mask)
-    if n <= 1:
-        return mask
-    return labels == np.argmax(np.bincount(labels[mask]))
-
-
 def normalise(scan: np.ndarray, brain: np.ndarray) -> np.ndarray:
-    """Clip to the 1st and 99th percentile of the brain and scale to [0, 1], each channel by itself.
+    """Clip a scan (C, D, H, W) to the 1st and 99th percentile of its brain (D, H, W) and scale it to [0, 1], float32.
 
-    Args:
-        scan: (C, D, H, W) float32, as the result.
-        brain: (D, H, W) bool.
+    Each channel is scaled by itself.
     """
     scaled = np.empty(scan.shape, np.float32)
     for channel, out in zip(scan, scaled, strict=True):

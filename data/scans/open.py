@@ -1,43 +1,24 @@
-"""From paths and a grid to a cohort: paired scans with brains, checked and ready to be prepared."""
+"""From paired scans and a grid to a cohort: scans with brains, checked and ready to be prepared."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from data.files.listing import Paths, Patterns
+from data.files.listing import Paths
 from data.scans.admission import Facts, admit
 from data.scans.brain import Finder, with_brains
 from data.scans.checks import check_headers
-from data.scans.cohort import Case, pair_cases
+from data.scans.cohort import Case
 from data.scans.grid import Grid, choose_spacing, print_unknown_network_spacing
-from data.scans.prepared import PreparedScan, brains_in, bytes_to_prepare, cached_scan, prepare_scan
-from data.settings import CohortFolders
+from data.scans.prepared import PreparedScan, brains_in, cached_scan, prepare_scan, prepared_key
 from utils.files import require_writable
-
-
-@dataclass(frozen=True)
-class Source:
-    """Files and folders of scans and, where there are some, of their masks; the fields are those of `pair_cases`."""
-
-    scans: Paths
-    masks: Paths | None = None
-    names: tuple[str, str] = ("--scans", "--masks")
-    ext: str | None = None
-    patterns: Patterns | None = None
-
-    @classmethod
-    def of(cls, folders: CohortFolders) -> "Source":
-        return cls([folders.scans_dir], [folders.masks_dir], ("--scans_dir", "--masks_dir"), folders.ext)
-
-    def cases(self) -> list[Case]:
-        return pair_cases(self.scans, self.masks, self.ext, self.names, self.patterns)
 
 
 @dataclass(frozen=True)
 class Cohort:
     """Cases on the networks' grid, whose headers have passed; `admit` looks at their voxels.
 
-    sides: the cases of each source.
+    sides: the cases of a training and of its validation, or of one source.
     augmented: further cases, whose brains were written with them.
     brains: folder of the brains that are found.
     cache_dir: folder of the prepared scans; None to prepare a scan whenever it is read.
@@ -46,12 +27,11 @@ class Cohort:
     sides: tuple[list[Case], ...]
     grid: Grid
     augmented: tuple[Case, ...] = ()
-    brains: Path = field(default=Path("brains"))
+    brains: Path = Path("brains")
     cache_dir: Path | None = None
 
     @property
     def cases(self) -> list[Case]:
-        """The cases of all sources."""
         return [case for side in self.sides for case in side]
 
     @property
@@ -70,7 +50,8 @@ class Cohort:
 
     def cached_in(self, cache_dir: Path, argument: str, copies: int = 1) -> "Cohort":
         """Kept prepared in the folder of an `argument`; refuses one without room for so many copies of each scan."""
-        require_writable(cache_dir, argument, copies * bytes_to_prepare(self.everything, self.grid, cache_dir))
+        missing = sum(not (cache_dir / prepared_key(case, self.grid)).exists() for case in self.everything)
+        require_writable(cache_dir, argument, copies * missing * self.grid.bytes_per_scan)
         return replace(self, cache_dir=cache_dir, brains=brains_in(cache_dir))
 
     def admit(self, num_workers: int = 0, finder: Finder | None = None) -> Mapping[Case, Facts]:
@@ -85,9 +66,9 @@ class Cohort:
 
 
 def open_cohort(
-    *sources: Source, grid: Grid, brains_dir: Paths | None = None, augmented: Sequence[Case] = ()
+    *sides: list[Case], grid: Grid, brains_dir: Paths | None = None, augmented: Sequence[Case] = ()
 ) -> Cohort:
-    """Pair the scans of all sources with their masks and brains, and check all headers; no voxel is read.
+    """Pair the scans of all sides with brain masks made elsewhere, and check all headers; no voxel is read.
 
     Args:
         grid: its voxel size may be chosen later (`Cohort.with_spacing`).
@@ -97,11 +78,11 @@ def open_cohort(
     Raises:
         UserError: names that cannot be paired, broken headers, files that do not fit together.
     """
-    return cohort_of(*(with_brains(source.cases(), brains_dir) for source in sources), grid=grid, augmented=augmented)
+    return cohort_of(*(with_brains(side, brains_dir) for side in sides), grid=grid, augmented=augmented)
 
 
 def cohort_of(*sides: list[Case], grid: Grid, augmented: Sequence[Case] = ()) -> Cohort:
-    """`open_cohort` of cases that are paired already."""
+    """`open_cohort` of cases that have their brain masks already."""
     cohort = Cohort(sides, grid, tuple(augmented))
     check_headers(cohort.everything, grid.scan_dim, grid.resize_to)
     return cohort

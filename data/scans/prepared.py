@@ -68,7 +68,7 @@ class PreparedScan:
 def prepare_scan(case: Case, grid: Grid, brains: Path) -> PreparedScan:
     """Read, strip, normalise and place one case, by its own voxels alone; `brains` is the folder of `read_brain`."""
     mask = None if case.mask is None else read_mask(case)
-    brain, own = read_brain(case, brains), own_space(case, grid)
+    brain, own = read_brain(case, brains), own_space(case, grid.spacing_mm)
     return place(case, read_scan(case), brain, mask, own, grid.space_about(brain, own))
 
 
@@ -86,20 +86,14 @@ def place(
 
 def cached_scan(case: Case, grid: Grid, cache_dir: Path) -> PreparedScan:
     """`prepare_scan` once, memory-mapped from `cache_dir` ever after; a changed file is prepared anew."""
-    folder = cache_folder(case, grid, cache_dir)
+    folder = cache_dir / prepared_key(case, grid)
     if not (folder / "meta.json").exists():
         store(prepare_scan(case, grid, brains_in(cache_dir)), folder)
     meta = read_json(folder / "meta.json")
     arrays = {part: np.load(folder / f"{part}.npy", mmap_mode="r", allow_pickle=False) for part in meta["parts"]}
-    space, own = (Space(tuple(meta[key]["shape"]), np.array(meta[key]["affine"])) for key in ("space", "own"))
-    known, mask, own_brain = meta["spacing_known"], arrays.get("mask"), arrays.get("own_brain")
-    return PreparedScan(case.name, case.subject, arrays["scan"], arrays["brain"], mask, space, own, known, own_brain)
-
-
-def bytes_to_prepare(cases: list[Case], grid: Grid, cache_dir: Path) -> int:
-    """What the cases take that are not cached yet."""
-    missing = [case for case in cases if not cache_folder(case, grid, cache_dir).exists()]
-    return len(missing) * grid.bytes_per_scan
+    spaces = {key: Space(tuple(meta[key]["shape"]), np.array(meta[key]["affine"])) for key in ("space", "own")}
+    arrays.setdefault("mask", None)
+    return PreparedScan(case.name, case.subject, **arrays, **spaces, spacing_known=meta["spacing_known"])
 
 
 def store(prepared: PreparedScan, folder: Path) -> None:
@@ -119,11 +113,7 @@ def brains_in(cache_dir: Path) -> Path:
     return cache_dir / "brains"
 
 
-def cache_folder(case: Case, grid: Grid, cache_dir: Path) -> Path:
-    return cache_dir / prepared_key(case, grid)
-
-
 def prepared_key(case: Case, grid: Grid) -> str:
-    """The name of a prepared case: another one for a file that has changed, another grid or another preparation."""
+    """The folder of a prepared case: another one for a file that has changed, another grid or another preparation."""
     stamps = [stamp_of(path) for path in (case.scan, case.mask, case.brain, spacing_table(case)) if path]
     return f"{case.stem}_{cache_key(stamps, grid, PREPARATION_VERSION)}"

@@ -7,9 +7,10 @@ from pathlib import Path
 from data.batches.cutting import cut_cohort
 from data.batches.slices import SOURCES_FILE, require_own_folder
 from data.files.listing import counted
+from data.scans.cohort import cases_in
 from data.scans.fingerprints import PREPARATION_VERSION, fingerprint_cases
 from data.scans.grid import grid_of
-from data.scans.open import Source, open_cohort
+from data.scans.open import open_cohort
 from data.settings import CohortFolders, TrainingGrid, workers_option
 from utils import cli
 from utils.files import require_writable, write_json
@@ -33,8 +34,8 @@ def parse_args(argv: Sequence[str] | None = None) -> Settings:
 
 def main(settings: Settings) -> None:
     out_dir = Path(settings.out_dir)
-    source, grid = Source.of(settings.cohort), grid_of(settings.grid)
-    cohort = open_cohort(source, grid=grid, brains_dir=settings.cohort.brains_dir).with_spacing(settings.grid.spacing)
+    cases, grid = cases_in(settings.cohort), grid_of(settings.grid)
+    cohort = open_cohort(cases, grid=grid, brains_dir=settings.cohort.brains_dir).with_spacing(settings.grid.spacing)
     cohort = replace(cohort, brains=out_dir / "cache")
     settings = replace(settings, grid=replace(settings.grid, spacing=cohort.grid.spacing_mm))
     require_writable(out_dir, "--out_dir")
