@@ -4,13 +4,14 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+import nibabel as nib
 import numpy as np
 import pandas as pd
 
 from data.files.space import Space, resample
-from data.files.volumes import read_volume
-from data.phantom.fields import Grid
-from data.phantom.place import affine_of, codes_of, write_placed
+from data.files.volumes import read_volume, volume_image, write_volume
+from data.phantom.fields import FIELD_OF_VIEW_MM, Grid
+from data.phantom.heads import ORIGIN_MM
 from data.phantom.settings import PhantomSettings
 from data.phantom.subject import make_subject
 from data.prepare.overview import describe_scan
@@ -23,6 +24,10 @@ from utils.settings import flat
 # Raised by hand when the same settings draw other files; a test holds the digest of one subject.
 PHANTOM_VERSION = 1
 SPACE = "space-MNI152NLin2009aSym"
+TILT_DEGREES = (12.0, 1.0, 3.0)  # about left-right, posterior-anterior, inferior-superior, as in ISLES 2022
+# (qform_code, sform_code) of scan, mask and brain mask: 1 is the scanner's space, 2 another scan's. An oblique cohort's
+# headers are ISLES 2022's, where a mask has only an sform.
+STRAIGHT, TILTED, TILTED_FLAIR = ((1, 1), (1, 1), (1, 1)), ((2, 1), (0, 2), (2, 1)), ((1, 1), (0, 2), (1, 1))
 
 
 class SubjectFiles(NamedTuple):
@@ -46,13 +51,15 @@ def subject_files(out_dir: Path, index: int, settings: PhantomSettings) -> Subje
 def write_subject(index: int, settings: PhantomSettings, out_dir: Path) -> dict:
     """Write a subject's files unless they are there, and return its row of ``cohort.csv``."""
     files = subject_files(out_dir, index, settings)
-    scan_grid, mask_grid = Grid.of(settings.spacing), Grid.of(settings.mask_spacing or settings.spacing)
-    scan_affine, mask_affine = (affine_of(grid, settings.oblique) for grid in (scan_grid, mask_grid))
+    scan_grid, mask_grid = Grid(settings.spacing), Grid(settings.mask_spacing or settings.spacing)
+    scan_affine, mask_affine = (_affine_of(grid, settings.oblique) for grid in (scan_grid, mask_grid))
     if not all(file.exists() for file in files):
-        subject, codes = make_subject(settings, index), codes_of(settings.modality, settings.oblique)
-        write_placed(files.scan, subject.scan, scan_affine, codes["scan"])
-        write_placed(files.mask, subject.mask, mask_affine, codes["mask"])
-        write_placed(files.brain, subject.brain[None].astype(np.uint8), scan_affine, codes["brain"])
+        subject = make_subject(settings, index)
+        arrays = subject.scan, subject.mask, subject.brain[None].astype(np.uint8)
+        tilted = TILTED_FLAIR if settings.modality == "flair" else TILTED
+        codes = tilted if settings.oblique else STRAIGHT
+        for placed in zip(files, arrays, (scan_affine, mask_affine, scan_affine), codes, strict=True):
+            _write_placed(*placed)
     mask, brain = (read_volume(path, np.uint8).array > 0 for path in (files.mask, files.brain))
     on_mask = resample(brain, Space(brain.shape[1:], scan_affine), Space(mask.shape[1:], mask_affine))
     on_scan = describe_scan(np.zeros_like(brain[0]), brain[0], scan_grid.spacing_mm)
@@ -91,3 +98,24 @@ def _claim(out_dir: Path, settings: PhantomSettings) -> None:
         raise UserError(f"--out_dir {out_dir} holds scans that are not synthetic; give another folder")
     what = "Synthetic: drawn from the MNI152 templates by data.phantom; these are no patients."
     write_json(path, {"what": what, "settings": fixed, "version": PHANTOM_VERSION})
+
+
+def _affine_of(grid: Grid, oblique: bool) -> np.ndarray:
+    """(4, 4) from voxel (H, W, D) to mm; `oblique` turns the voxels about the middle of the field of view."""
+    affine = np.diag([*grid.spacing_hwd, 1.0])
+    affine[:3, 3] = [axis[0] for axis in grid.axes_mm] - np.array(ORIGIN_MM)
+    if not oblique:
+        return affine
+    middle = (np.array(FIELD_OF_VIEW_MM) - 1) / 2 - ORIGIN_MM
+    turn = nib.eulerangles.euler2mat(*np.radians(TILT_DEGREES[::-1]))  # takes z, y, x
+    return nib.affines.from_matvec(turn, middle - turn @ middle) @ affine
+
+
+def _write_placed(path: Path, array: np.ndarray, affine: np.ndarray, codes: tuple[int, int]) -> None:
+    """`write_volume` with the codes of qform and sform."""
+    if path.suffix == ".npy":
+        return write_volume(path, array)
+    image = volume_image(array, affine)
+    image.header["qform_code"], image.header["sform_code"] = codes
+    with atomic_path(path) as temporary:
+        nib.save(image, temporary)

@@ -2,11 +2,14 @@
 
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
+from scipy.ndimage import binary_dilation, label
+from scipy.spatial.transform import Rotation
 
 from data.phantom.fields import Field
-from data.phantom.heads import MIDLINE_MM, Head, load_templates, random_rotation
+from data.phantom.heads import MIDLINE_MM, Head, load_templates
 
 # ATLAS v2.0: lesions of 0.01 to 497 cm3 with a median near 5 (Liew et al., 2022, 10.1038/s41597-022-01401-7).
 MEDIAN_VOLUME_CM3, LOG_SPREAD, VOLUME_RANGE_CM3 = 5.0, 1.5, (0.01, 497.0)
@@ -42,7 +45,7 @@ def draw_lesions(head: Head, pattern: Pattern, rng: np.random.Generator) -> np.n
         hemisphere = side if rng.random() < ONE_SIDED_SHARE else -side
         near = first if rng.random() < pattern.scattered and hemisphere == side else None
         centres.append((_lesion_centre(hemisphere, rng, near), hemisphere))
-    tissue = Tissue.of(head)
+    tissue = Tissue(np.argwhere(head.tissue), head.template_mm[:, head.tissue], head.grid.spacing_mm)
     opacity = np.zeros(head.brain.shape, np.float32)
     for volume_cm3, (centre, hemisphere) in zip(volumes, centres, strict=True):
         box, lesion = draw_lesion(tissue, volume_cm3, centre, hemisphere, rng)
@@ -50,17 +53,12 @@ def draw_lesions(head: Head, pattern: Pattern, rng: np.random.Generator) -> np.n
     return opacity
 
 
-@dataclass(frozen=True)
-class Tissue:
+class Tissue(NamedTuple):
     """The voxels a lesion may lie in: their places on the grid (N, 3) and in the template (3, N) mm."""
 
     voxels: np.ndarray
     template_mm: np.ndarray
     spacing_mm: tuple[float, float, float]
-
-    @staticmethod
-    def of(head: Head) -> "Tissue":
-        return Tissue(np.argwhere(head.tissue), head.template_mm[:, head.tissue], head.grid.spacing_mm)
 
 
 def draw_lesion(
@@ -75,7 +73,7 @@ def draw_lesion(
     """
     radius = 10 * (3 * volume_cm3 / (4 * np.pi)) ** (1 / 3)
     stretch = np.exp(rng.normal(0, 0.25, 3))
-    shape = random_rotation(rng) @ np.diag(stretch / np.prod(stretch) ** (1 / 3))
+    shape = Rotation.random(rng=rng).as_matrix() @ np.diag(stretch / np.prod(stretch) ** (1 / 3))
     roughness = Field.draw(1.6 * radius + 4, rng)
     reach = max(3 * radius, 4 * max(tissue.spacing_mm))
     from_centre = tissue.template_mm - centre.astype(np.float32)[:, None]
@@ -101,8 +99,6 @@ def _opacity(surface: np.ndarray, voxels: int) -> np.ndarray:
 
 def _one_blob(opacity: np.ndarray) -> np.ndarray:
     """Keep the largest component and the rim around it."""
-    from scipy.ndimage import binary_dilation, label
-
     labels, n = label(opacity > 0.5, np.ones((3, 3, 3)))
     if n <= 1:
         return opacity

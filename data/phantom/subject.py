@@ -27,14 +27,15 @@ class Subject:
 
 def make_subject(settings: PhantomSettings, index: int) -> Subject:
     streams = {name: np.random.default_rng([settings.seed, index, part]) for name, part in STREAMS.items()}
-    modality = MODALITIES[settings.modality]
-    head = warp_head(Grid.of(settings.spacing), settings.warp_mm, streams["anatomy"])
+    modality, pattern = MODALITIES[settings.modality], PATTERNS[settings.modality]
+    head = warp_head(Grid(settings.spacing), settings.warp_mm, streams["anatomy"])
     levels = draw_levels(modality, streams["contrast"], streams["outside"])
     signal = paint_brain(head, modality, levels, streams["contrast"])
     paint_distractors(signal, head, modality.distractor, streams["anatomy"])
     mask = np.zeros(signal.shape, bool)
-    if index not in healthy_subjects(settings):
-        opacity = draw_lesions(head, PATTERNS[settings.modality], streams["lesions"])
+    is_healthy = index in healthy_subjects(settings)
+    if not is_healthy:
+        opacity = draw_lesions(head, pattern, streams["lesions"])
         texture = 1 + 0.15 * Field.draw(12, streams["lesions"]).on(head.grid)
         signal += settings.lesion_contrast * opacity * (levels["lesion"] * texture - signal)
         mask = opacity > 0.5
@@ -44,18 +45,11 @@ def make_subject(settings: PhantomSettings, index: int) -> Subject:
     signal *= draw_bias(head, modality, streams["contrast"])
     scan = measure(signal, head, modality, levels, streams["noise"])
     scan[removed] = 0
-    if settings.mask_spacing is not None:
-        mask = _mask_on(Grid.of(settings.mask_spacing), settings, index)
+    if settings.mask_spacing is not None:  # the same lesions, drawn on a grid of their own
+        anatomy, lesions = (np.random.default_rng([settings.seed, index, STREAMS[n]]) for n in ("anatomy", "lesions"))
+        own = warp_head(Grid(settings.mask_spacing), settings.warp_mm, anatomy)
+        mask = np.zeros(own.brain.shape, bool) if is_healthy else draw_lesions(own, pattern, lesions) > 0.5
     return Subject(_d_first(scan)[None], _d_first(mask)[None].astype(np.uint8), _d_first(head.brain))
-
-
-def _mask_on(grid: Grid, settings: PhantomSettings, index: int) -> np.ndarray:
-    """The same lesions, drawn on a grid of their own, (H, W, D) bool."""
-    if index in healthy_subjects(settings):
-        return np.zeros(grid.shape, bool)
-    anatomy, lesions = (np.random.default_rng([settings.seed, index, STREAMS[name]]) for name in ("anatomy", "lesions"))
-    head = warp_head(grid, settings.warp_mm, anatomy)
-    return draw_lesions(head, PATTERNS[settings.modality], lesions) > 0.5
 
 
 def _d_first(array: np.ndarray) -> np.ndarray:
