@@ -12,9 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from augmentation.cohort import index_cohort
-from augmentation.contact_sheet import draw_contact_sheet
-from augmentation.output import write_all
-from augmentation.settings import TransferSettings
+from augmentation.output import draw_contact_sheet, write_all
+from augmentation.transfer import TransferSettings
 from data.files.volumes import read_header
 from data.scans.brain import with_brains
 from data.scans.checks import require_one_grid

@@ -90,11 +90,8 @@ def load_scan(case: Case, grid: Grid, cache_dir: Path) -> Scan:
 
 def index_cohort(cohort: Cohort, num_workers: int) -> IndexedCohort:
     """Describe the slices of a cohort that is kept prepared."""
-    work = partial(_index_case, cohort=cohort)
-    indices = progress(
-        map_in_order(work, range(len(cohort.cases)), num_workers), "Describing slices", len(cohort.cases)
-    )
-    index = join(list(indices))
+    work, n = partial(_index_case, cohort=cohort), len(cohort.cases)
+    index = join(list(progress(map_in_order(work, range(n), num_workers), "Describing slices", n)))
     if not index.sick.any():
         raise UserError("no mask of --masks_dir holds a lesion that could be moved; add scans with lesions")
     return IndexedCohort(cohort, index)

@@ -7,7 +7,10 @@ import numpy as np
 from scipy import ndimage
 from skimage.filters import threshold_multiotsu
 
+from augmentation.poisson import box_around
 from data.batches.tissue import surrounding_tissue
+from data.files.space import cut
+from utils.scores.overlap import bounding_box
 
 # Ventricles are deeper inside the brain than the sulci, which are as dark: this share of the deepest voxel's depth.
 VENTRICLE_DEPTH = 0.35
@@ -32,36 +35,27 @@ class Lesion:
 
 
 def cut_lesion(image: np.ndarray, mask: np.ndarray, healthy: np.ndarray) -> Lesion:
-    """Cut out a lesion with enough around it to turn it in plane.
+    """Cut out a lesion with enough around it to turn it in plane, and a voxel of margin.
+
+    Beyond the array an image's border goes on, and a mask ends.
 
     Args:
         image: (C, [D,] H, W).
         mask: ([D,] H, W) bool, not empty.
         healthy: ([D,] H, W) bool, the brain without lesions.
     """
-    spans = ndimage.find_objects(mask.astype(np.uint8))[0]
+    spans = bounding_box(mask)
     reach = [span.stop - span.start for span in spans]
     reach[-2:] = [int(np.ceil(np.hypot(*reach[-2:])))] * 2
     starts = [(span.start + span.stop - size) // 2 - 1 for span, size in zip(spans, reach, strict=True)]
-    patch = np.stack([_window(channel, starts, reach) for channel in image])
-    lesion, known = _window(mask, starts, reach), _window(healthy, starts, reach)
-    return Lesion(
-        patch,
-        np.stack([surrounding_tissue(channel, lesion, known) for channel in patch]),
-        lesion,
-        tuple(start + (size + 1) / 2 for start, size in zip(starts, reach, strict=True)),
-    )
-
-
-def _window(array: np.ndarray, starts: list[int], reach: list[int]) -> np.ndarray:
-    """A window with a voxel of margin; beyond the array an image's border goes on, and a mask ends."""
-    window = array
-    for axis, (start, size) in enumerate(zip(starts, reach, strict=True)):
-        index = np.arange(start, start + size + 2)
-        window = window.take(index, axis, mode="clip")
-        if array.dtype == bool:
-            np.moveaxis(window, axis, 0)[(index < 0) | (index >= array.shape[axis])] = False
-    return window
+    shape = [size + 2 for size in reach]
+    lesion, known = cut(mask, starts, shape), cut(healthy, starts, shape)
+    ranges = zip(starts, shape, mask.shape, strict=True)
+    nearest = np.ix_(*(np.arange(start, start + size).clip(0, n - 1) for start, size, n in ranges))
+    patch = np.stack([channel[nearest] for channel in image])
+    tissue = np.stack([surrounding_tissue(channel, lesion, known) for channel in patch])
+    centre = tuple(start + (size - 1) / 2 for start, size in zip(starts, shape, strict=True))
+    return Lesion(patch, tissue, lesion, centre)
 
 
 def vary(
@@ -154,9 +148,8 @@ def allowed_region(image: np.ndarray, brain: np.ndarray, inner: np.ndarray, lesi
         brain, inner, lesion: bool, of that shape; `inner` is the brain without its rim.
     """
     allowed = np.zeros(brain.shape, bool)
-    for spans in ndimage.find_objects(brain.astype(np.uint8)):  # one box; the air around it takes most of the time
-        box = tuple(slice(max(span.start - 1, 0), span.stop + 1) for span in spans)
-        allowed[box] = inner[box] & ~ventricles(image[box], brain[box]) & ~ndimage.binary_dilation(lesion[box])
+    box = box_around(brain)  # the air around it takes most of the time
+    allowed[box] = inner[box] & ~ventricles(image[box], brain[box]) & ~ndimage.binary_dilation(lesion[box])
     return allowed
 
 
@@ -165,11 +158,9 @@ def ventricles(image: np.ndarray, brain: np.ndarray) -> np.ndarray:
 
     The darkest of three classes (multi-level Otsu) is CSF.
     """
-    if not brain.any() or np.ptp(image[brain]) == 0:
-        return np.zeros(brain.shape, bool)
-    depth = ndimage.distance_transform_edt(brain)
     try:
         darkest = threshold_multiotsu(image[brain], 3)[0]
-    except ValueError:  # fewer than three different values
+    except ValueError:  # fewer than three different values, or no brain
         return np.zeros(brain.shape, bool)
+    depth = ndimage.distance_transform_edt(brain)
     return ndimage.binary_opening(brain & (image < darkest) & (depth > VENTRICLE_DEPTH * depth.max()))
