@@ -66,7 +66,11 @@ def find_cases(
     Raises:
         UserError: no scan of this layout, a scan or mask without the other, two of one session.
     """
-    prepared = [] if out_dir is None else _prepared_folders(Path(root), out_dir)
+    prepared = []
+    if out_dir is not None:
+        holds_root = Path(os.path.realpath(root)).is_relative_to(os.path.realpath(out_dir))
+        made = [out_dir / name for name in ("Scans", "Masks", BRAINS, "cache")] if holds_root else [out_dir]
+        prepared = [Path(os.path.realpath(folder)) for folder in made]
     volumes = find_volumes([root], "--root")
     files = {place: path for place, path in volumes.items() if not _is_below(place, prepared)}
     require_some(files, [root], None, "--root")
@@ -123,13 +127,6 @@ def _named(pattern: str | None) -> str:
 def _place(path: Path) -> Path:
     """The real folder of a file and its own name, as `find_volumes` has it."""
     return Path(os.path.realpath(path.parent), path.name)
-
-
-def _prepared_folders(root: Path, out_dir: Path) -> list[Path]:
-    """Real folders of prepared files: `out_dir` or, where it holds the root, those that are made in it."""
-    around = Path(os.path.realpath(root)).is_relative_to(os.path.realpath(out_dir))
-    folders = [out_dir / name for name in ("Scans", "Masks", BRAINS, "cache")] if around else [out_dir]
-    return [Path(os.path.realpath(folder)) for folder in folders]
 
 
 def _is_below(place: Path, folders: list[Path]) -> bool:
