@@ -19,9 +19,6 @@ from utils.errors import UserError
 from utils.parallel import map_in_order
 from utils.progress import progress
 
-STEP_PERCENTILE = 95
-RIM = 2  # voxels
-
 
 @dataclass(frozen=True)
 class Scan:
@@ -48,8 +45,8 @@ class Scan:
 
     @cached_property
     def inner(self) -> np.ndarray:
-        """(D, H, W) bool, the brain without `RIM` voxels at its surface, which near the vertex lies flat in a slice."""
-        return ndimage.binary_erosion(self.brain, iterations=RIM)
+        """(D, H, W) bool, the brain without 2 voxels at its surface, which near the vertex lies flat in a slice."""
+        return ndimage.binary_erosion(self.brain, iterations=2)
 
     @cached_property
     def usual_step(self) -> np.ndarray:
@@ -58,7 +55,7 @@ class Scan:
         for axis in (-2, -1):
             both = sliding_window_view(self.healthy, 2, axis).all(-1)
             steps.append(np.abs(np.diff(self.image, axis=axis))[:, both])
-        return np.percentile(np.concatenate(steps, 1), STEP_PERCENTILE, axis=1)
+        return np.percentile(np.concatenate(steps, 1), 95, axis=1)
 
 
 @dataclass(frozen=True)

@@ -35,14 +35,9 @@ class Lesion:
 
 
 def cut_lesion(image: np.ndarray, mask: np.ndarray, healthy: np.ndarray) -> Lesion:
-    """Cut out a lesion with enough around it to turn it in plane, and a voxel of margin.
+    """Cut a lesion out of an image (C, [D,] H, W) with enough around it to turn it in plane, and a voxel of margin.
 
-    Beyond the array an image's border goes on, and a mask ends.
-
-    Args:
-        image: (C, [D,] H, W).
-        mask: ([D,] H, W) bool, not empty.
-        healthy: ([D,] H, W) bool, the brain without lesions.
+    Beyond the array an image's border goes on; the lesion's mask ([D,] H, W), not empty, and that of healthy brain end.
     """
     spans = bounding_box(mask)
     reach = [span.stop - span.start for span in spans]
@@ -121,8 +116,8 @@ def place(lesion: Lesion, centre: tuple[float, ...], allowed: np.ndarray) -> tup
     if mask.sum() < max(LEAST_KEPT * lesion.mask.sum(), 1):
         return None
     every = (slice(None), *source)
-    parts = {"patch": lesion.patch[every], "tissue": lesion.tissue[every], "mask": mask}
-    return replace(lesion, **parts, centre=tuple(centred)), target
+    placed = replace(lesion, patch=lesion.patch[every], tissue=lesion.tissue[every], mask=mask, centre=tuple(centred))
+    return placed, target
 
 
 def place_anywhere(
@@ -143,9 +138,7 @@ def place_anywhere(
 def allowed_region(image: np.ndarray, brain: np.ndarray, inner: np.ndarray, lesion: np.ndarray) -> np.ndarray:
     """Where a new lesion may be: in the brain, but for its rim, its ventricles and the lesions it has.
 
-    Args:
-        image: ([D,] H, W) first channel, any units.
-        brain, inner, lesion: bool, of that shape; `inner` is the brain without its rim.
+    All are ([D,] H, W): the first channel in any units, and masks; `inner` is the brain without its rim.
     """
     allowed = np.zeros(brain.shape, bool)
     box = box_around(brain)  # the air around it takes most of the time

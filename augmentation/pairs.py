@@ -1,8 +1,6 @@
 """Which sick slices are like which healthy ones: by brain outline (IoU), by structure (SSIM), and close in depth.
 
-Only `CANDIDATES` sick slices are looked at for each healthy one, so the cost grows with the number of volumes and not
-with its square. Of those, an upper bound of the IoU from coarse descriptors rules most unlike ones out, without
-loss, before a voxel is read.
+An upper bound of the IoU from coarse descriptors rules most unlike ones out, without loss, before a voxel is read.
 """
 
 from collections.abc import Callable, Iterator
@@ -17,7 +15,7 @@ from utils.validators import fraction, non_negative_int
 
 CELLS = 12  # along each side of the coarse grid that the brain's voxels are counted on
 LEAST_BRAIN = 0.2  # of the largest slice of its volume: the tips of the brain are no place for most lesions
-CANDIDATES = 32  # sick slices that are looked at for a healthy one, so that the search takes as long in any cohort
+CANDIDATES = 32  # sick slices that are looked at for a healthy one: the cost grows with the scans, not their square
 PARTNERS = 3  # after so many the search ends: one of them lends, drawn at random
 
 
@@ -51,11 +49,7 @@ class Pair:
 
 
 def index_slices(volume: int, brain: np.ndarray, lesion: np.ndarray) -> SliceIndex:
-    """The rows of one volume, for all slices with at least `LEAST_BRAIN` of its largest one's brain.
-
-    Args:
-        brain, lesion: (D, H, W) bool.
-    """
+    """The slices of masks (D, H, W) bool with at least `LEAST_BRAIN` of the brain of the largest one."""
     areas = brain.sum((1, 2))
     z = np.flatnonzero((areas > 0) & (areas >= LEAST_BRAIN * areas.max()))
     sick = np.asarray(lesion[z].any((1, 2)))
@@ -74,11 +68,9 @@ def count_cells(masks: np.ndarray) -> np.ndarray:
 
 
 def iou_bound(cells: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """The largest IoU that masks with these counts can have: in each cell the smaller count may overlap wholly.
+    """The largest IoU that a mask can have with others of these counts, (CELLS ** 2,) and (N, CELLS ** 2).
 
-    Args:
-        cells: (CELLS ** 2,) of one mask.
-        others: (N, CELLS ** 2) of others.
+    In each cell the smaller count may overlap wholly.
     """
     return np.minimum(cells, others).sum(1) / np.maximum(np.maximum(cells, others).sum(1), 1)
 

@@ -120,15 +120,11 @@ def draw_bias(head: Head, modality: Modality, rng: np.random.Generator) -> np.nd
 
 def measure(signal: np.ndarray, head: Head, modality: Modality, levels: dict, rng: np.random.Generator) -> np.ndarray:
     """The scan of a noise-free signal; the brain's voxels do not depend on the signal outside of it."""
-    scan = rician(signal, levels["noise"], rng)
+    # The magnitude of a complex signal with Gaussian noise (Gudbjartsson and Patz, 1995, 10.1002/mrm.1910340618).
+    real, imaginary = rng.standard_normal((2, *signal.shape), np.float32) * np.float32(levels["noise"])
+    scan = np.hypot(signal + real, imaginary).astype(np.float32)
     if modality.ringing:
         brain_alone = np.where(head.brain, scan, 0)
         overshoot = modality.ringing * (brain_alone - gaussian_filter(brain_alone, RINGING_VOXELS))
         scan[head.brain] += overshoot[head.brain]
     return scan
-
-
-def rician(signal: np.ndarray, sigma: float, rng: np.random.Generator) -> np.ndarray:
-    """Magnitude of a complex signal with Gaussian noise (Gudbjartsson and Patz, 1995, 10.1002/mrm.1910340618)."""
-    real, imaginary = rng.standard_normal((2, *signal.shape), np.float32) * np.float32(sigma)
-    return np.hypot(signal + real, imaginary).astype(np.float32)

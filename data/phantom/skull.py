@@ -62,13 +62,9 @@ PARTS = (
 
 
 def paint_outside(head: Head, levels: dict[str, float], rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Noise-free intensities outside the brain, and which voxels defacing removed.
+    """Noise-free intensities (N,) float32 of the voxels of ``~head.brain``, and which of them defacing removed.
 
-    Args:
-        levels: intensity of csf, bone, marrow, fat, skin, muscle, mucosa, vitreous, cord and air.
-
-    Returns:
-        (N,) float32 for the voxels of ``~head.brain`` and (N,) bool.
+    `levels` are the intensities of csf and of the tissues `OUTSIDE` (`data.phantom.contrast`).
     """
     outside = ~head.brain
     points = head.template_mm[:, outside]
@@ -125,11 +121,10 @@ def _head_surface(points: np.ndarray, vault: np.ndarray) -> np.ndarray:
 
 
 def _paint(points, hull, surface, layers, levels, width) -> np.ndarray:
-    """Intensities in and about the head, from the deep to the superficial and then what lies before it.
+    """Intensities (N,) in and about the head, from the deep to the superficial and then what lies before it.
 
-    Args:
-        points: (3, N) template mm. hull, surface: (N,) distance to the brain's hull and to the skin, mm.
-        layers: (N,) thickness of csf, skull and scalp in mm, and a coarse and a fine field.
+    Of points (3, N) in template mm, with their distance to the brain's hull and to the skin in mm; layers are the
+    thickness of csf, skull and scalp in mm, and a coarse and a fine field.
     """
     csf, skull, scalp, coarse, fine = layers
     depth = -surface

@@ -16,7 +16,7 @@ from data.files.space import Shape, Space, Spacing, centred_space, resample
 from data.files.volumes import write_volume
 from data.prepare.fit import centre_in, space_in
 from data.prepare.layouts import mask_path
-from data.prepare.overview import describe_scan, lesion_cm3
+from data.prepare.overview import describe_scan
 from data.prepare.records import Record, read_record, record_path, write_record
 from data.scans.brain import brain_origin, read_brain
 from data.scans.checks import find_head, read_mask, read_scan, require_mask_in_head
@@ -26,6 +26,7 @@ from data.scans.prepared import brains_in
 from utils.errors import UserError
 from utils.parallel import map_in_order
 from utils.progress import progress
+from utils.scores.components import lesion_load
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,7 @@ def _write_case(case: Case, grid: PreparedGrid, out_dir: Path) -> tuple[dict, Sp
         "mask": mask_name,
         "brain": brain_origin(case, brains),
         **describe_scan(placed_mask, placed_brain, space.spacing_mm),
-        "source_lesion_cm3": lesion_cm3(np.count_nonzero(mask), axes.spacing_mm),
+        "source_lesion_cm3": round(lesion_load(mask, axes.spacing_mm)[1], 4),
     }
     return row, space
 

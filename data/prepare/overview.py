@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from scipy import ndimage
 
 from data.files.space import Space, Spacing, places_in
 from data.files.volumes import read_volume
@@ -14,7 +13,7 @@ from data.scans.head import normalise
 from utils.plots import save_figure
 from utils.plots_cohort import plot_cohort
 from utils.progress import progress
-from utils.scores.components import TWENTY_SIX_CONNECTED, voxel_cm3
+from utils.scores.components import lesion_load
 from utils.scores.metrics import size_bin
 
 ONE_SIDED = 0.9  # share of the lesion voxels on one side from which on a lesion is left or right
@@ -30,20 +29,16 @@ def describe_scan(mask: np.ndarray, brain: np.ndarray, spacing_mm: Spacing) -> d
         ``size`` (bin of the lesions' share of the brain, by the bounds of the slices' bins) and ``laterality``
         ("left", "right", "both", or empty without lesion).
     """
-    lesion_voxels, brain_voxels = int(np.count_nonzero(mask)), int(np.count_nonzero(brain))
+    lesion_voxels, (n_lesions, cm3) = int(np.count_nonzero(mask)), lesion_load(mask, spacing_mm)
     return {
         "shape": " ".join(map(str, np.roll(mask.shape, -1))),
         "spacing_mm": " ".join(str(round(float(size), 6)) for size in np.roll(spacing_mm, -1)),
         "lesion_voxels": lesion_voxels,
-        "lesion_cm3": lesion_cm3(lesion_voxels, spacing_mm),
-        "n_lesions": ndimage.label(mask, TWENTY_SIX_CONNECTED)[1],
-        "size": str(size_bin(lesion_voxels, brain_voxels)),
+        "lesion_cm3": round(cm3, 4),
+        "n_lesions": n_lesions,
+        "size": str(size_bin(lesion_voxels, int(np.count_nonzero(brain)))),
         "laterality": laterality(mask, brain),
     }
-
-
-def lesion_cm3(voxels: int | np.integer, spacing_mm: Spacing) -> float:
-    return round(float(voxels * voxel_cm3(spacing_mm)), 4)
 
 
 def laterality(mask: np.ndarray, brain: np.ndarray) -> str:
