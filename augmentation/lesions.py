@@ -56,15 +56,12 @@ def cut_lesion(image: np.ndarray, mask: np.ndarray, healthy: np.ndarray) -> Lesi
 def vary(
     lesion: Lesion, rng: np.random.Generator, max_angle: float, min_scale: float, max_erosion: int
 ) -> tuple[Lesion, dict]:
-    """Turn a lesion in plane, shrink it and erode it, by random amounts.
+    """Turn a lesion in plane, shrink it and erode it, by random amounts; the varied lesion and these amounts.
 
     Args:
         max_angle: in degrees, to either side; drawn evenly.
         min_scale: (0 to 1], least ratio of the new diameter to the old one; its logarithm is drawn evenly.
         max_erosion: in voxels, drawn evenly; less is taken off where nothing would be left.
-
-    Returns:
-        The varied lesion and what was done: ``angle`` in degrees, ``scale``, ``erosion`` in voxels.
     """
     angle, scale = float(rng.uniform(-max_angle, max_angle)), float(min_scale ** rng.random())
     moved = turn_and_shrink(lesion, angle, scale)
@@ -94,11 +91,7 @@ def turn_and_shrink(lesion: Lesion, angle: float, scale: float) -> Lesion:
 
 
 def place(lesion: Lesion, centre: tuple[float, ...], allowed: np.ndarray) -> tuple[Lesion, tuple[slice, ...]] | None:
-    """Fit a lesion into a recipient.
-
-    Args:
-        centre: in the recipient, in voxels.
-        allowed: ([D,] H, W) bool, where a lesion may be.
+    """Fit a lesion into a recipient, about a centre in voxels, where it may be by `allowed`, ([D,] H, W) bool.
 
     Returns:
         What fits of the lesion, its mask not empty, its centre where whole voxels put it, and the window of the

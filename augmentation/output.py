@@ -4,7 +4,6 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from augmentation.cohort import IndexedCohort, Scan
@@ -33,9 +32,7 @@ def write_all(
 ) -> None:
     """Write every augmented scan that is not there yet, and ``provenance.json`` of all.
 
-    Args:
-        digests: of the cohort's cases by the scan's name. Which scans lend depends on all of them, so that a change of
-            one makes all augmented scans anew.
+    Which scans lend depends on all: a change of one, by the `digests` of scans by name, makes all augmented scans anew.
     """
     items = [(recipient, copy) for copy in range(copies) for recipient in range(len(cohort.cases))]
     work = partial(_write_one, cohort=cohort, digests=digests, settings=settings, out_dir=out_dir)
@@ -67,22 +64,17 @@ def draw_contact_sheet(cohort: IndexedCohort, out_dir: Path) -> None:
         origin = provenance[name]
         lesion = max(origin["lesions"], key=lambda lesion: lesion["voxels"])
         recipient, donor = (cohort.load(volumes[scan]) for scan in (origin["recipient_scan"], lesion["scan"]))
-        result = read_volume(out_dir / "Scans" / name).array[0]
-        new = read_volume(out_dir / "Masks" / origin["mask"]).array[0] > recipient.lesions
-        _draw_row(axes, recipient, donor, result, new, lesion)
+        z, donor_z = lesion["slice"], lesion["donor_slice"]
+        before, after = recipient.image[0, z], read_volume(out_dir / "Scans" / name).array[0, z]
+        mask = read_volume(out_dir / "Masks" / origin["mask"]).array[0, z]
+        show_slice(axes[0], _scaled(before, recipient), f"recipient, slice {z}")
+        show_slice(axes[1], _scaled(donor.image[0, donor_z], donor), f"donor, slice {donor_z}")
+        show_slice(axes[2], _scaled(after, recipient), "result")
+        show_slice(axes[3], 0.5 + (after - before) / recipient.contrast[0], "difference")
         axes[0].set_ylabel(name, fontsize=6)
+        outline(axes[1], donor.lesions[donor_z])
+        outline(axes[2], mask > recipient.lesions[z])
     save_figure(figure, out_dir / "contact_sheet.png")
-
-
-def _draw_row(axes: list[Axes], recipient: Scan, donor: Scan, result, new: np.ndarray, lesion: dict) -> None:
-    z, donor_z = lesion["slice"], lesion["donor_slice"]
-    before, after, lent = recipient.image[0, z], result[z], donor.image[0, donor_z]
-    show_slice(axes[0], _scaled(before, recipient), f"recipient, slice {z}")
-    show_slice(axes[1], _scaled(lent, donor), f"donor, slice {donor_z}")
-    show_slice(axes[2], _scaled(after, recipient), "result")
-    show_slice(axes[3], 0.5 + (after - before) / recipient.contrast[0], "difference")
-    outline(axes[1], donor.lesions[donor_z])
-    outline(axes[2], new[z])
 
 
 def _scaled(image: np.ndarray, scan: Scan) -> np.ndarray:

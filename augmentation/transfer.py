@@ -53,6 +53,7 @@ class TransferSettings:
 class Augmented:
     """A recipient that gets lesions: image (C, D, H, W) float32, all its lesions (D, H, W) bool, and where from."""
 
+    recipient: Scan
     image: np.ndarray
     lesions: np.ndarray
     origins: list[dict]
@@ -68,7 +69,7 @@ def augment(cohort: IndexedCohort, recipient: int, copy: int, settings: Transfer
     lenders = [v for v in np.unique(index.volume[index.sick]) if cohort.cases[v].subject != subject]
     donors = np.isin(index.volume, rng.permutation(lenders)[:DONORS])
     healthy = rng.permutation(np.flatnonzero((index.volume == recipient) & ~index.sick))
-    result = Augmented(scan.image.copy(), scan.lesions.copy(), [])
+    result = Augmented(scan, scan.image.copy(), scan.lesions.copy(), [])
 
     def partners(rows: np.ndarray) -> list[Pair]:
         """One pair for each healthy slice."""
@@ -79,25 +80,23 @@ def augment(cohort: IndexedCohort, recipient: int, copy: int, settings: Transfer
 
     if settings.mode == "slice":
         for pair in partners(healthy[: round(SLICES * len(healthy))]):
-            _into_slice(cohort, scan, result, pair, rng, settings)
+            _into_slice(cohort, result, pair, rng, settings)
         return result
     allowed = allowed_region(scan.image[0], scan.brain, scan.inner, scan.lesions)
     for row in healthy[: TRIES * settings.lesions]:
         for pair in partners(np.array([row])):
-            _into_volume(cohort, scan, result, allowed, pair, rng, settings)
+            _into_volume(cohort, result, allowed, pair, rng, settings)
         if len(result.origins) == settings.lesions:
             break
     return result
 
 
-def _into_slice(
-    cohort: IndexedCohort, scan: Scan, result: Augmented, pair: Pair, rng: Rng, settings: TransferSettings
-) -> None:
+def _into_slice(cohort: IndexedCohort, result: Augmented, pair: Pair, rng: Rng, settings: TransferSettings) -> None:
     """Add one lesion of the sick slice to the healthy one of the result."""
     donor, z, sick_z = cohort.load(cohort.index.volume[pair.sick]), *cohort.index.z[[pair.healthy, pair.sick]]
     labels, n = ndimage.label(donor.lesions[sick_z], EIGHT_CONNECTED)
-    cut = _cut(donor, donor.image[:, sick_z], labels == 1 + rng.integers(n), donor.healthy[sick_z], scan)
-    varied, how = vary(cut, rng, MAX_ANGLE, settings.min_scale, MAX_EROSION)
+    scan, lesion = result.recipient, labels == 1 + rng.integers(n)
+    varied, how = _vary(donor, donor.image[:, sick_z], lesion, donor.healthy[sick_z], scan, rng, settings.min_scale)
     allowed = allowed_region(scan.image[0, z], scan.brain[z], scan.inner[z], scan.lesions[z])
     shift = _middle(scan.brain[z]) - _middle(donor.brain[sick_z])
     if (placed := place(varied, tuple(np.add(varied.centre, shift)), allowed)) is not None:
@@ -106,20 +105,13 @@ def _into_slice(
 
 
 def _into_volume(
-    cohort: IndexedCohort,
-    scan: Scan,
-    result: Augmented,
-    allowed: np.ndarray,
-    pair: Pair,
-    rng: Rng,
-    settings: TransferSettings,
+    cohort: IndexedCohort, result: Augmented, allowed: np.ndarray, pair: Pair, rng: Rng, settings: TransferSettings
 ) -> None:
     """Add a 3D lesion that crosses the sick slice to the result, and keep further ones off it in `allowed`."""
     donor, sick_z = cohort.load(cohort.index.volume[pair.sick]), cohort.index.z[pair.sick]
     labels, _ = ndimage.label(donor.lesions, TWENTY_SIX_CONNECTED)
-    crossing = rng.choice(np.unique(labels[sick_z][labels[sick_z] > 0]))
-    cut = _cut(donor, donor.image, labels == crossing, donor.healthy, scan)
-    varied, how = vary(cut, rng, MAX_ANGLE, settings.min_scale, MAX_EROSION)
+    scan, crossing = result.recipient, rng.choice(np.unique(labels[sick_z][labels[sick_z] > 0]))
+    varied, how = _vary(donor, donor.image, labels == crossing, donor.healthy, scan, rng, settings.min_scale)
     if (placed := place_anywhere(varied, allowed, rng)) is not None:
         lesion, window = placed
         _blend_into(result.image, result.lesions, lesion, window, scan.usual_step, settings.rim)
@@ -129,11 +121,14 @@ def _into_volume(
         allowed &= ~ndimage.binary_dilation(result.lesions)
 
 
-def _cut(donor: Scan, image: np.ndarray, lesion: np.ndarray, healthy: np.ndarray, recipient: Scan) -> Lesion:
-    """The lesion with intensities on the recipient's scale; only their differences will count."""
-    gain = (recipient.contrast / np.maximum(donor.contrast, 1e-12)).reshape(-1, *[1] * lesion.ndim)
-    cut = cut_lesion(image, lesion, healthy)
-    return replace(cut, patch=cut.patch * gain, tissue=cut.tissue * gain)
+def _vary(
+    donor: Scan, image: np.ndarray, mask: np.ndarray, healthy: np.ndarray, recipient: Scan, rng: Rng, min_scale: float
+) -> tuple[Lesion, dict]:
+    """`vary` the lesion, with intensities on the recipient's scale; only their differences will count."""
+    gain = (recipient.contrast / np.maximum(donor.contrast, 1e-12)).reshape(-1, *[1] * mask.ndim)
+    cut = cut_lesion(image, mask, healthy)
+    on_scale = replace(cut, patch=cut.patch * gain, tissue=cut.tissue * gain)
+    return vary(on_scale, rng, MAX_ANGLE, min_scale, MAX_EROSION)
 
 
 def _middle(brain: np.ndarray) -> np.ndarray:
@@ -142,12 +137,7 @@ def _middle(brain: np.ndarray) -> np.ndarray:
 
 
 def _blend_into(
-    image: np.ndarray,
-    lesions: np.ndarray,
-    lesion: Lesion,
-    window: tuple[slice, ...],
-    max_step: np.ndarray,
-    rim: float,
+    image: np.ndarray, lesions: np.ndarray, lesion: Lesion, window: tuple[slice, ...], max_step: np.ndarray, rim: float
 ) -> None:
     """Blend a fitted lesion into its window of the image (C, ...), and add it to the lesions (...), in place.
 

@@ -66,10 +66,8 @@ def draw_lesion(
 ) -> tuple[tuple, np.ndarray]:
     """One lesion: an ellipsoid with a rough surface about `centre` (template mm), cut to the tissue of one hemisphere.
 
-    The level of the surface is chosen so that the lesion has `volume_cm3`, or fills the hemisphere.
-
-    Returns:
-        Slices of a box of the grid, and the lesion's opacity in it.
+    The level of the surface is chosen so that the lesion has `volume_cm3`, or fills the hemisphere. Returns slices of a
+    box of the grid, and the lesion's opacity in it.
     """
     radius = 10 * (3 * volume_cm3 / (4 * np.pi)) ** (1 / 3)
     stretch = np.exp(rng.normal(0, 0.25, 3))

@@ -49,11 +49,8 @@ def make_subject(settings: PhantomSettings, index: int) -> Subject:
         anatomy, lesions = (np.random.default_rng([settings.seed, index, STREAMS[n]]) for n in ("anatomy", "lesions"))
         own = warp_head(Grid(settings.mask_spacing), settings.warp_mm, anatomy)
         mask = np.zeros(own.brain.shape, bool) if is_healthy else draw_lesions(own, pattern, lesions) > 0.5
-    return Subject(_d_first(scan)[None], _d_first(mask)[None].astype(np.uint8), _d_first(head.brain))
-
-
-def _d_first(array: np.ndarray) -> np.ndarray:
-    return np.ascontiguousarray(array.transpose(2, 0, 1))
+    scan, mask, brain = (np.ascontiguousarray(array.transpose(2, 0, 1)) for array in (scan, mask, head.brain))
+    return Subject(scan[None], mask[None].astype(np.uint8), brain)
 
 
 def healthy_subjects(settings: PhantomSettings) -> set[int]:

@@ -98,8 +98,7 @@ def prepare(
 ) -> pd.DataFrame:
     """Prepare all cases on a grid of a shape or, without one, of that which holds every brain; ``cohort.csv``.
 
-    Raises:
-        UserError: cases that cannot be read, once all others have been prepared.
+    Cases that cannot be read are refused once all others have been prepared.
     """
     look = partial(fit_brain, shape=shape, spacing_mm=spacing_mm, brains=brains_in(out_dir / "cache"))
     fits, unread = attempt_all(look, cases, "Finding brains", settings.num_workers)

@@ -24,10 +24,8 @@ MAP_RESOLUTION_MM = 2
 def describe_scan(mask: np.ndarray, brain: np.ndarray, spacing_mm: Spacing) -> dict:
     """Shape, spacing and lesions of a scan, from (D, H, W) bool masks, as columns of ``cohort.csv``.
 
-    Returns:
-        ``shape`` and ``spacing_mm`` as "H W D", ``lesion_voxels``, ``lesion_cm3``, ``n_lesions`` (26-connected),
-        ``size`` (bin of the lesions' share of the brain, by the bounds of the slices' bins) and ``laterality``
-        ("left", "right", "both", or empty without lesion).
+    ``shape`` and ``spacing_mm`` are "H W D", ``n_lesions`` counts 26-connected ones, and ``size`` is the bin of the
+    lesions' share of the brain, by the bounds of the slices' bins.
     """
     lesion_voxels, (n_lesions, cm3) = int(np.count_nonzero(mask)), lesion_load(mask, spacing_mm)
     return {
