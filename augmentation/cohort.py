@@ -22,21 +22,15 @@ from utils.progress import progress
 
 @dataclass(frozen=True)
 class Scan:
-    """A scan that gives or takes lesions.
-
-    image: (C, D, H, W) float32 in its own units.
-    low, contrast: (C,) 1st percentile of its brain, and from there to the 99th.
-    brain, lesions: (D, H, W) bool.
-    scaled: (D, H, W) float16 in [0, 1], the first channel.
-    """
+    """A scan that gives or takes lesions."""
 
     case: Case
-    image: np.ndarray
-    low: np.ndarray
-    contrast: np.ndarray
-    brain: np.ndarray
-    lesions: np.ndarray
-    scaled: np.ndarray
+    image: np.ndarray  # (C, D, H, W) float32 in its own units
+    low: np.ndarray  # (C,) 1st percentile of its brain
+    contrast: np.ndarray  # (C,) from there to the 99th
+    brain: np.ndarray  # (D, H, W) bool
+    lesions: np.ndarray  # likewise
+    scaled: np.ndarray  # (D, H, W) float16 in [0, 1], the first channel
 
     @cached_property
     def healthy(self) -> np.ndarray:

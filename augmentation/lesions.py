@@ -20,18 +20,12 @@ PLACES = 20  # random places in which a lesion is tried before it is given up
 
 @dataclass(frozen=True)
 class Lesion:
-    """A lesion with the tissue around it.
+    """A lesion with the tissue around it."""
 
-    patch: (C, [D,] h, w) intensities.
-    tissue: of that shape, the patch as it may have looked without the lesion.
-    mask: ([D,] h, w) bool.
-    centre: of the patch in its slice or volume, in voxels.
-    """
-
-    patch: np.ndarray
-    tissue: np.ndarray
-    mask: np.ndarray
-    centre: tuple[float, ...]
+    patch: np.ndarray  # (C, [D,] h, w) intensities
+    tissue: np.ndarray  # of that shape, the patch as it may have looked without the lesion
+    mask: np.ndarray  # ([D,] h, w) bool
+    centre: tuple[float, ...]  # of the patch in its slice or volume, in voxels
 
 
 def cut_lesion(image: np.ndarray, mask: np.ndarray, healthy: np.ndarray) -> Lesion:
@@ -80,9 +74,8 @@ def turn_and_shrink(lesion: Lesion, angle: float, scale: float) -> Lesion:
     matrix[-2:, -2:] = [[cosine, sine], [-sine, cosine]]
     matrix /= scale
     middle = (np.array(lesion.mask.shape) - 1) / 2
-    resample = partial(
-        ndimage.affine_transform, matrix=matrix, offset=middle - matrix @ middle, order=1, mode="nearest"
-    )
+    offset = middle - matrix @ middle
+    resample = partial(ndimage.affine_transform, matrix=matrix, offset=offset, order=1, mode="nearest")
     mask = resample(lesion.mask.astype(np.float32)) >= 0.5
     if not mask.any():
         return lesion

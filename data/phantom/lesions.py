@@ -83,16 +83,12 @@ def draw_lesion(
     voxels = tissue.voxels[near]
     low, high = voxels.min(0), voxels.max(0) + 1
     opacity = np.zeros(high - low, np.float32)
-    opacity[tuple((voxels - low).T)] = _opacity(surface, round(1000 * volume_cm3 / np.prod(tissue.spacing_mm)))
-    return tuple(map(slice, low, high)), _one_blob(opacity)
-
-
-def _opacity(surface: np.ndarray, voxels: int) -> np.ndarray:
-    """A soft threshold of `surface` (mm, positive inside) that leaves `voxels` of it, at least one, above 0.5."""
-    voxels = min(max(voxels, 1), len(surface))
+    # A soft threshold that leaves so many voxels, at least one, above 0.5.
+    n = min(max(round(1000 * volume_cm3 / np.prod(tissue.spacing_mm)), 1), len(surface))
     ordered = np.sort(surface)[::-1]
-    level = ordered[-1] - RIM_MM if voxels == len(surface) else (ordered[voxels - 1] + ordered[voxels]) / 2
-    return 1 / (1 + np.exp(-np.clip((surface - level) / RIM_MM, -30, 30)))
+    level = ordered[-1] - RIM_MM if n == len(surface) else (ordered[n - 1] + ordered[n]) / 2
+    opacity[tuple((voxels - low).T)] = 1 / (1 + np.exp(-np.clip((surface - level) / RIM_MM, -30, 30)))
+    return tuple(map(slice, low, high)), _one_blob(opacity)
 
 
 def _one_blob(opacity: np.ndarray) -> np.ndarray:

@@ -55,7 +55,7 @@ def choose_layout(dataset: str, patterns: Patterns) -> Layout:
 
 
 def find_cases(
-    root: Path | str, layout: Layout, out_dir: Path | None = None, brains_dirs: Sequence[str] | None = None
+    root: Path, layout: Layout, out_dir: Path | None = None, brains_dirs: Sequence[str] | None = None
 ) -> list[Case]:
     """The scans of a data set below `root`, each with its mask and, where there are some, its brain.
 
@@ -75,16 +75,21 @@ def find_cases(
     files = {place: path for place, path in volumes.items() if not _is_below(place, prepared)}
     require_some(files, [root], None, "--root")
     brains = {_place(path) for path in brain_masks(brains_dirs)} if brains_dirs else set()
-    roles = {
-        path: BRAIN_MASK if place in brains else _role_in(layout, path, Path(root)) for place, path in files.items()
-    }
+    roles = {path: BRAIN_MASK if place in brains else _role_in(layout, path, root) for place, path in files.items()}
     scans, masks = ([path for path in roles if roles[path] == role] for role in (SCAN, MASK))
     if not scans:
         named, argument = _named(layout.scan), "--dataset" if layout.scan_dim else "--scan_pattern"
         raise UserError(f"--root {root} holds no NIfTI scan{named}; check the folder and {argument}")
     require_present([*scans, *masks])
     print_left_out((path, role) for path, role in roles.items() if role not in (SCAN, MASK))
-    cases = _pair(scans, masks, layout)
+    if not masks:
+        raise UserError(f"{scans[0]} has no mask: --root holds no lesion mask{_named(layout.mask)}; check its names")
+    try:
+        cases = pair_files(scans, masks, ("--root", "--root"))
+    except UserError as error:
+        if layout.scan_dim:
+            raise
+        raise UserError(f"{error}; {CHOOSE_BY_PATTERN}") from None
     print_cases(cases, "--root")
     paired = with_brains(cases, brains_dirs)
     return [replace(c, brain=None) if c.brain and _is_below(_place(c.brain), prepared) else c for c in paired]
@@ -107,17 +112,6 @@ def _role_in(layout: Layout, path: Path, root: Path) -> str:
         return BRAIN_MASK
     # ATLAS is also handed on with all that it holds in derivatives/.
     return role_below(root, path, SCAN, Patterns(layout.scan, layout.mask), raw_only=layout.scan_dim is None)
-
-
-def _pair(scans: list[Path], masks: list[Path], layout: Layout) -> list[Case]:
-    if not masks:
-        raise UserError(f"{scans[0]} has no mask: --root holds no lesion mask{_named(layout.mask)}; check its names")
-    try:
-        return pair_files(scans, masks, ("--root", "--root"))
-    except UserError as error:
-        if layout.scan_dim:
-            raise
-        raise UserError(f"{error}; {CHOOSE_BY_PATTERN}") from None
 
 
 def _named(pattern: str | None) -> str:

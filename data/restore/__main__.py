@@ -45,10 +45,16 @@ def main(settings: Settings) -> None:
         raise UserError(
             f"--predictions {settings.predictions} holds no <scan>{PREDICTION_SUFFIX} file; check the folder"
         )
-    originals = [_original_of(path, prepared_dir, root, settings.grid) for path in predictions]
+    originals = {path: _original_of(path, prepared_dir, root, settings.grid) for path in predictions}
     require_writable(out_dir, "--out_dir")
-    for path, original in progress(list(zip(predictions, originals, strict=True)), "Restoring predictions"):
-        _restore(path, *original, out_dir)
+    for path, (source, prepared) in progress(originals.items(), "Restoring predictions"):
+        mask = read_binary(path)
+        if mask.shape != prepared.shape:
+            wrong = f"{path} has shape {mask.shape} (D, H, W), its prepared scan {prepared.shape}"
+            raise UserError(f"{wrong}; predict it anew")
+        # To the voxel where preparing only cropped, padded and turned; background where it had cropped.
+        restored = resample(mask[None], prepared, space_in(source))[0]
+        write_like(out_dir / f"{stem_of(path)}.nii.gz", restored.astype(np.uint8), source)
     print(f"{counted(len(predictions), 'prediction')} restored in {out_dir}")
 
 
@@ -62,18 +68,6 @@ def _original_of(path: Path, prepared_dir: Path, root: Path, grid: str) -> tuple
     if not source.is_file():
         raise UserError(f"{source}, the original of {path.name}, does not exist; give the data set's folder as --root")
     return source, record.space
-
-
-def _restore(path: Path, source: Path, prepared: Space, out_dir: Path) -> None:
-    """Write one prediction as ``.nii.gz`` in the grid, orientation, both forms and the unit of its original file.
-
-    To the voxel where preparing only cropped, padded and turned; background where it had cropped.
-    """
-    mask = read_binary(path)
-    if mask.shape != prepared.shape:
-        raise UserError(f"{path} has shape {mask.shape} (D, H, W), its prepared scan {prepared.shape}; predict it anew")
-    restored = resample(mask[None], prepared, space_in(source))[0]
-    write_like(out_dir / f"{stem_of(path)}.nii.gz", restored.astype(np.uint8), source)
 
 
 if __name__ == "__main__":
