@@ -104,10 +104,7 @@ def _deform(grid: Grid, warp_mm: float, rng: np.random.Generator) -> np.ndarray:
 
 
 def square_distance(points: np.ndarray, place: Sequence[float], units: Sequence[float] = (1, 1, 1)) -> np.ndarray:
-    """The square of the distance of (3, ...) points in template mm to a place in MNI mm and its mirror image.
-
-    In `units` of so many mm along H, W and D.
-    """
+    """Squared distance of (3, ...) points in template mm to a place in MNI mm and its mirror image, in units of mm."""
     square = ((np.abs(points[0] - MIDLINE_MM) - place[0]) / units[0]) ** 2
     for axis in (1, 2):
         square += ((points[axis] - ORIGIN_MM[axis] - place[axis]) / units[axis]) ** 2

@@ -86,9 +86,6 @@ def paint_outside(head: Head, levels: dict[str, float], rng: np.random.Generator
     return values, in_front & (hull > csf + skull + 2)
 
 
-# --- shapes --------------------------------------------------------------------------------------------
-
-
 @lru_cache(maxsize=1)
 def _hull_distance() -> np.ndarray:
     """Signed distance in mm to the hull of the template's brain, positive outside, on a coarse padded grid."""
@@ -115,9 +112,6 @@ def _head_surface(points: np.ndarray, vault: np.ndarray) -> np.ndarray:
     column = np.maximum((radius - 1) * half_h, d - COLUMN_TOP_MM)
     overlap = np.maximum(BLEND_MM - np.abs(vault - column), 0) / BLEND_MM  # a smooth minimum, without a crease
     return np.minimum(vault, column) - overlap**2 * (BLEND_MM / 4)
-
-
-# --- painting ------------------------------------------------------------------------------------------
 
 
 def _paint(points, hull, surface, layers, levels, width) -> np.ndarray:
