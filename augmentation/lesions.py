@@ -31,7 +31,8 @@ class Lesion:
 def cut_lesion(image: np.ndarray, mask: np.ndarray, healthy: np.ndarray) -> Lesion:
     """Cut a lesion out of an image (C, [D,] H, W) with enough around it to turn it in plane, and a voxel of margin.
 
-    Beyond the array an image's border goes on; the lesion's mask ([D,] H, W), not empty, and that of healthy brain end.
+    The masks, `mask` not empty, and `healthy`, the brain without lesions, are ([D,] H, W) bool. Beyond the array the
+    border of the image goes on, and masks end.
     """
     spans = bounding_box(mask)
     reach = [span.stop - span.start for span in spans]

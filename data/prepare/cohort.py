@@ -41,7 +41,7 @@ class PreparedGrid:
 def attempt_all(
     work: Callable[[Case], Any], cases: list[Case], what: str, num_workers: int
 ) -> tuple[dict[Case, Any], list[str]]:
-    """The result for each case that is not refused, and the reasons of the refusals: a file stops no others."""
+    """The result for each case that is not refused, and the reasons of the refusals, which do not stop the others."""
     results, reasons = {}, []
     attempts = progress(map_in_order(partial(_attempt, work), cases, num_workers), what, len(cases))
     for case, (result, reason) in zip(cases, attempts, strict=True):

@@ -66,7 +66,7 @@ def find_cases(
     Raises:
         UserError: no scan of this layout, a scan or mask without the other, two of one session.
     """
-    prepared = []
+    prepared: list[Path] = []  # folders of prepared files: `out_dir`, or those made in it where it holds the root
     if out_dir is not None:
         holds_root = Path(os.path.realpath(root)).is_relative_to(os.path.realpath(out_dir))
         made = [out_dir / name for name in ("Scans", "Masks", BRAINS, "cache")] if holds_root else [out_dir]
