@@ -47,14 +47,12 @@ def main(settings: Settings) -> None:
         )
     originals = {path: _original_of(path, prepared_dir, root, settings.grid) for path in predictions}
     require_writable(out_dir, "--out_dir")
-    for path, (source, space) in progress(originals.items(), "Restoring predictions"):
+    for path, (source, grid) in progress(originals.items(), "Restoring predictions"):
         mask = read_binary(path)
-        if mask.shape != space.shape:
-            raise UserError(
-                f"{path} has shape {mask.shape} (D, H, W), its prepared scan {space.shape}; predict it anew"
-            )
+        if mask.shape != grid.shape:
+            raise UserError(f"{path} has shape {mask.shape} (D, H, W), its prepared scan {grid.shape}; predict it anew")
         # To the voxel where preparing only cropped, padded and turned; background where it had cropped.
-        restored = resample(mask[None], space, space_in(source))[0]
+        restored = resample(mask[None], grid, space_in(source))[0]
         write_like(out_dir / f"{stem_of(path)}.nii.gz", restored.astype(np.uint8), source)
     print(f"{counted(len(predictions), 'prediction')} restored in {out_dir}")
 
