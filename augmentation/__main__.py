@@ -52,14 +52,13 @@ def parse_args(argv: Sequence[str] | None = None) -> Settings:
 
 
 def main(settings: Settings) -> None:
-    out_dir, workers = Path(settings.out_dir), settings.num_workers
-    cases = Source.of(settings.cohort).cases()
+    folders, out_dir, workers = settings.cohort, Path(settings.out_dir), settings.num_workers
+    cases = Source.of(folders).cases()
     refuse_augmented(cases, "--scans_dir")
     if len({case.subject for case in cases}) < 2:
-        folder = settings.cohort.scans_dir
-        raise UserError(f"--scans_dir {folder} holds one subject; lesions are moved between two or more")
+        raise UserError(f"--scans_dir {folders.scans_dir} holds one subject; lesions are moved between two or more")
     grid = Grid(read_header(cases[0].scan).shape)
-    cohort = cohort_of(with_brains(cases, settings.cohort.brains_dir), grid=grid)
+    cohort = cohort_of(with_brains(cases, folders.brains_dir), grid=grid)
     require_one_grid(cohort.cases)
     made = settings.copies * BYTES_PER_VOXEL * int(np.prod(grid.shape))
     require_writable(out_dir, "--out_dir", len(cohort.cases) * (grid.bytes_per_scan + made))

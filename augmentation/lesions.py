@@ -139,8 +139,8 @@ def ventricles(image: np.ndarray, brain: np.ndarray) -> np.ndarray:
     The darkest of three classes (multi-level Otsu) is CSF.
     """
     try:
-        darkest = threshold_multiotsu(image[brain], 3)[0]
-    except ValueError:  # fewer than three different values, or no brain
+        darkest = threshold_multiotsu(image[brain], 3)[0] if brain.any() else -np.inf
+    except ValueError:  # fewer than three different values
         return np.zeros(brain.shape, bool)
     depth = ndimage.distance_transform_edt(brain)
     return ndimage.binary_opening(brain & (image < darkest) & (depth > VENTRICLE_DEPTH * depth.max()))

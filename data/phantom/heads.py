@@ -68,10 +68,11 @@ def warp_head(grid: Grid, warp_mm: float, rng: np.random.Generator) -> Head:
     sulcus = _sulci(grid, points[:, brain], brain, rng)
     grey, white, fluid = grey**SHARPNESS, (white / sulcus) ** SHARPNESS, FLUID_WEIGHT * (fluid * sulcus) ** SHARPNESS
     whole = grey + white + fluid
-    parts = [np.zeros(brain.shape, part.dtype) for part in (detail, grey, white, tissue)]
-    for part, values in zip(parts, (detail, grey / whole, white / whole, tissue), strict=True):
-        part[brain] = values
-    return Head(grid, points, *parts, brain)
+    volumes = [np.zeros(brain.shape, part.dtype) for part in (detail, grey, white, tissue)]
+    for volume, values in zip(volumes, (detail, grey / whole, white / whole, tissue), strict=True):
+        volume[brain] = values
+    detail, grey, white, tissue = volumes
+    return Head(grid, points, detail, grey, white, tissue, brain)
 
 
 def _sulci(grid: Grid, points: np.ndarray, brain: np.ndarray, rng: np.random.Generator) -> np.ndarray:

@@ -92,12 +92,13 @@ def _tiles(table: pd.DataFrame, out_dir: Path) -> list[tuple[str, np.ndarray, np
     ordered = table.sort_values("lesion_cm3", kind="stable")
     chosen = ordered.iloc[np.unique(np.linspace(0, len(ordered) - 1, min(TILES, len(ordered))).astype(int))]
     tiles = []
-    for row in chosen.itertuples():
-        scan, mask = read_volume(out_dir / "Scans" / row.scan).array, _read_mask(out_dir, row.mask)
+    columns = (chosen[name] for name in ("scan", "mask", "subject", "lesion_cm3"))
+    for scan_name, mask_name, subject, size_cm3 in zip(*columns, strict=True):
+        scan, mask = read_volume(out_dir / "Scans" / scan_name).array, _read_mask(out_dir, mask_name)
         z = int(mask.sum((1, 2)).argmax()) if mask.any() else len(mask) // 2
         image = normalise(scan[:, z : z + 1], np.ones((1, *scan.shape[2:]), bool))[0, 0]
         # The mask's slice is copied, or the page would keep every volume in memory.
-        tiles.append((f"{row.subject}  {row.lesion_cm3:.3g} cm³", image, mask[z].copy()))
+        tiles.append((f"{subject}  {size_cm3:.3g} cm³", image, mask[z].copy()))
     return tiles
 
 
