@@ -1,8 +1,6 @@
 """Make new training scans: ``python -m augmentation --scans_dir DIR --masks_dir DIR --out_dir data/Augmented``.
 
-Lesions of sick slices are moved onto healthy ones that are like them, by Poisson image editing. The folder gets
-``Scans/``, ``Masks/``, ``provenance.json`` (who gave what, so that no fold trains on its test subjects) and
-``contact_sheet.png``. A stopped run goes on where it was.
+Lesions of sick slices are moved onto healthy ones that are like them, by Poisson image editing.
 """
 
 from collections.abc import Sequence
@@ -12,9 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from augmentation.cohort import index_cohort
-from augmentation.contact_sheet import draw_contact_sheet
-from augmentation.output import write_all
-from augmentation.settings import TransferSettings
+from augmentation.output import draw_contact_sheet, write_all
+from augmentation.transfer import TransferSettings
 from data.files.volumes import read_header
 from data.scans.brain import with_brains
 from data.scans.checks import require_one_grid
@@ -55,9 +52,14 @@ def parse_args(argv: Sequence[str] | None = None) -> Settings:
 
 
 def main(settings: Settings) -> None:
-    out_dir, workers = Path(settings.out_dir), settings.num_workers
-    cohort = open_lenders(settings.cohort)
-    grid = cohort.grid
+    folders, out_dir, workers = settings.cohort, Path(settings.out_dir), settings.num_workers
+    cases = cases_in(folders)
+    refuse_augmented(cases, "--scans_dir")
+    if len({case.subject for case in cases}) < 2:
+        raise UserError(f"--scans_dir {folders.scans_dir} holds one subject; lesions are moved between two or more")
+    grid = Grid(read_header(cases[0].scan).shape)
+    cohort = cohort_of(with_brains(cases, folders.brains_dir), grid=grid)
+    require_one_grid(cohort.cases)
     made = settings.copies * BYTES_PER_VOXEL * int(np.prod(grid.shape))
     require_writable(out_dir, "--out_dir", len(cohort.cases) * (grid.bytes_per_scan + made))
     cohort = cohort.cached_in(out_dir / "cache", "--out_dir")
@@ -67,18 +69,6 @@ def main(settings: Settings) -> None:
     lenders = index_cohort(cohort, workers)
     write_all(lenders, digests, settings.transfer, settings.copies, out_dir, workers)
     draw_contact_sheet(lenders, out_dir)
-
-
-def open_lenders(folders: CohortFolders):
-    """The cohort that gives and takes lesions, on the one grid that all of its scans share."""
-    cases = cases_in(folders)
-    refuse_augmented(cases, "--scans_dir")
-    if len({case.subject for case in cases}) < 2:
-        raise UserError(f"--scans_dir {folders.scans_dir} holds one subject; lesions are moved between two or more")
-    grid = Grid(read_header(cases[0].scan).shape)
-    cohort = cohort_of(with_brains(cases, folders.brains_dir), grid=grid)
-    require_one_grid(cohort.cases)
-    return cohort
 
 
 if __name__ == "__main__":

@@ -19,27 +19,18 @@ from utils.errors import UserError
 from utils.parallel import map_in_order
 from utils.progress import progress
 
-STEP_PERCENTILE = 95
-RIM = 2  # voxels
-
 
 @dataclass(frozen=True)
 class Scan:
-    """A scan that gives or takes lesions.
-
-    image: (C, D, H, W) float32 in its own units.
-    low, contrast: (C,) 1st percentile of its brain, and from there to the 99th.
-    brain, lesions: (D, H, W) bool.
-    scaled: (D, H, W) float16 in [0, 1], the first channel.
-    """
+    """A scan that gives or takes lesions."""
 
     case: Case
-    image: np.ndarray
-    low: np.ndarray
-    contrast: np.ndarray
-    brain: np.ndarray
-    lesions: np.ndarray
-    scaled: np.ndarray
+    image: np.ndarray  # (C, D, H, W) float32 in its own units
+    low: np.ndarray  # (C,) 1st percentile of its brain
+    contrast: np.ndarray  # (C,) from there to the 99th
+    brain: np.ndarray  # (D, H, W) bool
+    lesions: np.ndarray  # likewise
+    scaled: np.ndarray  # (D, H, W) float16 in [0, 1], the first channel
 
     @cached_property
     def healthy(self) -> np.ndarray:
@@ -48,8 +39,8 @@ class Scan:
 
     @cached_property
     def inner(self) -> np.ndarray:
-        """(D, H, W) bool, the brain without `RIM` voxels at its surface, which near the vertex lies flat in a slice."""
-        return ndimage.binary_erosion(self.brain, iterations=RIM)
+        """(D, H, W) bool, the brain without 2 voxels at its surface, which near the vertex lies flat in a slice."""
+        return ndimage.binary_erosion(self.brain, iterations=2)
 
     @cached_property
     def usual_step(self) -> np.ndarray:
@@ -58,7 +49,7 @@ class Scan:
         for axis in (-2, -1):
             both = sliding_window_view(self.healthy, 2, axis).all(-1)
             steps.append(np.abs(np.diff(self.image, axis=axis))[:, both])
-        return np.percentile(np.concatenate(steps, 1), STEP_PERCENTILE, axis=1)
+        return np.percentile(np.concatenate(steps, 1), 95, axis=1)
 
 
 @dataclass(frozen=True)
@@ -90,11 +81,8 @@ def load_scan(case: Case, grid: Grid, cache_dir: Path) -> Scan:
 
 def index_cohort(cohort: Cohort, num_workers: int) -> IndexedCohort:
     """Describe the slices of a cohort that is kept prepared."""
-    work = partial(_index_case, cohort=cohort)
-    indices = progress(
-        map_in_order(work, range(len(cohort.cases)), num_workers), "Describing slices", len(cohort.cases)
-    )
-    index = join(list(indices))
+    work, n = partial(_index_case, cohort=cohort), len(cohort.cases)
+    index = join(list(progress(map_in_order(work, range(n), num_workers), "Describing slices", n)))
     if not index.sick.any():
         raise UserError("no mask of --masks_dir holds a lesion that could be moved; add scans with lesions")
     return IndexedCohort(cohort, index)

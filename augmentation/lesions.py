@@ -7,7 +7,10 @@ import numpy as np
 from scipy import ndimage
 from skimage.filters import threshold_multiotsu
 
+from augmentation.poisson import box_around
 from data.batches.tissue import surrounding_tissue
+from data.files.space import cut
+from utils.scores.overlap import bounding_box
 
 # Ventricles are deeper inside the brain than the sulci, which are as dark: this share of the deepest voxel's depth.
 VENTRICLE_DEPTH = 0.35
@@ -17,65 +20,43 @@ PLACES = 20  # random places in which a lesion is tried before it is given up
 
 @dataclass(frozen=True)
 class Lesion:
-    """A lesion with the tissue around it.
+    """A lesion with the tissue around it."""
 
-    patch: (C, [D,] h, w) intensities.
-    tissue: of that shape, the patch as it may have looked without the lesion.
-    mask: ([D,] h, w) bool.
-    centre: of the patch in its slice or volume, in voxels.
-    """
-
-    patch: np.ndarray
-    tissue: np.ndarray
-    mask: np.ndarray
-    centre: tuple[float, ...]
+    patch: np.ndarray  # (C, [D,] h, w) intensities
+    tissue: np.ndarray  # of that shape, the patch as it may have looked without the lesion
+    mask: np.ndarray  # ([D,] h, w) bool
+    centre: tuple[float, ...]  # of the patch in its slice or volume, in voxels
 
 
 def cut_lesion(image: np.ndarray, mask: np.ndarray, healthy: np.ndarray) -> Lesion:
-    """Cut out a lesion with enough around it to turn it in plane.
+    """Cut a lesion out of an image (C, [D,] H, W) with enough around it to turn it in plane, and a voxel of margin.
 
-    Args:
-        image: (C, [D,] H, W).
-        mask: ([D,] H, W) bool, not empty.
-        healthy: ([D,] H, W) bool, the brain without lesions.
+    The masks, `mask` not empty, and `healthy`, the brain without lesions, are ([D,] H, W) bool. Beyond the array the
+    border of the image goes on, and masks end.
     """
-    spans = ndimage.find_objects(mask.astype(np.uint8))[0]
+    spans = bounding_box(mask)
     reach = [span.stop - span.start for span in spans]
     reach[-2:] = [int(np.ceil(np.hypot(*reach[-2:])))] * 2
     starts = [(span.start + span.stop - size) // 2 - 1 for span, size in zip(spans, reach, strict=True)]
-    patch = np.stack([_window(channel, starts, reach) for channel in image])
-    lesion, known = _window(mask, starts, reach), _window(healthy, starts, reach)
-    return Lesion(
-        patch,
-        np.stack([surrounding_tissue(channel, lesion, known) for channel in patch]),
-        lesion,
-        tuple(start + (size + 1) / 2 for start, size in zip(starts, reach, strict=True)),
-    )
-
-
-def _window(array: np.ndarray, starts: list[int], reach: list[int]) -> np.ndarray:
-    """A window with a voxel of margin; beyond the array an image's border goes on, and a mask ends."""
-    window = array
-    for axis, (start, size) in enumerate(zip(starts, reach, strict=True)):
-        index = np.arange(start, start + size + 2)
-        window = window.take(index, axis, mode="clip")
-        if array.dtype == bool:
-            np.moveaxis(window, axis, 0)[(index < 0) | (index >= array.shape[axis])] = False
-    return window
+    shape = [size + 2 for size in reach]
+    lesion, known = cut(mask, starts, shape), cut(healthy, starts, shape)
+    ranges = zip(starts, shape, mask.shape, strict=True)
+    nearest = np.ix_(*(np.arange(start, start + size).clip(0, n - 1) for start, size, n in ranges))
+    patch = np.stack([channel[nearest] for channel in image])
+    tissue = np.stack([surrounding_tissue(channel, lesion, known) for channel in patch])
+    centre = tuple(start + (size - 1) / 2 for start, size in zip(starts, shape, strict=True))
+    return Lesion(patch, tissue, lesion, centre)
 
 
 def vary(
     lesion: Lesion, rng: np.random.Generator, max_angle: float, min_scale: float, max_erosion: int
 ) -> tuple[Lesion, dict]:
-    """Turn a lesion in plane, shrink it and erode it, by random amounts.
+    """Turn a lesion in plane, shrink it and erode it, by random amounts; the varied lesion and these amounts.
 
     Args:
         max_angle: in degrees, to either side; drawn evenly.
         min_scale: (0 to 1], least ratio of the new diameter to the old one; its logarithm is drawn evenly.
         max_erosion: in voxels, drawn evenly; less is taken off where nothing would be left.
-
-    Returns:
-        The varied lesion and what was done: ``angle`` in degrees, ``scale``, ``erosion`` in voxels.
     """
     angle, scale = float(rng.uniform(-max_angle, max_angle)), float(min_scale ** rng.random())
     moved = turn_and_shrink(lesion, angle, scale)
@@ -94,9 +75,8 @@ def turn_and_shrink(lesion: Lesion, angle: float, scale: float) -> Lesion:
     matrix[-2:, -2:] = [[cosine, sine], [-sine, cosine]]
     matrix /= scale
     middle = (np.array(lesion.mask.shape) - 1) / 2
-    resample = partial(
-        ndimage.affine_transform, matrix=matrix, offset=middle - matrix @ middle, order=1, mode="nearest"
-    )
+    offset = middle - matrix @ middle
+    resample = partial(ndimage.affine_transform, matrix=matrix, offset=offset, order=1, mode="nearest")
     mask = resample(lesion.mask.astype(np.float32)) >= 0.5
     if not mask.any():
         return lesion
@@ -105,11 +85,7 @@ def turn_and_shrink(lesion: Lesion, angle: float, scale: float) -> Lesion:
 
 
 def place(lesion: Lesion, centre: tuple[float, ...], allowed: np.ndarray) -> tuple[Lesion, tuple[slice, ...]] | None:
-    """Fit a lesion into a recipient.
-
-    Args:
-        centre: in the recipient, in voxels.
-        allowed: ([D,] H, W) bool, where a lesion may be.
+    """Fit a lesion into a recipient, about a centre in voxels, where it may be by `allowed`, ([D,] H, W) bool.
 
     Returns:
         What fits of the lesion, its mask not empty, its centre where whole voxels put it, and the window of the
@@ -127,8 +103,8 @@ def place(lesion: Lesion, centre: tuple[float, ...], allowed: np.ndarray) -> tup
     if mask.sum() < max(LEAST_KEPT * lesion.mask.sum(), 1):
         return None
     every = (slice(None), *source)
-    parts = {"patch": lesion.patch[every], "tissue": lesion.tissue[every], "mask": mask}
-    return replace(lesion, **parts, centre=tuple(centred)), target
+    placed = replace(lesion, patch=lesion.patch[every], tissue=lesion.tissue[every], mask=mask, centre=tuple(centred))
+    return placed, target
 
 
 def place_anywhere(
@@ -149,14 +125,11 @@ def place_anywhere(
 def allowed_region(image: np.ndarray, brain: np.ndarray, inner: np.ndarray, lesion: np.ndarray) -> np.ndarray:
     """Where a new lesion may be: in the brain, but for its rim, its ventricles and the lesions it has.
 
-    Args:
-        image: ([D,] H, W) first channel, any units.
-        brain, inner, lesion: bool, of that shape; `inner` is the brain without its rim.
+    All are ([D,] H, W): the first channel in any units, and masks; `inner` is the brain without its rim.
     """
     allowed = np.zeros(brain.shape, bool)
-    for spans in ndimage.find_objects(brain.astype(np.uint8)):  # one box; the air around it takes most of the time
-        box = tuple(slice(max(span.start - 1, 0), span.stop + 1) for span in spans)
-        allowed[box] = inner[box] & ~ventricles(image[box], brain[box]) & ~ndimage.binary_dilation(lesion[box])
+    box = box_around(brain)  # the air around it takes most of the time
+    allowed[box] = inner[box] & ~ventricles(image[box], brain[box]) & ~ndimage.binary_dilation(lesion[box])
     return allowed
 
 
@@ -165,11 +138,9 @@ def ventricles(image: np.ndarray, brain: np.ndarray) -> np.ndarray:
 
     The darkest of three classes (multi-level Otsu) is CSF.
     """
-    if not brain.any() or np.ptp(image[brain]) == 0:
-        return np.zeros(brain.shape, bool)
-    depth = ndimage.distance_transform_edt(brain)
     try:
-        darkest = threshold_multiotsu(image[brain], 3)[0]
+        darkest = threshold_multiotsu(image[brain], 3)[0] if brain.any() else -np.inf
     except ValueError:  # fewer than three different values
         return np.zeros(brain.shape, bool)
+    depth = ndimage.distance_transform_edt(brain)
     return ndimage.binary_opening(brain & (image < darkest) & (depth > VENTRICLE_DEPTH * depth.max()))

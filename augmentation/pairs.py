@@ -1,22 +1,31 @@
 """Which sick slices are like which healthy ones: by brain outline (IoU), by structure (SSIM), and close in depth.
 
-Only `CANDIDATES` sick slices are looked at for each healthy one, so the cost grows with the number of volumes and not
-with its square. Of those, an upper bound of the IoU from coarse descriptors rules most unlike ones out, without
-loss, before a voxel is read.
+An upper bound of the IoU from coarse descriptors rules most unlike ones out, without loss, before a voxel is read.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 from skimage.metrics import structural_similarity
 
-from augmentation.settings import Criteria
+from utils.settings import option
+from utils.validators import fraction, non_negative_int
 
 CELLS = 12  # along each side of the coarse grid that the brain's voxels are counted on
 LEAST_BRAIN = 0.2  # of the largest slice of its volume: the tips of the brain are no place for most lesions
-CANDIDATES = 32  # sick slices that are looked at for a healthy one, so that the search takes as long in any cohort
+CANDIDATES = 32  # sick slices that are looked at for a healthy one: the cost grows with the scans, not their square
 PARTNERS = 3  # after so many the search ends: one of them lends, drawn at random
+
+
+@dataclass(frozen=True)
+class Criteria:
+    """Pairs of a healthy and a sick slice."""
+
+    min_iou: float = option(fraction, "least overlap of the brain masks", 0.8)
+    min_ssim: float = option(fraction, "least structural similarity of the slices, each scaled to [0, 1]", 0.5)
+    max_depth_difference: int = option(non_negative_int, "slices that the two may be apart", 30)
 
 
 @dataclass(frozen=True)
@@ -27,9 +36,6 @@ class SliceIndex:
     z: np.ndarray
     sick: np.ndarray
     cells: np.ndarray
-
-    def of_volume(self, volume: int) -> np.ndarray:
-        return np.flatnonzero(self.volume == volume)
 
 
 @dataclass(frozen=True)
@@ -43,11 +49,7 @@ class Pair:
 
 
 def index_slices(volume: int, brain: np.ndarray, lesion: np.ndarray) -> SliceIndex:
-    """The rows of one volume, for all slices with at least `LEAST_BRAIN` of its largest one's brain.
-
-    Args:
-        brain, lesion: (D, H, W) bool.
-    """
+    """The slices of masks (D, H, W) bool with at least `LEAST_BRAIN` of the brain of the largest one."""
     areas = brain.sum((1, 2))
     z = np.flatnonzero((areas > 0) & (areas >= LEAST_BRAIN * areas.max()))
     sick = np.asarray(lesion[z].any((1, 2)))
@@ -66,11 +68,9 @@ def count_cells(masks: np.ndarray) -> np.ndarray:
 
 
 def iou_bound(cells: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """The largest IoU that masks with these counts can have: in each cell the smaller count may overlap wholly.
+    """The largest IoU that a mask can have with others of these counts, (CELLS ** 2,) and (N, CELLS ** 2).
 
-    Args:
-        cells: (CELLS ** 2,) of one mask.
-        others: (N, CELLS ** 2) of others.
+    In each cell the smaller count may overlap wholly.
     """
     return np.minimum(cells, others).sum(1) / np.maximum(np.maximum(cells, others).sum(1), 1)
 
@@ -94,30 +94,22 @@ def find_pairs(
         donors: (N,) bool, which rows may be partners.
         read: from a row to its slice (H, W) in [0, 1] and its brain mask (H, W) bool.
     """
-    pairs = []
+    pairs: list[Pair] = []
     for row in healthy:
         near = np.abs(index.z - index.z[row]) <= criteria.max_depth_difference
         possible = np.flatnonzero(index.sick & donors & near)
         looked_at = rng.permutation(possible)[:CANDIDATES]
         bounds = iou_bound(index.cells[row], index.cells[looked_at])
         promising = looked_at[bounds >= criteria.min_iou][np.argsort(-bounds[bounds >= criteria.min_iou])]
-        pairs += _partners(row, promising, read, criteria)
+        pairs += islice(_partners(row, promising, read, criteria), PARTNERS)
     return pairs
 
 
-def _partners(row: int, promising: np.ndarray, read: Callable, criteria: Criteria) -> list[Pair]:
-    pairs: list[Pair] = []
-    if not len(promising):
-        return pairs
+def _partners(row: int, promising: np.ndarray, read: Callable, criteria: Criteria) -> Iterator[Pair]:
     image, brain = read(row)
     for sick in promising:
         other_image, other_brain = read(sick)
-        overlap = iou(brain, other_brain)
-        if overlap < criteria.min_iou:
-            continue
-        likeness = structural_similarity(image, other_image, data_range=1.0)
-        if likeness >= criteria.min_ssim:
-            pairs.append(Pair(int(row), int(sick), overlap, float(likeness)))
-        if len(pairs) == PARTNERS:
-            break
-    return pairs
+        if (overlap := iou(brain, other_brain)) >= criteria.min_iou:
+            likeness = structural_similarity(image, other_image, data_range=1.0)
+            if likeness >= criteria.min_ssim:
+                yield Pair(int(row), int(sick), overlap, float(likeness))

@@ -9,6 +9,8 @@ from scipy import ndimage
 from scipy.sparse import coo_array
 from scipy.sparse.linalg import cg
 
+from utils.scores.overlap import bounding_box
+
 TOLERANCE = 1e-8  # of the residual, relative to the right-hand side: beyond float32
 
 
@@ -40,7 +42,7 @@ def blend(
         raise ValueError("the region leaves nothing of the recipient")
     result = recipient.copy()
     if region.any():
-        window = _around(region)
+        window = box_around(region)
         inside = region[window]
         share = np.ones(inside.shape) if share is None else share[window]
         images = recipient[window].astype(float), donor[window].astype(float)
@@ -71,10 +73,9 @@ def soft_rim(
     return tissue + change * min(1, max_step / max(step, 1e-12))
 
 
-def _around(region: np.ndarray) -> tuple[slice, ...]:
-    """The region's bounding box with a voxel of margin, where the array has one."""
-    spans = ndimage.find_objects(region.astype(np.uint8))[0]
-    return tuple(slice(max(span.start - 1, 0), span.stop + 1) for span in spans)
+def box_around(region: np.ndarray) -> tuple[slice, ...]:
+    """The bounding box of a bool array with a voxel of margin, where the array has one."""
+    return tuple(slice(max(span.start - 1, 0), span.stop + 1) for span in bounding_box(region))
 
 
 def _solve(recipient: np.ndarray, donor: np.ndarray, inside: np.ndarray, share: np.ndarray) -> np.ndarray:
@@ -84,25 +85,16 @@ def _solve(recipient: np.ndarray, donor: np.ndarray, inside: np.ndarray, share: 
     all pairs are the discrete Poisson equation with the recipient as Dirichlet boundary. Conjugate gradients solve them
     in 1 ms for 1000 pixels and 9 ms for 20000 voxels, where a sparse direct solver takes 8 and 2400.
     """
-    pairs = _neighbours(inside.shape)
+    index = np.arange(inside.size).reshape(inside.shape)
+    # (N, 2) flat indices of voxels that share a face, for each axis.
+    faces = [np.stack([np.delete(index, end, axis).ravel() for end in (-1, 0)], 1) for axis in range(inside.ndim)]
+    pairs = np.concatenate(faces)
     pairs = pairs[inside.ravel()[pairs].any(1)]
-    guidance = _guidance(recipient.ravel()[pairs], donor.ravel()[pairs], share.ravel()[pairs[:, 0]])
+    own, donated = (np.diff(image.ravel()[pairs])[:, 0] for image in (recipient, donor))
+    guidance = own + share.ravel()[pairs[:, 0]] * (donated - own)
     signs = np.tile([-1.0, 1.0], (len(pairs), 1))
     rows = np.repeat(np.arange(len(pairs)), 2)
     difference = coo_array((signs.ravel(), (rows, pairs.ravel())), shape=(len(pairs), inside.size)).tocsc()
     unknown, known = difference[:, inside.ravel()], difference[:, ~inside.ravel()]
     right = unknown.T @ (guidance - known @ recipient[~inside])
     return cg((unknown.T @ unknown).tocsr(), right, x0=recipient[inside], rtol=TOLERANCE)[0]
-
-
-def _neighbours(shape: tuple[int, ...]) -> np.ndarray:
-    """(N, 2) flat indices of all voxels that share a face."""
-    index = np.arange(np.prod(shape)).reshape(shape)
-    pairs = [(np.delete(index, -1, axis).ravel(), np.delete(index, 0, axis).ravel()) for axis in range(len(shape))]
-    return np.concatenate([np.stack(pair, 1) for pair in pairs])
-
-
-def _guidance(recipient: np.ndarray, donor: np.ndarray, share: np.ndarray) -> np.ndarray:
-    """The wanted difference of each pair of values (N, 2)."""
-    own, donated = recipient[:, 1] - recipient[:, 0], donor[:, 1] - donor[:, 0]
-    return own + share * (donated - own)

@@ -1,5 +1,6 @@
 """One augmented scan: lesions of other subjects' scans moved into it by Poisson image editing."""
 
+from collections import defaultdict
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -7,11 +8,14 @@ from scipy import ndimage
 
 from augmentation.cohort import IndexedCohort, Scan
 from augmentation.lesions import Lesion, allowed_region, cut_lesion, place, place_anywhere, vary
-from augmentation.pairs import Pair, find_pairs
+from augmentation.pairs import Criteria, Pair, find_pairs
 from augmentation.poisson import blend, soft_rim
-from augmentation.settings import TransferSettings
 from data.batches.cutting import EIGHT_CONNECTED
+from data.settings import seed_option
 from utils.scores.components import TWENTY_SIX_CONNECTED
+from utils.scores.overlap import bounding_box
+from utils.settings import option
+from utils.validators import non_negative_float, positive_fraction, positive_int
 
 DONORS = 8  # scans that lesions are drawn from for one augmented scan: few enough to stay in memory (`load_scan`)
 SLICES = 0.5  # share of the healthy slices that get a lesion (``slice``), so that a scan keeps as many without
@@ -22,9 +26,34 @@ Rng = np.random.Generator
 
 
 @dataclass(frozen=True)
+class TransferSettings:
+    """Lesions and their transfer."""
+
+    seed: int = seed_option()
+    mode: str = option(
+        str,
+        "lesions of single slices, each at the place it had in its own head, or whole 3D lesions anywhere in the brain "
+        "off ventricles and lesions",
+        "volume",
+        choices=("slice", "volume"),
+    )
+    lesions: int = option(positive_int, "new lesions of a scan (volume)", 2)
+    min_scale: float = option(
+        positive_fraction, "least diameter of a moved lesion, as a share of its own; 1 to leave its size", 1.0
+    )
+    rim: float = option(
+        non_negative_float,
+        "voxels over which tissue becomes lesion, one too thin for it made fainter; 0 for a hard edge",
+        3.0,
+    )
+    criteria: Criteria = Criteria()
+
+
+@dataclass(frozen=True)
 class Augmented:
     """A recipient that gets lesions: image (C, D, H, W) float32, all its lesions (D, H, W) bool, and where from."""
 
+    recipient: Scan
     image: np.ndarray
     lesions: np.ndarray
     origins: list[dict]
@@ -36,106 +65,81 @@ def augment(cohort: IndexedCohort, recipient: int, copy: int, settings: Transfer
     Lesions come from scans of other subjects alone. The result depends on the seed, the recipient and the copy only.
     """
     rng = np.random.default_rng([settings.seed, recipient, copy])
-    scan, index = cohort.load(recipient), cohort.index
-    donors = _draw_donors(cohort, recipient, rng)
-    rows = index.of_volume(recipient)
-    healthy = rng.permutation(rows[~index.sick[rows]])
-    result = Augmented(scan.image.copy(), scan.lesions.copy(), [])
+    scan, index, subject = cohort.load(recipient), cohort.index, cohort.cases[recipient].subject
+    lenders = [v for v in np.unique(index.volume[index.sick]) if cohort.cases[v].subject != subject]
+    donors = np.isin(index.volume, rng.permutation(lenders)[:DONORS])
+    healthy = rng.permutation(np.flatnonzero((index.volume == recipient) & ~index.sick))
+    result = Augmented(scan, scan.image.copy(), scan.lesions.copy(), [])
 
     def partners(rows: np.ndarray) -> list[Pair]:
-        return _one_partner(find_pairs(index, rows, donors, cohort.slice_of, rng, settings.criteria), rng)
+        """One pair for each healthy slice."""
+        by_slice: dict[int, list[Pair]] = defaultdict(list)
+        for pair in find_pairs(index, rows, donors, cohort.slice_of, rng, settings.criteria):
+            by_slice[pair.healthy].append(pair)
+        return [options[rng.integers(len(options))] for options in by_slice.values()]
 
     if settings.mode == "slice":
         for pair in partners(healthy[: round(SLICES * len(healthy))]):
-            _into_slice(cohort, scan, result, pair, rng, settings)
+            _into_slice(cohort, result, pair, rng, settings)
         return result
     allowed = allowed_region(scan.image[0], scan.brain, scan.inner, scan.lesions)
     for row in healthy[: TRIES * settings.lesions]:
         for pair in partners(np.array([row])):
-            _into_volume(cohort, scan, result, allowed, pair, rng, settings)
+            _into_volume(cohort, result, allowed, pair, rng, settings)
         if len(result.origins) == settings.lesions:
             break
     return result
 
 
-def _draw_donors(cohort: IndexedCohort, recipient: int, rng: Rng) -> np.ndarray:
-    """(N,) bool, the rows of the scans that may lend: `DONORS` scans of other subjects that have lesions."""
-    own = cohort.cases[recipient].subject
-    lenders = [v for v in np.unique(cohort.index.volume[cohort.index.sick]) if cohort.cases[v].subject != own]
-    return np.isin(cohort.index.volume, rng.permutation(lenders)[:DONORS])
-
-
-def _one_partner(pairs: list[Pair], rng: Rng) -> list[Pair]:
-    """One pair for each healthy slice."""
-    by_slice: dict[int, list[Pair]] = {}
-    for pair in pairs:
-        by_slice.setdefault(pair.healthy, []).append(pair)
-    return [options[rng.integers(len(options))] for options in by_slice.values()]
-
-
-def _into_slice(
-    cohort: IndexedCohort, scan: Scan, result: Augmented, pair: Pair, rng: Rng, settings: TransferSettings
-) -> None:
+def _into_slice(cohort: IndexedCohort, result: Augmented, pair: Pair, rng: Rng, settings: TransferSettings) -> None:
     """Add one lesion of the sick slice to the healthy one of the result."""
     donor, z, sick_z = cohort.load(cohort.index.volume[pair.sick]), *cohort.index.z[[pair.healthy, pair.sick]]
     labels, n = ndimage.label(donor.lesions[sick_z], EIGHT_CONNECTED)
-    cut = _cut(donor, donor.image[:, sick_z], labels == 1 + rng.integers(n), donor.healthy[sick_z], scan)
+    scan, lesion = result.recipient, labels == 1 + rng.integers(n)
+    varied, how = _vary(donor, donor.image[:, sick_z], lesion, donor.healthy[sick_z], scan, rng, settings.min_scale)
     allowed = allowed_region(scan.image[0, z], scan.brain[z], scan.inner[z], scan.lesions[z])
-    varied, how = vary(cut, rng, MAX_ANGLE, settings.min_scale, MAX_EROSION)
     shift = _middle(scan.brain[z]) - _middle(donor.brain[sick_z])
-    if (placed := place(varied, tuple(np.add(varied.centre, shift)), allowed)) is None:
-        return
-    lesion, window = placed
-    _blend_into(result.image[:, z], lesion, window, scan.usual_step, settings.rim)
-    result.lesions[z][window] |= lesion.mask
-    result.origins.append(_origin(donor, z, sick_z, pair, lesion, {**how, "moved": _moved(varied, lesion)}))
+    if (placed := place(varied, tuple(np.add(varied.centre, shift)), allowed)) is not None:
+        _blend_into(result.image[:, z], result.lesions[z], *placed, scan.usual_step, settings.rim)
+        result.origins.append(_origin(donor, z, sick_z, pair, varied, placed[0], how))
 
 
 def _into_volume(
-    cohort: IndexedCohort,
-    scan: Scan,
-    result: Augmented,
-    allowed: np.ndarray,
-    pair: Pair,
-    rng: Rng,
-    settings: TransferSettings,
+    cohort: IndexedCohort, result: Augmented, allowed: np.ndarray, pair: Pair, rng: Rng, settings: TransferSettings
 ) -> None:
     """Add a 3D lesion that crosses the sick slice to the result, and keep further ones off it in `allowed`."""
     donor, sick_z = cohort.load(cohort.index.volume[pair.sick]), cohort.index.z[pair.sick]
     labels, _ = ndimage.label(donor.lesions, TWENTY_SIX_CONNECTED)
-    crossing = rng.choice(np.unique(labels[sick_z][labels[sick_z] > 0]))
-    cut = _cut(donor, donor.image, labels == crossing, donor.healthy, scan)
-    varied, how = vary(cut, rng, MAX_ANGLE, settings.min_scale, MAX_EROSION)
-    if (placed := place_anywhere(varied, allowed, rng)) is None:
-        return
-    lesion, window = placed
-    _blend_into(result.image, lesion, window, scan.usual_step, settings.rim)
-    result.lesions[window] |= lesion.mask
-    widest, moved = window[0].start + lesion.mask.sum((1, 2)).argmax(), _moved(varied, lesion)
-    result.origins.append(_origin(donor, widest, widest - moved[0], pair, lesion, {**how, "moved": moved}))
-    allowed &= ~ndimage.binary_dilation(result.lesions)
+    scan, crossing = result.recipient, rng.choice(np.unique(labels[sick_z][labels[sick_z] > 0]))
+    varied, how = _vary(donor, donor.image, labels == crossing, donor.healthy, scan, rng, settings.min_scale)
+    if (placed := place_anywhere(varied, allowed, rng)) is not None:
+        lesion, window = placed
+        _blend_into(result.image, result.lesions, lesion, window, scan.usual_step, settings.rim)
+        widest = window[0].start + lesion.mask.sum((1, 2)).argmax()
+        donor_z = widest - int(lesion.centre[0] - varied.centre[0])
+        result.origins.append(_origin(donor, widest, donor_z, pair, varied, lesion, how))
+        allowed &= ~ndimage.binary_dilation(result.lesions)
 
 
-def _cut(donor: Scan, image: np.ndarray, lesion: np.ndarray, healthy: np.ndarray, recipient: Scan) -> Lesion:
-    """The lesion with intensities on the recipient's scale; only their differences will count."""
-    gain = (recipient.contrast / np.maximum(donor.contrast, 1e-12)).reshape(-1, *[1] * lesion.ndim)
-    cut = cut_lesion(image, lesion, healthy)
-    return replace(cut, patch=cut.patch * gain, tissue=cut.tissue * gain)
+def _vary(
+    donor: Scan, image: np.ndarray, mask: np.ndarray, healthy: np.ndarray, recipient: Scan, rng: Rng, min_scale: float
+) -> tuple[Lesion, dict]:
+    """`vary` the lesion, with intensities on the recipient's scale; only their differences will count."""
+    gain = (recipient.contrast / np.maximum(donor.contrast, 1e-12)).reshape(-1, *[1] * mask.ndim)
+    cut = cut_lesion(image, mask, healthy)
+    on_scale = replace(cut, patch=cut.patch * gain, tissue=cut.tissue * gain)
+    return vary(on_scale, rng, MAX_ANGLE, min_scale, MAX_EROSION)
 
 
 def _middle(brain: np.ndarray) -> np.ndarray:
     """The middle of a slice's brain, by which two are laid upon each other."""
-    (rows, columns) = ndimage.find_objects(brain.astype(np.uint8))[0]
-    return np.array([rows.start + rows.stop, columns.start + columns.stop]) / 2
+    return np.array([span.start + span.stop for span in bounding_box(brain)]) / 2
 
 
-def _moved(lesion: Lesion, placed: Lesion) -> list[int]:
-    """By how many voxels a lesion was moved."""
-    return np.subtract(placed.centre, lesion.centre).astype(int).tolist()
-
-
-def _blend_into(image: np.ndarray, lesion: Lesion, window: tuple[slice, ...], max_step: np.ndarray, rim: float) -> None:
-    """Blend a fitted lesion into its window of the image (C, ...), in place.
+def _blend_into(
+    image: np.ndarray, lesions: np.ndarray, lesion: Lesion, window: tuple[slice, ...], max_step: np.ndarray, rim: float
+) -> None:
+    """Blend a fitted lesion into its window of the image (C, ...), and add it to the lesions (...), in place.
 
     `max_step` (C,) keeps the rim from showing, but for a hard edge that was asked for.
     """
@@ -143,9 +147,10 @@ def _blend_into(image: np.ndarray, lesion: Lesion, window: tuple[slice, ...], ma
     for channel, patch, tissue, limit in zip(image, lesion.patch, lesion.tissue, limits, strict=True):
         donor = soft_rim(patch, tissue, lesion.mask, rim, limit)
         channel[window] = blend(channel[window], donor, lesion.mask)
+    lesions[window] |= lesion.mask
 
 
-def _origin(donor: Scan, z: int, donor_z: int, pair: Pair, lesion: Lesion, how: dict) -> dict:
+def _origin(donor: Scan, z: int, donor_z: int, pair: Pair, lesion: Lesion, placed: Lesion, how: dict) -> dict:
     """What the provenance says of a lesion, which the slices `z` of the recipient and `donor_z` show."""
     return {
         "donor": donor.case.subject,
@@ -154,6 +159,7 @@ def _origin(donor: Scan, z: int, donor_z: int, pair: Pair, lesion: Lesion, how: 
         "donor_slice": int(donor_z),
         "iou": round(pair.iou, 3),
         "ssim": round(pair.ssim, 3),
-        "voxels": int(lesion.mask.sum()),
+        "voxels": int(placed.mask.sum()),
         **how,
+        "moved": np.subtract(placed.centre, lesion.centre).astype(int).tolist(),  # by so many voxels
     }

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from data.files.names import PREDICTION_SUFFIX
 from data.files.space import Space, resample, share_outside
 from data.files.volumes import read_volume, write_like, write_volume
+from data.phantom.cohort import make_subject
 from data.phantom.settings import PhantomSettings
-from data.phantom.subject import make_subject
 from data.scans.admission import admit
 from data.scans.brain import with_brains
 from data.scans.cohort import Case, pair_cases

@@ -12,9 +12,8 @@ from skimage.measure import block_reduce
 from data.files.names import brain_name
 from data.files.nifti import affine_of
 from data.files.volumes import write_volume
-from data.phantom.cohort import PHANTOM_VERSION
+from data.phantom.cohort import PHANTOM_VERSION, make_subject
 from data.phantom.settings import PhantomSettings
-from data.phantom.subject import make_subject
 from data.scans.cohort import Case, pair_cases
 from data.scans.fingerprints import PREPARATION_VERSION
 from data.scans.grid import Grid

@@ -4,7 +4,6 @@ Scans are warped MNI152 templates with drawn lesions; they are no patients, and 
 well a method does on patients.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -32,35 +31,31 @@ def parse_args(argv: Sequence[str] | None = None) -> Settings:
     return cli.parse(Settings(), "Write a synthetic stroke cohort in the layout and names of ATLAS v2.0.", argv)
 
 
-def _three_sizes(sizes: Sequence[float], argument: str) -> tuple[float, ...]:
+def main(settings: Settings) -> None:
+    cohort = settings.cohort
+    spacing = _three_sizes(cohort.spacing, "--spacing")
+    mask_spacing = cohort.mask_spacing and _three_sizes(cohort.mask_spacing, "--mask_spacing")
+    if cohort.ext == ".npy" and (cohort.oblique or mask_spacing not in (None, spacing)):
+        argument = "--oblique" if cohort.oblique else "--mask_spacing"
+        raise UserError(f"{argument} needs a file with an affine, which .npy has not; give --ext .nii.gz")
+
+    from data.phantom.cohort import write_cohort  # loads libraries: not before the arguments are right
+
+    cohort = replace(cohort, spacing=spacing, mask_spacing=mask_spacing)
+    write_cohort(cohort, Path(settings.out_dir), settings.num_workers)
+    print(f"{cohort.n_subjects} synthetic scans (no patients) are in {settings.out_dir}")
+
+
+def _three_sizes(sizes: Sequence[float], argument: str) -> tuple[float, float, float]:
+    """Sizes of voxels along D, H and W."""
     if len(sizes) not in (1, 3):
         raise UserError(f"{argument} has {len(sizes)} numbers; give one, or three along D H W")
     if max(sizes) > COARSEST_SPACING_MM:
         raise UserError(f"{argument} {max(sizes):g} is too coarse for a head; give at most {COARSEST_SPACING_MM} mm")
-    sizes = tuple(sizes) * 3 if len(sizes) == 1 else tuple(sizes)
-    if math.prod(sizes) < FINEST_MM3:
-        raise UserError(f"{argument} makes voxels of {math.prod(sizes):.2g} mm3; give at least {FINEST_MM3} mm3")
-    return sizes
-
-
-def with_three_sizes(cohort: PhantomSettings) -> PhantomSettings:
-    """The settings with sizes of voxels along D, H and W; refuses places that a ``.npy`` does not hold."""
-    spacing, mask_spacing = _three_sizes(cohort.spacing, "--spacing"), cohort.mask_spacing
-    if mask_spacing is not None:
-        mask_spacing = _three_sizes(mask_spacing, "--mask_spacing")
-    if cohort.ext == ".npy" and (cohort.oblique or mask_spacing not in (None, spacing)):
-        argument = "--oblique" if cohort.oblique else "--mask_spacing"
-        raise UserError(f"{argument} needs a file with an affine, which .npy has not; give --ext .nii.gz")
-    return replace(cohort, spacing=spacing, mask_spacing=mask_spacing)
-
-
-def main(settings: Settings) -> None:
-    cohort = with_three_sizes(settings.cohort)
-
-    from data.phantom.cohort import write_cohort  # loads libraries: not before the arguments are right
-
-    write_cohort(cohort, Path(settings.out_dir), settings.num_workers)
-    print(f"{cohort.n_subjects} synthetic scans (no patients) are in {settings.out_dir}")
+    d, h, w = sizes if len(sizes) == 3 else [sizes[0]] * 3
+    if (mm3 := d * h * w) < FINEST_MM3:
+        raise UserError(f"{argument} makes voxels of {mm3:.2g} mm3; give at least {FINEST_MM3} mm3")
+    return d, h, w
 
 
 if __name__ == "__main__":

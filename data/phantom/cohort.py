@@ -1,18 +1,22 @@
-"""The synthetic cohort as files: each subject's scan, mask and true brain, and ``cohort.csv``."""
+"""The synthetic cohort: the scan, lesion mask and true brain of each subject, as arrays and as files."""
 
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+import nibabel as nib
 import numpy as np
 import pandas as pd
 
 from data.files.space import Space, resample
-from data.files.volumes import read_volume
-from data.phantom.fields import Grid
-from data.phantom.place import affine_of, codes_of, write_placed
+from data.files.volumes import read_volume, volume_image, write_volume
+from data.phantom.contrast import MODALITIES, draw_bias, draw_levels, measure, paint_brain
+from data.phantom.fields import FIELD_OF_VIEW_MM, Field, Grid
+from data.phantom.heads import ORIGIN_MM, warp_head
+from data.phantom.lesions import PATTERNS, draw_lesions, paint_distractors
 from data.phantom.settings import PhantomSettings
-from data.phantom.subject import make_subject
+from data.phantom.skull import paint_outside
 from data.prepare.overview import describe_scan
 from utils.errors import UserError
 from utils.files import atomic_path, read_json, write_json
@@ -22,7 +26,57 @@ from utils.settings import flat
 
 # Raised by hand when the same settings draw other files; a test holds the digest of one subject.
 PHANTOM_VERSION = 1
-SPACE = "space-MNI152NLin2009aSym"
+# One random stream for each part, so that a voxel more or less in one does not change the others, nor a skull the
+# brain. 3 is that of `healthy_subjects`.
+STREAMS = {"anatomy": 0, "lesions": 1, "noise": 2, "outside": 4, "contrast": 5}
+TILT_DEGREES = (12.0, 1.0, 3.0)  # about left-right, posterior-anterior, inferior-superior, as in ISLES 2022
+# (qform_code, sform_code) of scan, mask and brain mask: 1 is the scanner's space, 2 another scan's. An oblique cohort's
+# headers are ISLES 2022's, where a mask has only an sform.
+STRAIGHT, TILTED, TILTED_FLAIR = ((1, 1), (1, 1), (1, 1)), ((2, 1), (0, 2), (2, 1)), ((1, 1), (0, 2), (1, 1))
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One synthetic scan."""
+
+    scan: np.ndarray  # (1, D, H, W) float32, white matter near 80
+    mask: np.ndarray  # (1, D, H, W) uint8, on the grid of ``mask_spacing``
+    brain: np.ndarray  # (D, H, W) bool on the scan's grid, the true brain with its sulci and ventricles
+
+
+def make_subject(settings: PhantomSettings, index: int) -> Subject:
+    streams = {name: np.random.default_rng([settings.seed, index, part]) for name, part in STREAMS.items()}
+    modality, pattern = MODALITIES[settings.modality], PATTERNS[settings.modality]
+    head = warp_head(Grid(settings.spacing), settings.warp_mm, streams["anatomy"])
+    levels = draw_levels(modality, streams["contrast"], streams["outside"])
+    signal = paint_brain(head, modality, levels, streams["contrast"])
+    paint_distractors(signal, head, modality.distractor, streams["anatomy"])
+    mask = np.zeros(signal.shape, bool)
+    is_healthy = index in healthy_subjects(settings)
+    if not is_healthy:
+        opacity = draw_lesions(head, pattern, streams["lesions"])
+        texture = 1 + 0.15 * Field.draw(12, streams["lesions"]).on(head.grid)
+        signal += settings.lesion_contrast * opacity * (levels["lesion"] * texture - signal)
+        mask = opacity > 0.5
+    removed = ~head.brain
+    if not settings.stripped:
+        signal[removed], removed[removed] = paint_outside(head, levels, streams["outside"])
+    signal *= draw_bias(head, modality, streams["contrast"])
+    scan = measure(signal, head, modality, levels, streams["noise"])
+    scan[removed] = 0
+    if settings.mask_spacing is not None:  # the same lesions, drawn on a grid of their own
+        anatomy, lesions = (np.random.default_rng([settings.seed, index, STREAMS[n]]) for n in ("anatomy", "lesions"))
+        own = warp_head(Grid(settings.mask_spacing), settings.warp_mm, anatomy)
+        mask = np.zeros(own.brain.shape, bool) if is_healthy else draw_lesions(own, pattern, lesions) > 0.5
+    scan, mask, brain = (np.ascontiguousarray(array.transpose(2, 0, 1)) for array in (scan, mask, head.brain))
+    return Subject(scan[None], mask[None].astype(np.uint8), brain)
+
+
+def healthy_subjects(settings: PhantomSettings) -> set[int]:
+    """Indices of the subjects without lesion, anywhere in the cohort."""
+    n_healthy = round(settings.healthy_fraction * settings.n_subjects)
+    shuffled = np.random.default_rng([settings.seed, 0, 3]).permutation(settings.n_subjects)
+    return set(shuffled[:n_healthy].tolist())
 
 
 class SubjectFiles(NamedTuple):
@@ -34,7 +88,7 @@ class SubjectFiles(NamedTuple):
 def subject_files(out_dir: Path, index: int, settings: PhantomSettings) -> SubjectFiles:
     """A subject's files, named as ATLAS v2.0 (T1w) or ISLES 2022 (FLAIR, DWI) would."""
     if settings.modality == "t1w":
-        subject = f"sub-r{index // 999 + 1:03d}s{index % 999 + 1:03d}_ses-1_{SPACE}"
+        subject = f"sub-r{index // 999 + 1:03d}s{index % 999 + 1:03d}_ses-1_space-MNI152NLin2009aSym"
         scan, mask = f"{subject}_T1w", f"{subject}_label-L_desc-T1lesion_mask"
     else:
         subject = f"sub-strokecase{index + 1:04d}_ses-0001"
@@ -46,13 +100,15 @@ def subject_files(out_dir: Path, index: int, settings: PhantomSettings) -> Subje
 def write_subject(index: int, settings: PhantomSettings, out_dir: Path) -> dict:
     """Write a subject's files unless they are there, and return its row of ``cohort.csv``."""
     files = subject_files(out_dir, index, settings)
-    scan_grid, mask_grid = Grid.of(settings.spacing), Grid.of(settings.mask_spacing or settings.spacing)
-    scan_affine, mask_affine = (affine_of(grid, settings.oblique) for grid in (scan_grid, mask_grid))
+    scan_grid, mask_grid = Grid(settings.spacing), Grid(settings.mask_spacing or settings.spacing)
+    scan_affine, mask_affine = (_affine_of(grid, settings.oblique) for grid in (scan_grid, mask_grid))
     if not all(file.exists() for file in files):
-        subject, codes = make_subject(settings, index), codes_of(settings.modality, settings.oblique)
-        write_placed(files.scan, subject.scan, scan_affine, codes["scan"])
-        write_placed(files.mask, subject.mask, mask_affine, codes["mask"])
-        write_placed(files.brain, subject.brain[None].astype(np.uint8), scan_affine, codes["brain"])
+        subject = make_subject(settings, index)
+        arrays = subject.scan, subject.mask, subject.brain[None].astype(np.uint8)
+        tilted = TILTED_FLAIR if settings.modality == "flair" else TILTED
+        codes = tilted if settings.oblique else STRAIGHT
+        for placed in zip(files, arrays, (scan_affine, mask_affine, scan_affine), codes, strict=True):
+            _write_placed(*placed)
     mask, brain = (read_volume(path, np.uint8).array > 0 for path in (files.mask, files.brain))
     on_mask = resample(brain, Space(brain.shape[1:], scan_affine), Space(mask.shape[1:], mask_affine))
     on_scan = describe_scan(np.zeros_like(brain[0]), brain[0], scan_grid.spacing_mm)
@@ -91,3 +147,24 @@ def _claim(out_dir: Path, settings: PhantomSettings) -> None:
         raise UserError(f"--out_dir {out_dir} holds scans that are not synthetic; give another folder")
     what = "Synthetic: drawn from the MNI152 templates by data.phantom; these are no patients."
     write_json(path, {"what": what, "settings": fixed, "version": PHANTOM_VERSION})
+
+
+def _affine_of(grid: Grid, oblique: bool) -> np.ndarray:
+    """(4, 4) from voxel (H, W, D) to mm; `oblique` turns the voxels about the middle of the field of view."""
+    affine = np.diag([*grid.spacing_hwd, 1.0])
+    affine[:3, 3] = [axis[0] for axis in grid.axes_mm] - np.array(ORIGIN_MM)
+    if not oblique:
+        return affine
+    middle = (np.array(FIELD_OF_VIEW_MM) - 1) / 2 - ORIGIN_MM
+    turn = nib.eulerangles.euler2mat(*np.radians(TILT_DEGREES[::-1]))  # takes z, y, x
+    return nib.affines.from_matvec(turn, middle - turn @ middle) @ affine
+
+
+def _write_placed(path: Path, array: np.ndarray, affine: np.ndarray, codes: tuple[int, int]) -> None:
+    """`write_volume` with the codes of qform and sform."""
+    if path.suffix == ".npy":
+        return write_volume(path, array)
+    image = volume_image(array, affine)
+    image.header["qform_code"], image.header["sform_code"] = codes
+    with atomic_path(path) as temporary:
+        nib.save(image, temporary)

@@ -3,9 +3,10 @@
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.ndimage import gaussian_filter
 
-from data.phantom.fields import Field
-from data.phantom.heads import MIDLINE_MM, ORIGIN_MM, Head
+from data.phantom.fields import Field, draw_fine
+from data.phantom.heads import Head, square_distance
 
 Range = tuple[float, float]
 WHITE = (70, 90)  # intensity of white matter, about ATLAS's raw T1w
@@ -32,20 +33,23 @@ class Modality:
     ringing: float = 0.0  # share of the overshoot of resampling at edges, which makes dark voxels negative
 
 
-OUTSIDE = ("bone", "marrow", "fat", "skin", "muscle", "mucosa", "vitreous", "cord", "air")
-
-
-def _outside(*spans: Range) -> dict[str, Range]:
-    return dict(zip(OUTSIDE, (*spans, (0.0, 0.0)), strict=True))
-
-
+# Levels outside the brain in T1w, FLAIR and DWI.
+OUTSIDE = {
+    "bone": ((0.05, 0.12), (0.05, 0.1), (0.02, 0.06)),
+    "marrow": ((0.25, 0.6), (0.5, 0.8), (0.04, 0.1)),
+    "fat": ((0.85, 1.2), (1.0, 1.4), (0.08, 0.18)),
+    "skin": ((0.5, 0.7), (0.5, 0.7), (0.1, 0.2)),
+    "muscle": ((0.48, 0.62), (0.4, 0.55), (0.15, 0.3)),
+    "mucosa": ((0.35, 0.5), (0.7, 1.0), (0.2, 0.35)),
+    "vitreous": ((0.18, 0.25), (0.1, 0.2), (0.15, 0.3)),
+    "cord": ((0.75, 0.85), (0.9, 1.0), (0.8, 1.0)),
+    "air": ((0.0, 0.0), (0.0, 0.0), (0.0, 0.0)),
+}
+T1W, FLAIR, DWI = ({tissue: spans[i] for tissue, spans in OUTSIDE.items()} for i in range(3))
 MODALITIES = {
     "t1w": Modality(
         brain={"grey": (0.7, 0.83), "fluid": (0.15, 0.3)},
-        outside=_outside(
-            *[(0.05, 0.12), (0.25, 0.6), (0.85, 1.2), (0.5, 0.7)],
-            *[(0.48, 0.62), (0.35, 0.5), (0.18, 0.25), (0.75, 0.85)],
-        ),
+        outside=T1W,
         lesion=(0.15, 0.4),
         detail=0.3,
         distractor=-1.0,
@@ -56,10 +60,7 @@ MODALITIES = {
     # An inversion nulls fluid; scalp fat is bright, the eye dark as CSF.
     "flair": Modality(
         brain={"grey": (1.2, 1.45), "fluid": (0.08, 0.25)},
-        outside=_outside(
-            *[(0.05, 0.1), (0.5, 0.8), (1.0, 1.4), (0.5, 0.7)],
-            *[(0.4, 0.55), (0.7, 1.0), (0.1, 0.2), (0.9, 1.0)],
-        ),
+        outside=FLAIR,
         lesion=(1.4, 2.0),
         detail=0.15,
         distractor=1.5,
@@ -71,10 +72,7 @@ MODALITIES = {
     # Echo-planar with suppressed fat: the scalp is dark, and the air in the skull distorts much.
     "dwi": Modality(
         brain={"grey": (1.2, 1.45), "fluid": (0.15, 0.35)},
-        outside=_outside(
-            *[(0.02, 0.06), (0.04, 0.1), (0.08, 0.18), (0.1, 0.2)],
-            *[(0.15, 0.3), (0.2, 0.35), (0.15, 0.3), (0.8, 1.0)],
-        ),
+        outside=DWI,
         lesion=(1.5, 2.6),
         detail=0.1,
         distractor=0.5,
@@ -104,7 +102,7 @@ def paint_brain(head: Head, modality: Modality, levels: dict[str, float], rng: n
     scan = levels["white"] * head.white + levels["grey"] * head.grey + levels["fluid"] * fluid
     scan = np.clip(scan + modality.detail * levels["white"] * head.detail, 0, None).astype(np.float32)
     for wavelength, strength in zip(TEXTURE_MM, modality.texture, strict=True):
-        scan *= 1 + strength * Field.draw(wavelength, rng, waves=24).blurred(head.grid.smoothing_mm).on(head.grid)
+        scan *= 1 + strength * draw_fine(wavelength, rng, head.grid)
     return scan
 
 
@@ -114,33 +112,19 @@ def draw_bias(head: Head, modality: Modality, rng: np.random.Generator) -> np.nd
     if modality.pile_up:
         strength = np.clip(1 + 0.8 * Field.draw(30, rng).on(head.grid), 0, None)
         for place in AIR_MM:
-            square = _square_distance(head.template_mm, place)
+            square = square_distance(head.template_mm, place)
             bias *= 1 + modality.pile_up * strength * np.exp(-square / PILE_UP_MM**2)
             bias *= 1 - np.exp(-square / DROPOUT_MM**2)
     return bias
 
 
-def _square_distance(template_mm: np.ndarray, place: tuple[float, float, float]) -> np.ndarray:
-    """(H, W, D) mm2 to a place in MNI mm and its mirror image."""
-    square = (np.abs(template_mm[0] - MIDLINE_MM) - place[0]) ** 2
-    for axis in (1, 2):
-        square += (template_mm[axis] - ORIGIN_MM[axis] - place[axis]) ** 2
-    return square
-
-
 def measure(signal: np.ndarray, head: Head, modality: Modality, levels: dict, rng: np.random.Generator) -> np.ndarray:
     """The scan of a noise-free signal; the brain's voxels do not depend on the signal outside of it."""
-    scan = rician(signal, levels["noise"], rng)
+    # The magnitude of a complex signal with Gaussian noise (Gudbjartsson and Patz, 1995, 10.1002/mrm.1910340618).
+    real, imaginary = rng.standard_normal((2, *signal.shape), np.float32) * np.float32(levels["noise"])
+    scan = np.hypot(signal + real, imaginary).astype(np.float32)
     if modality.ringing:
-        from scipy.ndimage import gaussian_filter
-
         brain_alone = np.where(head.brain, scan, 0)
         overshoot = modality.ringing * (brain_alone - gaussian_filter(brain_alone, RINGING_VOXELS))
         scan[head.brain] += overshoot[head.brain]
     return scan
-
-
-def rician(signal: np.ndarray, sigma: float, rng: np.random.Generator) -> np.ndarray:
-    """Magnitude of a complex signal with Gaussian noise (Gudbjartsson and Patz, 1995, 10.1002/mrm.1910340618)."""
-    real, imaginary = rng.standard_normal((2, *signal.shape), np.float32) * np.float32(sigma)
-    return np.hypot(signal + real, imaginary).astype(np.float32)

@@ -1,6 +1,5 @@
 """Voxel grids of the synthetic cohort in millimetres, and smooth random fields on them."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -19,11 +18,6 @@ class Grid:
     """
 
     spacing_mm: Spacing
-
-    @classmethod
-    def of(cls, spacing_mm: Sequence[float]) -> "Grid":
-        d, h, w = spacing_mm
-        return cls((d, h, w))
 
     @property
     def spacing_hwd(self) -> tuple[float, float, float]:
@@ -70,10 +64,6 @@ class Field:
         """The field whose value at x is this one's at ``matrix @ x + offset``."""
         return replace(self, wave=self.wave @ matrix, phase=self.phase + self.wave @ offset)
 
-    def blurred(self, sigma_mm: tuple[float, float, float]) -> "Field":
-        """The field after a Gaussian of `sigma_mm` along H, W, D."""
-        return replace(self, amplitude=self.amplitude * np.exp(-((self.wave * sigma_mm) ** 2).sum(1) / 2))
-
     def at(self, points_mm: np.ndarray) -> np.ndarray:
         """(...) float32 at (3, ...) points."""
         field = np.zeros(points_mm.shape[1:], np.float32)
@@ -90,3 +80,10 @@ class Field:
         pairs = (left.real, left.imag), (right.real, -right.imag)
         first, second = (np.concatenate(pair, 1).astype(np.float32) for pair in pairs)
         return (first @ second.T).reshape(grid.shape)
+
+
+def draw_fine(wavelength_mm: float, rng: np.random.Generator, grid: Grid) -> np.ndarray:
+    """(H, W, D) float32, a field of many waves on a grid, after the Gaussian of its voxels' partial volume."""
+    field = Field.draw(wavelength_mm, rng, waves=24)
+    visible = np.exp(-((field.wave * grid.smoothing_mm) ** 2).sum(1) / 2)
+    return replace(field, amplitude=field.amplitude * visible).on(grid)

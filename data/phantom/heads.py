@@ -3,13 +3,17 @@
 All geometry is drawn in millimetres of template space, so that one seed gives the same heads at any spacing.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
+from scipy.ndimage import gaussian_filter, map_coordinates
+from scipy.spatial.transform import Rotation
 
-from data.phantom.fields import FIELD_OF_VIEW_MM, Field, Grid
+from data.phantom.fields import FIELD_OF_VIEW_MM, Field, Grid, draw_fine
 
 MIDLINE_MM = 98.0  # the plane between the hemispheres, along H
 ORIGIN_MM = (98.0, 134.0, 72.0)  # where MNI's (0, 0, 0), the anterior commissure, lies in the field of view
@@ -41,24 +45,19 @@ class Head:
 def load_templates(smoothing_mm: tuple[float, float, float] = (0.0, 0.0, 0.0)) -> dict[str, np.ndarray]:
     """The MNI152 maps ``t1``, ``gm``, ``wm`` and ``brain`` at 1 mm, (197, 233, 189) float32 in [0, 1]."""
     if any(smoothing_mm):
-        from scipy.ndimage import gaussian_filter
-
         return {name: gaussian_filter(array, smoothing_mm) for name, array in load_templates().items()}
     import nilearn.datasets
-    from nibabel import Nifti1Image
 
     folder = Path(nilearn.datasets.__file__).parent / "data"
     maps = {}
     for tissue in ("t1", "gm", "wm"):
-        image = Nifti1Image.from_filename(folder / f"mni_icbm152_{tissue}_tal_nlin_sym_09a_converted.nii.gz")
+        image = nib.Nifti1Image.from_filename(folder / f"mni_icbm152_{tissue}_tal_nlin_sym_09a_converted.nii.gz")
         maps[tissue] = np.asarray(image.dataobj, np.float32) / 255
     return {**maps, "brain": (maps["t1"] > 0).astype(np.float32)}
 
 
 def warp_head(grid: Grid, warp_mm: float, rng: np.random.Generator) -> Head:
     """Sample the templates through a random affine map, a smooth warp, larger ventricles and perhaps a flip."""
-    from scipy.ndimage import map_coordinates
-
     points = _deform(grid, warp_mm, rng)
     maps = load_templates(grid.smoothing_mm)
     brain = map_coordinates(maps["brain"], points, order=1) > 0.5
@@ -69,13 +68,16 @@ def warp_head(grid: Grid, warp_mm: float, rng: np.random.Generator) -> Head:
     sulcus = _sulci(grid, points[:, brain], brain, rng)
     grey, white, fluid = grey**SHARPNESS, (white / sulcus) ** SHARPNESS, FLUID_WEIGHT * (fluid * sulcus) ** SHARPNESS
     whole = grey + white + fluid
-    detail, grey, white, tissue = (_spread(part, brain) for part in (detail, grey / whole, white / whole, tissue))
+    volumes = [np.zeros(brain.shape, part.dtype) for part in (detail, grey, white, tissue)]
+    for volume, values in zip(volumes, (detail, grey / whole, white / whole, tissue), strict=True):
+        volume[brain] = values
+    detail, grey, white, tissue = volumes
     return Head(grid, points, detail, grey, white, tissue, brain)
 
 
 def _sulci(grid: Grid, points: np.ndarray, brain: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """(N,) factor for the voxels of the brain, at `points`: above 1 where a sulcus may be, below it in a gyrus."""
-    folds = Field.draw(FOLDS_MM, rng, waves=24).blurred(grid.smoothing_mm).on(grid)[brain]
+    folds = draw_fine(FOLDS_MM, rng, grid)[brain]
     strength = np.full(len(folds), FOLD_STRENGTH, np.float32)
     for centre, half in UNFOLDED:
         radius = np.sqrt(sum(((p - c) / h) ** 2 for p, c, h in zip(points, centre, half, strict=True)))
@@ -83,18 +85,11 @@ def _sulci(grid: Grid, points: np.ndarray, brain: np.ndarray, rng: np.random.Gen
     return np.exp(strength * (1 - 1.6 * np.abs(folds)))  # sulci follow the zeros of the field
 
 
-def _spread(values: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """The values of a mask's voxels in its volume, 0 outside."""
-    volume = np.zeros(mask.shape, values.dtype)
-    volume[mask] = values
-    return volume
-
-
 def _deform(grid: Grid, warp_mm: float, rng: np.random.Generator) -> np.ndarray:
     """(3, H, W, D) float32: where in the template each voxel of the grid lies, in mm."""
     centre = (np.array(FIELD_OF_VIEW_MM) - 1) / 2
     sizes = rng.uniform(*SHRINKAGE) * rng.uniform(*AXIS_SHRINKAGE, 3)
-    matrix = random_rotation(rng, degrees=4) @ np.diag(sizes)
+    matrix = Rotation.from_rotvec(rng.normal(0, 4, 3), degrees=True).as_matrix() @ np.diag(sizes)
     offset = centre + rng.uniform(-3, 3, 3) - matrix @ centre
     h, w, d = np.meshgrid(*(axis.astype(np.float32) for axis in grid.axes_mm), indexing="ij", sparse=True)
     moved = np.empty((3, *grid.shape), np.float32)
@@ -109,10 +104,9 @@ def _deform(grid: Grid, warp_mm: float, rng: np.random.Generator) -> np.ndarray:
     return moved
 
 
-def random_rotation(rng: np.random.Generator, degrees: float | None = None) -> np.ndarray:
-    """A random rotation about a random axis: by a few `degrees`, or by any angle if None."""
-    from scipy.spatial.transform import Rotation
-
-    if degrees is None:
-        return Rotation.random(rng=rng).as_matrix()
-    return Rotation.from_rotvec(rng.normal(0, degrees, 3), degrees=True).as_matrix()
+def square_distance(points: np.ndarray, place: Sequence[float], units: Sequence[float] = (1, 1, 1)) -> np.ndarray:
+    """Squared distance of (3, ...) points in template mm to a place in MNI mm and its mirror image, in units of mm."""
+    square = ((np.abs(points[0] - MIDLINE_MM) - place[0]) / units[0]) ** 2
+    for axis in (1, 2):
+        square += ((points[axis] - ORIGIN_MM[axis] - place[axis]) / units[axis]) ** 2
+    return square

@@ -2,11 +2,14 @@
 
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
+from scipy.ndimage import binary_dilation, label
+from scipy.spatial.transform import Rotation
 
 from data.phantom.fields import Field
-from data.phantom.heads import MIDLINE_MM, Head, load_templates, random_rotation
+from data.phantom.heads import MIDLINE_MM, Head, load_templates
 
 # ATLAS v2.0: lesions of 0.01 to 497 cm3 with a median near 5 (Liew et al., 2022, 10.1038/s41597-022-01401-7).
 MEDIAN_VOLUME_CM3, LOG_SPREAD, VOLUME_RANGE_CM3 = 5.0, 1.5, (0.01, 497.0)
@@ -42,7 +45,7 @@ def draw_lesions(head: Head, pattern: Pattern, rng: np.random.Generator) -> np.n
         hemisphere = side if rng.random() < ONE_SIDED_SHARE else -side
         near = first if rng.random() < pattern.scattered and hemisphere == side else None
         centres.append((_lesion_centre(hemisphere, rng, near), hemisphere))
-    tissue = Tissue.of(head)
+    tissue = Tissue(np.argwhere(head.tissue), head.template_mm[:, head.tissue], head.grid.spacing_mm)
     opacity = np.zeros(head.brain.shape, np.float32)
     for volume_cm3, (centre, hemisphere) in zip(volumes, centres, strict=True):
         box, lesion = draw_lesion(tissue, volume_cm3, centre, hemisphere, rng)
@@ -50,17 +53,12 @@ def draw_lesions(head: Head, pattern: Pattern, rng: np.random.Generator) -> np.n
     return opacity
 
 
-@dataclass(frozen=True)
-class Tissue:
+class Tissue(NamedTuple):
     """The voxels a lesion may lie in: their places on the grid (N, 3) and in the template (3, N) mm."""
 
     voxels: np.ndarray
     template_mm: np.ndarray
     spacing_mm: tuple[float, float, float]
-
-    @staticmethod
-    def of(head: Head) -> "Tissue":
-        return Tissue(np.argwhere(head.tissue), head.template_mm[:, head.tissue], head.grid.spacing_mm)
 
 
 def draw_lesion(
@@ -68,14 +66,12 @@ def draw_lesion(
 ) -> tuple[tuple, np.ndarray]:
     """One lesion: an ellipsoid with a rough surface about `centre` (template mm), cut to the tissue of one hemisphere.
 
-    The level of the surface is chosen so that the lesion has `volume_cm3`, or fills the hemisphere.
-
-    Returns:
-        Slices of a box of the grid, and the lesion's opacity in it.
+    The level of the surface is chosen so that the lesion has `volume_cm3`, or fills the hemisphere. Returns slices of a
+    box of the grid, and the lesion's opacity in it.
     """
     radius = 10 * (3 * volume_cm3 / (4 * np.pi)) ** (1 / 3)
     stretch = np.exp(rng.normal(0, 0.25, 3))
-    shape = random_rotation(rng) @ np.diag(stretch / np.prod(stretch) ** (1 / 3))
+    shape = Rotation.random(rng=rng).as_matrix() @ np.diag(stretch / np.prod(stretch) ** (1 / 3))
     roughness = Field.draw(1.6 * radius + 4, rng)
     reach = max(3 * radius, 4 * max(tissue.spacing_mm))
     from_centre = tissue.template_mm - centre.astype(np.float32)[:, None]
@@ -87,22 +83,16 @@ def draw_lesion(
     voxels = tissue.voxels[near]
     low, high = voxels.min(0), voxels.max(0) + 1
     opacity = np.zeros(high - low, np.float32)
-    opacity[tuple((voxels - low).T)] = _opacity(surface, round(1000 * volume_cm3 / np.prod(tissue.spacing_mm)))
-    return tuple(map(slice, low, high)), _one_blob(opacity)
-
-
-def _opacity(surface: np.ndarray, voxels: int) -> np.ndarray:
-    """A soft threshold of `surface` (mm, positive inside) that leaves `voxels` of it, at least one, above 0.5."""
-    voxels = min(max(voxels, 1), len(surface))
+    # A soft threshold that leaves so many voxels, at least one, above 0.5.
+    n = min(max(round(1000 * volume_cm3 / np.prod(tissue.spacing_mm)), 1), len(surface))
     ordered = np.sort(surface)[::-1]
-    level = ordered[-1] - RIM_MM if voxels == len(surface) else (ordered[voxels - 1] + ordered[voxels]) / 2
-    return 1 / (1 + np.exp(-np.clip((surface - level) / RIM_MM, -30, 30)))
+    level = ordered[-1] - RIM_MM if n == len(surface) else (ordered[n - 1] + ordered[n]) / 2
+    opacity[tuple((voxels - low).T)] = 1 / (1 + np.exp(-np.clip((surface - level) / RIM_MM, -30, 30)))
+    return tuple(map(slice, low, high)), _one_blob(opacity)
 
 
 def _one_blob(opacity: np.ndarray) -> np.ndarray:
     """Keep the largest component and the rim around it."""
-    from scipy.ndimage import binary_dilation, label
-
     labels, n = label(opacity > 0.5, np.ones((3, 3, 3)))
     if n <= 1:
         return opacity

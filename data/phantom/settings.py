@@ -13,13 +13,13 @@ class PhantomSettings:
 
     n_subjects: int = option(positive_int, "subjects, one scan each", 30)
     modality: str = option(str, "contrast of the scans", "t1w", choices=("t1w", "flair", "dwi"))
-    spacing: tuple[float, ...] = option(
+    spacing: tuple[float, float, float] = option(
         positive_float,
         "voxel size in mm: one number, or three along D H W (3 1 1 has thick axial slices)",
         (1.0, 1.0, 1.0),
         nargs="+",
     )
-    mask_spacing: tuple[float, ...] | None = option(
+    mask_spacing: tuple[float, float, float] | None = option(
         positive_float,
         "voxel size of the masks in mm, as --spacing, where they have a grid of their own; .nii and .nii.gz only",
         nargs="+",

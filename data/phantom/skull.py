@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
+from scipy.ndimage import distance_transform_edt as distance
+from scipy.ndimage import map_coordinates
 
-from data.phantom.fields import Field
-from data.phantom.heads import MIDLINE_MM, ORIGIN_MM, Head, load_templates
+from data.phantom.fields import Field, draw_fine
+from data.phantom.heads import MIDLINE_MM, ORIGIN_MM, Head, load_templates, square_distance
 
 COARSE_MM = 3  # the hull is smooth: its distance map needs no more
 PADDING_MM = 39  # about the template, for corners of a tilted field of view
@@ -18,9 +20,9 @@ VAULT_CLOSING_MM, BASE_CLOSING_MM = 14, 4  # the vault bridges fissures; at the 
 BASE_MM = (60.0, 85.0)  # height, along D, over which the base becomes the vault
 CORD_MM = {"canal": 9.0, "cord": 5.5}  # radii below the template, which ends in the brain stem
 
-# Thickness in mm: mean, and standard deviation of its smooth variation over the head.
-CSF_MM, SKULL_MM, SCALP_MM, SKIN_MM = (2.5, 0.6), (6.0, 0.8), (5.0, 0.9), 1.8
-THINNEST_MM = {"csf": 1.0, "skull": 3.5, "scalp": 2.5}
+# Thickness of CSF, skull and scalp in mm: mean, standard deviation of its smooth variation over the head, and minimum.
+LAYERS_MM = ((2.5, 0.6, 1.0), (6.0, 0.8, 3.5), (5.0, 0.9, 2.5))
+SKIN_MM = 1.8
 DIPLOE = 0.2  # half the share of the skull that is marrow between the tables
 TEMPORAL_MUSCLE_MM = 9.0  # at its thickest
 
@@ -60,46 +62,33 @@ PARTS = (
 
 
 def paint_outside(head: Head, levels: dict[str, float], rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Noise-free intensities outside the brain, and which voxels defacing removed.
+    """Noise-free intensities (N,) float32 of the voxels of ``~head.brain``, and which of them defacing removed.
 
-    Args:
-        levels: intensity of csf, bone, marrow, fat, skin, muscle, mucosa, vitreous, cord and air.
-
-    Returns:
-        (N,) float32 for the voxels of ``~head.brain`` and (N,) bool.
+    `levels` are the intensities of csf and of the tissues `OUTSIDE` (`data.phantom.contrast`).
     """
     outside = ~head.brain
     points = head.template_mm[:, outside]
-    csf, skull, scalp = (_thickness(head, name, rng)[outside] for name in ("csf", "skull", "scalp"))
-    coarse, fine = (
-        Field.draw(wavelength, rng, waves=24).blurred(head.grid.smoothing_mm).on(head.grid)[outside]
-        for wavelength in (22, 9)
-    )
-    hull = _sample_hull(points)
-    removed = _defaced(points, rng) & (hull > csf + skull + 2)
+    layers = []
+    for mean, spread, thinnest in LAYERS_MM:
+        thickness = rng.normal(mean, spread / 2) + spread * Field.draw(110, rng).on(head.grid)
+        layers.append(np.maximum(thickness, thinnest)[outside])
+    csf, skull, scalp = layers
+    layers += [draw_fine(wavelength, rng, head.grid)[outside] for wavelength in (22, 9)]
+    hull = map_coordinates(_hull_distance(), (points + PADDING_MM) / COARSE_MM, order=1, mode="nearest")
+    front = ORIGIN_MM[1] + DEFACED_MM + rng.uniform(-7, 7)
+    slope = DEFACED_SLOPE * rng.uniform(0.7, 1.3)
+    in_front = points[1] > front + slope * (points[2] - ORIGIN_MM[2] - EYES_MM)
     surface = _head_surface(points, hull - csf - skull - scalp)
     width = np.float32(max(1.0, float(np.mean(head.grid.spacing_mm))))  # of an edge, for partial volume
     near = surface < width
     values = np.full(len(surface), levels["air"], np.float32)
-    layers = (csf, skull, scalp, coarse, fine)
     values[near] = _paint(points[:, near], hull[near], surface[near], [a[near] for a in layers], levels, width)
-    return values, removed
-
-
-def _thickness(head: Head, layer: str, rng: np.random.Generator) -> np.ndarray:
-    mean, spread = {"csf": CSF_MM, "skull": SKULL_MM, "scalp": SCALP_MM}[layer]
-    varied = rng.normal(mean, spread / 2) + spread * Field.draw(110, rng).on(head.grid)
-    return np.maximum(varied, THINNEST_MM[layer])
-
-
-# --- shapes --------------------------------------------------------------------------------------------
+    return values, in_front & (hull > csf + skull + 2)
 
 
 @lru_cache(maxsize=1)
 def _hull_distance() -> np.ndarray:
     """Signed distance in mm to the hull of the template's brain, positive outside, on a coarse padded grid."""
-    from scipy.ndimage import distance_transform_edt as distance
-
     pad = PADDING_MM // COARSE_MM
     brain = np.pad(load_templates()["brain"][::COARSE_MM, ::COARSE_MM, ::COARSE_MM] > 0, pad)
     h, w, d = np.meshgrid(*(np.arange(n) * COARSE_MM - PADDING_MM for n in brain.shape), indexing="ij", sparse=True)
@@ -111,12 +100,6 @@ def _hull_distance() -> np.ndarray:
     base -= np.maximum(distance(closed[1]) - 1, 0)  # the spinal canal goes by the distance inside
     share = np.clip((d - BASE_MM[0]) / (BASE_MM[1] - BASE_MM[0]), 0, 1)
     return (COARSE_MM * (base + share * (vault - base))).astype(np.float32)
-
-
-def _sample_hull(points: np.ndarray) -> np.ndarray:
-    from scipy.ndimage import map_coordinates
-
-    return map_coordinates(_hull_distance(), (points + PADDING_MM) / COARSE_MM, order=1, mode="nearest")
 
 
 def _head_surface(points: np.ndarray, vault: np.ndarray) -> np.ndarray:
@@ -131,30 +114,11 @@ def _head_surface(points: np.ndarray, vault: np.ndarray) -> np.ndarray:
     return np.minimum(vault, column) - overlap**2 * (BLEND_MM / 4)
 
 
-def _defaced(points: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    front = ORIGIN_MM[1] + DEFACED_MM + rng.uniform(-7, 7)
-    slope = DEFACED_SLOPE * rng.uniform(0.7, 1.3)
-    return points[1] > front + slope * (points[2] - ORIGIN_MM[2] - EYES_MM)
-
-
-def _ellipsoid(points: np.ndarray, part: Part) -> np.ndarray:
-    """Signed distance in mm to the surface of a part and of its mirror image, about; positive inside."""
-    from_midline = np.abs(points[0] - MIDLINE_MM)
-    square = ((from_midline - part.centre_mm[0]) / part.half_mm[0]) ** 2
-    for axis in (1, 2):
-        square += ((points[axis] - ORIGIN_MM[axis] - part.centre_mm[axis]) / part.half_mm[axis]) ** 2
-    return (1 - np.sqrt(square)) * min(part.half_mm)
-
-
-# --- painting ------------------------------------------------------------------------------------------
-
-
 def _paint(points, hull, surface, layers, levels, width) -> np.ndarray:
-    """Intensities in and about the head, from the deep to the superficial and then what lies before it.
+    """Intensities (N,) in and about the head, from the deep to the superficial and then what lies before it.
 
-    Args:
-        points: (3, N) template mm. hull, surface: (N,) distance to the brain's hull and to the skin, mm.
-        layers: (N,) thickness of csf, skull and scalp in mm, and a coarse and a fine field.
+    Of points (3, N) in template mm, with their distance to the brain's hull and to the skin in mm; layers are the
+    thickness of csf, skull and scalp in mm, and a coarse and a fine field.
     """
     csf, skull, scalp, coarse, fine = layers
     depth = -surface
@@ -167,8 +131,10 @@ def _paint(points, hull, surface, layers, levels, width) -> np.ndarray:
 
     over(scalp - depth, levels["fat"] * (1 + 0.1 * fine))
     for part in PARTS:
+        # The signed distance to the surface in mm, about.
+        inside = (1 - np.sqrt(square_distance(points, part.centre_mm, part.half_mm))) * min(part.half_mm)
         level = levels[part.tissue]
-        over(_ellipsoid(points, part) + 0.8 * fine, level * (1 + 0.25 * fine) if part.tissue == "marrow" else level)
+        over(inside + 0.8 * fine, level * (1 + 0.25 * fine) if part.tissue == "marrow" else level)
     over(np.minimum(hull - csf, csf + skull - hull), levels["bone"])
     from_middle = np.abs(hull - csf - skull / 2)
     over(DIPLOE * skull * (1 + 0.25 * coarse) - from_middle, levels["marrow"] * (1 + 0.2 * fine))

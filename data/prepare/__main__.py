@@ -3,17 +3,20 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
 
 from data.files.listing import Patterns, counted
 from data.files.space import Shape, Spacing
-from data.prepare.cohort import PreparedGrid, brains_folder, prepare_cohort, remove_absent
-from data.prepare.fit import check_headers, fit_brains, shape_for, spacing_for
+from data.prepare.cohort import PreparedGrid, attempt_all, prepare_case, remove_absent
+from data.prepare.fit import check_headers, fit_brain, shape_for, spacing_for
 from data.prepare.layouts import LAYOUTS, choose_layout, find_cases
 from data.prepare.overview import draw_overview
 from data.scans.cohort import Case
+from data.scans.fingerprints import fingerprint_cases
+from data.scans.prepared import brains_in
 from data.settings import brains_option, extension_option, pattern_option, workers_option
 from utils import cli
 from utils.errors import UserError
@@ -71,7 +74,9 @@ def parse_args(argv: Sequence[str] | None = None) -> Settings:
 
 def main(settings: Settings) -> None:
     layout = choose_layout(settings.dataset, Patterns(settings.scan_pattern, settings.mask_pattern))
-    root, out_dir = Path(settings.root).absolute(), _choose_out_dir(settings)
+    if settings.out_dir is None and settings.dataset != "atlas":
+        raise UserError(f"--out_dir is missing: --dataset {settings.dataset} has no default; name a folder")
+    root, out_dir = Path(settings.root).absolute(), Path(settings.out_dir or OUT_DIR)
     settings = replace(settings, root=str(root))
     cases = find_cases(root, layout, out_dir, settings.brains_dir)
     scan_dim = settings.scan_dim or layout.scan_dim
@@ -93,26 +98,20 @@ def prepare(
 ) -> pd.DataFrame:
     """Prepare all cases on a grid of a shape or, without one, of that which holds every brain; ``cohort.csv``.
 
-    Raises:
-        UserError: cases that cannot be read, once all others have been prepared.
+    Cases that cannot be read are refused once all others have been prepared.
     """
-    workers = settings.num_workers
-    fits, unread = fit_brains(cases, shape, spacing_mm, brains_folder(out_dir), workers)
-    readable = [case for case in cases if case.name in fits]
-    if not readable:
+    look = partial(fit_brain, shape=shape, spacing_mm=spacing_mm, brains=brains_in(out_dir / "cache"))
+    fits, unread = attempt_all(look, cases, "Finding brains", settings.num_workers)
+    if not fits:
         raise UserError(f"{unread[0]} ({len(unread)} of {len(cases)} scans refused)")
-    grid = PreparedGrid(shape_for(readable, fits, shape, channels), spacing_mm, settings.ext)
-    require_writable(out_dir, "--out_dir", len(readable) * math.prod(grid.shape) * BYTES_PER_VOXEL)
-    rows, refused = prepare_cohort(readable, grid, Path(settings.root), out_dir, workers)
-    if refused := unread + refused:
+    grid = PreparedGrid(shape_for(fits, shape, channels), spacing_mm, settings.ext)
+    require_writable(out_dir, "--out_dir", len(fits) * math.prod(grid.shape) * BYTES_PER_VOXEL)
+    digests = fingerprint_cases(fits, out_dir / "sources.json")
+    work = partial(prepare_case, digests=digests, grid=grid, root=Path(settings.root), out_dir=out_dir)
+    rows, unprepared = attempt_all(work, list(fits), "Preparing scans", settings.num_workers)
+    if refused := unread + unprepared:
         raise UserError(f"{refused[0]} ({len(refused)} of {len(cases)} scans refused, the others are prepared)")
-    return pd.DataFrame(rows)
-
-
-def _choose_out_dir(settings: Settings) -> Path:
-    if settings.out_dir is None and settings.dataset != "atlas":
-        raise UserError(f"--out_dir is missing: --dataset {settings.dataset} has no default; name a folder")
-    return Path(settings.out_dir or OUT_DIR)
+    return pd.DataFrame(list(rows.values()))
 
 
 def _report(table: pd.DataFrame, out_dir: Path) -> None:
@@ -122,18 +121,13 @@ def _report(table: pd.DataFrame, out_dir: Path) -> None:
             f"Lesion lost to the grid or its spacing: {counted(n_shrunk, 'scan')}, most of all "
             f"{table.scan.iloc[share.argmin()]}; see source_lesion_cm3 in cohort.csv"
         )
-    print(_brains_text(table))
-    print(f"Prepared in {out_dir}: {counted(len(table), 'scan')}; look at {out_dir / 'cohort.png'}")
-
-
-def _brains_text(table: pd.DataFrame) -> str:
-    """How the brains came to be, and what to do where there is none."""
     counts = table.brain.value_counts()
     parts = [f"{kind} in {counted(counts[kind], 'scan')}" for kind in ("found", "given") if kind in counts]
     if len(heads := table.scan[table.brain == "head"]):
         scans = f"{counted(len(heads), 'scan')} with a skull (e.g. {heads.iloc[0]})"
         parts.append(f"not found in {scans}: the whole head is used; give masks with --brains_dir, or stripped scans")
-    return f"Brain {', '.join(parts)}"
+    print(f"Brain {', '.join(parts)}")
+    print(f"Prepared in {out_dir}: {counted(len(table), 'scan')}; look at {out_dir / 'cohort.png'}")
 
 
 if __name__ == "__main__":

@@ -1,28 +1,32 @@
 """Scans and masks brought onto one grid: turned to RAS, resampled where their spacing differs, cropped or padded.
 
-Voxels are copied, not interpolated, where the spacing is right already. `data.prepare.restore` takes predictions back.
+Voxels are copied, not interpolated, where the spacing is right already. `data.restore` takes predictions back.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from data.files.names import brain_name, stem_of
-from data.files.space import Shape, Space, Spacing, resample
+from data.files.space import Shape, Space, Spacing, centred_space, resample
 from data.files.volumes import write_volume
-from data.prepare.attempts import attempt_all
-from data.prepare.fit import place_about, space_in
+from data.prepare.fit import centre_in, space_in
 from data.prepare.layouts import mask_path
-from data.prepare.overview import describe_scan, lesion_cm3
+from data.prepare.overview import describe_scan
 from data.prepare.records import Record, read_record, record_path, write_record
 from data.scans.brain import brain_origin, read_brain
 from data.scans.checks import find_head, read_mask, read_scan, require_mask_in_head
 from data.scans.cohort import BRAINS, Case
-from data.scans.fingerprints import PREPARATION_VERSION, combined, fingerprint_cases
+from data.scans.fingerprints import PREPARATION_VERSION, combined
 from data.scans.prepared import brains_in
+from utils.errors import UserError
+from utils.parallel import map_in_order
+from utils.progress import progress
+from utils.scores.components import lesion_load
 
 
 @dataclass(frozen=True)
@@ -34,15 +38,25 @@ class PreparedGrid:
     ext: str
 
 
-@dataclass(frozen=True)
-class PlacedCase:
-    """A case on its prepared grid: a scan (C, D, H, W) float32 in its own units, and (D, H, W) bool masks."""
+def attempt_all(
+    work: Callable[[Case], Any], cases: list[Case], what: str, num_workers: int
+) -> tuple[dict[Case, Any], list[str]]:
+    """The result for each case that is not refused, and the reasons of the refusals, which do not stop the others."""
+    results, reasons = {}, []
+    attempts = progress(map_in_order(partial(_attempt, work), cases, num_workers), what, len(cases))
+    for case, (result, reason) in zip(cases, attempts, strict=True):
+        if reason is None:
+            results[case] = result
+        else:
+            reasons.append(reason)
+    return results, reasons
 
-    scan: np.ndarray
-    mask: np.ndarray
-    brain: np.ndarray
-    space: Space
-    source_lesion_cm3: float
+
+def _attempt(work: Callable[[Case], Any], case: Case) -> tuple[Any, str | None]:
+    try:
+        return work(case), None
+    except UserError as error:
+        return None, str(error)
 
 
 def prepare_case(case: Case, digests: Mapping[str, str], grid: PreparedGrid, root: Path, out_dir: Path) -> dict:
@@ -52,57 +66,36 @@ def prepare_case(case: Case, digests: Mapping[str, str], grid: PreparedGrid, roo
     record = record_path(case.scan, out_dir)
     if not (record.exists() and read_record(record).made_of == made_of):
         remove_prepared(record, out_dir)
-        placed = place_case(case, grid, brains_folder(out_dir))
-        row = _write_case(case, placed, grid.ext, out_dir)
+        row, space = _write_case(case, grid, out_dir)
         source, mask = (str(path.relative_to(root)) for path in (case.scan, mask_path(case)))
         # Written last: its presence says that the volumes are whole.
-        write_record(record, Record(source, mask, made_of, placed.space, row))
+        write_record(record, Record(source, mask, made_of, space, row))
     return read_record(record).row
 
 
-def _write_case(case: Case, placed: PlacedCase, ext: str, out_dir: Path) -> dict:
-    """Write the three volumes of a case; its row of ``cohort.csv``."""
-    scan, mask = f"{case.stem}{ext}", f"{stem_of(mask_path(case))}{ext}"
-    affine = placed.space.affine
-    write_volume(out_dir / "Scans" / scan, placed.scan, affine)
-    write_volume(out_dir / "Masks" / mask, placed.mask[None].astype(np.uint8), affine)
-    write_volume(out_dir / BRAINS / brain_name(scan), placed.brain[None].astype(np.uint8), affine)
-    return {
-        "subject": case.subject,
-        "session": case.session,
-        "scan": scan,
-        "mask": mask,
-        "brain": brain_origin(case, brains_folder(out_dir)),
-        **describe_scan(placed.mask, placed.brain, placed.space.spacing_mm),
-        "source_lesion_cm3": placed.source_lesion_cm3,
-    }
-
-
-def place_case(case: Case, grid: PreparedGrid, brains: Path) -> PlacedCase:
-    """Bring a case onto its prepared grid, whose axes are those of the mask; `brains` keeps those that are found."""
+def _write_case(case: Case, grid: PreparedGrid, out_dir: Path) -> tuple[dict, Space]:
+    """Write the three volumes of a case; its row of ``cohort.csv``, and its grid, whose axes are those of the mask."""
+    brains = brains_in(out_dir / "cache")
     scan, mask, brain = read_scan(case), read_mask(case), read_brain(case, brains)
     own, axes = space_in(case.scan), space_in(mask_path(case))
-    space = place_about(brain, own, axes, grid.shape, grid.spacing_mm)
+    space = centred_space(axes, centre_in(axes, brain, own), grid.shape, grid.spacing_mm)
     placed_head, placed_brain = (resample(m[None], own, space)[0] for m in (find_head(scan, case), brain))
     placed_mask = resample(mask[None], axes, space)[0]
     require_mask_in_head(placed_mask, placed_head, case)
-    source_cm3 = lesion_cm3(np.count_nonzero(mask), axes.spacing_mm)
-    return PlacedCase(resample(scan, own, space), placed_mask, placed_brain, space, source_cm3)
-
-
-def brains_folder(out_dir: Path) -> Path:
-    """Where the brains that are found are kept, on the grids of the original scans."""
-    return brains_in(out_dir / "cache")
-
-
-def prepare_cohort(
-    cases: list[Case], grid: PreparedGrid, root: Path, out_dir: Path, num_workers: int
-) -> tuple[list[dict], list[str]]:
-    """Prepare all cases: rows of ``cohort.csv``, and the reasons why others cannot be read."""
-    digests = fingerprint_cases(cases, out_dir / "sources.json")
-    work = partial(prepare_case, digests=digests, grid=grid, root=root, out_dir=out_dir)
-    rows, reasons = attempt_all(work, cases, "Preparing scans", num_workers)
-    return [row for row in rows if row is not None], reasons
+    scan_name, mask_name = f"{case.stem}{grid.ext}", f"{stem_of(mask_path(case))}{grid.ext}"
+    write_volume(out_dir / "Scans" / scan_name, resample(scan, own, space), space.affine)
+    write_volume(out_dir / "Masks" / mask_name, placed_mask[None].astype(np.uint8), space.affine)
+    write_volume(out_dir / BRAINS / brain_name(scan_name), placed_brain[None].astype(np.uint8), space.affine)
+    row = {
+        "subject": case.subject,
+        "session": case.session,
+        "scan": scan_name,
+        "mask": mask_name,
+        "brain": brain_origin(case, brains),
+        **describe_scan(placed_mask, placed_brain, space.spacing_mm),
+        "source_lesion_cm3": round(lesion_load(mask, axes.spacing_mm)[1], 4),
+    }
+    return row, space
 
 
 def remove_absent(cases: list[Case], out_dir: Path) -> int:

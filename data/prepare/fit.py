@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +10,6 @@ from data.files.listing import counted
 from data.files.names import SCAN
 from data.files.space import Shape, Space, Spacing, centred_space, places_in, share_outside
 from data.files.volumes import read_header
-from data.prepare.attempts import attempt_all
 from data.prepare.layouts import Layout, mask_path
 from data.scans.brain import read_brain
 from data.scans.checks import check_alignment, read_mask, require_one_channel
@@ -65,49 +63,30 @@ def spacing_for(cases: list[Case], layout: Layout, wanted: Sequence[float] | Non
     return spacing_mm or space_in(mask_path(cases[0])).spacing_mm
 
 
-def place_about(brain: np.ndarray, own: Space, axes: Space, shape: Shape, spacing_mm: Spacing) -> Space:
-    """The prepared grid: along the axes of a case's mask, about the brain (D, H, W) of its scan."""
-    return centred_space(axes, _centre_in(axes, brain, own), shape, spacing_mm)
-
-
-def _centre_in(axes: Space, brain: np.ndarray, own: Space) -> tuple[float, ...]:
+def centre_in(axes: Space, brain: np.ndarray, own: Space) -> tuple[float, ...]:
     """The middle of a brain (D, H, W) in voxels (D, H, W) of another grid."""
     return tuple(places_in(axes, np.array(centre_of(brain)), own))
 
 
-def fit_brains(
-    cases: list[Case], shape: Shape | None, spacing_mm: Spacing, brains: Path, num_workers: int
-) -> tuple[dict[str, Fit], list[str]]:
-    """The `Fit` of each case by its scan's name, and the reasons why others cannot be read."""
-    work = partial(_fit_brain, shape=shape, spacing_mm=spacing_mm, brains=brains)
-    fits, reasons = attempt_all(work, cases, "Finding brains", num_workers)
-    return {case.name: fit for case, fit in zip(cases, fits, strict=True) if fit is not None}, reasons
-
-
-def _fit_brain(case: Case, shape: Shape | None, spacing_mm: Spacing, brains: Path) -> Fit:
+def fit_brain(case: Case, shape: Shape | None, spacing_mm: Spacing, brains: Path) -> Fit:
+    """How a case fits a grid along the axes of its mask; `brains` is the folder of `read_brain`."""
     brain, own, axes = read_brain(case, brains), space_in(case.scan), space_in(mask_path(case))
-    where = axes, _centre_in(axes, brain, own), spacing_mm
-    sizes = np.maximum(shape_that_holds(brain, own, *where), shape_that_holds(read_mask(case), axes, *where))
-    lost = share_outside(brain, own, place_about(brain, own, axes, shape, spacing_mm)) if shape else 0.0
-    return Fit(_shape_of(sizes), lost)
+    centre = centre_in(axes, brain, own)
+    parts = (brain, own), (read_mask(case), axes)
+    d, h, w = map(max, *(shape_that_holds(mask, space, axes, centre, spacing_mm) for mask, space in parts))
+    lost = share_outside(brain, own, centred_space(axes, centre, shape, spacing_mm)) if shape else 0.0
+    return Fit((d, h, w), lost)
 
 
-def _shape_of(sizes: np.ndarray) -> Shape:
-    d, h, w = sizes.tolist()
-    return d, h, w
-
-
-def shape_for(cases: list[Case], fits: Mapping[str, Fit], shape: Shape | None, channels: int) -> Shape:
+def shape_for(fits: Mapping[Case, Fit], shape: Shape | None, channels: int) -> Shape:
     """The given shape of the prepared grid, if it cuts no brain, or one that holds all."""
     if shape is None:
-        shape = _shape_of(np.max([fit.needed for fit in fits.values()], axis=0))
-        sizes = " ".join(map(str, shape))
-        print(f"Grid of --scan_dim {channels} {sizes} (C D H W), which holds every brain and lesion")
-        return shape
-    worst = max(cases, key=lambda case: fits[case.name].lost)
-    lost = {name: fit.lost for name, fit in fits.items()}
-    if lost[worst.name] > CUT_OFF:
+        d, h, w = np.max([fit.needed for fit in fits.values()], axis=0).tolist()
+        print(f"Grid of --scan_dim {channels} {d} {h} {w} (C D H W), which holds every brain and lesion")
+        return d, h, w
+    worst = max(fits, key=lambda case: fits[case].lost)
+    if fits[worst].lost > CUT_OFF:
         needed = np.max([fit.needed for fit in fits.values() if fit.lost > CUT_OFF], axis=0)
-        raise UserError(too_large(worst, lost[worst.name], (channels, *shape), needed))
-    print_cut(lost)
+        raise UserError(too_large(worst, fits[worst].lost, (channels, *shape), needed))
+    print_cut({case.name: fit.lost for case, fit in fits.items()})
     return shape

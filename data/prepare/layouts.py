@@ -55,7 +55,7 @@ def choose_layout(dataset: str, patterns: Patterns) -> Layout:
 
 
 def find_cases(
-    root: Path | str, layout: Layout, out_dir: Path | None = None, brains_dirs: Sequence[str] | None = None
+    root: Path, layout: Layout, out_dir: Path | None = None, brains_dirs: Sequence[str] | None = None
 ) -> list[Case]:
     """The scans of a data set below `root`, each with its mask and, where there are some, its brain.
 
@@ -66,21 +66,30 @@ def find_cases(
     Raises:
         UserError: no scan of this layout, a scan or mask without the other, two of one session.
     """
-    prepared = [] if out_dir is None else _prepared_folders(Path(root), out_dir)
+    prepared: list[Path] = []  # folders of prepared files: `out_dir`, or those made in it where it holds the root
+    if out_dir is not None:
+        holds_root = Path(os.path.realpath(root)).is_relative_to(os.path.realpath(out_dir))
+        made = [out_dir / name for name in ("Scans", "Masks", BRAINS, "cache")] if holds_root else [out_dir]
+        prepared = [Path(os.path.realpath(folder)) for folder in made]
     volumes = find_volumes([root], "--root")
     files = {place: path for place, path in volumes.items() if not _is_below(place, prepared)}
     require_some(files, [root], None, "--root")
     brains = {_place(path) for path in brain_masks(brains_dirs)} if brains_dirs else set()
-    roles = {
-        path: BRAIN_MASK if place in brains else _role_in(layout, path, Path(root)) for place, path in files.items()
-    }
+    roles = {path: BRAIN_MASK if place in brains else _role_in(layout, path, root) for place, path in files.items()}
     scans, masks = ([path for path in roles if roles[path] == role] for role in (SCAN, MASK))
     if not scans:
         named, argument = _named(layout.scan), "--dataset" if layout.scan_dim else "--scan_pattern"
         raise UserError(f"--root {root} holds no NIfTI scan{named}; check the folder and {argument}")
     require_present([*scans, *masks])
     print_left_out((path, role) for path, role in roles.items() if role not in (SCAN, MASK))
-    cases = _pair(scans, masks, layout)
+    if not masks:
+        raise UserError(f"{scans[0]} has no mask: --root holds no lesion mask{_named(layout.mask)}; check its names")
+    try:
+        cases = pair_files(scans, masks, ("--root", "--root"))
+    except UserError as error:
+        if layout.scan_dim:
+            raise
+        raise UserError(f"{error}; {CHOOSE_BY_PATTERN}") from None
     print_cases(cases, "--root")
     paired = with_brains(cases, brains_dirs)
     return [replace(c, brain=None) if c.brain and _is_below(_place(c.brain), prepared) else c for c in paired]
@@ -105,17 +114,6 @@ def _role_in(layout: Layout, path: Path, root: Path) -> str:
     return role_below(root, path, SCAN, Patterns(layout.scan, layout.mask), raw_only=layout.scan_dim is None)
 
 
-def _pair(scans: list[Path], masks: list[Path], layout: Layout) -> list[Case]:
-    if not masks:
-        raise UserError(f"{scans[0]} has no mask: --root holds no lesion mask{_named(layout.mask)}; check its names")
-    try:
-        return pair_files(scans, masks, ("--root", "--root"))
-    except UserError as error:
-        if layout.scan_dim:
-            raise
-        raise UserError(f"{error}; {CHOOSE_BY_PATTERN}") from None
-
-
 def _named(pattern: str | None) -> str:
     return f" named {pattern}" if pattern else ""
 
@@ -123,13 +121,6 @@ def _named(pattern: str | None) -> str:
 def _place(path: Path) -> Path:
     """The real folder of a file and its own name, as `find_volumes` has it."""
     return Path(os.path.realpath(path.parent), path.name)
-
-
-def _prepared_folders(root: Path, out_dir: Path) -> list[Path]:
-    """Real folders of prepared files: `out_dir` or, where it holds the root, those that are made in it."""
-    around = Path(os.path.realpath(root)).is_relative_to(os.path.realpath(out_dir))
-    folders = [out_dir / name for name in ("Scans", "Masks", BRAINS, "cache")] if around else [out_dir]
-    return [Path(os.path.realpath(folder)) for folder in folders]
 
 
 def _is_below(place: Path, folders: list[Path]) -> bool:

@@ -4,9 +4,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from data.files.listing import counted, list_volumes
-from data.files.names import MASK, PREDICTION_SUFFIX, SCAN
-from data.prepare.restore import original_of, restore_file
+from data.files.names import MASK, PREDICTION_SUFFIX, SCAN, stem_of
+from data.files.space import Space, resample
+from data.files.volumes import write_like
+from data.prepare.fit import space_in
+from data.prepare.records import read_record, record_path
+from data.scans.checks import read_binary
 from utils import cli
 from utils.errors import UserError
 from utils.files import read_json, require_writable
@@ -39,11 +45,28 @@ def main(settings: Settings) -> None:
         raise UserError(
             f"--predictions {settings.predictions} holds no <scan>{PREDICTION_SUFFIX} file; check the folder"
         )
-    originals = [original_of(path, prepared_dir, root, settings.grid) for path in predictions]
+    originals = {path: _original_of(path, prepared_dir, root, settings.grid) for path in predictions}
     require_writable(out_dir, "--out_dir")
-    for path, original in progress(list(zip(predictions, originals, strict=True)), "Restoring predictions"):
-        restore_file(path, *original, out_dir)
+    for path, (source, grid) in progress(originals.items(), "Restoring predictions"):
+        mask = read_binary(path)
+        if mask.shape != grid.shape:
+            raise UserError(f"{path} has shape {mask.shape} (D, H, W), its prepared scan {grid.shape}; predict it anew")
+        # To the voxel where preparing only cropped, padded and turned; background where it had cropped.
+        restored = resample(mask[None], grid, space_in(source))[0]
+        write_like(out_dir / f"{stem_of(path)}.nii.gz", restored.astype(np.uint8), source)
     print(f"{counted(len(predictions), 'prediction')} restored in {out_dir}")
+
+
+def _original_of(path: Path, prepared_dir: Path, root: Path, grid: str) -> tuple[Path, Space]:
+    """The original file of a prediction, `SCAN` or `MASK`, and the grid of the prepared scan."""
+    record_file = record_path(stem_of(path).removesuffix(PREDICTION_SUFFIX), prepared_dir)
+    if not record_file.is_file():
+        raise UserError(f"{path} is no prediction of a scan in {prepared_dir}; check --predictions and --prepared_dir")
+    record = read_record(record_file)
+    source = root / (record.mask if grid == MASK else record.source)
+    if not source.is_file():
+        raise UserError(f"{source}, the original of {path.name}, does not exist; give the data set's folder as --root")
+    return source, record.space
 
 
 if __name__ == "__main__":
