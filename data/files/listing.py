@@ -5,7 +5,6 @@ import re
 from collections import defaultdict, deque
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from fnmatch import fnmatchcase
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,18 +20,17 @@ CHOOSE_BY_PATTERN = "--scan_pattern and --mask_pattern choose among the files"
 # --- folders -------------------------------------------------------------------------------------------
 
 
-def list_volumes(paths: Paths, ext: str | None, argument: str) -> list[Path]:
+def list_volumes(paths: Paths, argument: str) -> list[Path]:
     """Volumes among files and, recursively, folders, links to folders included; sorted, without hidden files.
 
     Args:
-        ext: only volumes of this extension; None for any.
         argument: the command-line argument to name in messages.
 
     Raises:
         UserError: a path that does not exist, no volume at all, a link to a file that is not here.
     """
-    volumes = [path for path in find_volumes(paths, argument).values() if ext in (None, extension_of(path))]
-    require_some(volumes, paths, ext, argument)
+    volumes = list(find_volumes(paths, argument).values())
+    require_some(volumes, paths, None, argument)
     require_present(volumes)
     return volumes
 
@@ -67,9 +65,14 @@ def _folders_below(roots: list[Path], argument: str) -> Iterator[tuple[Path, Pat
 
     Links are followed last: a real path goes before a link to it, and a loop ends where it comes back.
     """
+
+
+    def refuse(error: OSError) -> None:
+        raise UserError(f"{argument}: {error.filename} cannot be read ({error.strerror}); allow it or take it out")
+
     visited, waiting = set(), deque(roots)
     while waiting:
-        for folder, inside, files in os.walk(waiting.popleft(), onerror=partial(_refuse_folder, argument)):
+        for folder, inside, files in os.walk(waiting.popleft(), onerror=refuse):
             real = os.path.realpath(folder)
             if real in visited:
                 inside.clear()
@@ -80,10 +83,6 @@ def _folders_below(roots: list[Path], argument: str) -> Iterator[tuple[Path, Pat
             waiting += [Path(folder, name) for name in links]
             inside[:] = sorted(set(visible).difference(links))  # what os.walk goes down to
             yield Path(real), Path(folder), [name for name in files if not name.startswith(".")]
-
-
-def _refuse_folder(argument: str, error: OSError) -> None:
-    raise UserError(f"{argument}: {error.filename} cannot be read ({error.strerror}); allow it or take it out")
 
 
 def _refuse_lost_folder(path: Path) -> None:
@@ -139,14 +138,13 @@ def choose_files(
 
     A file whose name says no role takes that of its argument, of `scans` where it is under both.
     """
-    under_scans = _volumes_for(SCAN, scans, ext, names[0])
-    scan_roles = _roles(under_scans, scans, ext, SCAN, patterns)
+    under_scans, scan_roles = _volumes_for(SCAN, scans, ext, names[0], patterns)
     if SCAN not in scan_roles.values():
         kinds = " and ".join(sorted(map(_plural, set(scan_roles.values()))))
         advice = "check --scan_pattern" if patterns.scan else "give the folder of the scans"
         raise UserError(f"{names[0]} {' '.join(map(str, scans))} holds {kinds} only; {advice}")
-    under_masks = {} if masks is None else _volumes_for(MASK, masks, ext, names[1])
-    roles = _roles(under_masks, masks or [], ext, MASK, patterns) | scan_roles
+    under_masks, mask_roles = ({}, {}) if masks is None else _volumes_for(MASK, masks, ext, names[1], patterns)
+    roles = mask_roles | scan_roles
     scan_files = {place: path for place, path in under_scans.items() if roles[place] == SCAN}
     mask_files = {place: path for place, path in under_masks.items() if roles[place] == MASK}
     # A scan that is left out is not under `scans`, nor a mask under `masks` where there is such an argument.
@@ -157,27 +155,22 @@ def choose_files(
     return list(scan_files.values()), None if masks is None else list(mask_files.values())
 
 
-def _volumes_for(role: str, paths: Paths, ext: str | None, argument: str) -> dict[Path, Path]:
-    """`find_volumes`; refuses a file that was given by its own name though that says it is something else."""
-    volumes = find_volumes(paths, argument)
-    for path in paths:
-        if not Path(path).is_dir() and (own := role_of(path)) not in (role, None):
+def _volumes_for(
+    role: str, paths: Paths, ext: str | None, argument: str, patterns: Patterns
+) -> tuple[dict[Path, Path], dict[Path, str]]:
+    """`find_volumes` and what each is, by its place; a file that was given must not be named as something else."""
+    volumes, folders, roles = find_volumes(paths, argument), [], {}
+    for path in map(Path, paths):
+        if path.is_dir():
+            folders.append(path)
+        elif (own := role_of(path)) not in (role, None):
             raise UserError(f"{argument} {path} is a {own} by its name; give {role}s here, or rename it if it is one")
     require_some([place for place in volumes if ext in (None, extension_of(place))], paths, ext, argument)
-    return volumes
-
-
-def _roles(
-    volumes: dict[Path, Path], given: Paths, ext: str | None, default: str, patterns: Patterns
-) -> dict[Path, str]:
-    """The role of each volume by its place, below the files and folders that were given."""
-    folders = [Path(path) for path in given if Path(path).is_dir()]
-    roles = {}
     for place, path in volumes.items():
         root = next((folder for folder in folders if path.is_relative_to(folder)), path.parent)
         is_wanted = ext in (None, extension_of(path))
-        roles[place] = role_below(root, path, default, patterns) if is_wanted else f"{extension_of(path)} file"
-    return roles
+        roles[place] = role_below(root, path, role, patterns) if is_wanted else f"{extension_of(path)} file"
+    return volumes, roles
 
 
 def role_below(root: Path, path: Path, default: str, patterns: Patterns = BY_NAME, raw_only: bool = True) -> str:

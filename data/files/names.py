@@ -4,8 +4,6 @@ import re
 from pathlib import Path
 
 EXTENSIONS = (".nii.gz", ".nii", ".npy")  # .nii.gz first: it ends in no other
-
-
 # The keys of BIDS that name files of MRI and their derivatives, and our own `slice` and `augmented`.
 ENTITY = re.compile(
     r"(sub|ses|sample|task|acq|ce|rec|dir|run|mod|echo|flip|inv|mt|part|proc|hemi|space|split|recording|chunk|atlas|"
@@ -89,7 +87,7 @@ TISSUE_WORD = re.compile(
     re.IGNORECASE,
 )
 # Words of scans and masks that say nothing of the subject; their number may (mask01 is of img01).
-ROLE_WORD = re.compile(r"(.*mask|.*msk|.*lesion|roi|seg|segmentation|label|scan|image|img)s?(\d*)", re.IGNORECASE)
+ROLE_WORD = re.compile(r"^(.*mask|.*msk|.*lesion|roi|seg|segmentation|label|scan|image|img)s?(\d*)$", re.IGNORECASE)
 
 
 def role_of(path: Path | str) -> str | None:
@@ -139,10 +137,7 @@ def subject_of(path: Path | str) -> str:
     """
     if subject := bids_entity(path, "sub"):
         return subject
-    rest = WORD.sub(lambda word: _without_role(word[0]), _without_entities(path))
+    rest = WORD.sub(
+        lambda word: "" if CONTRAST.fullmatch(word[0]) else ROLE_WORD.sub(r"\2", word[0]), _without_entities(path)
+    )
     return re.sub(r"([\W_])[\W_]+", r"\1", rest).strip(" _-.")
-
-
-def _without_role(word: str) -> str:
-    match = ROLE_WORD.fullmatch(word)
-    return "" if CONTRAST.fullmatch(word) else match[2] if match else word

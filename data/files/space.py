@@ -40,27 +40,22 @@ class Space:
 
 
 def _steps(source: Space, target: Space) -> np.ndarray:
-    """(4, 4) from a voxel (H, W, D) of `target` to where it lies among the voxels of `source`."""
+    """(4, 4) from a voxel (D, H, W) of `target` to where it lies among the voxels of `source`."""
     # Rounded, or a voxel on the border would fall outside by the fifteenth digit.
-    return np.round(np.linalg.solve(source.affine, target.affine), 9)
+    steps = np.round(np.linalg.solve(source.affine, target.affine), 9)
+    dhw = [2, 0, 1, 3]  # affines are for voxels (H, W, D)
+    return steps[dhw][:, dhw]
 
 
 def _whole_steps(steps: np.ndarray, shape: Shape) -> Start | None:
     """The shift (D, H, W) in voxels where `steps` is one, all over a volume of `shape`; None where it is not."""
     shift = np.round(steps[:3, 3])
-    d, h, w = shape
-    corners = np.array([[i, j, k] for i in (0, h) for j in (0, w) for k in (0, d)])
+    corners = np.array([*np.ndindex(2, 2, 2)]) * shape
     moved = corners @ steps[:3, :3].T + steps[:3, 3]
     if np.abs(moved - corners - shift).max() > SAME_VOXEL:
         return None
-    h, w, d = shift.astype(int).tolist()
+    d, h, w = shift.astype(int).tolist()
     return d, h, w
-
-
-def _along_dhw(steps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The (3, 3) matrix and (3,) offset of `_steps`, whose axes are (H, W, D), along (D, H, W)."""
-    order = [2, 0, 1]
-    return steps[:3, :3][order][:, order], steps[:3, 3][order]
 
 
 def cut(array: np.ndarray, start: Sequence[int], shape: Sequence[int], fill=0) -> np.ndarray:
@@ -115,20 +110,20 @@ def _space_in(source: Space, start: np.ndarray, zoom: np.ndarray, shape: Shape) 
 
 def places_in(target: Space, voxels: np.ndarray, own: Space) -> np.ndarray:
     """Where (N, 3) voxels (D, H, W) of a grid `own` lie among the voxels of another, (N, 3) along its (D, H, W)."""
-    matrix, offset = _along_dhw(_steps(target, own))
-    return voxels @ matrix.T + offset
+    steps = _steps(target, own)
+    return voxels @ steps[:3, :3].T + steps[:3, 3]
 
 
 def share_outside(mask: np.ndarray, own: Space, target: Space) -> float:
     """The share of a (D, H, W) mask's voxels whose centre lies beyond the grid `target`."""
     shift = _whole_steps(_steps(own, target), target.shape)
     if shift is not None:
-        n_inside = np.count_nonzero(cut(mask, shift, target.shape))
+        inside = cut(mask, shift, target.shape)
     else:
         places = places_in(target, np.argwhere(mask), own)
-        n_inside = np.count_nonzero(((places > -0.5) & (places < np.array(target.shape) - 0.5)).all(1))
+        inside = ((places > -0.5) & (places < np.array(target.shape) - 0.5)).all(1)
     n = int(np.count_nonzero(mask))
-    return (n - int(n_inside)) / max(n, 1)
+    return (n - int(np.count_nonzero(inside))) / max(n, 1)
 
 
 def resample(array: np.ndarray, source: Space, target: Space, outside: Sequence[float] | None = None) -> np.ndarray:
@@ -146,7 +141,7 @@ def resample(array: np.ndarray, source: Space, target: Space, outside: Sequence[
     shift = _whole_steps(steps, target.shape)
     if shift is not None:
         return np.stack([cut(c, shift, target.shape, fill) for c, fill in zip(array, fills, strict=True)])
-    matrix, offset = _along_dhw(steps)
+    matrix, offset = steps[:3, :3], steps[:3, 3]
     blur = np.maximum(np.linalg.norm(matrix, axis=1) - 1, 0) / 2
     out = np.empty((len(array), *target.shape), np.float32)
     for channel, resampled, fill in zip(array, out, fills, strict=True):

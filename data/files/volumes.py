@@ -13,16 +13,8 @@ import nibabel as nib
 import numpy as np
 
 from data.files.names import extension_of
-from data.files.nifti import (
-    PLACE_FIELDS,
-    open_nifti,
-    placed_image,
-    require_checksum,
-    require_numbers,
-    require_shape,
-    spacing_of,
-)
-from data.files.space import Shape, Space, Spacing
+from data.files.nifti import PLACE_FIELDS, open_nifti, placed_image, require_checksum, require_numbers, require_shape
+from data.files.space import Space
 from utils.errors import UserError
 from utils.files import atomic_path
 
@@ -50,11 +42,6 @@ class Volume:
 
     array: np.ndarray
     affine: np.ndarray | None
-
-    @property
-    def spacing_mm(self) -> Spacing | None:
-        """Size of a voxel along (D, H, W); None for ``.npy``."""
-        return None if self.affine is None else spacing_of(self.affine)
 
 
 def read_volume(path: Path | str, dtype=np.float32) -> Volume:
@@ -85,11 +72,6 @@ def read_header(path: Path | str) -> Header:
         with open_nifti(path) as nifti:
             h, w, d = np.take(nifti.image.shape, np.argsort(nifti.orientation[:, 0])).tolist()
             return Header((math.prod(nifti.image.shape[3:]), d, h, w), nifti.ras_affine)
-
-
-def volume_shape(path: Path | str) -> Shape:
-    """(D, H, W) from the header alone."""
-    return read_header(path).shape[1:]
 
 
 @contextmanager

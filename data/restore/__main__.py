@@ -33,7 +33,7 @@ def parse_args(argv: Sequence[str] | None = None) -> Settings:
 def main(settings: Settings) -> None:
     prepared_dir, out_dir = Path(settings.prepared_dir), Path(settings.out_dir)
     root = Path(settings.root or read_json(prepared_dir / "run.json")["settings"]["root"])
-    volumes = list_volumes([settings.predictions], None, "--predictions")
+    volumes = list_volumes([settings.predictions], "--predictions")
     predictions = [path for path in volumes if PREDICTION_SUFFIX in path.name]
     if not predictions:
         raise UserError(

@@ -10,7 +10,7 @@ from data.files.listing import counted
 from data.files.names import SCAN
 from data.files.nifti import affine_of, size_text
 from data.files.space import Shape, Space, Spacing, centred_space, places_in, resized_space
-from data.files.volumes import volume_shape
+from data.files.volumes import read_header
 from data.scans.checks import space_of
 from data.scans.cohort import Case
 from data.settings import GridSettings, TrainingGrid
@@ -112,7 +112,7 @@ def print_unknown_network_spacing(cases: list[Case], grid: Grid) -> None:
 
 def own_space(case: Case, grid: Grid) -> Space:
     """Where a case's scan lies; voxels of unknown size are taken for the grid's."""
-    return space_of(case) or Space(volume_shape(case.scan), affine_of(grid.spacing_mm or UNKNOWN_MM))
+    return space_of(case) or Space(read_header(case.scan).shape[1:], affine_of(grid.spacing_mm or UNKNOWN_MM))
 
 
 def shape_that_holds(
