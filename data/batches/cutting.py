@@ -30,8 +30,10 @@ COLUMNS += ["brain_voxels", "lesion_voxels", "boxes"]
 PATTERNS = {"Scans": "*_slice-*.npy", "Masks": "*_slice-*.npy", BRAINS: "*.npy", "cache": "*.json"}
 
 
-def write_slices(prepared: PreparedScan, case: Case, out_dir: Path) -> list[list]:
-    """Write every slice with brain of one scan and return their rows of ``slices.csv``."""
+def write_slices(item: tuple[Case, str], prepare: Callable[[Case], PreparedScan], out_dir: Path) -> list[list]:
+    """Write every slice with brain of one case and return their rows of ``slices.csv``, which its record holds too."""
+    case, record = item
+    prepared = prepare(case)
     if prepared.mask is None or case.mask is None:
         raise UserError(f"{case.scan} has no lesion mask; give one")
     rows = []
@@ -45,6 +47,7 @@ def write_slices(prepared: PreparedScan, case: Case, out_dir: Path) -> list[list
         areas = int(prepared.brain[z].sum()), int(prepared.mask[z].sum())
         boxes = boxes_text(lesion_boxes(prepared.mask[z]))
         rows.append([scan_file, mask_file, case.name, case.subject, z, len(prepared.brain), spacing, *areas, boxes])
+    write_json(out_dir / "cache" / record, rows)  # last: its presence says that the slices are there
     return rows
 
 
@@ -73,7 +76,7 @@ def cut_cohort(
     (out_dir / "slices.csv").unlink(missing_ok=True)
     rows = _remove_outdated(records, out_dir)
     missing = [(case, records[case]) for case in cases if case not in rows]
-    work = partial(_cut, prepare=prepare, out_dir=out_dir)
+    work = partial(write_slices, prepare=prepare, out_dir=out_dir)
     cut = progress(map_in_order(work, missing, num_workers), "Cutting slices", len(missing))
     rows.update({case: of_case for (case, _), of_case in zip(missing, cut, strict=True)})
     table = pd.DataFrame([row for case in cases for row in rows[case]], columns=COLUMNS)
@@ -83,13 +86,6 @@ def cut_cohort(
     for column, folder in (("scan", "Scans"), ("mask", "Masks")):
         table[column] = [str(out_dir / folder / name) for name in table[column]]
     return table.sort_values(["volume", "slice"], ignore_index=True)
-
-
-def _cut(item: tuple[Case, str], prepare: Callable[[Case], PreparedScan], out_dir: Path) -> list[list]:
-    case, record = item
-    rows = write_slices(prepare(case), case, out_dir)
-    write_json(out_dir / "cache" / record, rows)  # last: its presence says that the slices are there
-    return rows
 
 
 def _remove_outdated(records: dict[Case, str], out_dir: Path) -> dict[Case, list[list]]:

@@ -1,16 +1,15 @@
-"""Loaders of whole scans, and the Lightning data modules of the two stages."""
+"""Loaders of whole scans, the items of an epoch, and the Lightning data modules of the two stages."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 
 import numpy as np
 import pandas as pd
 import pytorch_lightning as pl
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from data.batches.cutting import brain_path, lesion_boxes
-from data.batches.sampling import EpochSampler, balanced_indices, item_rng
 from data.batches.slices import parse_spacing, read_slice
 from data.batches.transforms import apply_transforms, build_transforms
 from data.batches.windows import RegionWindows, TrainingWindows
@@ -79,6 +78,38 @@ def _stack(paths: pd.Series, slices: pd.Series, depth: int, volume: str) -> np.n
 # --- batches -------------------------------------------------------------------------------------------
 
 
+class EpochSampler(Sampler):
+    """Yields ``(epoch, index)``, so that an item's randomness depends on the seed, the epoch and itself alone.
+
+    That makes batches the same for any number of workers and after a resumed run.
+
+    Args:
+        choose: from a generator to the indices of one epoch, always as many.
+    """
+
+    def __init__(self, choose: Callable[[np.random.Generator], np.ndarray], seed: int) -> None:
+        self.choose, self.seed, self.epoch = choose, seed, 0
+        self.length = len(choose(np.random.default_rng(seed)))
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by Lightning at the start of each epoch."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        chosen = self.choose(np.random.default_rng([self.seed, self.epoch]))
+        return iter([(self.epoch, int(index)) for index in chosen])
+
+
+def balanced_indices(sick: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """All sick slices and as many healthy ones, shuffled; all healthy ones where there are fewer or none is sick."""
+    n_sick, n_healthy = int(sick.sum()), int((~sick).sum())
+    drawn = rng.choice(np.flatnonzero(~sick), min(n_sick or n_healthy, n_healthy), replace=False)
+    return rng.permutation(np.concatenate([np.flatnonzero(sick), drawn]))
+
+
 def batch_loader(items: Dataset, sampler: Iterable, loading: Loading, collate: Callable | None = None) -> DataLoader:
     """A loader of the batches that `sampler` makes of `items`."""
     # A GPU takes batches from pinned memory while it computes. A CPU has no use for that, nor for the memory of workers
@@ -113,7 +144,7 @@ class SliceDataset(Dataset):
     def __getitem__(self, key: tuple[int, int]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         epoch, index = key
         item = {"image": read_slice(self.scans[index]), "mask": read_slice(self.masks[index])}
-        item = apply_transforms(self.transforms, item, item_rng(self.seed, epoch, index))
+        item = apply_transforms(self.transforms, item, np.random.default_rng([self.seed, epoch, index]))
         lesion = item["mask"][0] > 0.5
         boxes = lesion_boxes(lesion)
         target = {"boxes": boxes, "labels": np.ones(len(boxes), np.int64), "mask": lesion}

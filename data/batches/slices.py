@@ -60,17 +60,10 @@ def read_slice_table(
     masks = masks or []
     table = _listed_slices(Path(scans_dir).parent / "slices.csv", {p.name for p in scans}, {p.name for p in masks})
     if table is None:
-        table = _measure_slices(_pair_slices(scans, masks, names))
+        table = _measure_slices(scans, masks, names)
     for column, paths in (("scan", scans), ("mask", masks)):
         table[column] = table[column].map({path.name: str(path) for path in paths})
     return table.sort_values(["volume", "slice"], ignore_index=True)
-
-
-def _pair_slices(scans: list[Path], masks: list[Path], names: tuple[str, str]) -> list[tuple[Path, Path]]:
-    scan_of, mask_of = by_identity(scans, names[0], _identity), by_identity(masks, names[1], _identity)
-    if missing := [scan for key, scan in scan_of.items() if key not in mask_of]:
-        raise UserError(f"{missing[0]} has no mask in {names[1]}; cut both with python -m data.slices")
-    return [(scan, mask_of[key]) for key, scan in scan_of.items()]
 
 
 def _listed_slices(path: Path, scans: set[str], masks: set[str]) -> pd.DataFrame | None:
@@ -84,16 +77,19 @@ def _listed_slices(path: Path, scans: set[str], masks: set[str]) -> pd.DataFrame
     return table.fillna({"spacing_mm": "", "boxes": ""}) if listed else None
 
 
-def _measure_slices(pairs: list[tuple[Path, Path]]) -> pd.DataFrame:
-    rows = []
-    for scan, mask in progress(pairs, "Measuring slices", unit="slice"):
+def _measure_slices(scans: list[Path], masks: list[Path], names: tuple[str, str]) -> pd.DataFrame:
+    scan_of, mask_of = by_identity(scans, names[0], _identity), by_identity(masks, names[1], _identity)
+    if missing := [scan for key, scan in scan_of.items() if key not in mask_of]:
+        raise UserError(f"{missing[0]} has no mask in {names[1]}; cut both with python -m data.slices")
+    rows, brains = [], {}
+    for key, scan in progress(scan_of.items(), "Measuring slices", unit="slice"):
+        mask, volume = mask_of[key], _volume_of(scan)
+        brains[volume] = brain_path(scan, volume)
         brain = int(np.count_nonzero(head_mask(read_slice(scan)[:1])))
-        volume = _volume_of(scan)
         subject, lesion = bids_entity(scan, "sub") or volume, read_slice(mask)[0] > 0
         measures = brain, int(np.count_nonzero(lesion)), boxes_text(lesion_boxes(lesion))
         rows.append([scan.name, mask.name, volume, subject, slice_index(scan), 0, "", *measures])
     table = pd.DataFrame(rows, columns=COLUMNS)
-    brains = {_volume_of(scan): brain_path(scan, _volume_of(scan)) for scan, _ in pairs}
     depths = {volume: len(read_slice(path)) for volume, path in brains.items() if path.is_file()}
     table["depth"] = table.volume.map(depths).fillna(table.groupby("volume").slice.transform("max") + 1).astype(int)
     return table

@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from torch.utils.data import Dataset
 
-from data.batches.sampling import item_rng
 from data.batches.transforms import apply_transforms, build_transforms
 from data.files.space import Shape, Start, cut
 from data.scans.cohort import Case
@@ -100,38 +99,30 @@ class TrainingWindows(Dataset):
 
     def __getitem__(self, key: tuple[int, int]) -> Item:
         epoch, index = key
-        rng = item_rng(self.seed, epoch, index)
+        rng = np.random.default_rng([self.seed, epoch, index])
         about = ABOUT[index % len(ABOUT)]
         case = self.cases[about][rng.integers(len(self.cases[about]))]
         prepared = self.cohort.prepare(case)
         middle = self._middle(about, prepared, rng)
-        start = _start_about(middle, self.window, prepared.brain.shape, rng)
+        shift = [rng.integers(-most, most + 1) for most in (round(JITTER * size) for size in self.window)]
+        start = _start_inside(middle - np.floor_divide(self.window, 2) + shift, self.window, prepared.brain.shape)
         return _item(apply_transforms(self.transforms, cut_window(prepared, start, self.window, None), rng))
 
     def _middle(self, about: str, prepared: PreparedScan, rng: np.random.Generator) -> np.ndarray:
-        """The voxel (3,) that a window lies about; any of the brain where the scan has no lesion or no region."""
+        """The voxel (3,) that a window lies about; any of the brain where the scan has no lesion or no region.
+
+        The brain's are found by trial: to look for all of them would read the whole mask.
+        """
         mask = _lesions_of(prepared)
         if about == "lesion" and len(voxels := np.flatnonzero(mask)):
             return np.array(np.unravel_index(voxels[rng.integers(len(voxels))], mask.shape))
         regions = self.regions.get(prepared.name) if about == "region" else None
         box = regions[rng.integers(len(regions))] if regions else whole_volume(prepared.brain.shape)
-        return _brain_voxel(prepared.brain, box, rng)
-
-
-def _brain_voxel(brain: np.ndarray, box: Region, rng: np.random.Generator) -> np.ndarray:
-    """A random voxel (3,) of a box that is brain, by trial: to look for all of them would read the whole mask."""
-    for _ in range(TRIALS):
-        voxel = [rng.integers(span.start, span.stop) for span in box.slices]
-        if brain[tuple(voxel)]:
-            break
-    return np.array(voxel)
-
-
-def _start_about(middle: np.ndarray, window: Shape, shape: Shape, rng: np.random.Generator) -> Start:
-    """Where a window begins that lies about a voxel, not quite in its middle."""
-    slack = [round(JITTER * size) for size in window]
-    shift = [rng.integers(-most, most + 1) for most in slack]
-    return _start_inside(middle - np.floor_divide(window, 2) + shift, window, shape)
+        for _ in range(TRIALS):
+            voxel = [rng.integers(span.start, span.stop) for span in box.slices]
+            if prepared.brain[tuple(voxel)]:
+                break
+        return np.array(voxel)
 
 
 # --- validation ----------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from itertools import chain, count
 from pathlib import Path
 from urllib.parse import quote
 
-from data.files.bids import DESCRIPTION, PROGRAM, absolute, dataset_of, describe, is_own, tree_of
+from data.files.listing import DESCRIPTION, PROGRAM, absolute, dataset_of, describe, is_own, tree_of
 from data.files.names import LESION, contrast_of, entities_of, extension_of
 from data.files.volumes import write_like
 from data.scans.cohort import Case
