@@ -88,7 +88,7 @@ def _measure_slices(scans: list[Path], masks: list[Path], names: tuple[str, str]
         brain = int(np.count_nonzero(head_mask(read_slice(scan)[:1])))
         subject, lesion = bids_entity(scan, "sub") or volume, read_slice(mask)[0] > 0
         measures = brain, int(np.count_nonzero(lesion)), boxes_text(lesion_boxes(lesion))
-        rows.append([scan.name, mask.name, volume, subject, slice_index(scan), 0, "", *measures])
+        rows.append([scan.name, mask.name, volume, subject, key[-1], 0, "", *measures])
     table = pd.DataFrame(rows, columns=COLUMNS)
     depths = {volume: len(read_slice(path)) for volume, path in brains.items() if path.is_file()}
     table["depth"] = table.volume.map(depths).fillna(table.groupby("volume").slice.transform("max") + 1).astype(int)
@@ -99,16 +99,12 @@ def _volume_of(path: Path) -> str:
     return stem_of(path).split("_slice-")[0] + ".npy"
 
 
-def slice_index(path: Path) -> int:
+def _identity(path: Path) -> tuple:
+    """The identity of a slice: its volume's, and its index."""
     index = bids_entity(path, "slice")
     if index is None or not index.isdigit():
         raise UserError(f"{path} has no slice index; name it ..._slice-<index>.npy as python -m data.slices does")
-    return int(index)
-
-
-def _identity(path: Path) -> tuple:
-    """The identity of a slice: its volume's, and its index."""
-    return *identity(path.with_name(_volume_of(path))), slice_index(path)
+    return *identity(path.with_name(_volume_of(path))), int(index)
 
 
 def read_slice(path: Path | str) -> np.ndarray:
@@ -126,7 +122,7 @@ def read_slice(path: Path | str) -> np.ndarray:
 def check_slices(table: pd.DataFrame, resize_to: tuple[int, int] | None = None, num_workers: int = 0) -> None:
     """Refuse broken slices before any long work; with `resize_to` volumes may differ in shape."""
     _require_one_shape(table, resize_to)
-    volumes = [_files(rows) for _, rows in table.groupby("volume")]
+    volumes = list(_files_of(table).values())
     for _ in progress(map_in_order(_check_volume, volumes, num_workers), CHECKING, len(volumes), "volume"):
         pass
 
@@ -138,14 +134,13 @@ def admit_slices(sides: dict[str, pd.DataFrame], store: Path, num_workers: int =
         store: as for `data.scans.fingerprints.fingerprint`: slices that it knows are not read again.
     """
     _require_one_shape(pd.concat(sides.values()))
-    groups = {
-        f"{side} {volume}": _files(rows) for side, table in sides.items() for volume, rows in table.groupby("volume")
-    }
+    groups = {f"{side} {name}": files for side, table in sides.items() for name, files in _files_of(table).items()}
     return fingerprint(groups, store, num_workers, _check_volume, CHECKING)
 
 
-def _files(rows: pd.DataFrame) -> list[Path]:
-    return [Path(path) for path in (*rows.scan, *rows["mask"])]
+def _files_of(table: pd.DataFrame) -> dict[str, list[Path]]:
+    """The scans and then the masks of each volume."""
+    return {name: [Path(path) for path in (*rows.scan, *rows["mask"])] for name, rows in table.groupby("volume")}
 
 
 def _require_one_shape(table: pd.DataFrame, resize_to: tuple[int, int] | None = None) -> None:

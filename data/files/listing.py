@@ -22,25 +22,12 @@ CHOOSE_BY_PATTERN = "--scan_pattern and --mask_pattern choose among the files"
 # --- folders -------------------------------------------------------------------------------------------
 
 
-def list_volumes(paths: Paths, argument: str) -> list[Path]:
-    """Volumes among files and, recursively, folders, links to folders included; sorted, without hidden files.
-
-    Args:
-        argument: the command-line argument to name in messages.
-
-    Raises:
-        UserError: a path that does not exist, no volume at all, a link to a file that is not here.
-    """
-    volumes = list(find_volumes(paths, argument).values())
-    require_some(volumes, paths, None, argument)
-    require_present(volumes)
-    return volumes
-
-
 def find_volumes(paths: Paths, argument: str) -> dict[Path, Path]:
-    """Volumes of any extension as they were reached, by their place: the real folder and the file's own name.
+    """Volumes among files and, recursively, folders, as they were reached; sorted, without hidden files.
 
-    A file that is reached twice is there once. Broken links are there too: a caller may not need them.
+    They go by their place, the real folder and the file's own name: a file that is reached twice is there once. Links
+    are followed, and broken ones are there too: a caller may not need them. A `UserError` names the command-line
+    `argument` and a path that does not exist, cannot be read or is no volume.
     """
     volumes, folders = {}, []
     for path in map(Path, paths):
@@ -58,8 +45,12 @@ def find_volumes(paths: Paths, argument: str) -> dict[Path, Path]:
                 _refuse_lost_folder(path)
             elif extension_of(path) and (path.is_file() or path.is_symlink()):
                 volumes.setdefault(real / path.name, path)
-    once = [(path, place) for place, path in volumes.items() if not _is_linked_again(place, volumes)]
-    return {place: path for path, place in sorted(once)}
+    for place in [place for place in volumes if place.is_symlink()]:
+        target = Path(os.path.realpath(place))
+        # A link to another of the volumes is left out. Under another name it means another scan.
+        if target != place and target.name == place.name and target in volumes:
+            del volumes[place]
+    return dict(sorted(volumes.items(), key=lambda item: item[1]))
 
 
 def _folders_below(roots: list[Path], argument: str) -> Iterator[tuple[Path, Path, list[str]]]:
@@ -94,14 +85,6 @@ def _refuse_lost_folder(path: Path) -> None:
         raise UserError(f"{path} is a link to what is not here; mount or fetch it, or remove the link") from None
     except OSError:  # a link to itself: there is nothing to miss
         return
-
-
-def _is_linked_again(place: Path, volumes: Collection[Path]) -> bool:
-    """Whether this is a link to another of the volumes, of the same name. Of another name, it means another scan."""
-    if not place.is_symlink():
-        return False
-    target = Path(os.path.realpath(place))
-    return target != place and target.name == place.name and target in volumes
 
 
 def require_some(volumes: Collection[Path], paths: Paths, ext: str | None, argument: str) -> None:

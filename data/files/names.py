@@ -98,23 +98,18 @@ def role_of(path: Path | str) -> str | None:
     _, _, last = stem_of(path).rpartition("_")
     if last in RESULTS and last != stem_of(path):
         return RESULTS[last]
-    words = _words(path)
+    words, entities = _words(path), entities_of(path)
     roles = [None, *(role for word in words for pattern, role in ROLES.items() if pattern.fullmatch(word))]
-    structures = _structures(entities_of(path), words)
+    # What a mask is of, by its label, by its description and by the last of its words that says so. L is BIDS's label
+    # of lesions; any other names what the mask is of.
+    label, description = entities.get("label", ""), entities.get("desc", "")
+    by_label = LESION if label.upper() == "L" else _structure_of(label) or label
+    by_word = next(filter(None, map(_structure_of, reversed(words))), None)
+    structures = [structure for structure in (by_label, _structure_of(description), by_word) if structure]
     is_mask = any(MASK_WORD.fullmatch(word) for word in words)
     if not (is_mask or roles[-1] == MASK or (roles[-1] == SEGMENTATION and LESION in structures)):
         return roles[-1]
     return next((f"{structure} mask" for structure in structures if structure != LESION), MASK)
-
-
-def _structures(entities: dict[str, str], words: list[str]) -> list[str]:
-    """What a mask is of, by its label, by its description and by the last of its words that says so."""
-    structures = [structure for word in words if (structure := _structure_of(word))][-1:]
-    if description := _structure_of(entities.get("desc", "")):
-        structures.insert(0, description)
-    if label := entities.get("label"):  # L is BIDS's label of lesions; any other names what the mask is of
-        structures.insert(0, LESION if label.upper() == "L" else _structure_of(label) or label)
-    return structures
 
 
 def _structure_of(word: str) -> str | None:
