@@ -1,9 +1,6 @@
-"""Axial slices cut of prepared scans, in the 2D folders that the RPN reads.
+"""Axial slices cut of prepared scans, in the 2D folders that the RPN reads, with ``slices.csv`` beside them.
 
-A slice file is ``<scan>_slice-<index>.npy``, (C, H, W) float16 in [0, 1]; its mask (1, H, W) uint8. The index is the
-slice's true place in the volume. ``slices.csv`` beside the two folders lists them with their brain and lesion area,
-the boxes of their lesions and the voxel size in mm of their grid (D H W, where it is known); ``Brains/`` holds the
-brain mask of each volume, (D, H, W) bool. A table of slices in memory has the same columns, `COLUMNS`, and full paths.
+A table of slices in memory has the same columns, `COLUMNS`, and full paths.
 """
 
 from collections.abc import Callable
@@ -67,10 +64,7 @@ def cut_cohort(
     """Cut all cases into `out_dir`; the table of their slices.
 
     Slices of a case that has not changed since an earlier call stay. Nothing else of an earlier call does: a subject
-    that has left the cohort would come back through its slices.
-
-    Args:
-        prepare: from a case to its scan on `grid`.
+    that has left the cohort would come back through its slices. `prepare` makes the scan of a case on `grid`.
     """
     records = {case: f"{prepared_key(case, grid)}.json" for case in cases}
     (out_dir / "slices.csv").unlink(missing_ok=True)
@@ -112,10 +106,9 @@ def _remove_outdated(records: dict[Case, str], out_dir: Path) -> dict[Case, list
 
 
 def lesion_boxes(mask: np.ndarray) -> np.ndarray:
-    """Boxes around the 8-connected lesions of a slice, a mask (H, W) bool.
+    """Boxes around the 8-connected lesions of a slice, a mask (H, W) bool: (N, 4) float32.
 
-    Returns:
-        (N, 4) float32, (xmin, ymin, xmax, ymax) in voxels, half-open, x along W and y along H.
+    (xmin, ymin, xmax, ymax) in voxels, half-open, x along W and y along H.
     """
     labels, _ = ndimage.label(mask, EIGHT_CONNECTED)
     boxes = [(x.start, y.start, x.stop, y.stop) for y, x in ndimage.find_objects(labels)]

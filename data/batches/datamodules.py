@@ -34,13 +34,10 @@ def scan_loader(cases: Sequence, prepare: Callable[..., PreparedScan], num_worke
 
 
 def stacked_scans(table: pd.DataFrame, num_workers: int = 0, resize_to: tuple[int, int] | None = None) -> DataLoader:
-    """A loader of volumes put back together from their slices at their true depth; slices without brain are air.
+    """A loader of volumes put back together from a table of slices, at their true depth; those without brain are air.
 
     The brain comes from ``Brains/`` beside the folder of the slices or, without that, is all that is not air.
-
-    Args:
-        table: of slices (`data.batches.cutting`).
-        resize_to: in-plane (H, W) that slices are resampled to, or None.
+    `resize_to` is an in-plane (H, W) that slices are resampled to.
     """
     volumes = list(table.groupby("volume", sort=True))
     return scan_loader(volumes, partial(_stack_volume, resize_to=resize_to), num_workers)
@@ -79,12 +76,10 @@ def _stack(paths: pd.Series, slices: pd.Series, depth: int, volume: str) -> np.n
 
 
 class EpochSampler(Sampler):
-    """Yields ``(epoch, index)``, so that an item's randomness depends on the seed, the epoch and itself alone.
+    """Yields ``(epoch, index)`` of the indices that `choose` takes for an epoch with a generator, always as many.
 
-    That makes batches the same for any number of workers and after a resumed run.
-
-    Args:
-        choose: from a generator to the indices of one epoch, always as many.
+    An item's randomness depends on the seed, the epoch and itself alone: batches are the same for any number of workers
+    and after a resumed run.
     """
 
     def __init__(self, choose: Callable[[np.random.Generator], np.ndarray], seed: int) -> None:
@@ -185,11 +180,7 @@ class RPNDataModule(pl.LightningDataModule):
 
 class SegmentationDataModule(pl.LightningDataModule):
     """Windows for stage 2: drawn over training scans, as many as it takes to see their regions once, and laid over the
-    regions of validation scans.
-
-    Args:
-        regions: proposed regions by scan file name; None for whole volumes.
-        window: size (D, H, W) of the windows in voxels.
+    regions of validation scans, or over whole volumes where `regions` is None.
     """
 
     def __init__(

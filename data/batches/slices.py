@@ -123,8 +123,7 @@ def check_slices(table: pd.DataFrame, resize_to: tuple[int, int] | None = None, 
     """Refuse broken slices before any long work; with `resize_to` volumes may differ in shape."""
     _require_one_shape(table, resize_to)
     volumes = list(_files_of(table).values())
-    for _ in progress(map_in_order(_check_volume, volumes, num_workers), CHECKING, len(volumes), "volume"):
-        pass
+    list(progress(map_in_order(_check_volume, volumes, num_workers), CHECKING, len(volumes), "volume"))
 
 
 def admit_slices(sides: dict[str, pd.DataFrame], store: Path, num_workers: int = 0) -> dict[str, str]:

@@ -1,7 +1,4 @@
-"""Random augmentations of training data by name (``--transforms``), for slices and windows alike.
-
-Each acts on a dict of (C, ...) arrays: ``image`` in [0, 1], and beside it label maps, which move with it.
-"""
+"""Random augmentations of training data, slices and windows alike: of dicts of an image in [0, 1] and label maps."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -49,8 +46,7 @@ def build_transforms(names: Sequence[str] | None, spatial_dims: int) -> transfor
 class RandLesionContrastd(transforms.RandomizableTransform, transforms.MapTransform):
     """Scales the difference of lesions from the tissue around them (`surrounding_tissue`).
 
-    Args:
-        factor: range of the scale, 0 for lesions that vanish and 1 for lesions as they are.
+    The range `factor` is 0 for lesions that vanish and 1 for lesions as they are.
     """
 
     def __init__(self, prob: float, factor: tuple[float, float]) -> None:

@@ -1,7 +1,6 @@
-"""3D windows for stage 2: drawn over training scans and laid over the regions of validation scans.
+"""3D windows for stage 2, drawn over training scans and laid over the regions of validation scans.
 
-An item of either data set is a dict of arrays of the window's size: ``image`` (C, D, H, W) float32, ``mask``
-(1, D, H, W) uint8, ``region`` (1, D, H, W) uint8 with the voxels that count, and ``has_lesion`` float32.
+An item: ``image`` (C, D, H, W) and ``has_lesion`` float32; ``mask`` and ``region``, what counts, (1, D, H, W) uint8.
 """
 
 import itertools
@@ -31,11 +30,7 @@ Item = dict[str, np.ndarray | np.float32]
 def cut_window(
     prepared: PreparedScan, start: Start, window: Shape, regions: list[Region] | None
 ) -> dict[str, np.ndarray]:
-    """``image``, ``mask`` and ``region`` of a window of a scan, zero-padded behind where the volume ends.
-
-    Args:
-        regions: whose brain counts; None for all brain.
-    """
+    """A window of a scan, zero-padded behind where the volume ends; the brain of `regions` counts, or all of it."""
     region = cut(prepared.brain, start, window)
     if regions is not None:
         region &= cut(region_mask(regions, prepared.brain.shape), start, window)
@@ -69,12 +64,7 @@ class TrainingWindows(Dataset):
     """Windows drawn anew each epoch about lesions, about proposed regions and anywhere in the brain, and augmented.
 
     Not in the proposed regions alone: those of training scans are better than any to come, since stage 1 has learned
-    from these scans, and few. All brain of a window counts.
-
-    Args:
-        regions: proposed regions by scan file name; None for none.
-        window: size (D, H, W) in voxels.
-        length: windows an epoch.
+    from these scans, and few. All brain of a window, `window` voxels (D, H, W), counts. `length` windows are an epoch.
     """
 
     def __init__(
@@ -129,12 +119,7 @@ class TrainingWindows(Dataset):
 
 
 class RegionWindows(Dataset):
-    """Windows laid over the proposed regions, the same each epoch; only the brain of regions counts.
-
-    Args:
-        regions: proposed regions by scan file name.
-        window: size (D, H, W) in voxels.
-    """
+    """Windows laid over the proposed regions, by scan file name, the same each epoch; only their brain counts."""
 
     def __init__(self, cases: list[Case], regions: Mapping[str, list[Region]], cohort: Cohort, window: Shape) -> None:
         self.cohort, self.window, self.regions = cohort, window, regions

@@ -158,10 +158,9 @@ def _volumes_for(
 
 
 def role_below(root: Path, path: Path, default: str, patterns: Patterns = BY_NAME, raw_only: bool = True) -> str:
-    """What a file is by the patterns or, without them, by its name: `SCAN`, `MASK`, or words for what is neither.
+    """What a file below `root` is by the patterns or else by its name: `SCAN`, `MASK`, or words for what is neither.
 
     Args:
-        root: the folder that was given, or that of the file.
         default: role of a file whose name says none.
         raw_only: whether scans in the folders `NOT_RAW` are left out, if no pattern asks for a folder.
     """

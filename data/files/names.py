@@ -45,10 +45,6 @@ def _without_entities(path: Path | str) -> str:
     return "_".join(part for part in stem_of(path).split("_") if not ENTITY.fullmatch(part))
 
 
-def _words(path: Path | str) -> list[str]:
-    return WORD.findall(_without_entities(path))
-
-
 # --- role of a file ------------------------------------------------------------------------------------
 
 SCAN, MASK = "scan", "mask"
@@ -98,7 +94,7 @@ def role_of(path: Path | str) -> str | None:
     _, _, last = stem_of(path).rpartition("_")
     if last in RESULTS and last != stem_of(path):
         return RESULTS[last]
-    words, entities = _words(path), entities_of(path)
+    words, entities = WORD.findall(_without_entities(path)), entities_of(path)
     roles = [None, *(role for word in words for pattern, role in ROLES.items() if pattern.fullmatch(word))]
     # What a mask is of, by its label, by its description and by the last of its words that says so. L is BIDS's label
     # of lesions; any other names what the mask is of.
@@ -122,7 +118,8 @@ def _structure_of(word: str) -> str | None:
 
 def contrast_of(path: Path | str) -> str | None:
     """The contrast of a scan, as its name spells it."""
-    return next((word for word in reversed(_words(path)) if CONTRAST.fullmatch(word)), None)
+    words = WORD.findall(_without_entities(path))
+    return next((word for word in reversed(words) if CONTRAST.fullmatch(word)), None)
 
 
 def subject_of(path: Path | str) -> str:

@@ -155,15 +155,3 @@ def _require_place(header: nib.Nifti1Header, affine: np.ndarray, mm: float, path
 def is_voxel_size(sizes_mm) -> bool:
     """Whether three numbers can be the size of an MRI voxel in mm."""
     return len(sizes_mm) == 3 and all(VOXEL_MM[0] <= size <= VOXEL_MM[1] for size in sizes_mm)
-
-
-def placed_image(on_disk: np.ndarray, affine: np.ndarray) -> nib.Nifti1Image:
-    """A NIfTI image that holds its affine (mm) in both forms, since readers differ in which they prefer."""
-    image = nib.Nifti1Image(on_disk, affine)
-    image.header.set_xyzt_units("mm")
-    image.header.set_sform(affine, 1)
-    try:
-        image.header.set_qform(affine, 1, strip_shears=False)
-    except nib.spatialimages.HeaderDataError:  # a quaternion holds no shear: the sform places it alone
-        image.header["qform_code"] = 0
-    return image

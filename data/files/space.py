@@ -59,10 +59,7 @@ def _whole_steps(steps: np.ndarray, shape: Shape) -> Start | None:
 
 
 def cut(array: np.ndarray, start: Sequence[int], shape: Sequence[int], fill=0) -> np.ndarray:
-    """The window of `shape` that begins at voxel `start`, which may be negative, of the last axes of an array.
-
-    It holds `fill` where it leaves the array.
-    """
+    """The window of the last axes of an array, of `shape` from voxel `start`, with `fill` where it leaves the array."""
     lead = array.ndim - len(shape)
     source, target = [slice(None)] * lead, [slice(None)] * lead
     for begin, size, extent in zip(start, shape, array.shape[lead:], strict=True):
@@ -75,14 +72,10 @@ def cut(array: np.ndarray, start: Sequence[int], shape: Sequence[int], fill=0) -
 
 
 def centred_space(source: Space, centre: Sequence[float], shape: Shape, spacing_mm: Sequence[float] | None) -> Space:
-    """A grid of `shape` along the axes of `source`, with `centre` in its middle as far as nothing is lost for it.
+    """A grid of `shape` along the axes of `source`, about its voxel `centre` (D, H, W) where nothing is lost by it.
 
     Where the grid is larger than the source it holds all of the source, and where it is smaller it stays inside. It
-    begins at a voxel of the source, so that with the same spacing nothing has to be interpolated.
-
-    Args:
-        centre: (D, H, W) in voxels of `source`.
-        spacing_mm: None for the source's own.
+    begins at a voxel of the source, so that with the same spacing, which None stands for, nothing is interpolated.
     """
     zoom = np.divide(spacing_mm or source.spacing_mm, source.spacing_mm)
     zoom[np.abs(zoom - 1) * shape < SAME_VOXEL] = 1

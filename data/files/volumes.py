@@ -1,7 +1,6 @@
-"""3D volumes: read and write.
+"""Volumes: on disk ``.npy`` (C, H, W, D) or NIfTI, read as RAS (H, W, D); in memory (C, D, H, W).
 
-On disk a volume is ``.npy`` (C, H, W, D) or NIfTI, which is read in its closest RAS orientation as (H, W, D).
-In memory it is (C, D, H, W): H left-right, W posterior-anterior, D inferior-superior.
+H runs left-right, W posterior-anterior, D inferior-superior.
 """
 
 import math
@@ -13,7 +12,7 @@ import nibabel as nib
 import numpy as np
 
 from data.files.names import extension_of
-from data.files.nifti import PLACE_FIELDS, open_nifti, placed_image, require_checksum, require_numbers, require_shape
+from data.files.nifti import PLACE_FIELDS, open_nifti, require_checksum, require_numbers, require_shape
 from data.files.space import Space
 from utils.errors import UserError
 from utils.files import atomic_path
@@ -21,14 +20,10 @@ from utils.files import atomic_path
 
 @dataclass(frozen=True)
 class Header:
-    """What a volume's file says of itself.
+    """What a volume's file says of itself."""
 
-    shape: (C, D, H, W).
-    affine: (4, 4) from voxel (H, W, D) to mm in RAS, whatever the unit of the file; None for ``.npy``.
-    """
-
-    shape: tuple[int, int, int, int]
-    affine: np.ndarray | None
+    shape: tuple[int, int, int, int]  # (C, D, H, W)
+    affine: np.ndarray | None  # (4, 4) from voxel (H, W, D) to mm in RAS, whatever the unit of the file; None for .npy
 
     @property
     def space(self) -> Space | None:
@@ -114,9 +109,19 @@ def write_volume(path: Path | str, array: np.ndarray, affine: np.ndarray | None 
 
 
 def volume_image(array: np.ndarray, affine: np.ndarray) -> nib.Nifti1Image:
-    """A (C, D, H, W) array as a NIfTI image (H, W, D[, C]) with an `affine` (RAS, mm)."""
+    """A (C, D, H, W) array as a NIfTI image (H, W, D[, C]) that holds its affine (RAS, mm) in both forms.
+
+    Readers differ in which of them they prefer.
+    """
     voxels = array.transpose(2, 3, 1, 0)
-    return placed_image(np.ascontiguousarray(voxels[..., 0] if len(array) == 1 else voxels), affine)
+    image = nib.Nifti1Image(np.ascontiguousarray(voxels[..., 0] if len(array) == 1 else voxels), affine)
+    image.header.set_xyzt_units("mm")
+    image.header.set_sform(affine, 1)
+    try:
+        image.header.set_qform(affine, 1, strip_shears=False)
+    except nib.spatialimages.HeaderDataError:  # a quaternion holds no shear: the sform places it alone
+        image.header["qform_code"] = 0
+    return image
 
 
 def write_like(path: Path | str, array: np.ndarray, scan_path: Path | str) -> None:

@@ -6,8 +6,7 @@ import nibabel as nib
 import numpy as np
 
 from data.files.names import extension_of
-from data.files.nifti import placed_image
-from data.files.volumes import write_volume
+from data.files.volumes import volume_image, write_volume
 from data.phantom.fields import FIELD_OF_VIEW_MM, Grid
 from data.phantom.heads import ORIGIN_MM
 from utils.files import atomic_path
@@ -41,7 +40,7 @@ def write_placed(path: Path, array: np.ndarray, affine: np.ndarray, codes: tuple
     """`write_volume` with the codes of qform and sform."""
     if extension_of(path) == ".npy":
         return write_volume(path, array)
-    image = placed_image(np.ascontiguousarray(array[0].transpose(1, 2, 0)), affine)
+    image = volume_image(array, affine)
     image.header["qform_code"], image.header["sform_code"] = codes
     with atomic_path(path) as temporary:
         nib.save(image, temporary)
