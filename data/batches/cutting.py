@@ -1,7 +1,4 @@
-"""Axial slices cut of prepared scans, in the 2D folders that the RPN reads, with ``slices.csv`` beside them.
-
-A table of slices in memory has the same columns, `COLUMNS`, and full paths.
-"""
+"""Axial slices cut of prepared scans, in the 2D folders that the RPN reads, with ``slices.csv`` beside them."""
 
 from collections.abc import Callable
 from functools import partial
@@ -21,6 +18,7 @@ from utils.parallel import map_in_order
 from utils.progress import progress
 
 EIGHT_CONNECTED = np.ones((3, 3), bool)
+# Of ``slices.csv`` and, with full paths, of a table of slices in memory.
 COLUMNS = ["scan", "mask", "volume", "subject", "slice", "depth", "spacing_mm"]
 COLUMNS += ["brain_voxels", "lesion_voxels", "boxes"]
 # What a folder of slices holds; a record in ``cache/`` has the rows of a case, all of whose slices are there.

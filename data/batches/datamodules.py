@@ -146,9 +146,8 @@ class SliceDataset(Dataset):
         return torch.from_numpy(item["image"]), {key: torch.from_numpy(array) for key, array in target.items()}
 
 
-def _collate_slices(items: list) -> tuple[list, list]:
-    images, targets = zip(*items, strict=True)
-    return list(images), list(targets)
+def _collate_slices(items: list) -> tuple[list, ...]:
+    return tuple(map(list, zip(*items, strict=True)))
 
 
 class RPNDataModule(pl.LightningDataModule):

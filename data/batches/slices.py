@@ -67,11 +67,9 @@ def read_slice_table(
 
 
 def _listed_slices(path: Path, scans: set[str], masks: set[str]) -> pd.DataFrame | None:
-    if not path.is_file():
-        return None
     try:
         table = pd.read_csv(path, dtype={"subject": str, "spacing_mm": str, "boxes": str})
-    except ValueError:  # pandas' errors of a broken table: the slices are measured anew
+    except (FileNotFoundError, ValueError):  # pandas' errors of a broken table: the slices are measured anew
         return None
     listed = list(table.columns) == COLUMNS and set(table.scan) == scans and set(table["mask"]) <= masks
     return table.fillna({"spacing_mm": "", "boxes": ""}) if listed else None
@@ -127,10 +125,8 @@ def check_slices(table: pd.DataFrame, resize_to: tuple[int, int] | None = None, 
 
 
 def admit_slices(sides: dict[str, pd.DataFrame], store: Path, num_workers: int = 0) -> dict[str, str]:
-    """Refuse broken slices of the tables of ``train`` and ``val``, and return the digest of those of each volume.
-
-    Args:
-        store: as for `data.scans.fingerprints.fingerprint`: slices that it knows are not read again.
+    """The digests of the slices of each volume of ``train`` and ``val``; refuses broken ones. `store` (`fingerprint`)
+    says which need not be read again.
     """
     _require_one_shape(pd.concat(sides.values()))
     groups = {f"{side} {name}": files for side, table in sides.items() for name, files in _files_of(table).items()}

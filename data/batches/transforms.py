@@ -16,6 +16,7 @@ PROBABILITY = 0.5
 def build_transforms(names: Sequence[str] | None, spatial_dims: int) -> transforms.Compose:
     """Random transforms for `spatial_dims` 2 (H, W) or 3 (D, H, W); `names` are those of ``--transforms``."""
     angle, in_3d = np.deg2rad(10), spatial_dims == 3
+    mode = "trilinear" if in_3d else "bilinear"
     kinds = {
         # Left and right are alike enough to swap; front and back or top and bottom are not.
         "flip": partial(transforms.RandFlipd, EVERYTHING, spatial_axis=spatial_dims - 2, allow_missing_keys=True),
@@ -32,26 +33,17 @@ def build_transforms(names: Sequence[str] | None, spatial_dims: int) -> transfor
         "contrast": partial(transforms.RandAdjustContrastd, "image", gamma=(0.7, 1.5)),
         "noise": partial(transforms.RandGaussianNoised, "image", std=0.05),
         "bias_field": partial(transforms.RandBiasFieldd, "image", coeff_range=(0.0, 0.2)),
-        "resolution": partial(
-            transforms.RandSimulateLowResolutiond,
-            "image",
-            upsample_mode="trilinear" if in_3d else "bilinear",
-            zoom_range=(0.5, 1),
-        ),
+        "resolution": partial(transforms.RandSimulateLowResolutiond, "image", upsample_mode=mode, zoom_range=(0.5, 1)),
         "lesion_contrast": partial(RandLesionContrastd, factor=(0.3, 1.2)),
     }
     return transforms.Compose([kinds[name](prob=PROBABILITY) for name in names or []])
 
 
-class RandLesionContrastd(transforms.RandomizableTransform, transforms.MapTransform):
-    """Scales the difference of lesions from the tissue around them (`surrounding_tissue`).
-
-    The range `factor` is 0 for lesions that vanish and 1 for lesions as they are.
-    """
+class RandLesionContrastd(transforms.RandomizableTransform):
+    """Scales how lesions differ from the tissue around them by a random `factor`: at 0 they vanish, at 1 they stay."""
 
     def __init__(self, prob: float, factor: tuple[float, float]) -> None:
-        transforms.RandomizableTransform.__init__(self, prob)
-        transforms.MapTransform.__init__(self, ("image",))
+        super().__init__(prob)
         self.factor = factor
 
     def __call__(self, item: dict) -> dict:

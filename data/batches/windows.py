@@ -57,9 +57,6 @@ def _start_inside(start: np.ndarray | Sequence[int], window: Shape, shape: Shape
     return d, h, w
 
 
-# --- training ------------------------------------------------------------------------------------------
-
-
 class TrainingWindows(Dataset):
     """Windows drawn anew each epoch about lesions, about proposed regions and anywhere in the brain, and augmented.
 
@@ -99,23 +96,17 @@ class TrainingWindows(Dataset):
         return _item(apply_transforms(self.transforms, cut_window(prepared, start, self.window, None), rng))
 
     def _middle(self, about: str, prepared: PreparedScan, rng: np.random.Generator) -> np.ndarray:
-        """The voxel (3,) that a window lies about; any of the brain where the scan has no lesion or no region.
-
-        The brain's are found by trial: to look for all of them would read the whole mask.
-        """
+        """The voxel (3,) that a window lies about; any of the brain where the scan has no lesion or no region."""
         mask = _lesions_of(prepared)
         if about == "lesion" and len(voxels := np.flatnonzero(mask)):
             return np.array(np.unravel_index(voxels[rng.integers(len(voxels))], mask.shape))
         regions = self.regions.get(prepared.name) if about == "region" else None
         box = regions[rng.integers(len(regions))] if regions else whole_volume(prepared.brain.shape)
-        for _ in range(TRIALS):
+        for _ in range(TRIALS):  # to look for all that is brain would read the whole mask
             voxel = [rng.integers(span.start, span.stop) for span in box.slices]
             if prepared.brain[tuple(voxel)]:
                 break
         return np.array(voxel)
-
-
-# --- validation ----------------------------------------------------------------------------------------
 
 
 class RegionWindows(Dataset):

@@ -25,9 +25,8 @@ CHOOSE_BY_PATTERN = "--scan_pattern and --mask_pattern choose among the files"
 def find_volumes(paths: Paths, argument: str) -> dict[Path, Path]:
     """Volumes among files and, recursively, folders, as they were reached; sorted, without hidden files.
 
-    They go by their place, the real folder and the file's own name: a file that is reached twice is there once. Links
-    are followed, and broken ones are there too: a caller may not need them. A `UserError` names the command-line
-    `argument` and a path that does not exist, cannot be read or is no volume.
+    They go by their place, the real folder and the file's own name: a file that is reached twice is there once. Broken
+    links are there too: a caller may not need them. Messages name the command-line `argument`.
     """
     volumes, folders = {}, []
     for path in map(Path, paths):
@@ -177,12 +176,9 @@ def role_below(root: Path, path: Path, default: str, patterns: Patterns = BY_NAM
 
 
 def fits(path: Path, pattern: str) -> bool:
-    """Whether a file has a name of a pattern such as ``sub-*_T1w``, in any case, with or without its extension.
-
-    A pattern with a slash is one of the whole path below the folder that was given.
-    """
+    """Whether a file has a name of a pattern such as ``sub-*_T1w``, in any case, with or without its extension."""
     names = [path.name, stem_of(path)]
-    if "/" in pattern:
+    if "/" in pattern:  # it is one of the whole path below the folder that was given
         names = [(path.parent / name).as_posix() for name in names]
     return any(fnmatchcase(name.lower(), pattern.lower()) for name in names)
 
@@ -221,12 +217,6 @@ def describe(root: Path) -> dict:
 def dataset_of(path: Path) -> Path | None:
     """The root of the data set that a file lies in, the innermost one; None where it lies in none."""
     return next((folder for folder in absolute(path).parents if (folder / DESCRIPTION).is_file()), None)
-
-
-def tree_of(path: Path) -> Path:
-    """`dataset_of` or, where no root is described, the folder that holds those of the subjects, or the file's own."""
-    holders = (folder.parent for folder in absolute(path).parents if folder.name.startswith("sub-"))
-    return dataset_of(path) or next(holders, absolute(path).parent)
 
 
 def is_own(root: Path | None) -> bool:

@@ -1,4 +1,4 @@
-"""NIfTI files: opened only where their header is sound, read to their checksum, and written with what places a scan."""
+"""NIfTI files: opened only where their header is sound, and read to their checksum."""
 
 import gzip
 import io
@@ -22,8 +22,6 @@ BESIDE_VOXELS = 2**24  # bytes of a NIfTI file that are no voxels: its header, e
 MM_PER_UNIT = {1: 1000.0, 3: 0.001}  # metre and micron of xyzt_units; 2 is mm, and 0, unknown, is meant as mm
 SAME_SIZE = 0.01  # the share by which two statements of a voxel's size may differ: single precision, rounding
 VOXEL_MM = (0.01, 100.0)  # a voxel of MRI is in between: microscopes see finer, and a head would be two voxels
-PLACE_FIELDS = ("pixdim", "qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y",
-                "qoffset_z", "srow_x", "srow_y", "srow_z", "xyzt_units")  # fmt: skip
 
 
 def spacing_of(affine: np.ndarray) -> tuple[float, float, float]:
@@ -44,20 +42,13 @@ def size_text(sizes_mm: Iterable[float]) -> str:
 
 @dataclass(frozen=True)
 class Nifti:
-    """An open NIfTI file, of version 1 or 2, whose voxels are not read yet.
+    """An open NIfTI file, of version 1 or 2, whose voxels are not read yet."""
 
-    image: of nibabel, which fixes some fields of the header.
-    header: as it is in the file, to the bit.
-    orientation: of nibabel, turns the voxels to RAS.
-    ras_affine: (4, 4) from a voxel turned to RAS to mm.
-    stream: the uncompressed file.
-    """
-
-    image: nib.Nifti1Image
-    header: nib.Nifti1Header
-    orientation: np.ndarray
-    ras_affine: np.ndarray
-    stream: io.BufferedIOBase
+    image: nib.Nifti1Image  # of nibabel, which fixes some fields of the header
+    header: nib.Nifti1Header  # as it is in the file, to the bit
+    orientation: np.ndarray  # of nibabel, turns the voxels to RAS
+    ras_affine: np.ndarray  # (4, 4) from a voxel turned to RAS to mm
+    stream: io.BufferedIOBase  # the uncompressed file
 
 
 @contextmanager

@@ -61,13 +61,9 @@ def _whole_steps(steps: np.ndarray, shape: Shape) -> Start | None:
 def cut(array: np.ndarray, start: Sequence[int], shape: Sequence[int], fill=0) -> np.ndarray:
     """The window of the last axes of an array, of `shape` from voxel `start`, with `fill` where it leaves the array."""
     lead = array.ndim - len(shape)
-    source, target = [slice(None)] * lead, [slice(None)] * lead
-    for begin, size, extent in zip(start, shape, array.shape[lead:], strict=True):
-        low, high = max(begin, 0), max(min(begin + size, extent), 0)
-        source.append(slice(low, high))
-        target.append(slice(low - begin, max(high - begin, low - begin)))
+    low, high = np.clip([start, np.add(start, shape)], 0, array.shape[lead:])
     window = np.full((*array.shape[:lead], *shape), fill, array.dtype)
-    window[tuple(target)] = array[tuple(source)]
+    window[(..., *map(slice, low - start, high - start))] = array[(..., *map(slice, low, high))]
     return window
 
 

@@ -12,10 +12,13 @@ import nibabel as nib
 import numpy as np
 
 from data.files.names import extension_of
-from data.files.nifti import PLACE_FIELDS, open_nifti, require_checksum, require_numbers, require_shape
+from data.files.nifti import open_nifti, require_checksum, require_numbers, require_shape
 from data.files.space import Space
 from utils.errors import UserError
 from utils.files import atomic_path
+
+PLACE_FIELDS = ("pixdim", "qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y",
+                "qoffset_z", "srow_x", "srow_y", "srow_z", "xyzt_units")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -109,13 +112,11 @@ def write_volume(path: Path | str, array: np.ndarray, affine: np.ndarray | None 
 
 
 def volume_image(array: np.ndarray, affine: np.ndarray) -> nib.Nifti1Image:
-    """A (C, D, H, W) array as a NIfTI image (H, W, D[, C]) that holds its affine (RAS, mm) in both forms.
-
-    Readers differ in which of them they prefer.
-    """
+    """A (C, D, H, W) array as a NIfTI image (H, W, D[, C]) with an `affine` (RAS, mm)."""
     voxels = array.transpose(2, 3, 1, 0)
     image = nib.Nifti1Image(np.ascontiguousarray(voxels[..., 0] if len(array) == 1 else voxels), affine)
     image.header.set_xyzt_units("mm")
+    # In both forms: readers differ in which they prefer.
     image.header.set_sform(affine, 1)
     try:
         image.header.set_qform(affine, 1, strip_shears=False)
