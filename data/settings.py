@@ -9,8 +9,8 @@ SCAN_DIM = (1, 189, 192, 192)  # (C, D, H, W), of ATLAS
 TRANSFORMS = ("flip", "affine", "contrast", "noise", "bias_field", "resolution", "lesion_contrast")
 
 
-def seed_option(default: int = 42):
-    return option(non_negative_int, "seed of all random generators", default, shared=True)
+def seed_option():
+    return option(non_negative_int, "seed of all random generators", 42, shared=True)
 
 
 def workers_option():

@@ -195,8 +195,7 @@ class SegmentationDataModule(pl.LightningDataModule):
     ) -> None:
         super().__init__()
         laid = regions or {case.name: [whole_volume(cohort.grid.shape)] for case in [*train, *val]}
-        length = len(RegionWindows(train, laid, cohort, window))
-        if not length:
+        if not (length := len(RegionWindows(train, laid, cohort, window))):
             raise UserError(
                 "no region was proposed on any training scan; train the RPN longer or lower --score_threshold"
             )

@@ -135,7 +135,7 @@ def admit_slices(sides: dict[str, pd.DataFrame], store: Path, num_workers: int =
 
 def _files_of(table: pd.DataFrame) -> dict[str, list[Path]]:
     """The scans and then the masks of each volume."""
-    return {name: [Path(path) for path in (*rows.scan, *rows["mask"])] for name, rows in table.groupby("volume")}
+    return {str(name): [Path(path) for path in (*rows.scan, *rows["mask"])] for name, rows in table.groupby("volume")}
 
 
 def _require_one_shape(table: pd.DataFrame, resize_to: tuple[int, int] | None = None) -> None:

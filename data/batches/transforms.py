@@ -17,7 +17,7 @@ def build_transforms(names: Sequence[str] | None, spatial_dims: int) -> transfor
     """Random transforms for `spatial_dims` 2 (H, W) or 3 (D, H, W); `names` are those of ``--transforms``."""
     angle, in_3d = np.deg2rad(10), spatial_dims == 3
     mode = "trilinear" if in_3d else "bilinear"
-    kinds = {
+    kinds: dict[str, partial] = {
         # Left and right are alike enough to swap; front and back or top and bottom are not.
         "flip": partial(transforms.RandFlipd, EVERYTHING, spatial_axis=spatial_dims - 2, allow_missing_keys=True),
         # Rotation within the axial plane alone: in 3D that is about the depth axis.

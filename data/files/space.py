@@ -62,8 +62,10 @@ def cut(array: np.ndarray, start: Sequence[int], shape: Sequence[int], fill=0) -
     """The window of the last axes of an array, of `shape` from voxel `start`, with `fill` where it leaves the array."""
     lead = array.ndim - len(shape)
     low, high = np.clip([start, np.add(start, shape)], 0, array.shape[lead:])
+    source: list[slice] = [*[slice(None)] * lead, *map(slice, low, high)]
+    target: list[slice] = [*[slice(None)] * lead, *map(slice, low - start, high - start)]
     window = np.full((*array.shape[:lead], *shape), fill, array.dtype)
-    window[(..., *map(slice, low - start, high - start))] = array[(..., *map(slice, low, high))]
+    window[tuple(target)] = array[tuple(source)]
     return window
 
 
@@ -107,12 +109,12 @@ def share_outside(mask: np.ndarray, own: Space, target: Space) -> float:
     """The share of a (D, H, W) mask's voxels whose centre lies beyond the grid `target`."""
     shift = _whole_steps(_steps(own, target), target.shape)
     if shift is not None:
-        inside = cut(mask, shift, target.shape)
+        n_inside = np.count_nonzero(cut(mask, shift, target.shape))
     else:
         places = places_in(target, np.argwhere(mask), own)
-        inside = ((places > -0.5) & (places < np.array(target.shape) - 0.5)).all(1)
+        n_inside = np.count_nonzero(((places > -0.5) & (places < np.array(target.shape) - 0.5)).all(1))
     n = int(np.count_nonzero(mask))
-    return (n - int(np.count_nonzero(inside))) / max(n, 1)
+    return (n - int(n_inside)) / max(n, 1)
 
 
 def resample(array: np.ndarray, source: Space, target: Space, outside: Sequence[float] | None = None) -> np.ndarray:

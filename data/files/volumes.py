@@ -12,8 +12,8 @@ import nibabel as nib
 import numpy as np
 
 from data.files.names import extension_of
-from data.files.nifti import open_nifti, require_checksum, require_numbers, require_shape
-from data.files.space import Space
+from data.files.nifti import open_nifti, require_checksum, require_numbers, require_shape, spacing_of
+from data.files.space import Space, Spacing
 from utils.errors import UserError
 from utils.files import atomic_path
 
@@ -40,6 +40,11 @@ class Volume:
 
     array: np.ndarray
     affine: np.ndarray | None
+
+    @property
+    def spacing_mm(self) -> Spacing | None:
+        """Size of a voxel along (D, H, W); None for ``.npy``."""
+        return None if self.affine is None else spacing_of(self.affine)
 
 
 def read_volume(path: Path | str, dtype=np.float32) -> Volume:
