@@ -9,8 +9,8 @@ SCAN_DIM = (1, 189, 192, 192)  # (C, D, H, W), of ATLAS
 TRANSFORMS = ("flip", "affine", "contrast", "noise", "bias_field", "resolution", "lesion_contrast")
 
 
-def seed_option(default: int = 42):
-    return option(non_negative_int, "seed of all random generators", default, shared=True)
+def seed_option():
+    return option(non_negative_int, "seed of all random generators", 42, shared=True)
 
 
 def workers_option():
@@ -34,21 +34,13 @@ def brains_option(otherwise: str = "to find the brains"):
 
 
 def pattern_option(what: str, where: str, condition: str = ""):
-    return option(
-        str,
-        f"{condition}names of the {what}s, as of a shell ('*_T1w'), or of the paths below {where} if it has a slash; "
-        "None for what the names say",
-        metavar="PATTERN",
-    )
+    names = f"{condition}names of the {what}s, as of a shell ('*_T1w'), or of the paths below {where} if it has a slash"
+    return option(str, f"{names}; None for what the names say", metavar="PATTERN")
 
 
 def resize_option():
-    return option(
-        positive_int,
-        "in-plane size that whole slices are resampled to, in place of cropping",
-        nargs=2,
-        metavar=("H", "W"),
-    )
+    what = "in-plane size that whole slices are resampled to, in place of cropping"
+    return option(positive_int, what, nargs=2, metavar=("H", "W"))
 
 
 @dataclass(frozen=True)

@@ -301,7 +301,7 @@ def test_resumed_run_reads_no_voxel_of_the_cohort(tmp_path, monkeypatch):
     bench = Bench(tmp_path)
     assert bench.run(stop_after=ONE_FOLD) == "stopped"
     monkeypatch.setattr("data.scans.checks.read_volume", lambda *_: pytest.fail("a voxel was read"))
-    monkeypatch.setattr("data.batches.cutting.write_slices", lambda *_: pytest.fail("slices were cut"))
+    monkeypatch.setattr("data.batches.cutting.write_slices", lambda *_, **__: pytest.fail("slices were cut"))
     assert bench.run() == "done" and bench.recorder.trainings == 2
 
 

@@ -13,8 +13,7 @@ import torch
 from torch import nn
 from torch.multiprocessing import ProcessRaisedException
 
-from data.batches.datamodules import batch_loader
-from data.batches.sampling import EpochSampler
+from data.batches.datamodules import EpochSampler, batch_loader
 from data.settings import Loading
 from models.checkpoints import load_rpn, load_strokeformer
 from models.precision import autocast, precision_on, use_precision

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from data.batches.slices import read_slice_table
-from data.files.listing import list_volumes
+from data.files.listing import find_volumes, require_present
 from data.files.names import role_of
 from data.files.volumes import write_volume
 from data.prepare.layouts import LAYOUTS, find_cases
@@ -110,7 +110,7 @@ def test_linked_folder_on_a_drive_that_is_away_is_missed(tmp_path):
     put(tmp_path / "sub-01/sub-01_T1w.npy")
     lost = link(tmp_path / "sub-02", "/mnt/away/sub-02")
     with pytest.raises(UserError, match=f"{lost} is a link to what is not here; mount"):
-        list_volumes([tmp_path], None, "--scans")
+        find_volumes([tmp_path], "--scans")
 
 
 def test_real_path_goes_before_a_link_and_counts_once(tmp_path):
@@ -119,7 +119,7 @@ def test_real_path_goes_before_a_link_and_counts_once(tmp_path):
     link(tmp_path / "tree/b", tmp_path)
     link(tmp_path / "tree/c/sub-01_T1w.npy", real)
     link(tmp_path / "tree/round", "round")
-    assert list_volumes([tmp_path / "tree", tmp_path / "tree/z", real], None, "--scans") == [real]
+    assert list(find_volumes([tmp_path / "tree", tmp_path / "tree/z", real], "--scans").values()) == [real]
 
 
 def test_two_names_of_one_annexed_file_are_two_scans(tmp_path):
@@ -134,7 +134,10 @@ def test_link_to_a_file_that_is_not_here_is_refused(tmp_path, target):
     put(tmp_path / "sub-01_T1w.npy")
     broken = link(tmp_path / "sub-02_T1w.npy", target)  # the last one is a link to itself
     for paths in ([tmp_path], [tmp_path / "sub-01_T1w.npy", broken]):
-        for search in (lambda paths: pair_cases(paths, None), lambda paths: list_volumes(paths, ".npy", "--scans")):
+        for search in (
+            lambda paths: pair_cases(paths, None),
+            lambda paths: require_present(find_volumes(paths, "--scans").values()),
+        ):
             with pytest.raises(UserError, match=r"sub-02_T1w\.npy is a link to a file that is not here; fetch it"):
                 search(paths)
 
@@ -143,7 +146,7 @@ def test_link_of_no_volume_or_of_another_extension_is_nobody_s_concern(tmp_path)
     put(tmp_path / "sub-01_T1w.npy")
     link(tmp_path / "sub-01_T1w.json", "KEY")
     link(tmp_path / "sub-02_T1w.nii.gz", "KEY")
-    assert names(list_volumes([tmp_path], ".npy", "--scans")) == ["sub-01_T1w.npy"]
+    assert names(case.scan for case in pair_cases([tmp_path], None, ".npy")) == ["sub-01_T1w.npy"]
 
 
 # --- roles ---------------------------------------------------------------------------------------------

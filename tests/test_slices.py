@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from data.batches.cutting import boxes_of, cut_cohort, lesion_boxes
-from data.batches.datamodules import RPNDataModule, SliceDataset, stacked_scans
-from data.batches.sampling import EpochSampler, balanced_indices
+from data.batches.datamodules import EpochSampler, RPNDataModule, SliceDataset, balanced_indices, stacked_scans
 from data.batches.slices import read_slice_table
 from data.files.volumes import write_volume
 from data.scans.cohort import pair_cases

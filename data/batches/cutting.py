@@ -1,10 +1,4 @@
-"""Axial slices cut of prepared scans, in the 2D folders that the RPN reads.
-
-A slice file is ``<scan>_slice-<index>.npy``, (C, H, W) float16 in [0, 1]; its mask (1, H, W) uint8. The index is the
-slice's true place in the volume. ``slices.csv`` beside the two folders lists them with their brain and lesion area,
-the boxes of their lesions and the voxel size in mm of their grid (D H W, where it is known); ``Brains/`` holds the
-brain mask of each volume, (D, H, W) bool. A table of slices in memory has the same columns, `COLUMNS`, and full paths.
-"""
+"""Axial slices cut of prepared scans, in the 2D folders that the RPN reads, with ``slices.csv`` beside them."""
 
 from collections.abc import Callable
 from functools import partial
@@ -24,14 +18,17 @@ from utils.parallel import map_in_order
 from utils.progress import progress
 
 EIGHT_CONNECTED = np.ones((3, 3), bool)
+# Of ``slices.csv`` and, with full paths, of a table of slices in memory.
 COLUMNS = ["scan", "mask", "volume", "subject", "slice", "depth", "spacing_mm"]
 COLUMNS += ["brain_voxels", "lesion_voxels", "boxes"]
 # What a folder of slices holds; a record in ``cache/`` has the rows of a case, all of whose slices are there.
 PATTERNS = {"Scans": "*_slice-*.npy", "Masks": "*_slice-*.npy", BRAINS: "*.npy", "cache": "*.json"}
 
 
-def write_slices(prepared: PreparedScan, case: Case, out_dir: Path) -> list[list]:
-    """Write every slice with brain of one scan and return their rows of ``slices.csv``."""
+def write_slices(item: tuple[Case, str], prepare: Callable[[Case], PreparedScan], out_dir: Path) -> list[list]:
+    """Write every slice with brain of one case and return their rows of ``slices.csv``, which its record holds too."""
+    case, record = item
+    prepared = prepare(case)
     if prepared.mask is None or case.mask is None:
         raise UserError(f"{case.scan} has no lesion mask; give one")
     rows = []
@@ -45,6 +42,7 @@ def write_slices(prepared: PreparedScan, case: Case, out_dir: Path) -> list[list
         areas = int(prepared.brain[z].sum()), int(prepared.mask[z].sum())
         boxes = boxes_text(lesion_boxes(prepared.mask[z]))
         rows.append([scan_file, mask_file, case.name, case.subject, z, len(prepared.brain), spacing, *areas, boxes])
+    write_json(out_dir / "cache" / record, rows)  # last: its presence says that the slices are there
     return rows
 
 
@@ -64,16 +62,13 @@ def cut_cohort(
     """Cut all cases into `out_dir`; the table of their slices.
 
     Slices of a case that has not changed since an earlier call stay. Nothing else of an earlier call does: a subject
-    that has left the cohort would come back through its slices.
-
-    Args:
-        prepare: from a case to its scan on `grid`.
+    that has left the cohort would come back through its slices. `prepare` makes the scan of a case on `grid`.
     """
     records = {case: f"{prepared_key(case, grid)}.json" for case in cases}
     (out_dir / "slices.csv").unlink(missing_ok=True)
     rows = _remove_outdated(records, out_dir)
     missing = [(case, records[case]) for case in cases if case not in rows]
-    work = partial(_cut, prepare=prepare, out_dir=out_dir)
+    work = partial(write_slices, prepare=prepare, out_dir=out_dir)
     cut = progress(map_in_order(work, missing, num_workers), "Cutting slices", len(missing))
     rows.update({case: of_case for (case, _), of_case in zip(missing, cut, strict=True)})
     table = pd.DataFrame([row for case in cases for row in rows[case]], columns=COLUMNS)
@@ -83,13 +78,6 @@ def cut_cohort(
     for column, folder in (("scan", "Scans"), ("mask", "Masks")):
         table[column] = [str(out_dir / folder / name) for name in table[column]]
     return table.sort_values(["volume", "slice"], ignore_index=True)
-
-
-def _cut(item: tuple[Case, str], prepare: Callable[[Case], PreparedScan], out_dir: Path) -> list[list]:
-    case, record = item
-    rows = write_slices(prepare(case), case, out_dir)
-    write_json(out_dir / "cache" / record, rows)  # last: its presence says that the slices are there
-    return rows
 
 
 def _remove_outdated(records: dict[Case, str], out_dir: Path) -> dict[Case, list[list]]:
@@ -116,10 +104,9 @@ def _remove_outdated(records: dict[Case, str], out_dir: Path) -> dict[Case, list
 
 
 def lesion_boxes(mask: np.ndarray) -> np.ndarray:
-    """Boxes around the 8-connected lesions of a slice, a mask (H, W) bool.
+    """Boxes around the 8-connected lesions of a slice, a mask (H, W) bool: (N, 4) float32.
 
-    Returns:
-        (N, 4) float32, (xmin, ymin, xmax, ymax) in voxels, half-open, x along W and y along H.
+    (xmin, ymin, xmax, ymax) in voxels, half-open, x along W and y along H.
     """
     labels, _ = ndimage.label(mask, EIGHT_CONNECTED)
     boxes = [(x.start, y.start, x.stop, y.stop) for y, x in ndimage.find_objects(labels)]

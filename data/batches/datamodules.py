@@ -1,16 +1,15 @@
-"""Loaders of whole scans, and the Lightning data modules of the two stages."""
+"""Loaders of whole scans, the items of an epoch, and the Lightning data modules of the two stages."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 
 import numpy as np
 import pandas as pd
 import pytorch_lightning as pl
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from data.batches.cutting import brain_path, lesion_boxes
-from data.batches.sampling import EpochSampler, balanced_indices, item_rng
 from data.batches.slices import parse_spacing, read_slice
 from data.batches.transforms import apply_transforms, build_transforms
 from data.batches.windows import RegionWindows, TrainingWindows
@@ -35,13 +34,10 @@ def scan_loader(cases: Sequence, prepare: Callable[..., PreparedScan], num_worke
 
 
 def stacked_scans(table: pd.DataFrame, num_workers: int = 0, resize_to: tuple[int, int] | None = None) -> DataLoader:
-    """A loader of volumes put back together from their slices at their true depth; slices without brain are air.
+    """A loader of volumes put back together from a table of slices, at their true depth; those without brain are air.
 
     The brain comes from ``Brains/`` beside the folder of the slices or, without that, is all that is not air.
-
-    Args:
-        table: of slices (`data.batches.cutting`).
-        resize_to: in-plane (H, W) that slices are resampled to, or None.
+    `resize_to` is an in-plane (H, W) that slices are resampled to.
     """
     volumes = list(table.groupby("volume", sort=True))
     return scan_loader(volumes, partial(_stack_volume, resize_to=resize_to), num_workers)
@@ -79,6 +75,36 @@ def _stack(paths: pd.Series, slices: pd.Series, depth: int, volume: str) -> np.n
 # --- batches -------------------------------------------------------------------------------------------
 
 
+class EpochSampler(Sampler):
+    """Yields ``(epoch, index)`` of the indices that `choose` takes for an epoch with a generator, always as many.
+
+    An item's randomness depends on the seed, the epoch and itself alone: batches are the same for any number of workers
+    and after a resumed run.
+    """
+
+    def __init__(self, choose: Callable[[np.random.Generator], np.ndarray], seed: int) -> None:
+        self.choose, self.seed, self.epoch = choose, seed, 0
+        self.length = len(choose(np.random.default_rng(seed)))
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by Lightning at the start of each epoch."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        chosen = self.choose(np.random.default_rng([self.seed, self.epoch]))
+        return iter([(self.epoch, int(index)) for index in chosen])
+
+
+def balanced_indices(sick: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """All sick slices and as many healthy ones, shuffled; all healthy ones where there are fewer or none is sick."""
+    n_sick, n_healthy = int(sick.sum()), int((~sick).sum())
+    drawn = rng.choice(np.flatnonzero(~sick), min(n_sick or n_healthy, n_healthy), replace=False)
+    return rng.permutation(np.concatenate([np.flatnonzero(sick), drawn]))
+
+
 def batch_loader(items: Dataset, sampler: Iterable, loading: Loading, collate: Callable | None = None) -> DataLoader:
     """A loader of the batches that `sampler` makes of `items`."""
     # A GPU takes batches from pinned memory while it computes. A CPU has no use for that, nor for the memory of workers
@@ -113,16 +139,15 @@ class SliceDataset(Dataset):
     def __getitem__(self, key: tuple[int, int]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         epoch, index = key
         item = {"image": read_slice(self.scans[index]), "mask": read_slice(self.masks[index])}
-        item = apply_transforms(self.transforms, item, item_rng(self.seed, epoch, index))
+        item = apply_transforms(self.transforms, item, np.random.default_rng([self.seed, epoch, index]))
         lesion = item["mask"][0] > 0.5
         boxes = lesion_boxes(lesion)
         target = {"boxes": boxes, "labels": np.ones(len(boxes), np.int64), "mask": lesion}
         return torch.from_numpy(item["image"]), {key: torch.from_numpy(array) for key, array in target.items()}
 
 
-def _collate_slices(items: list) -> tuple[list, list]:
-    images, targets = zip(*items, strict=True)
-    return list(images), list(targets)
+def _collate_slices(items: list) -> tuple[list, ...]:
+    return tuple(map(list, zip(*items, strict=True)))
 
 
 class RPNDataModule(pl.LightningDataModule):
@@ -154,11 +179,7 @@ class RPNDataModule(pl.LightningDataModule):
 
 class SegmentationDataModule(pl.LightningDataModule):
     """Windows for stage 2: drawn over training scans, as many as it takes to see their regions once, and laid over the
-    regions of validation scans.
-
-    Args:
-        regions: proposed regions by scan file name; None for whole volumes.
-        window: size (D, H, W) of the windows in voxels.
+    regions of validation scans, or over whole volumes where `regions` is None.
     """
 
     def __init__(
@@ -174,8 +195,7 @@ class SegmentationDataModule(pl.LightningDataModule):
     ) -> None:
         super().__init__()
         laid = regions or {case.name: [whole_volume(cohort.grid.shape)] for case in [*train, *val]}
-        length = len(RegionWindows(train, laid, cohort, window))
-        if not length:
+        if not (length := len(RegionWindows(train, laid, cohort, window))):
             raise UserError(
                 "no region was proposed on any training scan; train the RPN longer or lower --score_threshold"
             )

@@ -60,40 +60,34 @@ def read_slice_table(
     masks = masks or []
     table = _listed_slices(Path(scans_dir).parent / "slices.csv", {p.name for p in scans}, {p.name for p in masks})
     if table is None:
-        table = _measure_slices(_pair_slices(scans, masks, names))
+        table = _measure_slices(scans, masks, names)
     for column, paths in (("scan", scans), ("mask", masks)):
         table[column] = table[column].map({path.name: str(path) for path in paths})
     return table.sort_values(["volume", "slice"], ignore_index=True)
 
 
-def _pair_slices(scans: list[Path], masks: list[Path], names: tuple[str, str]) -> list[tuple[Path, Path]]:
-    scan_of, mask_of = by_identity(scans, names[0], _identity), by_identity(masks, names[1], _identity)
-    if missing := [scan for key, scan in scan_of.items() if key not in mask_of]:
-        raise UserError(f"{missing[0]} has no mask in {names[1]}; cut both with python -m data.slices")
-    return [(scan, mask_of[key]) for key, scan in scan_of.items()]
-
-
 def _listed_slices(path: Path, scans: set[str], masks: set[str]) -> pd.DataFrame | None:
-    if not path.is_file():
-        return None
     try:
         table = pd.read_csv(path, dtype={"subject": str, "spacing_mm": str, "boxes": str})
-    except ValueError:  # pandas' errors of a broken table: the slices are measured anew
+    except (FileNotFoundError, ValueError):  # pandas' errors of a broken table: the slices are measured anew
         return None
     listed = list(table.columns) == COLUMNS and set(table.scan) == scans and set(table["mask"]) <= masks
     return table.fillna({"spacing_mm": "", "boxes": ""}) if listed else None
 
 
-def _measure_slices(pairs: list[tuple[Path, Path]]) -> pd.DataFrame:
-    rows = []
-    for scan, mask in progress(pairs, "Measuring slices", unit="slice"):
+def _measure_slices(scans: list[Path], masks: list[Path], names: tuple[str, str]) -> pd.DataFrame:
+    scan_of, mask_of = by_identity(scans, names[0], _identity), by_identity(masks, names[1], _identity)
+    if missing := [scan for key, scan in scan_of.items() if key not in mask_of]:
+        raise UserError(f"{missing[0]} has no mask in {names[1]}; cut both with python -m data.slices")
+    rows, brains = [], {}
+    for key, scan in progress(scan_of.items(), "Measuring slices", unit="slice"):
+        mask, volume = mask_of[key], _volume_of(scan)
+        brains[volume] = brain_path(scan, volume)
         brain = int(np.count_nonzero(head_mask(read_slice(scan)[:1])))
-        volume = _volume_of(scan)
         subject, lesion = bids_entity(scan, "sub") or volume, read_slice(mask)[0] > 0
         measures = brain, int(np.count_nonzero(lesion)), boxes_text(lesion_boxes(lesion))
-        rows.append([scan.name, mask.name, volume, subject, slice_index(scan), 0, "", *measures])
+        rows.append([scan.name, mask.name, volume, subject, key[-1], 0, "", *measures])
     table = pd.DataFrame(rows, columns=COLUMNS)
-    brains = {_volume_of(scan): brain_path(scan, _volume_of(scan)) for scan, _ in pairs}
     depths = {volume: len(read_slice(path)) for volume, path in brains.items() if path.is_file()}
     table["depth"] = table.volume.map(depths).fillna(table.groupby("volume").slice.transform("max") + 1).astype(int)
     return table
@@ -103,16 +97,12 @@ def _volume_of(path: Path) -> str:
     return stem_of(path).split("_slice-")[0] + ".npy"
 
 
-def slice_index(path: Path) -> int:
+def _identity(path: Path) -> tuple:
+    """The identity of a slice: its volume's, and its index."""
     index = bids_entity(path, "slice")
     if index is None or not index.isdigit():
         raise UserError(f"{path} has no slice index; name it ..._slice-<index>.npy as python -m data.slices does")
-    return int(index)
-
-
-def _identity(path: Path) -> tuple:
-    """The identity of a slice: its volume's, and its index."""
-    return *identity(path.with_name(_volume_of(path))), slice_index(path)
+    return *identity(path.with_name(_volume_of(path))), int(index)
 
 
 def read_slice(path: Path | str) -> np.ndarray:
@@ -130,26 +120,22 @@ def read_slice(path: Path | str) -> np.ndarray:
 def check_slices(table: pd.DataFrame, resize_to: tuple[int, int] | None = None, num_workers: int = 0) -> None:
     """Refuse broken slices before any long work; with `resize_to` volumes may differ in shape."""
     _require_one_shape(table, resize_to)
-    volumes = [_files(rows) for _, rows in table.groupby("volume")]
-    for _ in progress(map_in_order(_check_volume, volumes, num_workers), CHECKING, len(volumes), "volume"):
-        pass
+    volumes = list(_files_of(table).values())
+    list(progress(map_in_order(_check_volume, volumes, num_workers), CHECKING, len(volumes), "volume"))
 
 
 def admit_slices(sides: dict[str, pd.DataFrame], store: Path, num_workers: int = 0) -> dict[str, str]:
-    """Refuse broken slices of the tables of ``train`` and ``val``, and return the digest of those of each volume.
-
-    Args:
-        store: as for `data.scans.fingerprints.fingerprint`: slices that it knows are not read again.
+    """The digests of the slices of each volume of ``train`` and ``val``; refuses broken ones. `store` (`fingerprint`)
+    says which need not be read again.
     """
     _require_one_shape(pd.concat(sides.values()))
-    groups = {
-        f"{side} {volume}": _files(rows) for side, table in sides.items() for volume, rows in table.groupby("volume")
-    }
+    groups = {f"{side} {name}": files for side, table in sides.items() for name, files in _files_of(table).items()}
     return fingerprint(groups, store, num_workers, _check_volume, CHECKING)
 
 
-def _files(rows: pd.DataFrame) -> list[Path]:
-    return [Path(path) for path in (*rows.scan, *rows["mask"])]
+def _files_of(table: pd.DataFrame) -> dict[str, list[Path]]:
+    """The scans and then the masks of each volume."""
+    return {str(name): [Path(path) for path in (*rows.scan, *rows["mask"])] for name, rows in table.groupby("volume")}
 
 
 def _require_one_shape(table: pd.DataFrame, resize_to: tuple[int, int] | None = None) -> None:

@@ -1,9 +1,7 @@
-"""Random augmentations of training data by name (``--transforms``), for slices and windows alike.
-
-Each acts on a dict of (C, ...) arrays: ``image`` in [0, 1], and beside it label maps, which move with it.
-"""
+"""Random augmentations of training data, slices and windows alike: of dicts of an image in [0, 1] and label maps."""
 
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 from monai import transforms
@@ -16,60 +14,36 @@ PROBABILITY = 0.5
 
 
 def build_transforms(names: Sequence[str] | None, spatial_dims: int) -> transforms.Compose:
-    """Random transforms for `spatial_dims` 2 (H, W) or 3 (D, H, W); `names` are those of the functions below."""
-    return transforms.Compose([globals()[name](spatial_dims) for name in names or []])
+    """Random transforms for `spatial_dims` 2 (H, W) or 3 (D, H, W); `names` are those of ``--transforms``."""
+    angle, in_3d = np.deg2rad(10), spatial_dims == 3
+    mode = "trilinear" if in_3d else "bilinear"
+    kinds: dict[str, partial] = {
+        # Left and right are alike enough to swap; front and back or top and bottom are not.
+        "flip": partial(transforms.RandFlipd, EVERYTHING, spatial_axis=spatial_dims - 2, allow_missing_keys=True),
+        # Rotation within the axial plane alone: in 3D that is about the depth axis.
+        "affine": partial(
+            transforms.RandAffined,
+            EVERYTHING,
+            rotate_range=(angle, 0, 0) if in_3d else angle,
+            scale_range=(0.1,) * spatial_dims,
+            mode=("bilinear", *["nearest"] * len(LABELS)),
+            padding_mode="zeros",
+            allow_missing_keys=True,
+        ),
+        "contrast": partial(transforms.RandAdjustContrastd, "image", gamma=(0.7, 1.5)),
+        "noise": partial(transforms.RandGaussianNoised, "image", std=0.05),
+        "bias_field": partial(transforms.RandBiasFieldd, "image", coeff_range=(0.0, 0.2)),
+        "resolution": partial(transforms.RandSimulateLowResolutiond, "image", upsample_mode=mode, zoom_range=(0.5, 1)),
+        "lesion_contrast": partial(RandLesionContrastd, factor=(0.3, 1.2)),
+    }
+    return transforms.Compose([kinds[name](prob=PROBABILITY) for name in names or []])
 
 
-def flip(spatial_dims: int):
-    # Left and right are alike enough to swap; front and back or top and bottom are not.
-    return transforms.RandFlipd(EVERYTHING, PROBABILITY, spatial_axis=spatial_dims - 2, allow_missing_keys=True)
-
-
-def affine(spatial_dims: int):
-    # Rotation within the axial plane alone: in 3D that is about the depth axis.
-    angle = np.deg2rad(10)
-    return transforms.RandAffined(
-        EVERYTHING,
-        prob=PROBABILITY,
-        rotate_range=(angle, 0, 0) if spatial_dims == 3 else angle,
-        scale_range=(0.1,) * spatial_dims,
-        mode=("bilinear", *["nearest"] * len(LABELS)),
-        padding_mode="zeros",
-        allow_missing_keys=True,
-    )
-
-
-def contrast(spatial_dims: int):
-    return transforms.RandAdjustContrastd("image", prob=PROBABILITY, gamma=(0.7, 1.5))
-
-
-def noise(spatial_dims: int):
-    return transforms.RandGaussianNoised("image", prob=PROBABILITY, std=0.05)
-
-
-def bias_field(spatial_dims: int):
-    return transforms.RandBiasFieldd("image", prob=PROBABILITY, coeff_range=(0.0, 0.2))
-
-
-def resolution(spatial_dims: int):
-    mode = "trilinear" if spatial_dims == 3 else "bilinear"
-    return transforms.RandSimulateLowResolutiond("image", PROBABILITY, upsample_mode=mode, zoom_range=(0.5, 1))
-
-
-def lesion_contrast(spatial_dims: int):
-    return RandLesionContrastd(prob=PROBABILITY, factor=(0.3, 1.2))
-
-
-class RandLesionContrastd(transforms.RandomizableTransform, transforms.MapTransform):
-    """Scales the difference of lesions from the tissue around them (`surrounding_tissue`).
-
-    Args:
-        factor: range of the scale, 0 for lesions that vanish and 1 for lesions as they are.
-    """
+class RandLesionContrastd(transforms.RandomizableTransform):
+    """Scales how lesions differ from the tissue around them by a random `factor`: at 0 they vanish, at 1 they stay."""
 
     def __init__(self, prob: float, factor: tuple[float, float]) -> None:
-        transforms.RandomizableTransform.__init__(self, prob)
-        transforms.MapTransform.__init__(self, ("image",))
+        super().__init__(prob)
         self.factor = factor
 
     def __call__(self, item: dict) -> dict:

@@ -1,7 +1,6 @@
-"""3D windows for stage 2: drawn over training scans and laid over the regions of validation scans.
+"""3D windows for stage 2, drawn over training scans and laid over the regions of validation scans.
 
-An item of either data set is a dict of arrays of the window's size: ``image`` (C, D, H, W) float32, ``mask``
-(1, D, H, W) uint8, ``region`` (1, D, H, W) uint8 with the voxels that count, and ``has_lesion`` float32.
+An item: ``image`` (C, D, H, W) and ``has_lesion`` float32; ``mask`` and ``region``, what counts, (1, D, H, W) uint8.
 """
 
 import itertools
@@ -11,7 +10,6 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from torch.utils.data import Dataset
 
-from data.batches.sampling import item_rng
 from data.batches.transforms import apply_transforms, build_transforms
 from data.files.space import Shape, Start, cut
 from data.scans.cohort import Case
@@ -32,11 +30,7 @@ Item = dict[str, np.ndarray | np.float32]
 def cut_window(
     prepared: PreparedScan, start: Start, window: Shape, regions: list[Region] | None
 ) -> dict[str, np.ndarray]:
-    """``image``, ``mask`` and ``region`` of a window of a scan, zero-padded behind where the volume ends.
-
-    Args:
-        regions: whose brain counts; None for all brain.
-    """
+    """A window of a scan, zero-padded behind where the volume ends; the brain of `regions` counts, or all of it."""
     region = cut(prepared.brain, start, window)
     if regions is not None:
         region &= cut(region_mask(regions, prepared.brain.shape), start, window)
@@ -63,19 +57,11 @@ def _start_inside(start: np.ndarray | Sequence[int], window: Shape, shape: Shape
     return d, h, w
 
 
-# --- training ------------------------------------------------------------------------------------------
-
-
 class TrainingWindows(Dataset):
     """Windows drawn anew each epoch about lesions, about proposed regions and anywhere in the brain, and augmented.
 
     Not in the proposed regions alone: those of training scans are better than any to come, since stage 1 has learned
-    from these scans, and few. All brain of a window counts.
-
-    Args:
-        regions: proposed regions by scan file name; None for none.
-        window: size (D, H, W) in voxels.
-        length: windows an epoch.
+    from these scans, and few. All brain of a window, `window` voxels (D, H, W), counts. `length` windows are an epoch.
     """
 
     def __init__(
@@ -100,12 +86,13 @@ class TrainingWindows(Dataset):
 
     def __getitem__(self, key: tuple[int, int]) -> Item:
         epoch, index = key
-        rng = item_rng(self.seed, epoch, index)
+        rng = np.random.default_rng([self.seed, epoch, index])
         about = ABOUT[index % len(ABOUT)]
         case = self.cases[about][rng.integers(len(self.cases[about]))]
         prepared = self.cohort.prepare(case)
         middle = self._middle(about, prepared, rng)
-        start = _start_about(middle, self.window, prepared.brain.shape, rng)
+        shift = [rng.integers(-most, most + 1) for most in (round(JITTER * size) for size in self.window)]
+        start = _start_inside(middle - np.floor_divide(self.window, 2) + shift, self.window, prepared.brain.shape)
         return _item(apply_transforms(self.transforms, cut_window(prepared, start, self.window, None), rng))
 
     def _middle(self, about: str, prepared: PreparedScan, rng: np.random.Generator) -> np.ndarray:
@@ -115,35 +102,15 @@ class TrainingWindows(Dataset):
             return np.array(np.unravel_index(voxels[rng.integers(len(voxels))], mask.shape))
         regions = self.regions.get(prepared.name) if about == "region" else None
         box = regions[rng.integers(len(regions))] if regions else whole_volume(prepared.brain.shape)
-        return _brain_voxel(prepared.brain, box, rng)
-
-
-def _brain_voxel(brain: np.ndarray, box: Region, rng: np.random.Generator) -> np.ndarray:
-    """A random voxel (3,) of a box that is brain, by trial: to look for all of them would read the whole mask."""
-    for _ in range(TRIALS):
-        voxel = [rng.integers(span.start, span.stop) for span in box.slices]
-        if brain[tuple(voxel)]:
-            break
-    return np.array(voxel)
-
-
-def _start_about(middle: np.ndarray, window: Shape, shape: Shape, rng: np.random.Generator) -> Start:
-    """Where a window begins that lies about a voxel, not quite in its middle."""
-    slack = [round(JITTER * size) for size in window]
-    shift = [rng.integers(-most, most + 1) for most in slack]
-    return _start_inside(middle - np.floor_divide(window, 2) + shift, window, shape)
-
-
-# --- validation ----------------------------------------------------------------------------------------
+        for _ in range(TRIALS):  # to look for all that is brain would read the whole mask
+            voxel = [rng.integers(span.start, span.stop) for span in box.slices]
+            if prepared.brain[tuple(voxel)]:
+                break
+        return np.array(voxel)
 
 
 class RegionWindows(Dataset):
-    """Windows laid over the proposed regions, the same each epoch; only the brain of regions counts.
-
-    Args:
-        regions: proposed regions by scan file name.
-        window: size (D, H, W) in voxels.
-    """
+    """Windows laid over the proposed regions, by scan file name, the same each epoch; only their brain counts."""
 
     def __init__(self, cases: list[Case], regions: Mapping[str, list[Region]], cohort: Cohort, window: Shape) -> None:
         self.cohort, self.window, self.regions = cohort, window, regions

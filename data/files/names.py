@@ -4,8 +4,6 @@ import re
 from pathlib import Path
 
 EXTENSIONS = (".nii.gz", ".nii", ".npy")  # .nii.gz first: it ends in no other
-
-
 # The keys of BIDS that name files of MRI and their derivatives, and our own `slice` and `augmented`.
 ENTITY = re.compile(
     r"(sub|ses|sample|task|acq|ce|rec|dir|run|mod|echo|flip|inv|mt|part|proc|hemi|space|split|recording|chunk|atlas|"
@@ -47,10 +45,6 @@ def _without_entities(path: Path | str) -> str:
     return "_".join(part for part in stem_of(path).split("_") if not ENTITY.fullmatch(part))
 
 
-def _words(path: Path | str) -> list[str]:
-    return WORD.findall(_without_entities(path))
-
-
 # --- role of a file ------------------------------------------------------------------------------------
 
 SCAN, MASK = "scan", "mask"
@@ -89,7 +83,7 @@ TISSUE_WORD = re.compile(
     re.IGNORECASE,
 )
 # Words of scans and masks that say nothing of the subject; their number may (mask01 is of img01).
-ROLE_WORD = re.compile(r"(.*mask|.*msk|.*lesion|roi|seg|segmentation|label|scan|image|img)s?(\d*)", re.IGNORECASE)
+ROLE_WORD = re.compile(r"^(.*mask|.*msk|.*lesion|roi|seg|segmentation|label|scan|image|img)s?(\d*)$", re.IGNORECASE)
 
 
 def role_of(path: Path | str) -> str | None:
@@ -100,23 +94,18 @@ def role_of(path: Path | str) -> str | None:
     _, _, last = stem_of(path).rpartition("_")
     if last in RESULTS and last != stem_of(path):
         return RESULTS[last]
-    words = _words(path)
+    words, entities = WORD.findall(_without_entities(path)), entities_of(path)
     roles = [None, *(role for word in words for pattern, role in ROLES.items() if pattern.fullmatch(word))]
-    structures = _structures(entities_of(path), words)
+    # What a mask is of, by its label, by its description and by the last of its words that says so. L is BIDS's label
+    # of lesions; any other names what the mask is of.
+    label, description = entities.get("label", ""), entities.get("desc", "")
+    by_label = LESION if label.upper() == "L" else _structure_of(label) or label
+    by_word = next(filter(None, map(_structure_of, reversed(words))), None)
+    structures = [structure for structure in (by_label, _structure_of(description), by_word) if structure]
     is_mask = any(MASK_WORD.fullmatch(word) for word in words)
     if not (is_mask or roles[-1] == MASK or (roles[-1] == SEGMENTATION and LESION in structures)):
         return roles[-1]
     return next((f"{structure} mask" for structure in structures if structure != LESION), MASK)
-
-
-def _structures(entities: dict[str, str], words: list[str]) -> list[str]:
-    """What a mask is of, by its label, by its description and by the last of its words that says so."""
-    structures = [structure for word in words if (structure := _structure_of(word))][-1:]
-    if description := _structure_of(entities.get("desc", "")):
-        structures.insert(0, description)
-    if label := entities.get("label"):  # L is BIDS's label of lesions; any other names what the mask is of
-        structures.insert(0, LESION if label.upper() == "L" else _structure_of(label) or label)
-    return structures
 
 
 def _structure_of(word: str) -> str | None:
@@ -129,7 +118,8 @@ def _structure_of(word: str) -> str | None:
 
 def contrast_of(path: Path | str) -> str | None:
     """The contrast of a scan, as its name spells it."""
-    return next((word for word in reversed(_words(path)) if CONTRAST.fullmatch(word)), None)
+    words = WORD.findall(_without_entities(path))
+    return next((word for word in reversed(words) if CONTRAST.fullmatch(word)), None)
 
 
 def subject_of(path: Path | str) -> str:
@@ -139,10 +129,7 @@ def subject_of(path: Path | str) -> str:
     """
     if subject := bids_entity(path, "sub"):
         return subject
-    rest = WORD.sub(lambda word: _without_role(word[0]), _without_entities(path))
+    rest = WORD.sub(
+        lambda word: "" if CONTRAST.fullmatch(word[0]) else ROLE_WORD.sub(r"\2", word[0]), _without_entities(path)
+    )
     return re.sub(r"([\W_])[\W_]+", r"\1", rest).strip(" _-.")
-
-
-def _without_role(word: str) -> str:
-    match = ROLE_WORD.fullmatch(word)
-    return "" if CONTRAST.fullmatch(word) else match[2] if match else word

@@ -1,4 +1,4 @@
-"""NIfTI files: opened only where their header is sound, read to their checksum, and written with what places a scan."""
+"""NIfTI files: opened only where their header is sound, and read to their checksum."""
 
 import gzip
 import io
@@ -19,12 +19,9 @@ MAX_BYTES = 2**30  # of a volume on disk, uncompressed: a whole head at 0.5 mm h
 GZIP_MAGIC = b"\x1f\x8b"
 GZIP_RATIO = 1032  # deflate cannot compress more, so a header that claims more than that lies
 BESIDE_VOXELS = 2**24  # bytes of a NIfTI file that are no voxels: its header, extensions, a tail
-CHUNK = 2**20
 MM_PER_UNIT = {1: 1000.0, 3: 0.001}  # metre and micron of xyzt_units; 2 is mm, and 0, unknown, is meant as mm
 SAME_SIZE = 0.01  # the share by which two statements of a voxel's size may differ: single precision, rounding
 VOXEL_MM = (0.01, 100.0)  # a voxel of MRI is in between: microscopes see finer, and a head would be two voxels
-PLACE_FIELDS = ("pixdim", "qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y",
-                "qoffset_z", "srow_x", "srow_y", "srow_z", "xyzt_units")  # fmt: skip
 
 
 def spacing_of(affine: np.ndarray) -> tuple[float, float, float]:
@@ -45,27 +42,13 @@ def size_text(sizes_mm: Iterable[float]) -> str:
 
 @dataclass(frozen=True)
 class Nifti:
-    """An open NIfTI file, of version 1 or 2, whose voxels are not read yet.
+    """An open NIfTI file, of version 1 or 2, whose voxels are not read yet."""
 
-    image: of nibabel, which fixes some fields of the header.
-    header: as it is in the file, to the bit.
-    affine: (4, 4) from voxel in the order of the file to mm.
-    stream: the uncompressed file.
-    """
-
-    image: nib.Nifti1Image
-    header: nib.Nifti1Header
-    affine: np.ndarray
-    stream: io.BufferedIOBase
-
-    @property
-    def orientation(self) -> np.ndarray:
-        """The nibabel orientation that turns the voxels to RAS."""
-        return nib.io_orientation(self.affine)
-
-    @property
-    def ras_affine(self) -> np.ndarray:
-        return self.affine @ nib.orientations.inv_ornt_aff(self.orientation, self.image.shape[:3])
+    image: nib.Nifti1Image  # of nibabel, which fixes some fields of the header
+    header: nib.Nifti1Header  # as it is in the file, to the bit
+    orientation: np.ndarray  # of nibabel, turns the voxels to RAS
+    ras_affine: np.ndarray  # (4, 4) from a voxel turned to RAS to mm
+    stream: io.BufferedIOBase  # the uncompressed file
 
 
 @contextmanager
@@ -80,12 +63,15 @@ def open_nifti(path):
         image = kind.from_stream(stream)
         require_shape(image.shape, path)
         require_numbers(image.shape, image.get_data_dtype(), path)
-        _require_length(image, path)
+        claimed = math.prod(image.shape) * image.get_data_dtype().itemsize
+        if claimed > Path(path).stat().st_size * (GZIP_RATIO if extension_of(path) == ".nii.gz" else 1):
+            raise UserError(f"{path} is shorter than its header says; copy or download it again")
         mm = MM_PER_UNIT.get(int(header["xyzt_units"]) & 7, 1.0)
         affine = np.diag([mm, mm, mm, 1]) @ image.affine
-        _require_place(affine, path)
-        _require_one_size(header, affine, mm, path)
-        yield Nifti(image, header, affine, stream)
+        _require_place(header, affine, mm, path)
+        orientation = nib.io_orientation(affine)
+        ras_affine = affine @ nib.orientations.inv_ornt_aff(orientation, image.shape[:3])
+        yield Nifti(image, header, orientation, ras_affine, stream)
 
 
 @contextmanager
@@ -111,7 +97,7 @@ def _open_stream(path):
 
 def require_checksum(stream: io.BufferedIOBase, path) -> None:
     """Read on to the checksum of a ``.nii.gz``, which gzip compares, but not more than a volume may have."""
-    while isinstance(stream, gzip.GzipFile) and stream.read(CHUNK):
+    while isinstance(stream, gzip.GzipFile) and stream.read(2**20):
         if stream.tell() > MAX_BYTES + BESIDE_VOXELS:
             raise UserError(f"{path} holds more than {MAX_BYTES >> 20} MiB; copy or download it again")
 
@@ -136,24 +122,18 @@ def require_numbers(shape: tuple[int, ...], dtype: np.dtype, path) -> None:
         raise UserError(f"{path} has shape {shape} and more than {MAX_BYTES >> 20} MiB; crop or resample it")
 
 
-def _require_length(image: nib.Nifti1Image, path) -> None:
-    claimed = math.prod(image.shape) * image.get_data_dtype().itemsize
-    if claimed > Path(path).stat().st_size * (GZIP_RATIO if extension_of(path) == ".nii.gz" else 1):
-        raise UserError(f"{path} is shorter than its header says; copy or download it again")
+def _require_place(header: nib.Nifti1Header, affine: np.ndarray, mm: float, path) -> None:
+    """Refuse an affine (mm) that is flat, not finite, of voxels that no scanner makes, or of another size than pixdim.
 
-
-def _require_place(affine: np.ndarray, path) -> None:
-    """Refuse an affine (mm) that is flat, not finite, or of voxels that no scanner makes."""
-    if not np.isfinite(affine).all() or np.isnan(nib.io_orientation(affine)).any() or not min(spacing_of(affine)) > 0:
+    Readers differ in whether they take the voxel size from the affine or from pixdim.
+    """
+    sizes = nib.affines.voxel_sizes(affine)
+    if not np.isfinite(affine).all() or np.isnan(nib.io_orientation(affine)).any() or not min(sizes) > 0:
         raise UserError(f"{path} has an affine that places no volume; fix its header")
-    if not is_voxel_size(spacing_of(affine)):
-        sizes = size_text(nib.affines.voxel_sizes(affine))
-        raise UserError(f"{path} says its voxels are {sizes} mm, which is impossible; correct its header or its unit")
-
-
-def _require_one_size(header: nib.Nifti1Header, affine: np.ndarray, mm: float, path) -> None:
-    """Refuse a header of two voxel sizes, of the `affine` (mm) and of pixdim: readers differ in which they use."""
-    pixdim, sizes = mm * np.abs(header["pixdim"][1:4].astype(float)), nib.affines.voxel_sizes(affine)
+    if not is_voxel_size(sizes):
+        stated = size_text(sizes)
+        raise UserError(f"{path} says its voxels are {stated} mm, which is impossible; correct its header or its unit")
+    pixdim = mm * np.abs(header["pixdim"][1:4].astype(float))
     by_sform = header["sform_code"] > 0
     unset = (pixdim == 0) & bool(by_sform and header["qform_code"] <= 0)  # no one's statement: nothing uses it
     if not (unset | (np.abs(pixdim - sizes) <= SAME_SIZE * sizes)).all():
@@ -166,15 +146,3 @@ def _require_one_size(header: nib.Nifti1Header, affine: np.ndarray, mm: float, p
 def is_voxel_size(sizes_mm) -> bool:
     """Whether three numbers can be the size of an MRI voxel in mm."""
     return len(sizes_mm) == 3 and all(VOXEL_MM[0] <= size <= VOXEL_MM[1] for size in sizes_mm)
-
-
-def placed_image(on_disk: np.ndarray, affine: np.ndarray) -> nib.Nifti1Image:
-    """A NIfTI image that holds its affine (mm) in both forms, since readers differ in which they prefer."""
-    image = nib.Nifti1Image(on_disk, affine)
-    image.header.set_xyzt_units("mm")
-    image.header.set_sform(affine, 1)
-    try:
-        image.header.set_qform(affine, 1, strip_shears=False)
-    except nib.spatialimages.HeaderDataError:  # a quaternion holds no shear: the sform places it alone
-        image.header["qform_code"] = 0
-    return image

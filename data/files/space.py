@@ -40,54 +40,40 @@ class Space:
 
 
 def _steps(source: Space, target: Space) -> np.ndarray:
-    """(4, 4) from a voxel (H, W, D) of `target` to where it lies among the voxels of `source`."""
+    """(4, 4) from a voxel (D, H, W) of `target` to where it lies among the voxels of `source`."""
     # Rounded, or a voxel on the border would fall outside by the fifteenth digit.
-    return np.round(np.linalg.solve(source.affine, target.affine), 9)
+    steps = np.round(np.linalg.solve(source.affine, target.affine), 9)
+    dhw = [2, 0, 1, 3]  # affines are for voxels (H, W, D)
+    return steps[dhw][:, dhw]
 
 
 def _whole_steps(steps: np.ndarray, shape: Shape) -> Start | None:
     """The shift (D, H, W) in voxels where `steps` is one, all over a volume of `shape`; None where it is not."""
     shift = np.round(steps[:3, 3])
-    d, h, w = shape
-    corners = np.array([[i, j, k] for i in (0, h) for j in (0, w) for k in (0, d)])
+    corners = np.array([*np.ndindex(2, 2, 2)]) * shape
     moved = corners @ steps[:3, :3].T + steps[:3, 3]
     if np.abs(moved - corners - shift).max() > SAME_VOXEL:
         return None
-    h, w, d = shift.astype(int).tolist()
+    d, h, w = shift.astype(int).tolist()
     return d, h, w
 
 
-def _along_dhw(steps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The (3, 3) matrix and (3,) offset of `_steps`, whose axes are (H, W, D), along (D, H, W)."""
-    order = [2, 0, 1]
-    return steps[:3, :3][order][:, order], steps[:3, 3][order]
-
-
 def cut(array: np.ndarray, start: Sequence[int], shape: Sequence[int], fill=0) -> np.ndarray:
-    """The window of `shape` that begins at voxel `start`, which may be negative, of the last axes of an array.
-
-    It holds `fill` where it leaves the array.
-    """
+    """The window of the last axes of an array, of `shape` from voxel `start`, with `fill` where it leaves the array."""
     lead = array.ndim - len(shape)
-    source, target = [slice(None)] * lead, [slice(None)] * lead
-    for begin, size, extent in zip(start, shape, array.shape[lead:], strict=True):
-        low, high = max(begin, 0), max(min(begin + size, extent), 0)
-        source.append(slice(low, high))
-        target.append(slice(low - begin, max(high - begin, low - begin)))
+    low, high = np.clip([start, np.add(start, shape)], 0, array.shape[lead:])
+    source: list[slice] = [*[slice(None)] * lead, *map(slice, low, high)]
+    target: list[slice] = [*[slice(None)] * lead, *map(slice, low - start, high - start)]
     window = np.full((*array.shape[:lead], *shape), fill, array.dtype)
     window[tuple(target)] = array[tuple(source)]
     return window
 
 
 def centred_space(source: Space, centre: Sequence[float], shape: Shape, spacing_mm: Sequence[float] | None) -> Space:
-    """A grid of `shape` along the axes of `source`, with `centre` in its middle as far as nothing is lost for it.
+    """A grid of `shape` along the axes of `source`, about its voxel `centre` (D, H, W) where nothing is lost by it.
 
     Where the grid is larger than the source it holds all of the source, and where it is smaller it stays inside. It
-    begins at a voxel of the source, so that with the same spacing nothing has to be interpolated.
-
-    Args:
-        centre: (D, H, W) in voxels of `source`.
-        spacing_mm: None for the source's own.
+    begins at a voxel of the source, so that with the same spacing, which None stands for, nothing is interpolated.
     """
     zoom = np.divide(spacing_mm or source.spacing_mm, source.spacing_mm)
     zoom[np.abs(zoom - 1) * shape < SAME_VOXEL] = 1
@@ -115,8 +101,8 @@ def _space_in(source: Space, start: np.ndarray, zoom: np.ndarray, shape: Shape) 
 
 def places_in(target: Space, voxels: np.ndarray, own: Space) -> np.ndarray:
     """Where (N, 3) voxels (D, H, W) of a grid `own` lie among the voxels of another, (N, 3) along its (D, H, W)."""
-    matrix, offset = _along_dhw(_steps(target, own))
-    return voxels @ matrix.T + offset
+    steps = _steps(target, own)
+    return voxels @ steps[:3, :3].T + steps[:3, 3]
 
 
 def share_outside(mask: np.ndarray, own: Space, target: Space) -> float:
@@ -146,7 +132,7 @@ def resample(array: np.ndarray, source: Space, target: Space, outside: Sequence[
     shift = _whole_steps(steps, target.shape)
     if shift is not None:
         return np.stack([cut(c, shift, target.shape, fill) for c, fill in zip(array, fills, strict=True)])
-    matrix, offset = _along_dhw(steps)
+    matrix, offset = steps[:3, :3], steps[:3, 3]
     blur = np.maximum(np.linalg.norm(matrix, axis=1) - 1, 0) / 2
     out = np.empty((len(array), *target.shape), np.float32)
     for channel, resampled, fill in zip(array, out, fills, strict=True):

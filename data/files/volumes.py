@@ -1,7 +1,6 @@
-"""3D volumes: read and write.
+"""Volumes: on disk ``.npy`` (C, H, W, D) or NIfTI, read as RAS (H, W, D); in memory (C, D, H, W).
 
-On disk a volume is ``.npy`` (C, H, W, D) or NIfTI, which is read in its closest RAS orientation as (H, W, D).
-In memory it is (C, D, H, W): H left-right, W posterior-anterior, D inferior-superior.
+H runs left-right, W posterior-anterior, D inferior-superior.
 """
 
 import math
@@ -13,30 +12,21 @@ import nibabel as nib
 import numpy as np
 
 from data.files.names import extension_of
-from data.files.nifti import (
-    PLACE_FIELDS,
-    open_nifti,
-    placed_image,
-    require_checksum,
-    require_numbers,
-    require_shape,
-    spacing_of,
-)
-from data.files.space import Shape, Space, Spacing
+from data.files.nifti import open_nifti, require_checksum, require_numbers, require_shape, spacing_of
+from data.files.space import Space, Spacing
 from utils.errors import UserError
 from utils.files import atomic_path
+
+PLACE_FIELDS = ("pixdim", "qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y",
+                "qoffset_z", "srow_x", "srow_y", "srow_z", "xyzt_units")  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Header:
-    """What a volume's file says of itself.
+    """What a volume's file says of itself."""
 
-    shape: (C, D, H, W).
-    affine: (4, 4) from voxel (H, W, D) to mm in RAS, whatever the unit of the file; None for ``.npy``.
-    """
-
-    shape: tuple[int, int, int, int]
-    affine: np.ndarray | None
+    shape: tuple[int, int, int, int]  # (C, D, H, W)
+    affine: np.ndarray | None  # (4, 4) from voxel (H, W, D) to mm in RAS, whatever the unit of the file; None for .npy
 
     @property
     def space(self) -> Space | None:
@@ -87,11 +77,6 @@ def read_header(path: Path | str) -> Header:
             return Header((math.prod(nifti.image.shape[3:]), d, h, w), nifti.ras_affine)
 
 
-def volume_shape(path: Path | str) -> Shape:
-    """(D, H, W) from the header alone."""
-    return read_header(path).shape[1:]
-
-
 @contextmanager
 def refusing(path: Path | str):
     """Turn whatever a reader raises on a broken file into a `UserError` that names the file."""
@@ -134,7 +119,15 @@ def write_volume(path: Path | str, array: np.ndarray, affine: np.ndarray | None 
 def volume_image(array: np.ndarray, affine: np.ndarray) -> nib.Nifti1Image:
     """A (C, D, H, W) array as a NIfTI image (H, W, D[, C]) with an `affine` (RAS, mm)."""
     voxels = array.transpose(2, 3, 1, 0)
-    return placed_image(np.ascontiguousarray(voxels[..., 0] if len(array) == 1 else voxels), affine)
+    image = nib.Nifti1Image(np.ascontiguousarray(voxels[..., 0] if len(array) == 1 else voxels), affine)
+    image.header.set_xyzt_units("mm")
+    # In both forms: readers differ in which they prefer.
+    image.header.set_sform(affine, 1)
+    try:
+        image.header.set_qform(affine, 1, strip_shears=False)
+    except nib.spatialimages.HeaderDataError:  # a quaternion holds no shear: the sform places it alone
+        image.header["qform_code"] = 0
+    return image
 
 
 def write_like(path: Path | str, array: np.ndarray, scan_path: Path | str) -> None:

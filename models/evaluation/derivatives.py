@@ -13,7 +13,7 @@ from itertools import chain, count
 from pathlib import Path
 from urllib.parse import quote
 
-from data.files.bids import DESCRIPTION, PROGRAM, absolute, dataset_of, describe, is_own, tree_of
+from data.files.listing import DESCRIPTION, PROGRAM, absolute, dataset_of, describe, is_own
 from data.files.names import LESION, contrast_of, entities_of, extension_of
 from data.files.volumes import write_like
 from data.scans.cohort import Case
@@ -167,11 +167,14 @@ def _derived_name(scan: Path) -> str:
 
 def _source(scan: Path, folder: Path, links: dict[str, str]) -> str:
     """The BIDS URI of a scan; names its data set, or its folder, in `links` where that has no name yet."""
-    root = tree_of(scan)
+    path, dataset = absolute(scan), dataset_of(scan)
+    # Where no root is described, the folder that holds those of the subjects stands in, or the scan's own.
+    holders = (parent.parent for parent in path.parents if parent.name.startswith("sub-"))
+    root = dataset or next(holders, path.parent)
     inside = folder.is_relative_to(root)  # then both move together
     where = os.path.relpath(root, folder) if inside else root.as_uri()
-    kind = "raw" if dataset_of(scan) and describe(root).get("DatasetType", "raw") == "raw" else "scans"
+    kind = "raw" if dataset and describe(root).get("DatasetType", "raw") == "raw" else "scans"
     candidates = chain([kind], (f"{kind}{number}" for number in count(2)))
     name = next(name for name in candidates if links.get(name, where) == where)
     links[name] = where
-    return f"bids:{name}:{quote(absolute(scan).relative_to(root).as_posix())}"
+    return f"bids:{name}:{quote(path.relative_to(root).as_posix())}"
