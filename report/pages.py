@@ -12,7 +12,7 @@ from models.training.runs import folder_of
 from report import sections
 from report.page import Section, write_page
 from utils.files import intervals_file, read_json
-from utils.regions.measures import COVERED_SHARE
+from utils.scores.proposals import COVERED_SHARE
 
 REPORT_FILE = "report.html"
 FOUND_NOTE = "A lesion is found if one of its voxels is predicted; lesions are 26-connected."

@@ -3,8 +3,7 @@
 import numpy as np
 from scipy.sparse.csgraph import connected_components
 
-from utils.regions.boxes import enclosing_box, pairwise_iou
-from utils.regions.region import Region, Shape, expand_region, voxel_region
+from utils.regions.region import Region, Shape, enclosing_box, expand_region, pairwise_iou, voxel_region
 
 # Slices belong together while the brain's area differs by at most this share from the group's first slice ...
 AREA_TOLERANCE = 0.15

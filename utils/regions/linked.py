@@ -10,8 +10,16 @@ import numpy as np
 from scipy.sparse.csgraph import connected_components
 from scipy.special import expit, logit
 
-from utils.regions.boxes import enclosing_box, pairwise_iou
-from utils.regions.region import Region, Shape, expand_region, region_mask, region_of, voxel_region
+from utils.regions.region import (
+    Region,
+    Shape,
+    enclosing_box,
+    expand_region,
+    pairwise_iou,
+    region_mask,
+    region_of,
+    voxel_region,
+)
 
 # Boxes of this overlap are of one lesion. Its outline changes from slice to slice, so less than detection's 0.5.
 LINK_IOU = 0.3

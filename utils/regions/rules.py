@@ -12,10 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
-from utils.regions.boxes import enclosing_box
 from utils.regions.grouped import grouped_regions
 from utils.regions.linked import LOWEST_SCORE, link_boxes, linked_regions, trusted
-from utils.regions.region import Region, Shape
+from utils.regions.region import Region, Shape, enclosing_box
 
 RULES = ("linked", "grouped")
 # Of one network: by slice, ``boxes`` (N, 4) xyxy in voxels and ``scores`` (N,), arrays or tensors.

@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 
 from utils.errors import UserError
-from utils.regions.measures import COUNTS
 from utils.scores.intervals import estimate
+from utils.scores.proposals import COUNTS
 
 FOLD = re.compile(r"_fold-\d+$")  # what cross-validation puts behind the name of a model
 COLUMNS = ["score", "mean_a", "mean_b", "difference", "low", "high", "p", "scans"]

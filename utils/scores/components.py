@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import ndimage
 
-from utils.scores.overlap import as_masks, bounding_box
+from utils.regions.region import bounding_box
+from utils.scores.overlap import as_masks
 
 SIX_CONNECTED = ndimage.generate_binary_structure(3, 1)  # voxels that share a face
 TWENTY_SIX_CONNECTED = np.ones((3, 3, 3), bool)  # or an edge or a corner: what "a lesion" means unless said otherwise

@@ -10,9 +10,10 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
+from utils.regions.region import bounding_box
 from utils.scores.components import Spacing, voxel_cm3
 from utils.scores.lesions import lesion_scores
-from utils.scores.overlap import OVERLAP_SCORES, as_masks, bounding_box, count_overlap, overlap_scores
+from utils.scores.overlap import OVERLAP_SCORES, as_masks, count_overlap, overlap_scores
 
 # Lesion size in a slice: the upper bound, included, of its share of the slice's brain area.
 SIZE_BINS = {"No Lesion": 0.0, "Small": 0.01, "Medium": 0.05, "Large": np.inf}

@@ -10,11 +10,11 @@ import numpy as np
 import pandas as pd
 from scipy import ndimage
 
-from utils.regions.boxes import enclosing_box, pairwise_iou
+from utils.regions.region import bounding_box, enclosing_box, pairwise_iou
 from utils.scores.components import TWENTY_SIX_CONNECTED, Spacing, voxel_cm3
 from utils.scores.intervals import Estimate, estimate, without_interval
 from utils.scores.metrics import SIZE_BINS, size_bin
-from utils.scores.overlap import as_masks, bounding_box
+from utils.scores.overlap import as_masks
 
 # What is divided by what, of the fields of `ProposalCounts`.
 SHARES = {
