@@ -46,7 +46,7 @@ def main(settings: Settings) -> None:
     from models.evaluation.proposals import evaluate_rpn
     from report.pages import report_rpn
     from utils.provenance import save_run
-    from utils.scores.tables import print_scores
+    from utils.scores.intervals import print_scores
 
     model, outputs, seed = load_network(settings, table), settings.outputs, settings.seed
     loading = settings.loading

@@ -69,7 +69,7 @@ def report_cross_validation(validation: CrossValidation, results: list[dict], su
 
     Args:
         results: of all its folds (`models.cross_validation.folds.all_results`).
-        summary: of these (`utils.scores.tables.summarise_folds`).
+        summary: of these (`utils.scores.intervals.summarise_folds`).
     """
     settings, k = validation.settings, len({row["fold"] for row in results})
     rpn_names, names = zip(*(validation.names(number) for number in range(k)), strict=True)

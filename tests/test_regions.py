@@ -8,7 +8,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from utils.errors import UserError
-from utils.regions.grouped import agreed_box, group_slices, grouped_regions
 from utils.regions.region import (
     Region,
     detected_mask,
@@ -20,6 +19,7 @@ from utils.regions.region import (
     whole_volume,
     write_regions,
 )
+from utils.regions.rules import agreed_box, group_slices, grouped_regions
 
 NONE = [np.nan] * 4
 

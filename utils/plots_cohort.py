@@ -27,13 +27,12 @@ def plot_cohort(
     tiles: Sequence[Tile],
     registered: bool,
 ) -> Figure:
-    """Draw lesion sizes, a map of lesion frequency and a contact sheet.
+    """Draw lesion sizes, a map of lesion frequency and a contact sheet of `tiles`.
 
     Args:
-        table: rows of ``cohort.csv``: ``lesion_cm3``, ``size``, ``laterality``.
+        table: rows of ``cohort.csv``.
         template: (D, H, W) in [0, 1], the head that the map is laid on.
         frequency: (D, H, W) in [0, 1], share of the scans with a lesion there.
-        tiles: the scans to show.
         registered: whether the scans are in the template's space; the title of the map says where they are not.
     """
     rows = -(-len(tiles) // COLUMNS)
@@ -50,19 +49,16 @@ def plot_cohort(
 
 def _draw_sizes(figure: SubFigure, table: pd.DataFrame) -> None:
     volumes, bins, sides = figure.subplots(1, 3, width_ratios=[2, 1, 1])
-    _draw_volumes(volumes, table.lesion_cm3[table.lesion_cm3 > 0])
+    sick = table.lesion_cm3[table.lesion_cm3 > 0]
+    volumes.set(title="lesion volume of a scan", xlabel="cm³", ylabel="scans", xscale="log")
+    if len(sick):
+        low, high = np.floor(np.log10(sick.min())), np.ceil(np.log10(sick.max() * 1.001))
+        volumes.hist(sick, np.logspace(low, high, int(4 * max(high - low, 1)) + 1).tolist(), **BAR)
+        volumes.axvline(sick.median(), color="0.2", linestyle="--", label=f"median {sick.median():.3g} cm³")
+        volumes.legend(frameon=False)
+    volumes.yaxis.set_major_locator(MaxNLocator(integer=True))
     _draw_counts(bins, table["size"], list(SIZE_BINS), "lesion as a share of the brain")
     _draw_counts(sides, table.laterality, ["left", "both", "right"], "side of the lesion")
-
-
-def _draw_volumes(axes: Axes, volumes: pd.Series) -> None:
-    axes.set(title="lesion volume of a scan", xlabel="cm³", ylabel="scans", xscale="log")
-    if len(volumes):
-        low, high = np.floor(np.log10(volumes.min())), np.ceil(np.log10(volumes.max() * 1.001))
-        axes.hist(volumes, np.logspace(low, high, int(4 * max(high - low, 1)) + 1).tolist(), **BAR)
-        axes.axvline(volumes.median(), color="0.2", linestyle="--", label=f"median {volumes.median():.3g} cm³")
-        axes.legend(frameon=False)
-    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
 
 
 def _draw_counts(axes: Axes, values: pd.Series, names: list[str], title: str) -> None:

@@ -1,9 +1,10 @@
 """The default rule, ``linked``: boxes of neighbouring slices are one candidate, proposed if its evidence is enough.
 
-Boxes that overlap from slice to slice are one candidate, however many anatomical groups it crosses, and every slice in
-which it is detected adds to its evidence. The published rule looks at the groups one by one (`utils.regions.grouped`).
+A candidate may cross many anatomical groups, and every slice in which it is detected adds to its evidence. The
+published rule looks at the groups one by one (`utils.regions.rules.grouped_regions`).
 """
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -14,10 +15,10 @@ from utils.regions.region import (
     Region,
     Shape,
     enclosing_box,
+    enclosing_region,
     expand_region,
     pairwise_iou,
     region_mask,
-    region_of,
     voxel_region,
 )
 
@@ -124,7 +125,7 @@ def linked_regions(
 def _share(regions: list[Region], roi_size: Shape, shape: Shape) -> list[Region]:
     """Join regions for as long as the region around both, once grown, holds no more voxels than the two grown apart."""
     while pair := _shareable(regions, roi_size, shape):
-        joined = _around(*(regions[k] for k in pair))
+        joined = enclosing_region(*(regions[k] for k in pair))
         regions = [region for k, region in enumerate(regions) if k not in pair] + [joined]
     return sorted(regions, key=lambda region: (region.region_start, region.ymin, region.xmin))
 
@@ -133,19 +134,9 @@ def _shareable(regions: list[Region], roi_size: Shape, shape: Shape) -> tuple[in
     grown = [expand_region(region, roi_size, shape) for region in regions]
     for i in range(len(regions)):
         for j in range(i):
-            together = expand_region(_around(regions[i], regions[j]), roi_size, shape)
-            if np.prod(together.shape) <= _voxels_of_both(grown[i], grown[j]):
+            spans = zip(grown[i].slices, grown[j].slices, strict=True)
+            common = math.prod(max(min(a.stop, b.stop) - max(a.start, b.start), 0) for a, b in spans)
+            together = expand_region(enclosing_region(regions[i], regions[j]), roi_size, shape)
+            if math.prod(together.shape) <= math.prod(grown[i].shape) + math.prod(grown[j].shape) - common:
                 return i, j
     return None
-
-
-def _around(one: Region, other: Region) -> Region:
-    spans = zip(one.slices, other.slices, strict=True)
-    both = region_of(slice(min(a.start, b.start), max(a.stop, b.stop)) for a, b in spans)
-    return replace(both, detected=one.detected + other.detected)
-
-
-def _voxels_of_both(one: Region, other: Region) -> int:
-    spans = zip(one.slices, other.slices, strict=True)
-    common = np.prod([max(min(a.stop, b.stop) - max(a.start, b.start), 0) for a, b in spans])
-    return int(np.prod(one.shape) + np.prod(other.shape) - common)

@@ -1,4 +1,4 @@
-"""A region of a volume: its place, how it grows to the RoI, and the regions JSON."""
+"""Boxes of slices and regions of volumes, in voxels and half-open: their geometry, and the regions JSON."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -48,10 +48,7 @@ def whole_volume(shape: Shape) -> Region:
 
 
 def bounding_box(mask: np.ndarray) -> tuple[slice, ...]:
-    """Index of the smallest box around the foreground; of an empty box if there is none.
-
-    Lesions fill a few per cent of a volume: what follows is that much faster inside it.
-    """
+    """Index of the smallest box around the foreground; of an empty box if there is none."""
     box = []
     for axis in range(mask.ndim):
         inside = np.flatnonzero(mask.any(tuple(other for other in range(mask.ndim) if other != axis)))
@@ -82,16 +79,20 @@ def region_mask(regions: Iterable[Region], shape: Shape) -> np.ndarray:
 
 
 def expand_region(region: Region, roi_size: Shape, shape: Shape) -> Region:
-    """Grow a region to the RoI size about its centre, shifted rather than cut to stay inside a volume of `shape`.
-
-    It is smaller than `roi_size` only where the volume is.
-    """
+    """Grow a region to the RoI size about its centre, shifted rather than cut to stay inside a volume of `shape`."""
     expanded = []
     for span, roi, size in zip(region.slices, roi_size, shape, strict=True):
         length = min(max(span.stop - span.start, roi), size)
         start = min(max((span.start + span.stop - length) // 2, 0), size - length)
         expanded.append(slice(start, start + length))
     return replace(region_of(expanded), detected=region.detected)
+
+
+def enclosing_region(one: Region, other: Region) -> Region:
+    """The smallest region around two, with the detections of both."""
+    spans = zip(one.slices, other.slices, strict=True)
+    both = region_of(slice(min(a.start, b.start), max(a.stop, b.stop)) for a, b in spans)
+    return replace(both, detected=one.detected + other.detected)
 
 
 def grow_region(region: Region, margin: Sequence[int], shape: Shape) -> Region:
@@ -103,10 +104,7 @@ def grow_region(region: Region, margin: Sequence[int], shape: Shape) -> Region:
 def detected_mask(
     regions: Sequence[Region] | None, shape: Shape, margin: Sequence[int] = (0, 0, 0)
 ) -> np.ndarray | None:
-    """(D, H, W) bool: the detections of stage 1, all of a region whose detections are unknown; None without regions.
-
-    Their boxes grow by a margin in voxels on either side, along each axis.
-    """
+    """(D, H, W) bool: the detections, grown by a margin along each axis, or a region where these are unknown."""
     if regions is None:
         return None
     boxes = [box for region in regions for box in region.detected or (region,)]
@@ -129,9 +127,6 @@ def pairwise_iou(boxes: np.ndarray) -> np.ndarray:
         common = common * np.maximum(sides, 0)
     areas = (boxes[..., 2:] - boxes[..., :2]).prod(-1)
     return common / np.maximum(areas[..., :, None] + areas[..., None, :] - common, 1e-12)
-
-
-# --- on disk -------------------------------------------------------------------------------------------
 
 
 def write_regions(path: Path | str, regions: dict[str, list[Region]]) -> None:
