@@ -191,11 +191,18 @@ def plot_loss_curves(metrics: pd.DataFrame) -> Figure:
     ordered = metrics.sort_values("step", kind="stable")
     # The rate's rows carry no epoch: they are written before the losses of their epoch.
     by_epoch = ordered.groupby(ordered.epoch.bfill().ffill()).mean()
-    columns = by_epoch.columns.astype(str)
-    losses = [c.removeprefix("train_") for c in columns if c.startswith("train_") and "loss" in c]
+    names = by_epoch.columns.astype(str)
+    losses = [name.removeprefix("train_") for name in names if name.startswith("train_") and "loss" in name]
     losses.sort(key=lambda name: (name != "loss", name))  # the total, which training minimises, comes first
-    rates = [c for c in columns if c.startswith("lr-")]
-    figure, panels = _panels(len(losses) + (len(rates) > 0))
+    rates = [name for name in names if name.startswith("lr-")]
+    n = len(losses) + (len(rates) > 0)
+    columns, rows = max(min(n, 3), 1), max(-(-n // 3), 1)
+    figure = new_figure(4.2 * columns, 3.2 * rows, "Training")
+    panels = [figure.add_subplot(rows, columns, i + 1) for i in range(n)]
+    for axes in panels:
+        axes.set_xlabel("epoch")
+        axes.grid(alpha=0.3)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     for axes, name in zip(panels, losses, strict=False):
         for stage, style in CURVES.items():
             if f"{stage}_{name}" in by_epoch:
@@ -257,15 +264,3 @@ def _add_legend(figure: Figure, **shown: bool) -> None:
     handles = [parts[name] for name, present in shown.items() if present]
     if handles:
         figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False, fontsize=9)
-
-
-def _panels(n: int) -> tuple[Figure, list[Axes]]:
-    columns = min(n, 3)
-    rows = -(-n // max(columns, 1))
-    figure = new_figure(4.2 * max(columns, 1), 3.2 * max(rows, 1), "Training")
-    panels = [figure.add_subplot(rows, columns, i + 1) for i in range(n)]
-    for axes in panels:
-        axes.set_xlabel("epoch")
-        axes.grid(alpha=0.3)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    return figure, panels

@@ -58,11 +58,9 @@ def main(settings: Settings) -> None:
 
 
 def read_model(side: str, path: str, name: str | None) -> pd.DataFrame:
-    """The scores of a model, by the name of the scan; prints a line on what is on this side of the comparison.
+    """The scores of a model, by the name of the scan; prints a line on what is on this side, "A" or "B".
 
-    Args:
-        side: "A" or "B".
-        name: of the model, or of a cross-validation with all its folds; None for the only one in the file.
+    The name may be a cross-validation's, for all its folds; None stands for the only one in the file.
     """
     table = _read_table(path)
     runs = table.model_name.str.replace(FOLD, "", regex=True)
@@ -108,26 +106,18 @@ def match_scans(a: pd.DataFrame, b: pd.DataFrame) -> tuple[pd.DataFrame, pd.Data
 
 
 def compare(a: pd.DataFrame, b: pd.DataFrame, seed: int) -> pd.DataFrame:
-    """A row of `COLUMNS` for each score, of the scans that have it on both sides.
+    """A row of `COLUMNS` for each score, of the scans that have it on both sides; `a` and `b` are of `match_scans`."""
+    from scipy.stats import wilcoxon
 
-    Args:
-        a, b: the same scans and scores in the same order.
-    """
     rows = []
     for score in a:
         both = a[score].notna() & b[score].notna()
         change = (b[score] - a[score])[both]
         result = estimate(change, np.ones(len(change)), seed)
         means = a[score][both].mean(), b[score][both].mean()
-        rows.append((score, *means, result.mean, result.low, result.high, _signed_rank(change), result.scans))
+        p = float(wilcoxon(change).pvalue) if change.any() else np.nan  # where something changes
+        rows.append((score, *means, result.mean, result.low, result.high, p, result.scans))
     return pd.DataFrame(rows, columns=COLUMNS)
-
-
-def _signed_rank(change: pd.Series) -> float:
-    """p of Wilcoxon's signed-rank test, two-sided; NaN where nothing changes."""
-    from scipy.stats import wilcoxon
-
-    return float(wilcoxon(change).pvalue) if change.any() else np.nan
 
 
 def finding(table: pd.DataFrame) -> str:

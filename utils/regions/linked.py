@@ -39,16 +39,14 @@ def link_boxes(
     networks: np.ndarray | None = None,
     n_networks: int = 1,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Link boxes into candidates and weigh the evidence for each.
+    """Link boxes into candidates and weigh the evidence for each: the noisy or of the best scores of its slices.
 
-    The evidence is the noisy or of the best scores of its slices: the probability that it is right in at least one.
     Of several networks each has its own evidence, `LOWEST_SCORE` where it has no box; `pooled` makes one of these.
 
     Args:
-        slices: (N,) int, the slice of each box.
+        slices, networks: (N,) int, of each box, networks from 0; None for one network.
         boxes: (N, 4) xyxy in voxels.
         scores: (N,) in [0, 1].
-        networks: (N,) int, the network that each box is of, from 0; None for one network.
         n_networks: those without any box included.
 
     Returns:
@@ -67,12 +65,9 @@ def link_boxes(
 
 
 def pooled(probabilities: np.ndarray) -> np.ndarray:
-    """The probabilities (M, ...) of M networks as one: that whose log odds are the mean of theirs.
-
-    Those of one network stay as they are, to the bit.
-    """
+    """The probabilities (M, ...) of M networks as one: that whose log odds are the mean of theirs."""
     if len(probabilities) == 1:
-        return probabilities[0]
+        return probabilities[0]  # as they are, to the bit
     return expit(logit(np.clip(probabilities, 1 - SUREST, SUREST)).mean(0))
 
 

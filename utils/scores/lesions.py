@@ -1,7 +1,4 @@
-"""Lesions as connected components (D, H, W): how many of them a prediction finds, by three conventions, and each alone.
-
-Everything rests on one table: how many voxels each component of the target shares with each of the prediction.
-"""
+"""Lesions as connected components (D, H, W): how many a prediction finds, by three conventions, and each alone."""
 
 import numpy as np
 import pandas as pd
@@ -89,8 +86,7 @@ def _places(labels: np.ndarray, corner: np.ndarray, spacing_mm: Spacing | None, 
     voxels = np.bincount(labels[inside] - 1)
     sums = (np.bincount(labels[inside] - 1, places) for places in inside)
     d, h, w = (total / voxels + first for total, first in zip(sums, corner, strict=True))
-    centres = (
-        affine[:3] @ np.stack([h, w, d, np.ones_like(d)]) if spacing_mm is not None else np.full((3, len(d)), np.nan)
-    )
+    to_mm = affine[:3] if spacing_mm is not None else np.full((3, 4), np.nan)
+    centres = to_mm @ np.stack([h, w, d, np.ones_like(d)])
     table = pd.DataFrame(centres.T, columns=["x_mm", "y_mm", "z_mm"])
     return table.assign(slice=np.rint(d).astype(int), voxels=voxels, volume_cm3=voxels * voxel_cm3(spacing_mm))
