@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from utils.errors import UserError
-from utils.settings import RECIPE, Argument, Settings, arguments, filled
+from utils.settings import RECIPE, Settings, arguments, filled
 
 # What the operating system says of a place that takes no files.
 UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}
@@ -82,26 +82,22 @@ def _add_arguments(parser: Parser, settings: Any) -> None:
         if argument.name in added:
             continue
         added.add(argument.name)
-        place: Any = argument.group
+        declared, place = argument.option, argument.group
         if place not in groups:
             owner, prefix = place
             title = (owner.__doc__ or "").splitlines()[0].removesuffix(".")
             title = title[0].lower() + title[1:] + (" of stage 1" if prefix else "")
             groups[place] = parser.add_argument_group(title)
-        if word := argument.option.exclusive:
+        group = groups[place]
+        if word := declared.exclusive:
             if (place, word) not in groups:
-                groups[place, word] = groups[place].add_mutually_exclusive_group()
-            place = place, word
-        _add(groups[place], argument)
-
-
-def _add(group: Any, argument: Argument) -> None:
-    declared, default = argument.option, argument.value
-    more = {"help": declared.help, **declared.more}
-    if declared.positional:
-        group.add_argument(argument.name, type=declared.type, **more)
-    elif declared.type is None:
-        group.add_argument(f"--{argument.name}", action="store_true", **more)
-    else:
-        more["default"] = list(default) if isinstance(default, tuple) else default
-        group.add_argument(f"--{argument.name}", type=declared.type, required=declared.required, **more)
+                groups[place, word] = group.add_mutually_exclusive_group()
+            group = groups[place, word]
+        more = {"help": declared.help, **declared.more}
+        if declared.positional:
+            group.add_argument(argument.name, type=declared.type, **more)
+        elif declared.type is None:
+            group.add_argument(f"--{argument.name}", action="store_true", **more)
+        else:
+            more["default"] = list(argument.value) if isinstance(argument.value, tuple) else argument.value
+            group.add_argument(f"--{argument.name}", type=declared.type, required=declared.required, **more)

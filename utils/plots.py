@@ -160,18 +160,13 @@ def plot_gradcam(
 
 
 def plot_coverage(curve: pd.DataFrame, threshold: float, target: float) -> Figure:
-    """Draw what stage 1 covers, and the `target` share, against what it proposes, with the chosen `threshold`.
-
-    `curve` is what `models.rpn.calibration.coverage_curve` returns.
-    """
+    """Draw what stage 1 covers against what it proposes (a `coverage_curve`), the target and the chosen threshold."""
     figure = new_figure(5.2, 4.2, "Calibration on the validation scans")
     axes = figure.subplots()
     ordered = curve.sort_values("proposed_fraction")
-    for column, color, label in (
-        ("lesion_coverage", TARGET, "lesion voxels covered"),
-        ("lesion_recall", PREDICTION, "lesions covered"),
-    ):
-        axes.plot(ordered.proposed_fraction, ordered[column], marker=".", color=color, label=label)
+    fraction = ordered.proposed_fraction
+    axes.plot(fraction, ordered.lesion_coverage, marker=".", color=TARGET, label="lesion voxels covered")
+    axes.plot(fraction, ordered.lesion_recall, marker=".", color=PREDICTION, label="lesions covered")
     chosen = curve.proposed_fraction.iloc[(curve.threshold - threshold).abs().argmin()]
     axes.axvline(chosen, color="0.3", linestyle="--", label=f"threshold {threshold:.5g}")
     axes.axhline(target, color="0.7", linestyle=":", label=f"target {target:g}")
@@ -182,11 +177,9 @@ def plot_coverage(curve: pd.DataFrame, threshold: float, target: float) -> Figur
 
 
 def plot_loss_curves(metrics: pd.DataFrame) -> Figure:
-    """Draw each training and validation loss and the learning rate by epoch.
+    """Draw each training and validation loss and the learning rate by epoch, of Lightning's ``metrics.csv``.
 
-    Args:
-        metrics: Lightning's ``metrics.csv``: columns ``epoch``, ``step``, ``train_*loss*``, ``val_*loss*`` and
-            ``lr-*``, where a row holds some of them and NaN for the others.
+    Its columns are ``epoch``, ``step``, ``train_*loss*``, ``val_*loss*`` and ``lr-*``; a row holds some of them.
     """
     ordered = metrics.sort_values("step", kind="stable")
     # The rate's rows carry no epoch: they are written before the losses of their epoch.

@@ -85,9 +85,7 @@ def trusted(
     The odds of a further candidate must reach those of the threshold times n ** `EVIDENCE_GROWTH`, where the regions
     with it hold the voxels of n RoIs: on scans unlike the training's one threshold for all would propose too much.
 
-    Args:
-        slices, boxes: as in `link_boxes`; candidates, evidence: what it returned.
-        threshold: evidence in [0, 1] that one RoI needs.
+    `threshold` is the evidence in [0, 1] that one RoI needs; the others are those of `link_boxes`, and what it returned.
     """
     proposed, roi_voxels = np.zeros(len(slices), bool), np.prod(np.minimum(roi_size, shape))
     surest_first = dict.fromkeys(candidates[np.argsort(-evidence, kind="stable")].tolist())

@@ -1,6 +1,6 @@
-"""From the detections of a volume's slices to its 3D regions, by the default rule (`utils.regions.linked`) or
+"""From the detections of a volume's slices to its 3D regions: ``linked`` (`utils.regions.linked`) or ``grouped``.
 
-``grouped``, the published one: boxes of enough score are consolidated in each slice and made consistent over groups.
+The latter is the published rule: boxes of enough score are consolidated in each slice and made consistent over groups.
 """
 
 from collections.abc import Mapping, Sequence
@@ -121,7 +121,5 @@ def _stack(detections: Sequence[Detections]) -> tuple[np.ndarray, ...]:
 
 
 def _similar(first: np.ndarray, first_area: int, other: np.ndarray, area: int) -> bool:
-    if abs(int(area) - int(first_area)) > AREA_TOLERANCE * first_area:
-        return False
     common = np.count_nonzero(first & other)
-    return bool(common >= SHAPE_IOU * (first_area + area - common))
+    return abs(area - first_area) <= AREA_TOLERANCE * first_area and common >= SHAPE_IOU * (first_area + area - common)

@@ -16,10 +16,7 @@ BATCH = 1000  # resamples at a time: memory must not grow with the cohort
 
 @dataclass(frozen=True)
 class Estimate:
-    """A score over scans: the sum of `part` over the sum of `whole`.
-
-    The wholes are 1 for a mean over scans, voxels or lesions for a pooled share, slices for a mean over slices.
-    """
+    """A score over scans: the sum of `part` over that of `whole`, which is 1, or voxels, lesions or slices, of each."""
 
     mean: float  # NaN without any scan
     low: float  # of the 95 % interval; NaN with fewer than two scans, or of a score that is no such ratio
@@ -32,10 +29,8 @@ class Estimate:
 def estimate(part: ArrayLike, whole: ArrayLike, seed: int) -> Estimate:
     """A score and its interval by the percentile bootstrap over scans (Efron and Tibshirani, 1993).
 
-    Scans are drawn, not slices or lesions: those of one scan are alike.
-
-    Args:
-        part, whole: (N,) numbers, one a scan. A scan whose whole is 0 has nothing to score and is left out.
+    `part` and `whole` are (N,), one a scan; where the whole is 0 there is nothing to score. Scans are drawn, not slices
+    or lesions: those of one scan are alike.
     """
     part, whole = np.asarray(part, float), np.asarray(whole, float)
     part, whole = part[whole > 0], whole[whole > 0]
@@ -99,10 +94,7 @@ def print_scores(scores: Mapping[str, Estimate] | None, place: Path | str) -> No
 
 
 def summarise_folds(rows: Sequence[dict], seed: int) -> pd.DataFrame:
-    """Every score over folds and over their scans.
-
-    Args:
-        rows: ``stage``, ``score`` and ``estimate`` of a fold.
+    """Every score over folds and over their scans, given ``stage``, ``score`` and ``estimate`` of each fold.
 
     Returns:
         Columns ``stage``, ``score``; ``mean`` and ``std`` of the folds' scores; ``folds`` that have the score; ``low``

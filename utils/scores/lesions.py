@@ -34,8 +34,8 @@ def lesion_scores(prediction: np.ndarray, target: np.ndarray) -> dict[str, float
         scores |= {f"lesion_{name}_{convention}": float(ratios[name]) for name in ("f1", "precision", "recall")}
         scores[f"false_lesions_{convention}"] = float(false)
     n_true, n_predicted = by_corner.common.shape
-    contract = {"lesion_f1": scores["lesion_f1_isles"], "lesion_count_difference": float(abs(n_predicted - n_true))}
-    return contract | scores
+    difference = float(abs(n_predicted - n_true))
+    return {"lesion_f1": scores["lesion_f1_isles"], "lesion_count_difference": difference, **scores}
 
 
 def _count_touched(components: Components) -> tuple[int, int, int]:
@@ -61,7 +61,6 @@ def lesion_rows(
 
     Args:
         prediction, target: (D, H, W) bool or uint8 masks.
-        spacing_mm: None if unknown.
         affine: (4, 4) from voxel (H, W, D) to mm in RAS; means nothing where the voxel size is unknown.
 
     Returns:
@@ -81,7 +80,6 @@ def lesion_rows(
 
 
 def _places(labels: np.ndarray, corner: np.ndarray, spacing_mm: Spacing | None, affine: np.ndarray) -> pd.DataFrame:
-    """Centre and size of each component."""
     inside = np.nonzero(labels)
     voxels = np.bincount(labels[inside] - 1)
     sums = (np.bincount(labels[inside] - 1, places) for places in inside)
