@@ -100,4 +100,4 @@ def _add_arguments(parser: Parser, settings: Any) -> None:
             group.add_argument(f"--{argument.name}", action="store_true", **more)
         else:
             more["default"] = list(argument.value) if isinstance(argument.value, tuple) else argument.value
-            group.add_argument(f"--{argument.name}", type=declared.type, required=declared.required, **more)
+            group.add_argument(f"--{argument.name}", type=declared.type, **more)

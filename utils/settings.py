@@ -27,7 +27,6 @@ class Option:
     help: str
     on_resume: str | None = None  # `MAY_DIFFER`, `TESTS_ANEW`, or None to refuse another value
     shared: bool = False  # whether both stages of a cross-validation take the same argument, without a prefix
-    required: bool = False
     exclusive: str | None = None  # options of the same word exclude each other
     positional: bool = False  # given by its place, without a name
     more: Mapping[str, Any] = field(default_factory=dict)  # for `argparse.ArgumentParser.add_argument`

@@ -85,7 +85,7 @@ def trusted(
     The odds of a further candidate must reach those of the threshold times n ** `EVIDENCE_GROWTH`, where the regions
     with it hold the voxels of n RoIs: on scans unlike the training's one threshold for all would propose too much.
 
-    `threshold` is the evidence in [0, 1] that one RoI needs; the others are those of `link_boxes`, and what it returned.
+    `threshold` is the evidence in [0, 1] that one RoI needs; the others are as in `link_boxes` and what it returns.
     """
     proposed, roi_voxels = np.zeros(len(slices), bool), np.prod(np.minimum(roi_size, shape))
     surest_first = dict.fromkeys(candidates[np.argsort(-evidence, kind="stable")].tolist())

@@ -1,4 +1,4 @@
-"""Connected components of masks (D, H, W): lesions, what two masks share of them, and how much there is."""
+"""Connected components of masks (D, H, W), lesions, and what two masks share of them; no pandas, for the runner."""
 
 from dataclasses import dataclass
 
