@@ -110,7 +110,7 @@ def rows_of(path: Path, name: str) -> str:
 
 
 def update_table(path: Path | str, name: str, rows: "pd.DataFrame") -> None:
-    """Write a model's rows, its name first as ``model_name``, for its earlier ones; those of other models stay."""
+    """Put a model's rows, with its name as ``model_name``, in place of its earlier ones; those of other models stay."""
     import pandas as pd
 
     rows = rows.copy()

@@ -13,10 +13,7 @@ EVERY_S = 60  # between the lines on what goes on
 
 
 def progress(items: Iterable[Item], what: str, total: int | None = None, unit: str = "scan") -> Iterator[Item]:
-    """The items one by one, with a bar, or lines in a log file: how far `what` is done, its rate and the time left.
-
-    `total` says how many there are, where `items` have no length.
-    """
+    """The items one by one, with a bar, or lines in a log file; `total` says how many, where `items` have no length."""
     total = length_hint(items) if total is None else total
     if on_terminal() and find_spec("tqdm"):  # the runner of exported models does without it
         from tqdm import tqdm

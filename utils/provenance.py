@@ -50,9 +50,8 @@ def _git(*arguments: str) -> str | None:
 def open_run(folder: Path, settings: Any, inputs: dict[str, str] | None = None, begun: bool = True) -> None:
     """Record a new run in ``run.json``, or refuse one in this folder that had other settings or inputs.
 
-    Args:
-        inputs: digests of what the run's results depend on, by name; None where they follow their inputs by themselves.
-        begun: whether there are such results yet; without any, the run is recorded anew.
+    `inputs` are digests, by name, of what the run's results depend on; None where these follow them by themselves.
+    Without such results yet (`begun`) the run is recorded anew.
     """
     if begun:
         require_settings(folder, settings)

@@ -84,8 +84,7 @@ def grouped_regions(boxes: np.ndarray, brain: np.ndarray, roi_size: Shape) -> li
 def group_slices(brain: np.ndarray) -> list[tuple[int, int]]:
     """Cut a brain (D, H, W) bool into runs of anatomically similar slices: half-open (start, end), in order.
 
-    A run goes on while the brain's area and outline stay similar to those of its first slice. A slice without brain is
-    in none.
+    A run goes on while the brain's area and outline stay similar to those of its first slice, and ends without brain.
     """
     areas = np.count_nonzero(brain, axis=(1, 2))
     groups, start = [], None

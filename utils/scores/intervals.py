@@ -29,8 +29,7 @@ class Estimate:
 def estimate(part: ArrayLike, whole: ArrayLike, seed: int) -> Estimate:
     """A score and its interval by the percentile bootstrap over scans (Efron and Tibshirani, 1993).
 
-    `part` and `whole` are (N,), one a scan; where the whole is 0 there is nothing to score. Scans are drawn, not slices
-    or lesions: those of one scan are alike.
+    `part` and `whole` are (N,), one a scan, none where the whole is 0. Scans are drawn: the lesions of one are alike.
     """
     part, whole = np.asarray(part, float), np.asarray(whole, float)
     part, whole = part[whole > 0], whole[whole > 0]
