@@ -120,5 +120,5 @@ def _stack(detections: Sequence[Detections]) -> tuple[np.ndarray, ...]:
 
 
 def _similar(first: np.ndarray, first_area: int, other: np.ndarray, area: int) -> bool:
-    common = np.count_nonzero(first & other)
-    return abs(area - first_area) <= AREA_TOLERANCE * first_area and common >= SHAPE_IOU * (first_area + area - common)
+    common, tolerance = int(np.count_nonzero(first & other)), AREA_TOLERANCE * first_area
+    return abs(area - first_area) <= tolerance and common >= SHAPE_IOU * (first_area + area - common)
