@@ -106,7 +106,7 @@ def sum_up(validation) -> None:
     from models.cross_validation.folds import all_results, order_tables
     from models.training.tracking import log_report
     from report.pages import report_cross_validation
-    from utils.scores.tables import print_summary, summarise_folds
+    from utils.scores.intervals import print_summary, summarise_folds
 
     settings, results = validation.settings, all_results(validation)
     order_tables(validation)

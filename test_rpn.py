@@ -58,7 +58,7 @@ def main(settings: Settings) -> None:
     from models.precision import use_precision
     from report.pages import report_rpn
     from utils.provenance import save_run
-    from utils.scores.tables import print_scores
+    from utils.scores.intervals import print_scores
 
     use_precision(settings.precision)
     model, grid = load_rpn(path, settings.score_threshold), grid_of_slices(table)

@@ -56,7 +56,7 @@ def main(settings: Settings) -> None:
     from models.evaluation.segmentation import evaluate_strokeformer
     from report.pages import report_strokeformer
     from utils.provenance import save_run
-    from utils.scores.tables import print_scores
+    from utils.scores.intervals import print_scores
 
     settings = with_checkpoints(settings)
     checkpoints, regions, proposers = settings.ckpt_path, settings.regions.regions, settings.regions.rpn_ckpt_path

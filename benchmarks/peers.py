@@ -41,11 +41,11 @@ from models.pipeline import TwoStage
 from models.regions import rpn_source
 from models.segmentation import module as strokeformer
 from models.segmentation.settings import SlidingWindow
+from utils.compare.__main__ import compare
 from utils.files import atomic_path, read_json, write_json
 from utils.progress import progress
 from utils.regions.region import write_regions
 from utils.scores import intervals
-from utils.scores.comparison import compare
 from utils.scores.metrics import scan_scores
 
 N_TEST = 60

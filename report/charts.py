@@ -9,8 +9,8 @@ from matplotlib.ticker import MaxNLocator, NullFormatter
 from data.files.listing import counted
 from data.files.names import subject_of
 from utils.plots import PREDICTION, TARGET
-from utils.regions.measures import VOLUME_BINS_CM3
 from utils.scores.intervals import estimate
+from utils.scores.proposals import VOLUME_BINS_CM3
 
 COLOUR = "#0072B2"
 NAMED = 3  # scans whose names stand in a chart

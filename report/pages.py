@@ -12,7 +12,7 @@ from models.training.runs import folder_of
 from report import sections
 from report.page import Section, write_page
 from utils.files import intervals_file, read_json
-from utils.regions.measures import COVERED_SHARE
+from utils.scores.proposals import COVERED_SHARE
 
 REPORT_FILE = "report.html"
 FOUND_NOTE = "A lesion is found if one of its voxels is predicted; lesions are 26-connected."
@@ -69,7 +69,7 @@ def report_cross_validation(validation: CrossValidation, results: list[dict], su
 
     Args:
         results: of all its folds (`models.cross_validation.folds.all_results`).
-        summary: of these (`utils.scores.tables.summarise_folds`).
+        summary: of these (`utils.scores.intervals.summarise_folds`).
     """
     settings, k = validation.settings, len({row["fold"] for row in results})
     rpn_names, names = zip(*(validation.names(number) for number in range(k)), strict=True)

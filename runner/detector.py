@@ -12,7 +12,7 @@ from scipy.special import expit
 
 from data.scans.head import head_window
 from models.export.exported import DetectorSettings
-from utils.regions.boxes import pairwise_iou
+from utils.regions.region import pairwise_iou
 
 Network = Callable[..., list[np.ndarray]]
 LEVEL_EPSILON = 1e-6  # torchvision's, so that a box of just the canonical side is of its level

@@ -10,8 +10,18 @@ from hypothesis import strategies as st
 from scipy.stats import bootstrap
 
 from utils.files import intervals_file, update_table
-from utils.scores.intervals import RESAMPLES, estimate, interval_rows, means, pooled, ratios, without_interval
-from utils.scores.tables import print_scores, print_summary, summarise_folds
+from utils.scores.intervals import (
+    RESAMPLES,
+    estimate,
+    interval_rows,
+    means,
+    pooled,
+    print_scores,
+    print_summary,
+    ratios,
+    summarise_folds,
+    without_interval,
+)
 
 
 def test_a_score_is_a_ratio_of_sums():

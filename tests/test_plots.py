@@ -14,13 +14,14 @@ from utils.plots import (
     MAX_SLICES,
     REGION,
     TARGET,
+    plot_coverage,
     plot_gradcam,
+    plot_loss_curves,
     plot_slice_boxes,
     plot_volume_prediction,
     save_figure,
     slices_to_show,
 )
-from utils.plots_training import plot_coverage, plot_loss_curves
 from utils.regions.region import Region
 
 SHAPE = (20, 24, 32)  # D, H, W

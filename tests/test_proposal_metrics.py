@@ -10,7 +10,9 @@ from hypothesis import given
 from hypothesis.extra.numpy import arrays
 
 from tests.drawn import SHAPE, mask_of
-from utils.regions.measures import (
+from utils.regions.region import Region, region_mask
+from utils.scores.metrics import SIZE_BINS
+from utils.scores.proposals import (
     ProposalCounts,
     SliceProposals,
     box_scores,
@@ -24,8 +26,6 @@ from utils.regions.measures import (
     recall_by_volume,
     with_shares,
 )
-from utils.regions.region import Region, region_mask
-from utils.scores.metrics import SIZE_BINS
 
 masks = arrays(bool, SHAPE)
 

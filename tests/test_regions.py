@@ -8,17 +8,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from utils.errors import UserError
-from utils.regions.boxes import enclosing_box, pairwise_iou
-from utils.regions.grouped import agreed_box, group_slices, grouped_regions
 from utils.regions.region import (
     Region,
     detected_mask,
+    enclosing_box,
     expand_region,
+    pairwise_iou,
     read_regions,
     region_mask,
     whole_volume,
     write_regions,
 )
+from utils.regions.rules import agreed_box, group_slices, grouped_regions
 
 NONE = [np.nan] * 4
 

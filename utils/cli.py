@@ -1,7 +1,4 @@
-"""The command line: parsers made of settings, recipes of arguments, and how every command ends on a mistake.
-
-Nothing heavy is imported here, so that ``--help`` answers at once.
-"""
+"""The command line, without heavy imports so that ``--help`` answers at once: parsers, recipes, how mistakes end."""
 
 import argparse
 import atexit
@@ -15,7 +12,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from utils.errors import UserError
-from utils.settings import RECIPE, Argument, Settings, arguments, filled
+from utils.settings import RECIPE, Settings, arguments, filled
 
 # What the operating system says of a place that takes no files.
 UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}
@@ -49,7 +46,13 @@ def program() -> str:
 
 def parse(defaults: Settings, description: str, argv: Sequence[str] | None = None) -> Settings:
     """The settings that a command line asks for; `argv` of None are the words that the program was started with."""
-    parser = make_parser(description)
+    parser = Parser(
+        prog=program(),
+        description=description,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        allow_abbrev=False,
+        fromfile_prefix_chars=RECIPE,
+    )
     _add_arguments(parser, defaults)
     values = vars(parser.parse_args(argv))
     return filled(defaults, {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()})
@@ -71,51 +74,30 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: error: {message}; --help tells more\n")
 
 
-def make_parser(description: str) -> Parser:
-    """A parser that shows every default and refuses abbreviated arguments."""
-    return Parser(
-        prog=program(),
-        description=description,
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-        allow_abbrev=False,
-        fromfile_prefix_chars=RECIPE,
-    )
-
-
 def _add_arguments(parser: Parser, settings: Any) -> None:
     """Give a parser all options of settings, once each, those of one class in a group."""
     groups: dict[Any, Any] = {(type(settings), ""): parser}
     added = set()
     for argument in arguments(settings):
-        if argument.name not in added:
-            added.add(argument.name)
-            _add(_group(groups, parser, argument), argument)
-
-
-def _group(groups: dict[Any, Any], parser: Parser, argument: Argument) -> Any:
-    """The group of an argument, a new one where it is the first there."""
-    if argument.group not in groups:
-        groups[argument.group] = parser.add_argument_group(_title(argument))
-    if not (word := argument.option.exclusive):
-        return groups[argument.group]
-    if (argument.group, word) not in groups:
-        groups[argument.group, word] = groups[argument.group].add_mutually_exclusive_group()
-    return groups[argument.group, word]
-
-
-def _title(argument: Argument) -> str:
-    owner, prefix = argument.group
-    title = (owner.__doc__ or "").splitlines()[0].removesuffix(".")
-    return title[0].lower() + title[1:] + (" of stage 1" if prefix else "")
-
-
-def _add(group: Any, argument: Argument) -> None:
-    declared, default = argument.option, argument.value
-    more = {"help": declared.help, **declared.more}
-    if declared.positional:
-        group.add_argument(argument.name, type=declared.type, **more)
-    elif declared.type is None:
-        group.add_argument(f"--{argument.name}", action="store_true", **more)
-    else:
-        more["default"] = list(default) if isinstance(default, tuple) else default
-        group.add_argument(f"--{argument.name}", type=declared.type, required=declared.required, **more)
+        if argument.name in added:
+            continue
+        added.add(argument.name)
+        declared, place = argument.option, argument.group
+        if place not in groups:
+            owner, prefix = place
+            title = (owner.__doc__ or "").splitlines()[0].removesuffix(".")
+            title = title[0].lower() + title[1:] + (" of stage 1" if prefix else "")
+            groups[place] = parser.add_argument_group(title)
+        group = groups[place]
+        if word := declared.exclusive:
+            if (place, word) not in groups:
+                groups[place, word] = group.add_mutually_exclusive_group()
+            group = groups[place, word]
+        more = {"help": declared.help, **declared.more}
+        if declared.positional:
+            group.add_argument(argument.name, type=declared.type, **more)
+        elif declared.type is None:
+            group.add_argument(f"--{argument.name}", action="store_true", **more)
+        else:
+            more["default"] = list(argument.value) if isinstance(argument.value, tuple) else argument.value
+            group.add_argument(f"--{argument.name}", type=declared.type, **more)

@@ -2,8 +2,7 @@
 
 
 class UserError(ValueError):
-    """Bad input from outside: a path, an argument, a file's content.
+    """Bad input from outside; its message is one line that names the file or argument and says how to fix it.
 
-    Its message is one line that names the file or argument and says how to fix it. Scripts print that line
-    and end with exit code 2; anything else that is raised is a defect of ours and keeps its traceback.
+    Scripts print it and end with exit code 2; anything else that is raised is a defect of ours and keeps its traceback.
     """

@@ -23,10 +23,8 @@ STAGE_2_TABLES = ("per_scan_scores.csv", "per_lesion_scores.csv", "volumes.csv")
 def atomic_path(path: Path | str) -> Iterator[Path]:
     """A temporary path beside `path` that takes its place when the block ends well, and vanishes otherwise.
 
-    Its name keeps all suffixes of `path`, since the writers choose their format by them.
-
-    Raises:
-        UserError: the folder cannot be written or the disk is full.
+    Its name keeps the suffixes of `path`, by which writers choose their format. A `UserError` says where the folder
+    cannot be written or the disk is full.
     """
     path = Path(path)
     temporary = None
@@ -50,10 +48,7 @@ def _unwritable(path: Path, error: OSError) -> UserError:
 
 
 def require_writable(folder: Path | str, argument: str, n_bytes: int = 0) -> None:
-    """Refuse a folder that cannot take files, or `n_bytes` of them, before hours are spent on what goes there.
-
-    Nothing is left behind: folders that do not exist yet stay so.
-    """
+    """Refuse a folder that cannot take files, or `n_bytes` of them, before hours are spent; leaves nothing behind."""
     folder = Path(folder)
     existing = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
     try:
@@ -68,6 +63,11 @@ def require_writable(folder: Path | str, argument: str, n_bytes: int = 0) -> Non
 def write_text(path: Path | str, text: str) -> None:
     with atomic_path(path) as temporary:
         temporary.write_text(text)
+
+
+def write_csv(path: Path | str, table: "pd.DataFrame") -> None:
+    with atomic_path(path) as temporary:
+        table.to_csv(temporary, index=False)
 
 
 def write_json(path: Path | str, content: Any) -> None:
@@ -87,21 +87,13 @@ def intervals_file(scores_file: str) -> str:
     return str(path.with_name(f"{path.stem}_intervals.csv"))
 
 
-def score_files(scores_file: str, *others: str) -> tuple[str, ...]:
-    """The names of all tables of an evaluation."""
-    return scores_file, intervals_file(scores_file), *others
-
-
 def read_scores(path: Path | str) -> "pd.DataFrame | None":
-    """The table of scores of earlier runs, None where there is none yet; refuses another file.
-
-    All cells are text, so that rows that are written back stay as they were.
-    """
+    """The table of scores of earlier runs, None where there is none yet; refuses another file."""
     import pandas as pd
 
     if not Path(path).exists():
         return None
-    try:
+    try:  # all cells are text, so that rows that are written back stay as they were
         table = pd.read_csv(path, dtype=str, keep_default_na=False)
     except (ValueError, OSError):
         table = pd.DataFrame()
@@ -118,10 +110,7 @@ def rows_of(path: Path, name: str) -> str:
 
 
 def update_table(path: Path | str, name: str, rows: "pd.DataFrame") -> None:
-    """Write a model's rows into a CSV, in place of its earlier ones, with its name as first column ``model_name``.
-
-    Rows of other models stay, so that one table compares many runs.
-    """
+    """Put a model's rows, with its name as ``model_name``, in place of its earlier ones; those of other models stay."""
     import pandas as pd
 
     rows = rows.copy()
@@ -129,8 +118,7 @@ def update_table(path: Path | str, name: str, rows: "pd.DataFrame") -> None:
     with locked(Path(path)):
         if (earlier := read_scores(path)) is not None:
             rows = pd.concat([earlier[earlier.model_name != name], rows], ignore_index=True)
-        with atomic_path(path) as temporary:
-            rows.to_csv(temporary, index=False)
+        write_csv(path, rows)
 
 
 def order_rows(path: Path | str, names: Sequence[str]) -> None:
@@ -139,8 +127,7 @@ def order_rows(path: Path | str, names: Sequence[str]) -> None:
         if (table := read_scores(path)) is None:
             return
         place = table.model_name.map({name: i for i, name in enumerate(names)}).fillna(-1)
-        with atomic_path(path) as temporary:
-            table.loc[place.sort_values(kind="stable").index].to_csv(temporary, index=False)
+        write_csv(path, table.loc[place.sort_values(kind="stable").index])
 
 
 @contextmanager

@@ -13,9 +13,6 @@ def map_in_order(function: Callable, items: Sequence, num_workers: int) -> Itera
 
     Processes are spawned, not forked: libraries with threads of their own do not survive a fork. `function` must
     therefore come from a module, not from the file that was started with ``python -m``.
-
-    Raises:
-        UserError: a process was killed, as the system does where memory runs out.
     """
     if num_workers <= 1:
         yield from map(function, items)

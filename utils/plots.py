@@ -1,8 +1,6 @@
-"""Pictures of scans, lesions, proposals and training, drawn without a display.
+"""Pictures of scans, proposals and trainings, without pyplot, so that no global state grows over a cohort.
 
-Axial slices stand upright: H (left-right) along the picture's x axis, W (posterior-anterior) along y with the front
-of the head above and its left on the left (neurological convention). Boxes, whose x runs along W and y along H, are
-turned the same way. Figures are made without pyplot, so that no global state grows over a cohort.
+Axial slices stand upright: H along the picture's x axis, the head's left on the left, and W along y, its front above.
 """
 
 from collections.abc import Sequence
@@ -11,12 +9,14 @@ from textwrap import fill
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
+from matplotlib.ticker import MaxNLocator
 
 from utils.files import atomic_path
 from utils.regions.region import Region
@@ -30,6 +30,10 @@ SLICE_SIZE = 2.6  # inches of a slice among several; one slice alone is twice as
 TITLE_LETTERS_PER_INCH = 12
 MAX_SLICES = 5
 LEGEND, HEAT_BAR = 0.9, 0.8  # inches beside the slices
+CURVES: dict[str, dict[str, Any]] = {
+    "train": {"label": "training", "color": "#0072B2", "linestyle": "-"},
+    "val": {"label": "validation", "color": "#D55E00", "linestyle": "--"},
+}
 
 
 def save_figure(figure: Figure, path: Path | str) -> None:
@@ -57,12 +61,10 @@ def plot_slice_boxes(
     """Draw the detections of one slice over its lesion and the regions proposed there, and over EigenCAM.
 
     Args:
-        image: (H, W) in [0, 1].
+        image, heat: (H, W) in [0, 1].
         mask: (H, W) bool, the true lesion, or None if unknown.
-        boxes: (N, 4) xyxy in voxels, half-open, x along W and y along H.
+        boxes, region_boxes: (N, 4) xyxy in voxels, half-open, x along W and y along H.
         scores: (N,) in [0, 1]; a surer box is drawn more strongly.
-        region_boxes: (M, 4), the final regions in this slice, or None.
-        heat: (H, W) in [0, 1], EigenCAM, or None.
     """
     figure = new_figure(2 * SLICE_SIZE + HEAT_BAR * (heat is not None), 2 * SLICE_SIZE + LEGEND, title)
     axes = figure.subplots()
@@ -74,18 +76,13 @@ def plot_slice_boxes(
     outline(axes, mask)
     for box in regions:
         _draw_box(axes, box, color=REGION, linewidth=2)
+    plate = {"facecolor": "black", "alpha": 0.7, "linewidth": 0, "pad": 0.8}  # for white matter is bright
+    style: dict[str, Any] = {"color": DETECTION, "fontsize": 8, "bbox": plate, "textcoords": "offset points"}
     for i in np.argsort(scores):  # the surest last, on top of the others
-        _draw_detection(axes, boxes[i], scores[i])
+        _draw_box(axes, boxes[i], color=DETECTION, linestyle="--", linewidth=1.6, alpha=0.4 + 0.6 * float(scores[i]))
+        axes.annotate(f"{scores[i]:.2f}", (boxes[i][1] - 0.5, boxes[i][2] - 0.5), (1, 3), **style)
     _add_legend(figure, target=mask is not None, detection=len(boxes) > 0, region=len(regions) > 0)
     return figure
-
-
-def _draw_detection(axes: Axes, box: np.ndarray, score: float) -> None:
-    _draw_box(axes, box, color=DETECTION, linestyle="--", linewidth=1.6, alpha=0.4 + 0.6 * float(score))
-    top_left = box[1] - 0.5, box[2] - 0.5
-    plate = {"facecolor": "black", "alpha": 0.7, "linewidth": 0, "pad": 0.8}  # for white matter is bright
-    style: dict[str, Any] = {"color": DETECTION, "fontsize": 8, "bbox": plate}
-    axes.annotate(f"{score:.2f}", top_left, (1, 3), textcoords="offset points", **style)
 
 
 def plot_volume_prediction(
@@ -99,9 +96,7 @@ def plot_volume_prediction(
     """Draw axial slices of a volume: the scan alone and, below, with lesion, prediction and proposed regions.
 
     Args:
-        scan: (D, H, W) in [0, 1].
-        target: (D, H, W) bool, or None if unknown.
-        prediction: (D, H, W) bool.
+        scan: (D, H, W) in [0, 1]; target and prediction are bool.
         shown: indices of the slices; None for those that `slices_to_show` chooses.
     """
     shown = shown or slices_to_show(prediction if target is None else prediction | target, scan)
@@ -110,7 +105,8 @@ def plot_volume_prediction(
     for z, above, below in zip(shown, plain, marked, strict=True):
         show_slice(above, scan[z], f"slice {z}")
         show_slice(below, scan[z])
-        _fill(below, prediction[z])
+        lesion = np.ma.masked_equal(prediction[z].T, 0)
+        below.imshow(lesion, cmap=ListedColormap([PREDICTION]), alpha=0.6, origin="lower")
         outline(below, None if target is None else target[z])
         for region in regions:
             if region.region_start <= z < region.region_end:
@@ -122,9 +118,7 @@ def plot_volume_prediction(
 def slices_to_show(marked: np.ndarray, scan: np.ndarray) -> list[int]:
     """Up to `MAX_SLICES` axial slices in order, spread over those that are marked and with the largest cross-section.
 
-    Args:
-        marked: (D, H, W) bool; where it is empty, the slices are spread over the head instead.
-        scan: (D, H, W), 0 in air.
+    Where `marked` (D, H, W) is empty, they are spread over the head: where the scan (D, H, W) is not 0.
     """
     areas = np.count_nonzero(marked, axis=(1, 2))
     areas = areas if areas.any() else np.count_nonzero(scan, axis=(1, 2))
@@ -140,14 +134,19 @@ def slices_to_show(marked: np.ndarray, scan: np.ndarray) -> list[int]:
 def plot_gradcam(
     scan: np.ndarray, heat: np.ndarray, target: np.ndarray | None, prediction: np.ndarray, title: str
 ) -> Figure:
-    """Draw Grad-CAM over the slice with most heat and over the slice with most lesion.
+    """Draw Grad-CAM over the slice with most heat and over the slice with most lesion; the middle one without either.
 
     Args:
         scan, heat: (D, H, W) in [0, 1].
-        target: (D, H, W) bool, or None if unknown; the prediction then stands for the lesion.
-        prediction: (D, H, W) bool.
+        target, prediction: (D, H, W) bool; of an unknown target, None, the prediction is the lesion.
     """
-    shown = _slices_of_interest(heat, prediction if target is None else target)
+    shown: dict[int, str] = {}  # the slices, with what distinguishes each
+    for volume, why in ((heat, "most heat"), (prediction if target is None else target, "largest lesion")):
+        total = volume.sum(axis=(1, 2))
+        if total.any():
+            z = int(np.argmax(total))
+            shown[z] = f"{shown[z]}, {why}" if z in shown else why
+    shown = shown or {len(heat) // 2: "no heat, no lesion"}
     figure = new_figure(2 * SLICE_SIZE * len(shown) + HEAT_BAR, 2 * SLICE_SIZE + LEGEND, title)
     panels = figure.subplots(1, len(shown), squeeze=False)[0]
     for axes, (z, why) in zip(panels, shown.items(), strict=True):
@@ -160,15 +159,53 @@ def plot_gradcam(
     return figure
 
 
-def _slices_of_interest(heat: np.ndarray, lesion: np.ndarray) -> dict[int, str]:
-    """The slices to draw Grad-CAM on, with what distinguishes each; the middle slice where nothing does."""
-    shown: dict[int, str] = {}
-    for volume, why in ((heat, "most heat"), (lesion, "largest lesion")):
-        total = volume.sum(axis=(1, 2))
-        if total.any():
-            z = int(np.argmax(total))
-            shown[z] = f"{shown[z]}, {why}" if z in shown else why
-    return shown or {len(heat) // 2: "no heat, no lesion"}
+def plot_coverage(curve: pd.DataFrame, threshold: float, target: float) -> Figure:
+    """Draw what stage 1 covers against what it proposes (a `coverage_curve`), the target and the chosen threshold."""
+    figure = new_figure(5.2, 4.2, "Calibration on the validation scans")
+    axes = figure.subplots()
+    ordered = curve.sort_values("proposed_fraction")
+    fraction = ordered.proposed_fraction
+    axes.plot(fraction, ordered.lesion_coverage, marker=".", color=TARGET, label="lesion voxels covered")
+    axes.plot(fraction, ordered.lesion_recall, marker=".", color=PREDICTION, label="lesions covered")
+    chosen = curve.proposed_fraction.iloc[(curve.threshold - threshold).abs().argmin()]
+    axes.axvline(chosen, color="0.3", linestyle="--", label=f"threshold {threshold:.5g}")
+    axes.axhline(target, color="0.7", linestyle=":", label=f"target {target:g}")
+    axes.set(xlabel="proposed fraction of the brain", ylabel="share covered", ylim=(-0.02, 1.02))
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False, loc="lower right", fontsize=9)
+    return figure
+
+
+def plot_loss_curves(metrics: pd.DataFrame) -> Figure:
+    """Draw each training and validation loss and the learning rate by epoch, of Lightning's ``metrics.csv``.
+
+    Its columns are ``epoch``, ``step``, ``train_*loss*``, ``val_*loss*`` and ``lr-*``; a row holds some of them.
+    """
+    ordered = metrics.sort_values("step", kind="stable")
+    # The rate's rows carry no epoch: they are written before the losses of their epoch.
+    by_epoch = ordered.groupby(ordered.epoch.bfill().ffill()).mean()
+    names = by_epoch.columns.astype(str)
+    losses = [name.removeprefix("train_") for name in names if name.startswith("train_") and "loss" in name]
+    losses.sort(key=lambda name: (name != "loss", name))  # the total, which training minimises, comes first
+    rates = [name for name in names if name.startswith("lr-")]
+    n = len(losses) + (len(rates) > 0)
+    columns, rows = max(min(n, 3), 1), max(-(-n // 3), 1)
+    figure = new_figure(4.2 * columns, 3.2 * rows, "Training")
+    panels = [figure.add_subplot(rows, columns, i + 1) for i in range(n)]
+    for axes in panels:
+        axes.set_xlabel("epoch")
+        axes.grid(alpha=0.3)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    for axes, name in zip(panels, losses, strict=False):
+        for stage, style in CURVES.items():
+            if f"{stage}_{name}" in by_epoch:
+                axes.plot(by_epoch[f"{stage}_{name}"].dropna(), marker=".", **style)
+        axes.set_title(name.replace("_", " "))
+        axes.legend(frameon=False)
+    for rate in rates:
+        panels[-1].plot(by_epoch[rate].dropna(), color="0.3", marker=".")
+        panels[-1].set(title="learning rate", yscale="log")
+    return figure
 
 
 def new_figure(width: float, height: float, title: str) -> Figure:
@@ -183,8 +220,7 @@ def show_slice(axes: Axes, image: np.ndarray, title: str = "") -> None:
     axes.imshow(image.T, cmap="gray", vmin=0, vmax=1, origin="lower")
     axes.set_axis_off()
     axes.set_title(title, fontsize=9)
-    for x, side in ((0.02, "L"), (0.98, "R")):
-        align = "left" if side == "L" else "right"
+    for x, side, align in ((0.02, "L", "left"), (0.98, "R", "right")):
         axes.text(x, 0.5, side, transform=axes.transAxes, color="white", fontsize=9, ha=align, va="center")
 
 
@@ -200,10 +236,6 @@ def _add_heat_bar(figure: Figure, beside: Axes | Sequence[Axes], label: str) -> 
 def outline(axes: Axes, mask: np.ndarray | None, color: str = TARGET) -> None:
     if mask is not None and mask.any():
         axes.contour(mask.T, levels=[0.5], colors=[color], linewidths=1.4)
-
-
-def _fill(axes: Axes, mask: np.ndarray) -> None:
-    axes.imshow(np.ma.masked_equal(mask.T, 0), cmap=ListedColormap([PREDICTION]), alpha=0.6, origin="lower")
 
 
 def _draw_box(axes: Axes, box: Sequence[float] | np.ndarray, **style: Any) -> None:

@@ -13,21 +13,13 @@ EVERY_S = 60  # between the lines on what goes on
 
 
 def progress(items: Iterable[Item], what: str, total: int | None = None, unit: str = "scan") -> Iterator[Item]:
-    """The items one by one, with a bar, or lines in a log file: how far `what` is done, its rate and the time left.
-
-    Args:
-        total: how many there are, where `items` have no length.
-    """
+    """The items one by one, with a bar, or lines in a log file; `total` says how many, where `items` have no length."""
     total = length_hint(items) if total is None else total
     if on_terminal() and find_spec("tqdm"):  # the runner of exported models does without it
         from tqdm import tqdm
 
         yield from tqdm(items, what, total, unit=unit, leave=False, disable=total < 2)
-    else:
-        yield from _with_lines(items, what, total, unit)
-
-
-def _with_lines(items: Iterable[Item], what: str, total: int, unit: str) -> Iterator[Item]:
+        return
     started = printed = time.monotonic()
     for done, item in enumerate(items, 1):
         yield item

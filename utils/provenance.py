@@ -48,14 +48,10 @@ def _git(*arguments: str) -> str | None:
 
 
 def open_run(folder: Path, settings: Any, inputs: dict[str, str] | None = None, begun: bool = True) -> None:
-    """Record a new run in ``run.json``, or check that the one in this folder had the same settings and inputs.
+    """Record a new run in ``run.json``, or refuse one in this folder that had other settings or inputs.
 
-    Args:
-        inputs: digests of what the run's results depend on, by name; None where they follow their inputs by themselves.
-        begun: whether there are such results yet; without any, the run is recorded anew.
-
-    Raises:
-        UserError: the folder holds a run with other settings, or results of other inputs.
+    `inputs` are digests, by name, of what the run's results depend on; None where these follow them by themselves.
+    Without such results yet (`begun`) the run is recorded anew.
     """
     if begun:
         require_settings(folder, settings)
@@ -97,14 +93,12 @@ def settings_of_results(settings: Any) -> dict:
 
 def require_inputs(folder: Path, inputs: dict[str, str] | None) -> None:
     """Refuse a run in `folder` that was begun with other inputs; its results are not results of these."""
-    earlier = read_run(folder).get("inputs")
-    if earlier != inputs:
-        raise UserError(
-            f"{folder} belongs to other data: {_first_difference(earlier or {}, inputs or {})}; bring back what it was "
-            "begun with, choose another name or folder, or remove this one"
-        )
-
-
-def _first_difference(earlier: dict[str, str], now: dict[str, str]) -> str:
+    if (recorded := read_run(folder).get("inputs")) == inputs:
+        return
+    earlier, now = recorded or {}, inputs or {}
     name = min(name for name in {*earlier, *now} if earlier.get(name) != now.get(name))
-    return f"{name} {'is new' if name not in earlier else 'is missing' if name not in now else 'has changed'}"
+    change = "is new" if name not in earlier else "is missing" if name not in now else "has changed"
+    raise UserError(
+        f"{folder} belongs to other data: {name} {change}; bring back what it was begun with, choose another name or "
+        "folder, or remove this one"
+    )

@@ -1,7 +1,6 @@
-"""Settings: dataclasses whose fields are arguments of the command line and keywords in Python alike.
+"""Settings: dataclasses, of options and further settings, that are arguments of the command line and of Python alike.
 
-A settings class holds options and further settings classes. `utils.cli` makes a parser of an instance, whose values are
-the defaults, and fills it from a command line. Classes are frozen; `dataclasses.replace` gives changed ones.
+`utils.cli` makes a parser of an instance, whose values are the defaults, and fills it from a command line.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -28,7 +27,6 @@ class Option:
     help: str
     on_resume: str | None = None  # `MAY_DIFFER`, `TESTS_ANEW`, or None to refuse another value
     shared: bool = False  # whether both stages of a cross-validation take the same argument, without a prefix
-    required: bool = False
     exclusive: str | None = None  # options of the same word exclude each other
     positional: bool = False  # given by its place, without a name
     more: Mapping[str, Any] = field(default_factory=dict)  # for `argparse.ArgumentParser.add_argument`
@@ -45,16 +43,10 @@ class Argument:
 
 
 def option(type: Callable[[str], Any] | None, help: str, default: Any = None, **more: Any) -> Any:
-    """A field that is an argument of the command line.
-
-    Args:
-        more: fields of `Option`, and keywords of `argparse.ArgumentParser.add_argument`.
-    """
+    """A field that is an argument; `more` are fields of `Option` and keywords of `ArgumentParser.add_argument`."""
     own = {each.name: more.pop(each.name) for each in fields(Option) if each.name in more}
-    metadata = {"option": Option(type, help, more=more, **own)}
-    if isinstance(default, dict):
-        return field(default_factory=default.copy, metadata=metadata, kw_only=True)
-    return field(default=default, metadata=metadata, kw_only=True)
+    value: Any = {"default_factory": default.copy} if isinstance(default, dict) else {"default": default}
+    return field(**value, metadata={"option": Option(type, help, more=more, **own)}, kw_only=True)
 
 
 def part(default: Any, prefix: str) -> Any:

@@ -1,24 +1,34 @@
 """Overview of a cohort: a row of numbers for each scan, and a page of pictures for all."""
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure, SubFigure
+from matplotlib.ticker import MaxNLocator
 
 from data.files.space import Space, Spacing, places_in
 from data.files.volumes import read_volume
 from data.prepare.records import read_record, record_path
 from data.scans.head import normalise
-from utils.plots import save_figure
-from utils.plots_cohort import plot_cohort
+from utils.plots import DPI, HEAT, TARGET, outline, save_figure, show_slice
 from utils.progress import progress
 from utils.scores.components import lesion_load
-from utils.scores.metrics import size_bin
+from utils.scores.metrics import SIZE_BINS, size_bin
 
 ONE_SIDED = 0.9  # share of the lesion voxels on one side from which on a lesion is left or right
 TILES = 32  # scans on the contact sheet
 MAP_RESOLUTION_MM = 2
+MAP_SLICES = 8
+COLUMNS = 8  # of the contact sheet
+BAR: dict[str, Any] = {"color": TARGET, "edgecolor": "white"}
+Tile = tuple[str, np.ndarray, np.ndarray]  # caption, slice (H, W) in [0, 1] and mask (H, W) of a scan
 
 
 def describe_scan(mask: np.ndarray, brain: np.ndarray, spacing_mm: Spacing) -> dict:
@@ -51,7 +61,17 @@ def laterality(mask: np.ndarray, brain: np.ndarray) -> str:
 
 def draw_overview(table: pd.DataFrame, out_dir: Path, in_mni: bool) -> None:
     """Write ``cohort.png``: lesion sizes, where lesions lie on the MNI152 template, and a contact sheet of scans."""
-    figure = plot_cohort(table, *_lesion_frequency(table, out_dir, in_mni), _tiles(table, out_dir), registered=in_mni)
+    template, frequency = _lesion_frequency(table, out_dir, in_mni)
+    tiles = _tiles(table, out_dir)
+    rows = -(-len(tiles) // COLUMNS)
+    heights = [3, 2.6, 1.9 * rows]
+    figure = Figure(figsize=(14, sum(heights) + 0.4), dpi=DPI, layout="constrained")
+    sick = int((table.lesion_voxels > 0).sum())
+    figure.suptitle(f"{len(table)} scans of {table.subject.nunique()} subjects, {sick} of them with lesion")
+    sizes, places, sheet = figure.subfigures(3, 1, height_ratios=heights)  # type: ignore[misc]  # an array of three
+    _draw_sizes(sizes, table)
+    _draw_frequency(places, template, frequency, in_mni)
+    _draw_tiles(sheet, tiles, rows)
     save_figure(figure, out_dir / "cohort.png")
 
 
@@ -86,9 +106,8 @@ def _about(own: Space, other: Space) -> Space:
     return Space(own.shape, moved)
 
 
-def _tiles(table: pd.DataFrame, out_dir: Path) -> list[tuple[str, np.ndarray, np.ndarray]]:
-    """Up to `TILES` scans, from the smallest lesion to the largest, each by the slice with most lesion:
-    caption, slice (H, W) in [0, 1] and mask (H, W)."""
+def _tiles(table: pd.DataFrame, out_dir: Path) -> list[Tile]:
+    """Up to `TILES` scans, from the smallest lesion to the largest, each by the slice with most lesion."""
     ordered = table.sort_values("lesion_cm3", kind="stable")
     chosen = ordered.iloc[np.unique(np.linspace(0, len(ordered) - 1, min(TILES, len(ordered))).astype(int))]
     tiles = []
@@ -104,3 +123,47 @@ def _tiles(table: pd.DataFrame, out_dir: Path) -> list[tuple[str, np.ndarray, np
 
 def _read_mask(out_dir: Path, name: str) -> np.ndarray:
     return read_volume(out_dir / "Masks" / name).array[0] > 0
+
+
+def _draw_sizes(figure: SubFigure, table: pd.DataFrame) -> None:
+    volumes, bins, sides = figure.subplots(1, 3, width_ratios=[2, 1, 1])
+    sick = table.lesion_cm3[table.lesion_cm3 > 0]
+    volumes.set(title="lesion volume of a scan", xlabel="cm³", ylabel="scans", xscale="log")
+    if len(sick):
+        low, high = np.floor(np.log10(sick.min())), np.ceil(np.log10(sick.max() * 1.001))
+        volumes.hist(sick, np.logspace(low, high, int(4 * max(high - low, 1)) + 1).tolist(), **BAR)
+        volumes.axvline(sick.median(), color="0.2", linestyle="--", label=f"median {sick.median():.3g} cm³")
+        volumes.legend(frameon=False)
+    volumes.yaxis.set_major_locator(MaxNLocator(integer=True))
+    _draw_counts(bins, table["size"], list(SIZE_BINS), "lesion as a share of the brain")
+    _draw_counts(sides, table.laterality, ["left", "both", "right"], "side of the lesion")
+
+
+def _draw_counts(axes: Axes, values: pd.Series, names: list[str], title: str) -> None:
+    axes.bar(names, [int((values == name).sum()) for name in names], **BAR)
+    axes.set(title=title, ylabel="scans")
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+
+
+def _draw_frequency(figure: SubFigure, template: np.ndarray, frequency: np.ndarray, in_mni: bool) -> None:
+    where = "on the MNI152 template" if in_mni else "on the MNI152 template (heads centred, not registered)"
+    figure.suptitle(f"share of scans with a lesion, {where}", fontsize=10)
+    with_brain = np.flatnonzero((template > 0.1).any((1, 2)))  # resampling leaves traces beyond the head
+    shown = np.linspace(with_brain[0], with_brain[-1], MAP_SLICES + 2).astype(int)[1:-1]
+    scale = Normalize(0, max(float(frequency.max()), 1e-6))
+    panels = figure.subplots(1, MAP_SLICES)
+    for axes, z in zip(panels, shown, strict=True):
+        show_slice(axes, template[z])
+        heat = np.ma.masked_equal(frequency[z].T, 0)
+        axes.imshow(heat, cmap=HEAT, norm=scale, alpha=0.8, origin="lower")
+    figure.colorbar(ScalarMappable(scale, HEAT), ax=panels, shrink=0.8, format=lambda share, _: f"{share:.0%}")
+
+
+def _draw_tiles(figure: SubFigure, tiles: Sequence[Tile], rows: int) -> None:
+    figure.suptitle("scans from the smallest lesion to the largest, each by its slice with most lesion", fontsize=10)
+    panels = figure.subplots(rows, COLUMNS, squeeze=False).ravel()
+    for axes in panels[len(tiles) :]:
+        axes.set_axis_off()
+    for axes, (caption, image, mask) in zip(panels, tiles, strict=False):
+        show_slice(axes, image, caption)
+        outline(axes, mask)

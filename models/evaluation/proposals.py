@@ -22,7 +22,10 @@ from models.segmentation.settings import ROI_SIZE
 from utils.files import STAGE_1_TABLES, intervals_file
 from utils.plots import pictures_per_scan, plot_slice_boxes, save_figure
 from utils.progress import progress
-from utils.regions.measures import (
+from utils.regions.region import Region, region_mask, write_regions
+from utils.regions.rules import ProposalBoxes, regions_of
+from utils.scores.intervals import Estimate, interval_rows
+from utils.scores.proposals import (
     ProposalCounts,
     SliceProposals,
     count_proposals,
@@ -34,9 +37,6 @@ from utils.regions.measures import (
     recall_by_volume,
     with_shares,
 )
-from utils.regions.region import Region, region_mask, write_regions
-from utils.regions.rules import ProposalBoxes, regions_of
-from utils.scores.intervals import Estimate, interval_rows
 
 Detections = dict[str, torch.Tensor]  # of a slice, as `RPN.detect` returns them
 Miss = tuple[int, Callable[[], Figure], str]  # lesion voxels left out in a slice, what draws it, the picture's file

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from models.rpn.settings import RegionSettings
-from utils.files import STAGE_1_TABLES, STAGE_2_TABLES, read_scores, require_writable, score_files, update_table
+from utils.files import STAGE_1_TABLES, STAGE_2_TABLES, intervals_file, read_scores, require_writable, update_table
 from utils.settings import MAY_DIFFER, TESTS_ANEW, option
 from utils.validators import LayersAction, non_negative_int
 
@@ -36,7 +36,8 @@ class Results:
     @property
     def tables(self) -> list[Path]:
         """All tables of scores."""
-        return [Path(self.scores_dir) / file for file in score_files(self.scores_file, *self.more_tables)]
+        files = self.scores_file, intervals_file(self.scores_file), *self.more_tables
+        return [Path(self.scores_dir) / file for file in files]
 
     def require_writable(self, argument: str = "--scores_dir") -> None:
         """Refuse, before long work, a folder that cannot be written, and another file in the place of a table."""

@@ -9,8 +9,8 @@ from data.scans.prepared import PreparedScan
 from models.rpn.detector import MIN_SCORE
 from models.rpn.module import RPN
 from utils.progress import progress
-from utils.regions.measures import ProposalCounts, count_proposals, proposal_scores
 from utils.regions.region import region_mask
+from utils.scores.proposals import ProposalCounts, count_proposals, proposal_scores
 
 # Share of the brain that may be proposed where the target coverage is out of reach. More would spare stage 2 too little
 # of the class imbalance; with 0.30, more lesions were lost than false ones spared (docs/proposals.md).

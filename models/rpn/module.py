@@ -14,9 +14,9 @@ from models.precision import autocast
 from models.rpn.anchors import ANCHOR_SIZES, REFERENCE_SIZE
 from models.rpn.detector import build_detector, head_window
 from models.schedule import optimise
-from utils.regions.measures import box_scores
 from utils.regions.region import Region
 from utils.regions.rules import ProposalBoxes, regions_of, select_boxes
+from utils.scores.proposals import box_scores
 
 DEFAULT_THRESHOLD = 0.5  # of a detection that proposes a region, until calibration finds a better one
 # Tells the best epoch. Not the loss: its box regression is summed over matched boxes, so it grows as the network finds

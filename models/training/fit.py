@@ -27,8 +27,7 @@ from models.training.tracking import (
 )
 from utils.errors import UserError
 from utils.files import write_json
-from utils.plots import save_figure
-from utils.plots_training import plot_loss_curves
+from utils.plots import plot_loss_curves, save_figure
 from utils.provenance import open_run
 
 

@@ -20,8 +20,7 @@ from models.rpn.settings import AUTO, RPNSettings
 from models.training.fit import Task, fit
 from models.training.settings import RPNTraining
 from utils.files import atomic_path
-from utils.plots import plot_slice_boxes, save_figure
-from utils.plots_training import plot_coverage
+from utils.plots import plot_coverage, plot_slice_boxes, save_figure
 
 
 def build_rpn(

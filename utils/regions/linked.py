@@ -1,17 +1,26 @@
 """The default rule, ``linked``: boxes of neighbouring slices are one candidate, proposed if its evidence is enough.
 
-Boxes that overlap from slice to slice are one candidate, however many anatomical groups it crosses, and every slice in
-which it is detected adds to its evidence. The published rule looks at the groups one by one (`utils.regions.grouped`).
+A candidate may cross many anatomical groups, and every slice in which it is detected adds to its evidence. The
+published rule looks at the groups one by one (`utils.regions.rules.grouped_regions`).
 """
 
+import math
 from dataclasses import replace
 
 import numpy as np
 from scipy.sparse.csgraph import connected_components
 from scipy.special import expit, logit
 
-from utils.regions.boxes import enclosing_box, pairwise_iou
-from utils.regions.region import Region, Shape, expand_region, region_mask, region_of, voxel_region
+from utils.regions.region import (
+    Region,
+    Shape,
+    enclosing_box,
+    enclosing_region,
+    expand_region,
+    pairwise_iou,
+    region_mask,
+    voxel_region,
+)
 
 # Boxes of this overlap are of one lesion. Its outline changes from slice to slice, so less than detection's 0.5.
 LINK_IOU = 0.3
@@ -30,16 +39,14 @@ def link_boxes(
     networks: np.ndarray | None = None,
     n_networks: int = 1,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Link boxes into candidates and weigh the evidence for each.
+    """Link boxes into candidates and weigh the evidence for each: the noisy or of the best scores of its slices.
 
-    The evidence is the noisy or of the best scores of its slices: the probability that it is right in at least one.
     Of several networks each has its own evidence, `LOWEST_SCORE` where it has no box; `pooled` makes one of these.
 
     Args:
-        slices: (N,) int, the slice of each box.
+        slices, networks: (N,) int, of each box, networks from 0; None for one network.
         boxes: (N, 4) xyxy in voxels.
         scores: (N,) in [0, 1].
-        networks: (N,) int, the network that each box is of, from 0; None for one network.
         n_networks: those without any box included.
 
     Returns:
@@ -58,12 +65,9 @@ def link_boxes(
 
 
 def pooled(probabilities: np.ndarray) -> np.ndarray:
-    """The probabilities (M, ...) of M networks as one: that whose log odds are the mean of theirs.
-
-    Those of one network stay as they are, to the bit.
-    """
+    """The probabilities (M, ...) of M networks as one: that whose log odds are the mean of theirs."""
     if len(probabilities) == 1:
-        return probabilities[0]
+        return probabilities[0]  # as they are, to the bit
     return expit(logit(np.clip(probabilities, 1 - SUREST, SUREST)).mean(0))
 
 
@@ -81,9 +85,7 @@ def trusted(
     The odds of a further candidate must reach those of the threshold times n ** `EVIDENCE_GROWTH`, where the regions
     with it hold the voxels of n RoIs: on scans unlike the training's one threshold for all would propose too much.
 
-    Args:
-        slices, boxes: as in `link_boxes`; candidates, evidence: what it returned.
-        threshold: evidence in [0, 1] that one RoI needs.
+    `threshold` is the evidence in [0, 1] that one RoI needs; the others are as in `link_boxes` and what it returns.
     """
     proposed, roi_voxels = np.zeros(len(slices), bool), np.prod(np.minimum(roi_size, shape))
     surest_first = dict.fromkeys(candidates[np.argsort(-evidence, kind="stable")].tolist())
@@ -116,7 +118,7 @@ def linked_regions(
 def _share(regions: list[Region], roi_size: Shape, shape: Shape) -> list[Region]:
     """Join regions for as long as the region around both, once grown, holds no more voxels than the two grown apart."""
     while pair := _shareable(regions, roi_size, shape):
-        joined = _around(*(regions[k] for k in pair))
+        joined = enclosing_region(*(regions[k] for k in pair))
         regions = [region for k, region in enumerate(regions) if k not in pair] + [joined]
     return sorted(regions, key=lambda region: (region.region_start, region.ymin, region.xmin))
 
@@ -125,19 +127,9 @@ def _shareable(regions: list[Region], roi_size: Shape, shape: Shape) -> tuple[in
     grown = [expand_region(region, roi_size, shape) for region in regions]
     for i in range(len(regions)):
         for j in range(i):
-            together = expand_region(_around(regions[i], regions[j]), roi_size, shape)
-            if np.prod(together.shape) <= _voxels_of_both(grown[i], grown[j]):
+            spans = zip(grown[i].slices, grown[j].slices, strict=True)
+            common = math.prod(max(min(a.stop, b.stop) - max(a.start, b.start), 0) for a, b in spans)
+            together = expand_region(enclosing_region(regions[i], regions[j]), roi_size, shape)
+            if math.prod(together.shape) <= math.prod(grown[i].shape) + math.prod(grown[j].shape) - common:
                 return i, j
     return None
-
-
-def _around(one: Region, other: Region) -> Region:
-    spans = zip(one.slices, other.slices, strict=True)
-    both = region_of(slice(min(a.start, b.start), max(a.stop, b.stop)) for a, b in spans)
-    return replace(both, detected=one.detected + other.detected)
-
-
-def _voxels_of_both(one: Region, other: Region) -> int:
-    spans = zip(one.slices, other.slices, strict=True)
-    common = np.prod([max(min(a.stop, b.stop) - max(a.start, b.start), 0) for a, b in spans])
-    return int(np.prod(one.shape) + np.prod(other.shape) - common)

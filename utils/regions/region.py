@@ -1,4 +1,4 @@
-"""A region of a volume: its place, how it grows to the RoI, and the regions JSON."""
+"""Boxes of slices and regions of volumes, in voxels and half-open: their geometry, and the regions JSON."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -9,7 +9,6 @@ import numpy as np
 
 from utils.errors import UserError
 from utils.files import read_json, write_json
-from utils.scores.overlap import bounding_box
 
 EDGES = ("region_start", "region_end", "xmin", "ymin", "xmax", "ymax")
 Shape = tuple[int, int, int]  # (D, H, W) in voxels
@@ -48,6 +47,15 @@ def whole_volume(shape: Shape) -> Region:
     return region_of(slice(0, n) for n in shape)
 
 
+def bounding_box(mask: np.ndarray) -> tuple[slice, ...]:
+    """Index of the smallest box around the foreground, where work is faster; of an empty box if there is none."""
+    box = []
+    for axis in range(mask.ndim):
+        inside = np.flatnonzero(mask.any(tuple(other for other in range(mask.ndim) if other != axis)))
+        box.append(slice(int(inside[0]), int(inside[-1]) + 1) if len(inside) else slice(0, 0))
+    return tuple(box)
+
+
 def bounding_region(mask: np.ndarray) -> Region | None:
     """The smallest region around what a (D, H, W) bool mask holds; None where that is nothing."""
     region = region_of(bounding_box(mask))
@@ -71,16 +79,20 @@ def region_mask(regions: Iterable[Region], shape: Shape) -> np.ndarray:
 
 
 def expand_region(region: Region, roi_size: Shape, shape: Shape) -> Region:
-    """Grow a region to the RoI size about its centre, shifted rather than cut to stay inside a volume of `shape`.
-
-    It is smaller than `roi_size` only where the volume is.
-    """
+    """Grow a region to the RoI size about its centre, shifted rather than cut to stay inside a volume of `shape`."""
     expanded = []
     for span, roi, size in zip(region.slices, roi_size, shape, strict=True):
         length = min(max(span.stop - span.start, roi), size)
         start = min(max((span.start + span.stop - length) // 2, 0), size - length)
         expanded.append(slice(start, start + length))
     return replace(region_of(expanded), detected=region.detected)
+
+
+def enclosing_region(one: Region, other: Region) -> Region:
+    """The smallest region around two, with the detections of both."""
+    spans = zip(one.slices, other.slices, strict=True)
+    both = region_of(slice(min(a.start, b.start), max(a.stop, b.stop)) for a, b in spans)
+    return replace(both, detected=one.detected + other.detected)
 
 
 def grow_region(region: Region, margin: Sequence[int], shape: Shape) -> Region:
@@ -92,17 +104,29 @@ def grow_region(region: Region, margin: Sequence[int], shape: Shape) -> Region:
 def detected_mask(
     regions: Sequence[Region] | None, shape: Shape, margin: Sequence[int] = (0, 0, 0)
 ) -> np.ndarray | None:
-    """(D, H, W) bool: the detections of stage 1, all of a region whose detections are unknown; None without regions.
-
-    Their boxes grow by a margin in voxels on either side, along each axis.
-    """
+    """(D, H, W) bool: the detections, grown by a margin along each axis, or a region where these are unknown."""
     if regions is None:
         return None
     boxes = [box for region in regions for box in region.detected or (region,)]
     return region_mask((grow_region(box, margin, shape) for box in boxes), shape)
 
 
-# --- on disk -------------------------------------------------------------------------------------------
+def enclosing_box(boxes: np.ndarray) -> np.ndarray:
+    """The smallest box around (N, 4) boxes; a row of NaN when there are none."""
+    if len(boxes) == 0:
+        return np.full(4, np.nan)
+    return np.concatenate([np.min(boxes[:, :2], 0), np.max(boxes[:, 2:], 0)]).astype(float)
+
+
+def pairwise_iou(boxes: np.ndarray) -> np.ndarray:
+    """(..., N, N) intersection over union of (..., N, 4) boxes."""
+    common = np.ones((), boxes.dtype)
+    for axis in (0, 1):  # a last axis of two costs NumPy four times as much
+        low, high = boxes[..., axis], boxes[..., axis + 2]
+        sides = np.minimum(high[..., :, None], high[..., None, :]) - np.maximum(low[..., :, None], low[..., None, :])
+        common = common * np.maximum(sides, 0)
+    areas = (boxes[..., 2:] - boxes[..., :2]).prod(-1)
+    return common / np.maximum(areas[..., :, None] + areas[..., None, :] - common, 1e-12)
 
 
 def write_regions(path: Path | str, regions: dict[str, list[Region]]) -> None:

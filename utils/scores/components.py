@@ -1,18 +1,15 @@
-"""Connected components of masks (D, H, W): lesions, what two masks share of them, and how much there is.
-
-Nothing but NumPy and SciPy is needed, so that the runner of exported models has it too.
-"""
+"""Connected components of masks (D, H, W), lesions, and what two masks share of them; no pandas, for the runner."""
 
 from dataclasses import dataclass
 
 import numpy as np
 from scipy import ndimage
 
-from utils.scores.overlap import as_masks, bounding_box
+from utils.regions.region import bounding_box
+from utils.scores.overlap import as_masks
 
 SIX_CONNECTED = ndimage.generate_binary_structure(3, 1)  # voxels that share a face
 TWENTY_SIX_CONNECTED = np.ones((3, 3, 3), bool)  # or an edge or a corner: what "a lesion" means unless said otherwise
-MM3_PER_CM3 = 1000
 Spacing = tuple[float, float, float]  # size of a voxel along (D, H, W) in mm
 
 
@@ -59,11 +56,7 @@ class Components:
 def find_components(
     prediction: np.ndarray, target: np.ndarray, connectivity: np.ndarray = TWENTY_SIX_CONNECTED
 ) -> Components:
-    """Components of two masks, bool or uint8, and the voxels that they share.
-
-    Raises:
-        ValueError: the masks differ in shape.
-    """
+    """Components of two masks, bool or uint8, and the voxels that they share; ValueError where their shapes differ."""
     prediction, target = as_masks(prediction=prediction, target=target)
     either = prediction | target
     box = bounding_box(either)
@@ -83,4 +76,4 @@ def lesion_load(mask: np.ndarray, spacing_mm: Spacing | None) -> tuple[int, floa
 
 def voxel_cm3(spacing_mm: Spacing | None) -> float:
     """Volume of a voxel; NaN where its size is unknown."""
-    return np.nan if spacing_mm is None else float(np.prod(spacing_mm)) / MM3_PER_CM3
+    return np.nan if spacing_mm is None else float(np.prod(spacing_mm)) / 1000

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import ndimage
 
+from utils.regions.region import bounding_box
 from utils.scores.components import TWENTY_SIX_CONNECTED, Spacing, voxel_cm3
-from utils.scores.overlap import bounding_box
 
 
 @dataclass(frozen=True)

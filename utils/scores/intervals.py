@@ -1,23 +1,22 @@
-"""Means over scans with bootstrap intervals: how far a score would move with other scans of the same kind."""
+"""Means over scans with bootstrap intervals: how far a score would move with other scans; and how both are printed."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
-CONFIDENCE = 0.95
+from utils.files import write_csv
+
 RESAMPLES = 9999
 BATCH = 1000  # resamples at a time: memory must not grow with the cohort
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A score over scans: the sum of `part` over the sum of `whole`.
-
-    The wholes are 1 for a mean over scans, voxels or lesions for a pooled share, slices for a mean over slices.
-    """
+    """A score over scans: the sum of `part` over that of `whole`, which is 1, or voxels, lesions or slices, of each."""
 
     mean: float  # NaN without any scan
     low: float  # of the 95 % interval; NaN with fewer than two scans, or of a score that is no such ratio
@@ -30,34 +29,26 @@ class Estimate:
 def estimate(part: ArrayLike, whole: ArrayLike, seed: int) -> Estimate:
     """A score and its interval by the percentile bootstrap over scans (Efron and Tibshirani, 1993).
 
-    Scans are drawn, not slices or lesions: those of one scan are alike.
-
-    Args:
-        part, whole: (N,) numbers, one a scan. A scan whose whole is 0 has nothing to score and is left out.
+    `part` and `whole` are (N,), one a scan, none where the whole is 0. Scans are drawn: the lesions of one are alike.
     """
     part, whole = np.asarray(part, float), np.asarray(whole, float)
     part, whole = part[whole > 0], whole[whole > 0]
     mean = float(_ratio(part, whole)) if len(whole) else np.nan
-    return Estimate(mean, *_interval(part, whole, seed), len(whole), part, whole)
-
-
-def _interval(part: np.ndarray, whole: np.ndarray, seed: int) -> tuple[float, float]:
     if len(whole) < 2:
-        return np.nan, np.nan
+        return Estimate(mean, np.nan, np.nan, len(whole), part, whole)
     from scipy.stats import bootstrap  # here, since it takes half a second, and trainings have no use for it
 
     interval = bootstrap(
         (part, whole),
         _ratio,
         paired=True,
-        vectorized=True,
         n_resamples=RESAMPLES,
         batch=BATCH,
-        confidence_level=CONFIDENCE,
+        confidence_level=0.95,
         method="percentile",
         rng=np.random.default_rng(seed),
     ).confidence_interval
-    return float(interval.low), float(interval.high)
+    return Estimate(mean, float(interval.low), float(interval.high), len(whole), part, whole)
 
 
 def _ratio(part: np.ndarray, whole: np.ndarray, axis: int = -1) -> np.ndarray:
@@ -89,3 +80,36 @@ def interval_rows(estimates: Mapping[str, Estimate], size: str = "") -> pd.DataF
     """Rows for a file of intervals: ``size`` of the slices, ``score``, ``mean``, ``low``, ``high`` and ``scans``."""
     rows = [(size, score, e.mean, e.low, e.high, e.scans) for score, e in estimates.items()]
     return pd.DataFrame(rows, columns=["size", "score", "mean", "low", "high", "scans"])
+
+
+def print_scores(scores: Mapping[str, Estimate] | None, place: Path | str) -> None:
+    """Print one model's scores with their intervals, and where the tables, predictions and pictures are."""
+    width = max(map(len, scores or {}), default=0)
+    for name, score in (scores or {}).items():
+        mean = "" if pd.isna(score.mean) else f"{score.mean:.3f}"
+        interval = "" if pd.isna(score.low) else f"[{score.low:.3f}, {score.high:.3f}]"
+        print(f"{name:>{width}}  {mean} {interval}".rstrip())
+    print(f"Results are in {place}")
+
+
+def summarise_folds(rows: Sequence[dict], seed: int) -> pd.DataFrame:
+    """Every score over folds and over their scans, given ``stage``, ``score`` and ``estimate`` of each fold.
+
+    Returns:
+        Columns ``stage``, ``score``; ``mean`` and ``std`` of the folds' scores; ``folds`` that have the score; ``low``
+        and ``high``, the interval of the score over the test scans of all folds together.
+    """
+    summary = []
+    for (stage, score), estimates in pd.DataFrame(rows).groupby(["stage", "score"], sort=False).estimate:
+        folds, together = pd.Series([fold.mean for fold in estimates], dtype=float), pooled(estimates, seed)
+        row = {"stage": stage, "score": score, "mean": folds.mean(), "std": folds.std(), "folds": folds.count()}
+        summary.append({**row, "low": together.low, "high": together.high})
+    return pd.DataFrame(summary)
+
+
+def print_summary(summary: pd.DataFrame, path: Path | str) -> None:
+    """Print scores over folds and save them as CSV."""
+    write_csv(path, summary)
+    shown = summary.rename(columns={"mean": "mean over folds", "std": "standard deviation"})
+    print(shown.to_string(index=False, float_format="{:.3f}".format, na_rep=""))
+    print(f"Saved as {path}")

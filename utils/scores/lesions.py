@@ -1,7 +1,4 @@
-"""Lesions as connected components (D, H, W): how many of them a prediction finds, by three conventions, and each alone.
-
-Everything rests on one table: how many voxels each component of the target shares with each of the prediction.
-"""
+"""Lesions as connected components (D, H, W): how many a prediction finds, by three conventions, and each alone."""
 
 import numpy as np
 import pandas as pd
@@ -37,8 +34,8 @@ def lesion_scores(prediction: np.ndarray, target: np.ndarray) -> dict[str, float
         scores |= {f"lesion_{name}_{convention}": float(ratios[name]) for name in ("f1", "precision", "recall")}
         scores[f"false_lesions_{convention}"] = float(false)
     n_true, n_predicted = by_corner.common.shape
-    contract = {"lesion_f1": scores["lesion_f1_isles"], "lesion_count_difference": float(abs(n_predicted - n_true))}
-    return contract | scores
+    difference = float(abs(n_predicted - n_true))
+    return {"lesion_f1": scores["lesion_f1_isles"], "lesion_count_difference": difference, **scores}
 
 
 def _count_touched(components: Components) -> tuple[int, int, int]:
@@ -64,7 +61,6 @@ def lesion_rows(
 
     Args:
         prediction, target: (D, H, W) bool or uint8 masks.
-        spacing_mm: None if unknown.
         affine: (4, 4) from voxel (H, W, D) to mm in RAS; means nothing where the voxel size is unknown.
 
     Returns:
@@ -84,13 +80,11 @@ def lesion_rows(
 
 
 def _places(labels: np.ndarray, corner: np.ndarray, spacing_mm: Spacing | None, affine: np.ndarray) -> pd.DataFrame:
-    """Centre and size of each component."""
     inside = np.nonzero(labels)
     voxels = np.bincount(labels[inside] - 1)
     sums = (np.bincount(labels[inside] - 1, places) for places in inside)
     d, h, w = (total / voxels + first for total, first in zip(sums, corner, strict=True))
-    centres = (
-        affine[:3] @ np.stack([h, w, d, np.ones_like(d)]) if spacing_mm is not None else np.full((3, len(d)), np.nan)
-    )
+    to_mm = affine[:3] if spacing_mm is not None else np.full((3, 4), np.nan)
+    centres = to_mm @ np.stack([h, w, d, np.ones_like(d)])
     table = pd.DataFrame(centres.T, columns=["x_mm", "y_mm", "z_mm"])
     return table.assign(slice=np.rint(d).astype(int), voxels=voxels, volume_cm3=voxels * voxel_cm3(spacing_mm))

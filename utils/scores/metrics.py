@@ -1,7 +1,6 @@
-"""What is measured of a scan's masks: all its scores, surface distances, and the scores of slices by lesion size.
+"""What is measured of a scan's masks, (D, H, W) bool or uint8: all its scores, and those of slices by lesion size.
 
-Masks are (D, H, W) bool or uint8, and a ValueError says where they differ in shape. A score that the data leave
-undefined is NaN, never 0, so that a mean over scans can leave it out and a CSV shows an empty cell.
+A score that the data leave undefined is NaN, never 0: a mean over scans leaves it out, and a CSV shows an empty cell.
 """
 
 import warnings
@@ -10,9 +9,10 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
+from utils.regions.region import bounding_box
 from utils.scores.components import Spacing, voxel_cm3
 from utils.scores.lesions import lesion_scores
-from utils.scores.overlap import OVERLAP_SCORES, as_masks, bounding_box, count_overlap, overlap_scores
+from utils.scores.overlap import OVERLAP_SCORES, as_masks, count_overlap, overlap_scores
 
 # Lesion size in a slice: the upper bound, included, of its share of the slice's brain area.
 SIZE_BINS = {"No Lesion": 0.0, "Small": 0.01, "Medium": 0.05, "Large": np.inf}
@@ -40,11 +40,9 @@ def scan_scores(prediction: np.ndarray, target: np.ndarray, spacing_mm: Spacing 
 
 
 def surface_scores(prediction: np.ndarray, target: np.ndarray, spacing_mm: Spacing | None) -> dict[str, float]:
-    """Distances between the surfaces of two bool masks, in mm.
+    """Distances in mm between the surfaces of two bool masks; NaN if the spacing is unknown or a mask is empty.
 
-    Returns:
-        ``hd95``, the larger of the two directed 95th percentiles, and ``assd``, the mean over both surfaces; NaN
-        if the spacing is unknown or a mask is empty.
+    ``hd95`` is the larger of the two directed 95th percentiles, ``assd`` the mean over both surfaces.
     """
     if spacing_mm is None or not prediction.any() or not target.any():
         return {"hd95": np.nan, "assd": np.nan}
@@ -70,11 +68,9 @@ def size_bin(lesion_voxels: ArrayLike, brain_voxels: ArrayLike) -> np.ndarray:
 
 
 def slice_scores(prediction: np.ndarray, target: np.ndarray, brain: np.ndarray) -> pd.DataFrame:
-    """Overlap scores of the slices that have brain, a row each.
+    """Overlap scores of the slices that have brain, a row each: ``size``, the name of its bin, and `OVERLAP_SCORES`.
 
-    Returns:
-        Columns ``size``, the name of the slice's bin, and `OVERLAP_SCORES`. In the bin No Lesion a score is 1 for
-        a slice rightly left empty and 0 for a false alarm.
+    In the bin No Lesion a score is 1 for a slice rightly left empty and 0 for a false alarm.
     """
     prediction, target, brain = as_masks(prediction=prediction, target=target, brain=brain)
     brain_voxels = np.count_nonzero(brain, (1, 2))
@@ -85,12 +81,7 @@ def slice_scores(prediction: np.ndarray, target: np.ndarray, brain: np.ndarray) 
 
 
 def scores_by_size(frame: pd.DataFrame) -> pd.DataFrame:
-    """Mean of the rows of `slice_scores` in each size bin.
-
-    Returns:
-        Columns ``size``, ``n`` (slices) and `OVERLAP_SCORES`; a row for each of `SIZE_BINS`, in their order, with
-        NaN scores where n is 0.
-    """
+    """Mean of the rows of `slice_scores` in each of `SIZE_BINS`: ``size``, ``n`` (slices) and `OVERLAP_SCORES`."""
     means = frame.groupby("size")[list(OVERLAP_SCORES)].mean().reindex(list(SIZE_BINS))
     means.insert(0, "n", frame["size"].value_counts().reindex(means.index, fill_value=0))
     return means.rename_axis("size").reset_index()

@@ -1,7 +1,4 @@
-"""What is measured of stage 1: what its regions cover and cost, how precise its boxes are, by lesion size too.
-
-Masks are (D, H, W). A score that the data leave undefined is NaN, never 0.
-"""
+"""What is measured of stage 1: what its regions cover and cost, how precise its boxes are, by lesion size too."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass, fields
@@ -10,13 +7,13 @@ import numpy as np
 import pandas as pd
 from scipy import ndimage
 
-from utils.regions.boxes import enclosing_box, pairwise_iou
+from utils.regions.region import bounding_box, enclosing_box, pairwise_iou
 from utils.scores.components import TWENTY_SIX_CONNECTED, Spacing, voxel_cm3
 from utils.scores.intervals import Estimate, estimate, without_interval
 from utils.scores.metrics import SIZE_BINS, size_bin
-from utils.scores.overlap import as_masks, bounding_box
+from utils.scores.overlap import as_masks
 
-# What is divided by what, of the fields of `ProposalCounts`.
+# What is divided by what, of the fields of `ProposalCounts`: shares covered, and what the regions hold over the brain.
 SHARES = {
     "lesion_coverage": ("covered_voxels", "lesion_voxels"),
     "lesion_recall": ("covered_lesions", "lesions"),
@@ -46,8 +43,7 @@ class ProposalCounts:
 def count_proposals(regions_mask: np.ndarray, target: np.ndarray, brain: np.ndarray) -> ProposalCounts:
     """Count what a volume's regions, the union of which is (D, H, W) bool, cover of its lesions, and what they cost.
 
-    A lesion is a 26-connected component, covered if at least half of its voxels lie inside the regions. Raises
-    ValueError where the masks differ in shape.
+    A lesion is a 26-connected component, covered if at least half of its voxels lie inside the regions.
     """
     regions_mask, target, brain = as_masks(regions_mask=regions_mask, target=target, brain=brain)
     voxels, covered = _voxels_of_lesions(regions_mask, target)
@@ -70,12 +66,7 @@ def _voxels_of_lesions(regions_mask: np.ndarray, target: np.ndarray) -> tuple[np
 
 
 def proposal_scores(counts: ProposalCounts) -> dict[str, float]:
-    """Coverage and cost of regions; NaN with nothing to divide by.
-
-    Returns:
-        ``lesion_coverage`` (share of lesion voxels inside), ``lesion_recall`` (share of lesions covered), both in
-        [0, 1], and ``proposed_fraction`` (region voxels over brain voxels, above 1 where regions reach into air).
-    """
+    """The `SHARES` of counts; NaN with nothing to divide by. Regions that reach into air may propose more than 1."""
     values = asdict(counts)
     return {score: values[part] / values[whole] if values[whole] else np.nan for score, (part, whole) in SHARES.items()}
 
@@ -90,9 +81,8 @@ def box_scores(predictions: Sequence[dict], targets: Sequence[dict], kept: Seque
         kept: the boxes (N, 4) of each slice that propose its region.
 
     Returns:
-        ``map`` and ``map_50``, COCO's average precision at IoU 0.5:0.95 and 0.5 over all slices, of all
-        predictions; ``iou``, the mean over slices with lesion of the IoU of the box enclosing the kept boxes with
-        the box enclosing the lesions, 0 without a kept box.
+        ``map`` and ``map_50``, COCO's average precision at IoU 0.5:0.95 and 0.5, of all predictions; ``iou`` of the
+        boxes around the kept ones and around the lesions, the mean over slices with lesion, 0 without a kept box.
     """
     ious = np.array([enclosing_iou(*pair) for pair in zip(kept, targets, strict=True)])
     with_lesion = ious[~np.isnan(ious)]
@@ -146,9 +136,7 @@ def counts_by_scan(
 ) -> pd.DataFrame:
     """By the name of the scan: `COUNTS` and ``iou`` (`enclosing_iou`, the mean over its slices with lesion).
 
-    Args:
-        scans, counts: scan by scan or slice by slice; the counts of one scan are added.
-        slices: slices of these scans.
+    The counts, of scans or of slices, are added where they are of one scan.
     """
     table = pd.DataFrame(map(asdict, counts), index=list(scans), columns=COUNTS[:-1])
     by_slice = pd.Series([enclosing_iou(s.kept, s.target) for s in slices], [s.scan for s in slices], float)
