@@ -9,6 +9,8 @@ from models.training.settings import Run
 from utils.errors import UserError
 from utils.files import read_json
 
+LAST, FINISHED = "checkpoints/last.ckpt", "finished.json"
+
 
 def run_folder(run: Run, name: str) -> Path:
     return Path(run.default_root_dir) / name
@@ -16,10 +18,6 @@ def run_folder(run: Run, name: str) -> Path:
 
 def best_checkpoint(folder: Path) -> Path:
     return folder / "checkpoints/best.ckpt"
-
-
-def last_checkpoint(folder: Path) -> Path:
-    return folder / "checkpoints/last.ckpt"
 
 
 def folder_of(checkpoint: Path | str) -> Path:
@@ -32,12 +30,8 @@ def is_trained(folder: Path) -> bool:
     return any((folder / "checkpoints").glob("*.ckpt"))
 
 
-def finished_file(folder: Path) -> Path:
-    return folder / "finished.json"
-
-
 def is_finished(folder: Path, max_epochs: int) -> bool:
-    file = finished_file(folder)
+    file = folder / FINISHED
     return file.exists() and best_checkpoint(folder).exists() and read_json(file)["max_epochs"] >= max_epochs
 
 
@@ -61,20 +55,15 @@ def resume_point(folder: Path) -> Path | None:
     Raises:
         UserError: there are checkpoints, but none can be read.
     """
-    candidates = [path for path in (last_checkpoint(folder), best_checkpoint(folder)) if path.exists()]
+    candidates = [path for path in (folder / LAST, best_checkpoint(folder)) if path.exists()]
     for path in candidates:
-        if _is_whole(path):
-            if path != candidates[0]:
-                print(f"{candidates[0]} is broken: training goes on from {path}")
-            return path
+        try:
+            read_checkpoint(path)
+        except UserError:
+            continue
+        if path != candidates[0]:
+            print(f"{candidates[0]} is broken: training goes on from {path}")
+        return path
     if candidates:
         raise UserError(f"{candidates[0]} is broken and so is every other; remove {folder} to train it anew")
     return None
-
-
-def _is_whole(path: Path) -> bool:
-    try:
-        read_checkpoint(path)
-    except UserError:
-        return False
-    return True
