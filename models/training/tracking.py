@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import pandas as pd
 import pytorch_lightning as pl
 import torch
 from matplotlib.figure import Figure
@@ -77,12 +76,6 @@ def close_loggers(loggers: Sequence[Logger]) -> None:
         logger.finalize("success")
         if isinstance(logger, WandbLogger):
             logger.experiment.finish()
-
-
-def logged_metrics(folder: Path) -> pd.DataFrame:
-    """All metrics of a run; every resumption writes a ``metrics.csv`` of its own."""
-    logs = sorted(folder.glob("logs/version_*/metrics.csv"), key=lambda path: int(path.parent.name.split("_")[1]))
-    return pd.concat([pd.read_csv(path) for path in logs], ignore_index=True)
 
 
 # --- W&B -----------------------------------------------------------------------------------------------
@@ -217,11 +210,7 @@ class PredictionPictures(pl.Callback):
 def build_trainer(
     folder: Path, settings: RPNTraining | StrokeFormerTraining, monitor: tuple[str, str], callbacks: list[pl.Callback]
 ) -> pl.Trainer:
-    """A Lightning trainer that saves the best and the last checkpoint, stops early and logs to `folder`.
-
-    Args:
-        monitor: the logged value that tells the best epoch, and whether ``"min"`` or ``"max"`` is best.
-    """
+    """A Lightning trainer that saves the best and the last checkpoint, stops early and logs; `monitor` as in `Task`."""
     run, logs, (value, mode) = settings.run, settings.logging, monitor
     checkpoint = partial(ModelCheckpoint, folder / "checkpoints", enable_version_counter=False)
     return pl.Trainer(
