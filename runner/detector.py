@@ -76,8 +76,8 @@ class Detector:
             shifts = shifts.reshape(n, -1, 4, height, width).transpose(0, 3, 4, 1, 2).reshape(n, -1, 4)
             order = np.argsort(-logits, axis=1, kind="stable")[:, : hp.candidates]
             y, x = (stride * places for places in np.indices((height, width)))
-            anchors = np.stack([x, y, x, y], -1)[:, :, None] + np.array(cell, np.float32)  # (h, w, A, 4)
-            anchors = anchors.reshape(-1, 4).astype(np.float32)[order]
+            on_map = np.stack([x, y, x, y], -1)[:, :, None] + np.array(cell, np.float32)  # (h, w, A, 4)
+            anchors = on_map.reshape(-1, 4).astype(np.float32)[order]
             boxes = decode(np.take_along_axis(shifts, order[..., None], 1), anchors, hp.largest_log_scale)
             boxes = np.clip(boxes, 0, far)
             large = (boxes[..., 2:] - boxes[..., :2] >= hp.smallest_proposal).all(-1)
