@@ -74,11 +74,11 @@ def open_scans(settings: Settings) -> tuple:
 def build_networks(settings: Settings) -> tuple:
     """Both untrained networks, stage 1 with anchors that a fold chooses later."""
     from models.rpn.anchors import SMALLEST_ON_LEVEL
+    from models.segmentation.module import StrokeFormer
     from models.training.rpn import build_rpn
-    from models.training.strokeformer import build_strokeformer
 
     network = settings.training.network
-    return build_rpn(settings.rpn.network, network.in_channels, SMALLEST_ON_LEVEL), build_strokeformer(network)
+    return build_rpn(settings.rpn.network, network.in_channels, SMALLEST_ON_LEVEL), StrokeFormer(**vars(network))
 
 
 def check_networks(settings: Settings) -> None:

@@ -41,12 +41,13 @@ def main(settings: Settings) -> None:
 
     from models.precision import use_precision
     from models.regions import rpn_spacing
+    from models.segmentation.module import StrokeFormer
     from models.training.devices import require_devices
-    from models.training.strokeformer import build_strokeformer, train_strokeformer
+    from models.training.strokeformer import train_strokeformer
 
     require_devices(training.logging.devices)
     use_precision(training.logging.precision)
-    build_strokeformer(training.network)  # an argument that does not fit is refused now
+    StrokeFormer(**vars(training.network))  # an argument that does not fit is refused now
     cohort = cohort.with_spacing(training.grid.spacing or rpn_spacing(settings.regions))
     cohort = cohort.cached_in(Path(training.run.default_root_dir) / "cache", "--default_root_dir")
     training = replace(training, grid=replace(training.grid, spacing=cohort.grid.spacing_mm))

@@ -13,7 +13,6 @@ from utils.settings import option
 from utils.validators import non_negative_int, positive_int
 
 PACKAGES = ("onnxruntime", "numpy", "scipy", "nibabel")
-TABLE = "volumes.csv"
 
 
 @dataclass(frozen=True)
@@ -42,10 +41,14 @@ def parse_args(argv: Sequence[str] | None = None) -> Settings:
 
 
 def main(settings: Settings) -> None:
+    from data.files.listing import counted
+    from data.files.names import SCAN
     from data.scans.brain import take_for_stripped
     from data.scans.cohort import pair_cases
     from data.scans.open import open_cohort
     from models.export.exported import read_model
+    from models.pipeline import TwoStage
+    from models.segmentation.settings import SlidingWindow
     from runner.model import load_runner
     from utils.provenance import describe_run
 
@@ -55,24 +58,17 @@ def main(settings: Settings) -> None:
     require_writable(settings.out_dir, "--out_dir")
     runner = load_runner(settings.model, model, settings.num_threads)
     cohort = replace(cohort.on(grid), brains=Path(settings.out_dir) / "heads")  # no brains/: those are of a network
-    print_unmasked([case.name for case in cohort.cases if case.brain is None])
+    if unmasked := [case.name for case in cohort.cases if case.brain is None]:  # nothing here can find a brain
+        print(
+            f"{counted(len(unmasked), SCAN)} without brain mask (e.g. {unmasked[0]}): all that is not air is taken for "
+            "brain, which is wrong where there is a skull; then give brain masks with --brains_dir"
+        )
     cohort.admit(settings.loading.num_workers, finder=take_for_stripped)
-    segment_cohort(cohort, runner.two_stage(settings.loading.batch_size), settings)
+    sliding = SlidingWindow(overlap=model.stage_2.overlap, subvolume_depth=model.stage_2.subvolume_depth)
+    segment_cohort(cohort, TwoStage(runner, runner.propose, sliding, settings.loading.batch_size), settings)
     record = {**describe_run(settings, PACKAGES), "inputs": {"model": model.digests}}
     write_json(Path(settings.out_dir) / "run.json", record)
     print(f"Results are in {settings.out_dir}")
-
-
-def print_unmasked(names: Sequence[str]) -> None:
-    """One line on the scans without brain mask: nothing here can find a brain."""
-    from data.files.listing import counted
-    from data.files.names import SCAN
-
-    if names:
-        print(
-            f"{counted(len(names), SCAN)} without brain mask (e.g. {names[0]}): all that is not air is taken for "
-            "brain, which is wrong where there is a skull; then give brain masks with --brains_dir"
-        )
 
 
 def segment_cohort(cohort, pipeline, settings: Settings) -> None:
@@ -83,7 +79,7 @@ def segment_cohort(cohort, pipeline, settings: Settings) -> None:
     from utils.regions.region import write_regions
     from utils.scores.components import lesion_load
 
-    folder, volumes, regions = Path(settings.out_dir), [], {}
+    folder, rows, regions = Path(settings.out_dir), [], {}
     for case in progress(cohort.cases, "Segmenting"):
         scan = cohort.prepare(case)
         prediction = pipeline.predict(scan)
@@ -92,17 +88,13 @@ def segment_cohort(cohort, pipeline, settings: Settings) -> None:
         if settings.probabilities:
             path = folder / "probabilities" / result_name(case.scan, "probability")
             write_like(path, prediction.lesion_probability, case.scan)
-        volumes.append((case.name, *lesion_load(prediction.lesions, scan.own_spacing_mm)))
+        n_lesions, cm3 = lesion_load(prediction.lesions, scan.own_spacing_mm)
+        rows.append((case.name, n_lesions, "" if math.isnan(cm3) else cm3))  # NaN where the voxel size is unknown
     write_regions(folder / "regions.json", regions)
-    write_volumes(folder / TABLE, volumes)
-
-
-def write_volumes(path: Path, rows: Sequence[tuple[str, int, float]]) -> None:
-    """A table of scans with the number of their lesions and cm3, which is empty where the voxel size is unknown."""
-    with atomic_path(path) as temporary, temporary.open("w", newline="") as file:
+    with atomic_path(folder / "volumes.csv") as temporary, temporary.open("w", newline="") as file:
         table = csv.writer(file)
         table.writerow(["scan", "predicted_lesions", "predicted_cm3"])
-        table.writerows((scan, n, "" if math.isnan(cm3) else cm3) for scan, n, cm3 in rows)
+        table.writerows(rows)
 
 
 if __name__ == "__main__":

@@ -52,43 +52,40 @@ class Detector:
     def _detect_batch(self, images: np.ndarray) -> list[dict[str, np.ndarray]]:
         """Detections of slices (B, C, h, w), boxes in pixels."""
         hp, (height, width) = self.settings, images.shape[-2:]
-        size = int(height * hp.scale), int(width * hp.scale)
+        far = np.array([int(width * hp.scale), int(height * hp.scale)] * 2, np.float32)  # the slices' far corner
         maps, n_levels = self.proposal_network(images), len(self.settings.anchors)
         features, objectness = maps[: hp.pooled_levels], maps[hp.pooled_levels : hp.pooled_levels + n_levels]
-        proposals = self._propose(objectness, maps[hp.pooled_levels + n_levels :], size)
+        proposals = self._propose(objectness, maps[hp.pooled_levels + n_levels :], far)
         boxes = np.concatenate(proposals)
         of_slice = np.repeat(np.arange(len(proposals)), list(map(len, proposals)))
-        scores, offsets = self._score(boxes, of_slice, features)
-        boxes = clip(decode(offsets / np.array(hp.box_weights, np.float32), boxes, hp.largest_log_scale), size)
+        levels, rows = self._levels_of(boxes), np.column_stack([of_slice, boxes]).astype(np.float32)
+        strides = [np.array([1, *[stride] * 4], np.float32) for stride in hp.strides[: hp.pooled_levels]]
+        outputs = self.box_network(*(rows[levels == level] / stride for level, stride in enumerate(strides)), *features)
+        back = np.argsort(np.argsort(levels, kind="stable"))  # from the order of the levels to that of the boxes
+        scores, offsets = (values[back] for values in outputs)
+        offsets = offsets / np.array(hp.box_weights, np.float32)
+        boxes = np.clip(decode(offsets, boxes, hp.largest_log_scale), 0, far)
         return [self._best(boxes[of_slice == i], scores[of_slice == i]) for i in range(len(images))]
 
-    def _propose(self, objectness: list[np.ndarray], offsets: list[np.ndarray], size: tuple[int, int]) -> list:
-        """The surest boxes (N, 4) of each slice, in pixels of slices of that size (H, W)."""
+    def _propose(self, objectness: list[np.ndarray], offsets: list[np.ndarray], far: np.ndarray) -> list:
+        """The surest boxes (N, 4) of each slice, in pixels of slices with that far corner."""
         hp, levels = self.settings, []
         for maps, shifts, cell, stride in zip(objectness, offsets, hp.anchors, hp.strides, strict=True):
             n, _, height, width = maps.shape
             logits = maps.transpose(0, 2, 3, 1).reshape(n, -1)
             shifts = shifts.reshape(n, -1, 4, height, width).transpose(0, 3, 4, 1, 2).reshape(n, -1, 4)
             order = np.argsort(-logits, axis=1, kind="stable")[:, : hp.candidates]
-            anchors = grid_anchors(np.array(cell, np.float32), stride, (height, width))[order]
+            y, x = (stride * places for places in np.indices((height, width)))
+            on_map = np.stack([x, y, x, y], -1)[:, :, None] + np.array(cell, np.float32)  # (h, w, A, 4)
+            anchors = on_map.reshape(-1, 4).astype(np.float32)[order]
             boxes = decode(np.take_along_axis(shifts, order[..., None], 1), anchors, hp.largest_log_scale)
-            boxes = clip(boxes, size)
-            remaining = suppress(boxes, is_large(boxes, hp.smallest_proposal), hp.proposal_iou)
+            boxes = np.clip(boxes, 0, far)
+            large = (boxes[..., 2:] - boxes[..., :2] >= hp.smallest_proposal).all(-1)
+            remaining = suppress(boxes, large, hp.proposal_iou)
             levels.append((boxes, expit(np.take_along_axis(logits, order, 1)), remaining))
         boxes, scores, remaining = (np.concatenate(parts, axis=1) for parts in zip(*levels, strict=True))
         surest = [np.argsort(-s[k], kind="stable")[: hp.proposals] for s, k in zip(scores, remaining, strict=True)]
         return [b[k][order] for b, k, order in zip(boxes, remaining, surest, strict=True)]
-
-    def _score(
-        self, boxes: np.ndarray, of_slice: np.ndarray, features: list[np.ndarray]
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Scores (N,) and offsets (N, 4) of boxes (N, 4) in pixels, given the number (N,) of the slice of each."""
-        levels, rows = self._levels_of(boxes), np.column_stack([of_slice, boxes]).astype(np.float32)
-        strides = [np.array([1, *[stride] * 4], np.float32) for stride in self.settings.strides[: len(features)]]
-        outputs = self.box_network(*(rows[levels == level] / stride for level, stride in enumerate(strides)), *features)
-        back = np.argsort(np.argsort(levels, kind="stable"))
-        scores, offsets = (values[back] for values in outputs)
-        return scores, offsets
 
     def _levels_of(self, boxes: np.ndarray) -> np.ndarray:
         """The pooled level (N,) that each box (N, 4) takes its features from."""
@@ -101,15 +98,9 @@ class Detector:
         """The detections among the scored boxes (N, 4) of a slice."""
         hp, order = self.settings, np.argsort(-scores, kind="stable")
         boxes, scores = boxes[order], scores[order]
-        counted = (scores > hp.min_score) & is_large(boxes, hp.smallest_detection)
+        counted = (scores > hp.min_score) & (boxes[:, 2:] - boxes[:, :2] >= hp.smallest_detection).all(1)
         remaining = np.flatnonzero(suppress(boxes, counted, hp.detection_iou))[: hp.detections]
         return {"boxes": boxes[remaining], "scores": scores[remaining]}
-
-
-def grid_anchors(cell: np.ndarray, stride: int, shape: tuple[int, int]) -> np.ndarray:
-    """The anchors (H * W * A, 4) of a map (H, W), given those about a place, (A, 4)."""
-    y, x = (stride * places for places in np.indices(shape))
-    return (np.stack([x, y, x, y], -1)[:, :, None] + cell).reshape(-1, 4).astype(np.float32)
 
 
 def decode(offsets: np.ndarray, boxes: np.ndarray, largest_log_scale: float) -> np.ndarray:
@@ -118,17 +109,6 @@ def decode(offsets: np.ndarray, boxes: np.ndarray, largest_log_scale: float) -> 
     centres = boxes[..., :2] + np.float32(0.5) * sides + offsets[..., :2] * sides
     halves = np.float32(0.5) * np.exp(np.minimum(offsets[..., 2:], np.float32(largest_log_scale))) * sides
     return np.concatenate([centres - halves, centres + halves], -1)
-
-
-def clip(boxes: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """The boxes (..., 4) as far as they lie in a slice of that size (H, W)."""
-    height, width = size
-    return np.clip(boxes, 0, np.array([width, height] * 2, boxes.dtype))
-
-
-def is_large(boxes: np.ndarray, smallest: float) -> np.ndarray:
-    """Whether both sides of boxes (..., 4) have that length, (...) bool."""
-    return (boxes[..., 2:] - boxes[..., :2] >= smallest).all(-1)
 
 
 def suppress(boxes: np.ndarray, counted: np.ndarray, iou: float) -> np.ndarray:

@@ -6,8 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from data.scans.prepared import PreparedScan
-from models.export.exported import BOXES, PROPOSALS, SEGMENTER, ExportedModel
-from models.pipeline import BATCH_SIZE, TwoStage
+from models.export.exported import NETWORKS, ExportedModel
 from models.segmentation.settings import SlidingWindow
 from models.segmentation.windows import slide
 from runner.detector import Detector, Network
@@ -37,22 +36,13 @@ class Runner:
         boxes = select_boxes([detections], hp.score_threshold, hp.consistency, scan.space.shape, roi_size)
         return regions_of(boxes, scan.brain, roi_size, hp.consistency)
 
-    def two_stage(self, batch_size: int = BATCH_SIZE) -> TwoStage:
-        """Both stages, with windows laid as ``test_strokeformer.py`` lays them by default."""
-        hp = self.model.stage_2
-        sliding = SlidingWindow(overlap=hp.overlap, subvolume_depth=hp.subvolume_depth)
-        return TwoStage(self, self.propose, sliding, batch_size)
-
     def segment(
         self, prepared: PreparedScan, regions: list[Region] | None, sliding: SlidingWindow, batch_size: int
     ) -> np.ndarray:
         """Class probabilities (K, D, H, W) float32: background with certainty outside the brain and the regions."""
-        outside = [1.0] + [0.0] * (self.model.stage_2.num_classes - 1)
-
-        def predict(images: np.ndarray) -> np.ndarray:
-            return self.segmenter(images)[0]
-
-        return slide(predict, prepared, regions, outside, self.model.stage_2.window, sliding, batch_size)
+        hp = self.model.stage_2
+        outside = [1.0] + [0.0] * (hp.num_classes - 1)
+        return slide(lambda x: self.segmenter(x)[0], prepared, regions, outside, hp.window, sliding, batch_size)
 
 
 def load_runner(folder: Path | str, model: ExportedModel, num_threads: int = 0) -> Runner:
@@ -61,7 +51,7 @@ def load_runner(folder: Path | str, model: ExportedModel, num_threads: int = 0) 
     Raises:
         UserError: onnxruntime is missing, or cannot read a network.
     """
-    proposals, boxes, segmenter = (_open(Path(folder) / name, num_threads) for name in (PROPOSALS, BOXES, SEGMENTER))
+    proposals, boxes, segmenter = (_open(Path(folder) / name, num_threads) for name in NETWORKS)
     return Runner(model, Detector(proposals, boxes, model.stage_1), segmenter)
 
 

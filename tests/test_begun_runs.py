@@ -118,12 +118,12 @@ def recording(recorder: Recorder):
         patch.setattr(cross_validation, "check_networks", lambda settings: None)
         patch.setattr("data.scans.brain.find_brain", lambda scan, head, contrast, own: head)
         patch.setattr(models.training.rpn, "build_rpn", lambda *_: nn.Identity())
-        patch.setattr(
-            models.training.strokeformer, "build_strokeformer", lambda of: SimpleNamespace(window=of.roi_size)
-        )
+        module = models.training.strokeformer
+        patch.setattr(module, "StrokeFormer", lambda roi_size, **_: SimpleNamespace(window=roi_size))
         patch.setattr(models.training.fit, "train", recorder.train)
         patch.setattr(models.training.fit, "read_checkpoint", lambda path: {"global_step": 0, "epoch": 0})
-        for name in ("logged_metrics", "plot_loss_curves", "save_figure"):
+        patch.setattr("models.training.runs.logged_metrics", lambda *_: None)
+        for name in ("plot_loss_curves", "save_figure"):
             patch.setattr(models.training.fit, name, lambda *_: None)
         patch.setattr(models.training.rpn, "calibrate", lambda *_: None)
         patch.setattr(models.training.strokeformer, "decide", lambda *_: None)

@@ -10,8 +10,6 @@ from utils.errors import UserError
 from utils.files import require_writable
 from utils.settings import option
 
-NEEDED = ("torch", "onnx", "onnxscript")
-
 
 @dataclass(frozen=True)
 class Settings:
@@ -31,7 +29,7 @@ def main(settings: Settings) -> None:
     for name in ("rpn_ckpt_path", "ckpt_path"):  # first: a wrong path is refused before the heavy libraries load
         if not Path(getattr(settings, name)).is_file():
             raise UserError(f"--{name} {getattr(settings, name)} does not exist; give the path of a .ckpt file")
-    if missing := [package for package in NEEDED if find_spec(package) is None]:
+    if missing := [package for package in ("torch", "onnx", "onnxscript") if find_spec(package) is None]:
         raise UserError(f"{missing[0]} is not installed; pip install -r requirements.txt")
     require_writable(settings.out_dir, "--out_dir")
 

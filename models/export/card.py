@@ -23,11 +23,11 @@ what surrounds them. `python -m runner --model FOLDER --scans SCANS --out_dir OU
 
 | | |
 | --- | --- |
-| scans | {channels} channel(s), any voxel size and orientation, stripped or with a brain mask |
-| grid | {grid} voxels (D x H x W){spacing} |
-| windows of stage 2 | {window} voxels, overlap {overlap:g} |
-| regions | rule `{consistency}`, evidence from {score_threshold:.3g} on |
-| lesion | probability above {lesion_threshold:g}, at least {smallest_lesion_cm3:g} cm3 |
+| scans | {grid.scan_dim[0]} channel(s), any voxel size and orientation, stripped or with a brain mask |
+| grid | {shape} voxels (D x H x W){spacing} |
+| windows of stage 2 | {window} voxels, overlap {stage_2.overlap:g} |
+| regions | rule `{stage_1.consistency}`, evidence from {stage_1.score_threshold:.3g} on |
+| lesion | probability above {stage_2.lesion_threshold:g}, at least {stage_2.smallest_lesion_cm3:g} cm3 |
 
 ## Intended use
 
@@ -38,8 +38,8 @@ someone looks at. On other contrasts, scanners, ages and diseases its errors are
 
 | | training scans | validation scans |
 | --- | --- | --- |
-| stage 1 | {stage_1_train} | {stage_1_val} |
-| stage 2 | {stage_2_train} | {stage_2_val} |
+| stage 1 | {one[train]} | {one[val]} |
+| stage 2 | {two[train]} | {two[val]} |
 
 Whose scans, of which scanners and contrast, by whose consent: TO BE FILLED IN.
 
@@ -49,58 +49,43 @@ On the validation scans, by which thresholds were chosen, so that they are bette
 
 | | |
 | --- | --- |
-| stage 1 | {stage_1_scores} |
-| stage 2 | {stage_2_scores} |
+| stage 1 | {one[scores]} |
+| stage 2 | {two[scores]} |
 
 On scans that no training saw: TO BE FILLED IN, with the number of scans and where they are from.
 """
 
 
 def model_card(model: ExportedModel, rpn_ckpt: Path | str, ckpt: Path | str) -> str:
-    """The card in Markdown, without any scan's name, given the checkpoints of both stages.
-
-    What only people know is left to be filled in.
-    """
-    grid, one, two = model.grid, model.stage_1, model.stage_2
-    run_1, run_2 = _run_of(rpn_ckpt), _run_of(ckpt)
-    decision = {"threshold": two.lesion_threshold, "smallest_cm3": two.smallest_lesion_cm3}
+    """The card in Markdown, without any scan's name; what only people know is left to be filled in."""
+    grid, stage_2 = model.grid, model.stage_2
+    decision = {"threshold": stage_2.lesion_threshold, "smallest_cm3": stage_2.smallest_lesion_cm3}
     return CARD.format(
-        opset=model.opset,
-        weights=model.weights,
-        channels=grid.scan_dim[0],
-        grid=" x ".join(map(str, grid.shape)),
+        **vars(model),
+        shape=" x ".join(map(str, grid.shape)),
         spacing=f" of {size_text(grid.spacing_mm)} mm" if grid.spacing_mm else ", of unknown size",
-        window=" x ".join(map(str, two.window)),
-        overlap=two.overlap,
-        consistency=one.consistency,
-        score_threshold=one.score_threshold,
-        lesion_threshold=two.lesion_threshold,
-        smallest_lesion_cm3=two.smallest_lesion_cm3,
-        stage_1_train=_count(run_1, "train"),
-        stage_1_val=_count(run_1, "val"),
-        stage_2_train=_count(run_2, "train"),
-        stage_2_val=_count(run_2, "val"),
-        stage_1_scores=_scores_at(run_1, "calibration.csv", {"threshold": one.score_threshold}),
-        stage_2_scores=_scores_at(run_2, "decisions.csv", decision),
+        window=" x ".join(map(str, stage_2.window)),
+        one=_record_of(rpn_ckpt, "calibration.csv", {"threshold": model.stage_1.score_threshold}),
+        two=_record_of(ckpt, "decisions.csv", decision),
     )
 
 
-def _run_of(checkpoint: Path | str) -> Path | None:
-    """The folder of the training that left a checkpoint; None where it lies elsewhere."""
+def _record_of(checkpoint: Path | str, table: str, chosen: dict[str, float]) -> dict[str, str]:
+    """The numbers of scans, and the scores in the chosen row of a table, in the run that left a checkpoint."""
     folder = folder_of(Path(checkpoint).resolve())
-    return folder if is_trained(folder) and (folder / "run.json").is_file() else None
+    if not (is_trained(folder) and (folder / "run.json").is_file()):
+        return dict.fromkeys(("train", "val", "scores"), UNKNOWN)
+    inputs = read_json(folder / "run.json").get("inputs") or {}
+    counts = {side: sum(name.startswith(f"{side} ") for name in inputs) for side in ("train", "val")}
+    known = {side: str(count or UNKNOWN) for side, count in counts.items()}
+    return {**known, "scores": _scores_at(folder / table, chosen)}
 
 
-def _count(run: Path | None, side: str) -> str:
-    inputs = (run and read_json(run / "run.json").get("inputs")) or {}
-    return str(sum(name.startswith(f"{side} ") for name in inputs) or UNKNOWN)
-
-
-def _scores_at(run: Path | None, table: str, chosen: dict[str, float]) -> str:
-    """The row of a run's table that was chosen, as text; `UNKNOWN` where there is none."""
-    if run is None or not (run / table).is_file():
+def _scores_at(table: Path, chosen: dict[str, float]) -> str:
+    """The chosen row as text; `UNKNOWN` where there is none."""
+    if not table.is_file():
         return UNKNOWN
-    with (run / table).open(newline="") as file:
+    with table.open(newline="") as file:
         for row in csv.DictReader(file):
             if all(abs(float(row[name]) - value) < 1e-9 for name, value in chosen.items()):
                 scores = {name: value for name, value in row.items() if name not in chosen and value}

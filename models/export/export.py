@@ -2,36 +2,27 @@
 
 from pathlib import Path
 
+import onnx
+
 from data.scans.fingerprints import content_digest
 from models.checkpoints import load_model, require_channels, require_spacing
 from models.export.card import model_card
-from models.export.exported import (
-    BOXES,
-    CARD,
-    PROPOSALS,
-    SEGMENTER,
-    SETTINGS,
-    DetectorSettings,
-    ExportedModel,
-    SegmenterSettings,
-    digests_of,
-    write_model,
-)
-from models.export.networks import OPSET, export_stage_1, export_stage_2, halve_weights, write_network
+from models.export.exported import NETWORKS, SETTINGS, DetectorSettings, ExportedModel, SegmenterSettings, write_model
+from models.export.networks import OPSET, export_stage_1, export_stage_2, halve_weights
 from models.rpn.anchors import STRIDES
 from models.rpn.module import RPN
 from models.segmentation.module import StrokeFormer
 from models.segmentation.settings import SUBVOLUME_DEPTH
 from models.segmentation.windows import DEFAULT_OVERLAP
 from utils.errors import UserError
-from utils.files import write_text
+from utils.files import atomic_path, write_text
 from utils.provenance import describe_program
 
 PACKAGES = ("torch", "torchvision", "monai", "onnx", "onnxscript")
 SMALLEST_DETECTION = 1e-2  # pixels; torchvision has it in the code of `RoIHeads.postprocess_detections`
 
 
-def export(rpn_path: str, path: str, folder: Path, half: bool = False) -> None:
+def export(rpn_path: str, path: str, folder: Path, half: bool) -> None:
     """Write the model folder of two checkpoints, with weights in `half` precision or in full.
 
     Raises:
@@ -45,12 +36,15 @@ def export(rpn_path: str, path: str, folder: Path, half: bool = False) -> None:
     require_spacing(grid.spacing_mm, rpn, rpn_path, "take a network of stage 1 of that size")
     (folder / SETTINGS).unlink(missing_ok=True)  # an earlier model's must not stand for this one's networks
     stage_1 = detector_settings(rpn, grid.shape[1:])
-    proposals, boxes = export_stage_1(rpn, stage_1.scale, grid.shape[1:])
-    for name, network in {PROPOSALS: proposals, BOXES: boxes, SEGMENTER: export_stage_2(model)}.items():
-        write_network(folder / name, halve_weights(network) if half else network)
-    weights = "float16" if half else "float32"
-    exported = ExportedModel(grid, stage_1, segmenter_settings(model), OPSET, weights, digests_of(folder))
-    write_text(folder / CARD, model_card(exported, rpn_path, path))
+    networks = *export_stage_1(rpn, stage_1.scale, grid.shape[1:]), export_stage_2(model)
+    for name, network in zip(NETWORKS, networks, strict=True):
+        network = halve_weights(network) if half else network
+        onnx.checker.check_model(network, full_check=True)  # with the shapes of all that it computes
+        with atomic_path(folder / name) as temporary:
+            temporary.write_bytes(network.SerializeToString())
+    weights, digests = "float16" if half else "float32", {name: content_digest([folder / name]) for name in NETWORKS}
+    exported = ExportedModel(grid, stage_1, segmenter_settings(model), OPSET, weights, digests)
+    write_text(folder / "MODEL_CARD.md", model_card(exported, rpn_path, path))
     checkpoints = {"rpn_ckpt_path": content_digest([Path(rpn_path)]), "ckpt_path": content_digest([Path(path)])}
     write_model(folder, exported, {"checkpoints": checkpoints, **describe_program(PACKAGES)})
 

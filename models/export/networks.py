@@ -1,12 +1,10 @@
 """The networks of both stages as ONNX: what of them is arithmetic on tensors of known rank, and nothing else.
 
-torchvision's detectors do not export whole with torch's exporter (pytorch/vision issue 9306), so stage 1 is cut where
-its boxes are sorted and suppressed: one network proposes candidates, another scores the boxes that are left of them;
-`runner.detector` does what lies between.
+torchvision's detectors do not export whole (pytorch/vision issue 9306), so stage 1 is cut where its boxes are sorted
+and suppressed: one network proposes candidates, another scores the boxes that `runner.detector` leaves of them.
 """
 
 import warnings
-from pathlib import Path
 
 import numpy as np
 import onnx
@@ -20,7 +18,6 @@ from torchvision.ops import roi_align
 from models.rpn.detector import Detector
 from models.rpn.module import RPN
 from models.segmentation.module import StrokeFormer
-from utils.files import atomic_path
 
 OPSET = 20  # onnxruntime reads it from 1.17 on
 SMALLEST_HALVED = 64  # values of a weight; shorter ones save nothing, and some are shapes and scales
@@ -59,17 +56,6 @@ class BoxNetwork(nn.Module):
         return logits.softmax(1)[:, 1], offsets[:, 4:8]
 
 
-class Segmenter(nn.Module):
-    """From windows (B, C, D, H, W) to class probabilities (B, K, D, H, W)."""
-
-    def __init__(self, model: StrokeFormer) -> None:
-        super().__init__()
-        self.net = model.net
-
-    def forward(self, windows: torch.Tensor) -> torch.Tensor:
-        return self.net(windows).softmax(1)
-
-
 # --- export --------------------------------------------------------------------------------------------
 
 
@@ -92,9 +78,9 @@ def export_stage_1(model: RPN, scale: float, shape: tuple[int, int]) -> tuple[on
 
 
 def export_stage_2(model: StrokeFormer) -> onnx.ModelProto:
-    """The network that `Segmenter` describes, for any number of windows of the model's size."""
+    """From windows (B, C, D, H, W) of the model's size to class probabilities (B, K, D, H, W)."""
     windows = torch.zeros(2, model.hparams["in_channels"], *model.window)
-    return _export(Segmenter(model).eval(), (windows,), ["windows"], ({0: Dim.DYNAMIC},))
+    return _export(nn.Sequential(model.net, nn.Softmax(1)).eval(), (windows,), ["windows"], ({0: Dim.DYNAMIC},))
 
 
 def _export(network: nn.Module, inputs: tuple, names: list[str], dynamic: tuple) -> onnx.ModelProto:
@@ -104,12 +90,9 @@ def _export(network: nn.Module, inputs: tuple, names: list[str], dynamic: tuple)
             network, inputs, dynamo=True, opset_version=OPSET, input_names=names, dynamic_shapes=dynamic, verbose=False
         )
     assert program is not None  # it is where `dynamo` is asked for
-    return _bare(program.model_proto)
-
-
-def _bare(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Without what the exporter notes of each node: lines of source with the paths of this machine, and their size."""
+    model = program.model_proto
     graph = model.graph
+    # Without what the exporter notes of each node: lines of source with the paths of this machine, and their size.
     for part in (model, graph, *graph.node, *graph.initializer, *graph.input, *graph.output):
         part.ClearField("doc_string")
         part.ClearField("metadata_props")
@@ -134,10 +117,3 @@ def halve_weights(model: onnx.ModelProto) -> onnx.ModelProto:
     model.graph.ClearField("node")
     model.graph.node.extend([*casts, *nodes])
     return model
-
-
-def write_network(path: Path, model: onnx.ModelProto) -> None:
-    """Write a network, once ONNX's own checker has passed it with the shapes of all that it computes."""
-    onnx.checker.check_model(model, full_check=True)
-    with atomic_path(path) as temporary:
-        temporary.write_bytes(model.SerializeToString())

@@ -44,21 +44,17 @@ def fit_on_devices(
     try:
         trainer.fit(model, data, ckpt_path=resume_from, weights_only=True)
     except ProcessRaisedException as error:
-        raise _as_raised(error) from error
+        # Of what the process raised torch hands over the traceback, whose last line says it.
+        kind, _, message = str(error).strip().splitlines()[-1].partition(": ")
+        if kind.endswith(UserError.__name__):
+            raise UserError(message) from error
+        if system := re.fullmatch(r"\[Errno (\d+)\] (.+)", message):  # a full disk
+            raise OSError(int(system[1]), system[2]) from error
+        raise
     except ProcessExitedException as error:
         if error.signal_name != signal.SIGKILL.name:
             raise
         raise UserError("a process of the training was killed, most likely for memory; lower --batch_size") from error
-
-
-def _as_raised(error: ProcessRaisedException) -> Exception:
-    """What a process raised, from the last line of the traceback that torch hands over."""
-    kind, _, message = str(error).strip().splitlines()[-1].partition(": ")
-    if kind.endswith(UserError.__name__):
-        return UserError(message)
-    if system := re.fullmatch(r"\[Errno (\d+)\] (.+)", message):  # a full disk
-        return OSError(int(system[1]), system[2])
-    return error
 
 
 class ProcessSettings(pl.Callback):

@@ -32,13 +32,6 @@ def build_rpn(
     return RPN(**given, in_channels=in_channels, anchor_sizes=anchor_sizes, slice_side=slice_side)
 
 
-def choose_anchors(settings: RPNSettings, train: pd.DataFrame, slice_side: int) -> tuple[float, ...]:
-    """The anchor sizes that ``--dataset_anchors`` names, or that fit the lesions of the training slices."""
-    if settings.dataset_anchors != AUTO:
-        return ANCHOR_SIZES[settings.dataset_anchors]
-    return fit_anchors(boxes_of(train), slice_side, settings.image_size)
-
-
 def train_rpn(settings: RPNTraining, train: pd.DataFrame, val: pd.DataFrame, name: str, inputs: dict[str, str]) -> Path:
     """Train stage 1; the path of its best checkpoint.
 
@@ -48,25 +41,19 @@ def train_rpn(settings: RPNTraining, train: pd.DataFrame, val: pd.DataFrame, nam
         inputs: of `models.training.runs.inputs_of`; a begun training of other inputs is refused.
     """
     pl.seed_everything(settings.seed, verbose=False)
-    grid = grid_of_slices(train)
+    network, grid = settings.network, grid_of_slices(train)
     slice_side = min(grid.shape[1:])
     data = RPNDataModule(train, val, settings.loading, settings.transforms, settings.seed)
-    anchors = choose_anchors(settings.network, train, slice_side)
+    if network.dataset_anchors == AUTO:
+        anchors = fit_anchors(boxes_of(train), slice_side, network.image_size)
+    else:
+        anchors = ANCHOR_SIZES[network.dataset_anchors]
+    model = build_rpn(network, grid.scan_dim[0], anchors, slice_side)
     sick = np.flatnonzero(data.val_sick)
     shown = sick[np.linspace(0, len(sick) - 1, min(settings.logging.num_samples, len(sick))).astype(int)]
-    return fit(
-        Task(
-            name,
-            build_rpn(settings.network, grid.scan_dim[0], anchors, slice_side),
-            data,
-            settings,
-            inputs,
-            grid,
-            monitor=MONITOR if len(sick) else ("train_loss", "min"),
-            draw=partial(draw_slices, slices=data.val, shown=shown),
-            finish=partial(calibrate, settings, val),
-        )
-    )
+    monitor = MONITOR if len(sick) else ("train_loss", "min")
+    draw, finish = partial(draw_slices, slices=data.val, shown=shown), partial(calibrate, settings, val)
+    return fit(Task(name, model, data, settings, inputs, grid, monitor, draw, finish))
 
 
 def calibrate(settings: RPNTraining, val: pd.DataFrame, folder: Path, checkpoint: Path) -> None:

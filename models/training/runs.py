@@ -3,11 +3,15 @@
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+import pandas as pd
+
 from data.scans.cohort import Case
 from models.checkpoints import read_checkpoint
 from models.training.settings import Run
 from utils.errors import UserError
 from utils.files import read_json
+
+LAST, FINISHED = "checkpoints/last.ckpt", "finished.json"  # in the folder
 
 
 def run_folder(run: Run, name: str) -> Path:
@@ -16,10 +20,6 @@ def run_folder(run: Run, name: str) -> Path:
 
 def best_checkpoint(folder: Path) -> Path:
     return folder / "checkpoints/best.ckpt"
-
-
-def last_checkpoint(folder: Path) -> Path:
-    return folder / "checkpoints/last.ckpt"
 
 
 def folder_of(checkpoint: Path | str) -> Path:
@@ -32,24 +32,21 @@ def is_trained(folder: Path) -> bool:
     return any((folder / "checkpoints").glob("*.ckpt"))
 
 
-def finished_file(folder: Path) -> Path:
-    return folder / "finished.json"
-
-
 def is_finished(folder: Path, max_epochs: int) -> bool:
-    file = finished_file(folder)
+    file = folder / FINISHED
     return file.exists() and best_checkpoint(folder).exists() and read_json(file)["max_epochs"] >= max_epochs
+
+
+def logged_metrics(folder: Path) -> pd.DataFrame:
+    """All metrics of a run; every resumption writes a ``metrics.csv`` of its own."""
+    logs = sorted(folder.glob("logs/version_*/metrics.csv"), key=lambda path: int(path.parent.name.split("_")[1]))
+    return pd.concat([pd.read_csv(path) for path in logs], ignore_index=True)
 
 
 def inputs_of(
     train: Iterable[Case], val: Iterable[Case], digests: Mapping[str, str], proposer: str | None = None
 ) -> dict[str, str]:
-    """What a network learns from, for ``run.json``.
-
-    Args:
-        digests: of the cases by the scan's name.
-        proposer: digest of what proposes the regions of stage 2; None without regions.
-    """
+    """What a network learns from, for ``run.json``: digests of its cases and of what proposes regions, None without."""
     sides = {"train": train, "val": val}
     inputs = {f"{side} {case.name}": digests[case.name] for side, cases in sides.items() for case in cases}
     return inputs if proposer is None else {**inputs, "what proposes its regions": proposer}
@@ -61,20 +58,15 @@ def resume_point(folder: Path) -> Path | None:
     Raises:
         UserError: there are checkpoints, but none can be read.
     """
-    candidates = [path for path in (last_checkpoint(folder), best_checkpoint(folder)) if path.exists()]
+    candidates = [path for path in (folder / LAST, best_checkpoint(folder)) if path.exists()]
     for path in candidates:
-        if _is_whole(path):
-            if path != candidates[0]:
-                print(f"{candidates[0]} is broken: training goes on from {path}")
-            return path
+        try:
+            read_checkpoint(path)
+        except UserError:
+            continue
+        if path != candidates[0]:
+            print(f"{candidates[0]} is broken: training goes on from {path}")
+        return path
     if candidates:
         raise UserError(f"{candidates[0]} is broken and so is every other; remove {folder} to train it anew")
     return None
-
-
-def _is_whole(path: Path) -> bool:
-    try:
-        read_checkpoint(path)
-    except UserError:
-        return False
-    return True

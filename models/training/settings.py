@@ -1,6 +1,7 @@
 """Settings of a training, of either stage."""
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 from data.settings import Loading, TrainingGrid, seed_option, transforms_option
@@ -11,6 +12,9 @@ from utils.validators import DistinctAction, logger, non_negative_float, non_neg
 
 LOGGERS = ("wandb", "csv", "tensorboard")
 PRECISIONS = {"32-true": "float32", "bf16-mixed": "bfloat16", "16-mixed": "float16"}  # torch's types
+
+# What a resumed run may change, in both stages of a cross-validation at once.
+shared_option = partial(option, on_resume=MAY_DIFFER, shared=True)
 
 
 def precision_option():
@@ -34,46 +38,34 @@ class Run:
 class Logging:
     """Logging and devices."""
 
-    logger: tuple[str, ...] = option(
+    logger: tuple[str, ...] = shared_option(
         logger,
         "where a training is logged; csv always, since its curves are drawn from it",
         ("wandb", "csv"),
-        on_resume=MAY_DIFFER,
-        shared=True,
         nargs="+",
         choices=LOGGERS,
     )
-    entity: str = option(str, "W&B entity", "neurone-lab", on_resume=MAY_DIFFER, shared=True)
-    offline: bool = option(None, "keep W&B records on this machine", False, on_resume=MAY_DIFFER, shared=True)
-    devices: tuple[int, ...] = option(
+    entity: str = shared_option(str, "W&B entity", "neurone-lab")
+    offline: bool = shared_option(None, "keep W&B records on this machine", False)
+    devices: tuple[int, ...] = shared_option(
         non_negative_int,
         "GPU indices; without a GPU, as many processes on the CPU",
         (0,),
-        on_resume=MAY_DIFFER,
-        shared=True,
         nargs="+",
         action=DistinctAction,
     )
     precision: str = precision_option()
-    compile: bool = option(
-        None,
-        "compile the networks that are trained: slow first steps, faster ones from then on",
-        False,
-        on_resume=MAY_DIFFER,
-        shared=True,
+    compile: bool = shared_option(
+        None, "compile the networks that are trained: slow first steps, faster ones from then on", False
     )
     min_delta: float = option(
         non_negative_float, "smallest gain of the monitored value that counts", 0.001, shared=True
     )
-    lr_logging_interval: Literal["epoch", "step"] = option(
-        str, "how often the rate is logged", "epoch", on_resume=MAY_DIFFER, shared=True, choices=("epoch", "step")
+    lr_logging_interval: Literal["epoch", "step"] = shared_option(
+        str, "how often the rate is logged", "epoch", choices=("epoch", "step")
     )
-    num_samples: int = option(
-        non_negative_int, "predictions drawn while training", 5, on_resume=MAY_DIFFER, shared=True
-    )
-    log_every_n_val_epochs: int = option(
-        positive_int, "validation epochs between drawn predictions", 5, on_resume=MAY_DIFFER, shared=True
-    )
+    num_samples: int = shared_option(non_negative_int, "predictions drawn while training", 5)
+    log_every_n_val_epochs: int = shared_option(positive_int, "validation epochs between drawn predictions", 5)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,6 @@ from models.checkpoints import load_strokeformer, store_hyperparameters
 from models.pipeline import Segmenter, TwoStage
 from models.segmentation.decisions import choose_decision, decision_summary, decision_table
 from models.segmentation.module import StrokeFormer
-from models.segmentation.settings import SegmenterSettings
 from models.training.fit import Task, fit
 from models.training.settings import StrokeFormerTraining
 from utils.files import atomic_path
@@ -22,11 +21,6 @@ from utils.progress import progress
 from utils.regions.region import Region
 
 Regions = dict[str, list[Region]] | None  # of each scan by its file name; None for whole volumes
-
-
-def build_strokeformer(settings: SegmenterSettings) -> StrokeFormer:
-    """The untrained network."""
-    return StrokeFormer(**vars(settings))
 
 
 def train_strokeformer(
@@ -45,24 +39,15 @@ def train_strokeformer(
         name, inputs: as for `models.training.rpn.train_rpn`.
     """
     pl.seed_everything(settings.seed, verbose=False)
-    model = build_strokeformer(settings.network)
+    model = StrokeFormer(**vars(settings.network))
     data = SegmentationDataModule(
         train, val, regions, cohort, model.window, settings.loading, settings.transforms, settings.seed
     )
     shown = val[: settings.logging.num_samples]
-    return fit(
-        Task(
-            name,
-            model,
-            data,
-            settings,
-            inputs,
-            cohort.grid,
-            monitor=("val_loss" if len(data.val) else "train_loss", "min"),
-            draw=partial(draw_volumes, settings=settings, shown=shown, regions=regions, cohort=cohort),
-            finish=partial(decide, settings, val, regions, cohort),
-        )
-    )
+    monitor = ("val_loss" if len(data.val) else "train_loss", "min")
+    draw = partial(draw_volumes, settings=settings, shown=shown, regions=regions, cohort=cohort)
+    finish = partial(decide, settings, val, regions, cohort)
+    return fit(Task(name, model, data, settings, inputs, cohort.grid, monitor, draw, finish))
 
 
 def pipeline_of(model: Segmenter, settings: StrokeFormerTraining, regions: Regions) -> TwoStage:

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import pandas as pd
 import pytorch_lightning as pl
 import torch
 from matplotlib.figure import Figure
@@ -79,18 +78,12 @@ def close_loggers(loggers: Sequence[Logger]) -> None:
             logger.experiment.finish()
 
 
-def logged_metrics(folder: Path) -> pd.DataFrame:
-    """All metrics of a run; every resumption writes a ``metrics.csv`` of its own."""
-    logs = sorted(folder.glob("logs/version_*/metrics.csv"), key=lambda path: int(path.parent.name.split("_")[1]))
-    return pd.concat([pd.read_csv(path) for path in logs], ignore_index=True)
-
-
 # --- W&B -----------------------------------------------------------------------------------------------
 
-WandbMode = Literal["online", "offline", "disabled"]
+print_once = cache(print)  # a cross-validation logs many runs
 
 
-def wandb_mode(offline: bool) -> WandbMode:
+def wandb_mode(offline: bool) -> Literal["online", "offline", "disabled"]:
     """The mode of W&B by ``--offline``, ``WANDB_MODE`` and this machine; prints once why it is not online."""
     try:
         import wandb
@@ -108,7 +101,7 @@ def wandb_mode(offline: bool) -> WandbMode:
             return "online"
         print_once("No W&B account on this machine: runs are logged offline (log in with `wandb login`).")
     except wandb.Error as error:
-        print_once(f"The W&B account cannot be used ({_first_line(error)}): runs are logged offline.")
+        print_once(f"The W&B account cannot be used ({str(error).splitlines()[0]}): runs are logged offline.")
     return "offline"
 
 
@@ -126,20 +119,12 @@ def _wandb_loggers(folder: Path, run: Run, logs: Logging) -> list[WandbLogger]:
         begun = begin(name=folder.name, project=run.project, group=run.group, entity=logs.entity)
     except wandb.Error as error:
         os.environ["WANDB_MODE"] = "offline" if mode == "online" else "disabled"  # for the next fold, too
-        print_once(f"W&B does not take this run ({_first_line(error)}): it is {os.environ['WANDB_MODE']} from here on.")
+        reason = str(error).splitlines()[0]
+        print_once(f"W&B does not take this run ({reason}): it is {os.environ['WANDB_MODE']} from here on.")
         return _wandb_loggers(folder, run, logs)
     begun.define_metric("trainer/global_step")
     begun.define_metric("*", step_metric="trainer/global_step", step_sync=True)
     return [WandbLogger(save_dir=folder, experiment=begun)]
-
-
-@cache
-def print_once(message: str) -> None:
-    print(message)
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0]
 
 
 # --- callbacks -----------------------------------------------------------------------------------------
@@ -225,11 +210,7 @@ class PredictionPictures(pl.Callback):
 def build_trainer(
     folder: Path, settings: RPNTraining | StrokeFormerTraining, monitor: tuple[str, str], callbacks: list[pl.Callback]
 ) -> pl.Trainer:
-    """A Lightning trainer that saves the best and the last checkpoint, stops early and logs to `folder`.
-
-    Args:
-        monitor: the logged value that tells the best epoch, and whether ``"min"`` or ``"max"`` is best.
-    """
+    """A Lightning trainer that saves the best and the last checkpoint, stops early and logs; `monitor` as in `Task`."""
     run, logs, (value, mode) = settings.run, settings.logging, monitor
     checkpoint = partial(ModelCheckpoint, folder / "checkpoints", enable_version_counter=False)
     return pl.Trainer(
