@@ -26,8 +26,7 @@ def main(settings: Settings) -> None:
     cohort, origins = open_scans(settings)  # first: a wrong path is refused before the heavy libraries load
 
     from models.cross_validation.folds import missing_folds
-    from models.cross_validation.resuming import check_settings
-    from models.cross_validation.validation import CrossValidation
+    from models.cross_validation.validation import CrossValidation, check_settings
     from models.precision import use_precision
     from models.training.devices import require_devices
 
