@@ -76,22 +76,21 @@ def build_networks(settings: Settings) -> tuple:
 
 def check_networks(settings: Settings) -> None:
     """Build both networks once, so that an argument that does not fit is refused now and not hours from now."""
-    from models.evaluation import eigencam, gradcam
+    from models.evaluation.explanations import find_layers
 
     rpn, model = build_networks(settings)
-    eigencam.find_layers(rpn, settings.rpn_outputs.target_layers, "--rpn_target_layers")
-    gradcam.find_layers(model, settings.outputs.target_layers)
+    find_layers(rpn, settings.rpn_outputs.target_layers, "--rpn_target_layers")
+    find_layers(model, settings.outputs.target_layers)
 
 
 def print_layers(settings: Settings) -> None:
-    from models.evaluation.eigencam import slice_layers
-    from models.evaluation.gradcam import window_layers
+    from models.evaluation.explanations import layers_of
 
     rpn, model = build_networks(settings)
     if settings.outputs.target_layers == LIST:
-        print(window_layers(model).table("--target_layers"))
+        print(layers_of(model).table("--target_layers"))
     if settings.rpn_outputs.target_layers == LIST:
-        print(slice_layers(rpn).table("--rpn_target_layers"))
+        print(layers_of(rpn).table("--rpn_target_layers"))
 
 
 def run_folds(validation) -> None:

@@ -52,7 +52,7 @@ def main(settings: Settings) -> None:
     loading = settings.loading
     name = settings.model_name or run_name(settings.ckpt_path)
     scans = stacked_scans(table, loading.num_workers, settings.resize_to)
-    scores = evaluate_rpn(model, scans, len(scans), name, outputs, seed, settings.roi_size, loading.batch_size)
+    scores = evaluate_rpn(model, scans, name, outputs, seed, settings.roi_size, loading.batch_size)
     save_run(Path(outputs.scores_dir) / name, settings)
     print_scores(scores, Path(outputs.scores_dir) / name)
     print(f"The report is {report_rpn(name, len(scans), outputs, seed, settings.ckpt_path)}")
@@ -85,10 +85,10 @@ def load_network(settings: Settings, table):
 
 def print_layers(settings: Settings) -> None:
     from models.checkpoints import load_model
-    from models.evaluation.eigencam import slice_layers
+    from models.evaluation.explanations import layers_of
     from models.rpn.module import RPN
 
-    print(slice_layers(load_model(RPN, settings.ckpt_path)).table("--target_layers"))
+    print(layers_of(load_model(RPN, settings.ckpt_path)).table("--target_layers"))
 
 
 if __name__ == "__main__":

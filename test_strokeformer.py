@@ -96,7 +96,7 @@ def with_checkpoints(settings: Settings) -> Settings:
 def load_pipeline(settings: Settings, names: Sequence[str]) -> tuple:
     """Both stages, and the grid that they want scans of these names on."""
     from models.checkpoints import grid_at_test, load_strokeformer, require_channels, require_classes
-    from models.evaluation.gradcam import find_layers
+    from models.evaluation.explanations import find_layers
     from models.pipeline import TwoStage
     from models.precision import use_precision
     from models.regions import region_source
@@ -124,10 +124,10 @@ def sidecar(settings: Settings, name: str, decision) -> dict:
 
 def print_layers(settings: Settings) -> None:
     from models.checkpoints import load_model
-    from models.evaluation.gradcam import window_layers
+    from models.evaluation.explanations import layers_of
     from models.segmentation.module import StrokeFormer
 
-    print(window_layers(load_model(StrokeFormer, with_checkpoints(settings).ckpt_path[0])).table("--target_layers"))
+    print(layers_of(load_model(StrokeFormer, with_checkpoints(settings).ckpt_path[0])).table("--target_layers"))
 
 
 if __name__ == "__main__":

@@ -87,11 +87,6 @@ def intervals_file(scores_file: str) -> str:
     return str(path.with_name(f"{path.stem}_intervals.csv"))
 
 
-def score_files(scores_file: str, *others: str) -> tuple[str, ...]:
-    """The names of all tables of an evaluation."""
-    return scores_file, intervals_file(scores_file), *others
-
-
 def read_scores(path: Path | str) -> "pd.DataFrame | None":
     """The table of scores of earlier runs, None where there is none yet; refuses another file.
 

@@ -96,7 +96,7 @@ def _test(
     settings, seed, test = validation.settings, validation.settings.seed, validation.sides(fold)[2]
     (rpn_name, name), scans = validation.names(number), validation.scans_of(test)
     roi_size, batch_size = settings.training.network.roi_size, settings.rpn.loading.batch_size
-    proposals = evaluate_rpn(rpn, scans, len(test), rpn_name, settings.rpn_outputs, seed, roi_size, batch_size)
+    proposals = evaluate_rpn(rpn, scans, rpn_name, settings.rpn_outputs, seed, roi_size, batch_size)
     save_run(Path(settings.rpn_outputs.scores_dir) / rpn_name, settings)
     lesions = evaluate_strokeformer(pipeline, test, scans, name, settings.outputs, seed)
     save_run(Path(settings.outputs.scores_dir) / name, settings)
