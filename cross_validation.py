@@ -25,10 +25,8 @@ def main(settings: Settings) -> None:
         return print_layers(settings)
     cohort, origins = open_scans(settings)  # first: a wrong path is refused before the heavy libraries load
 
-    from models.cross_validation.folds import get_ready, missing_folds, run_fold
-    from models.cross_validation.launchers import choose_launcher
-    from models.cross_validation.resuming import check_settings
-    from models.cross_validation.validation import CrossValidation
+    from models.cross_validation.folds import missing_folds
+    from models.cross_validation.validation import CrossValidation, check_settings
     from models.precision import use_precision
     from models.training.devices import require_devices
 
@@ -39,12 +37,7 @@ def main(settings: Settings) -> None:
     validation = CrossValidation(settings, cohort, origins)
     check_settings(validation)
     if not settings.folds.aggregate:
-        # First: a missing cluster is refused before scans are read.
-        launch = choose_launcher(settings.launcher, len(settings.training.logging.devices))
-        folds, slices = get_ready(validation)
-        needed = [Path(settings.cohort.scans_dir), Path(settings.cohort.masks_dir), validation.folds_file]
-        work = partial(run_fold, validation=validation, folds=folds, slices=slices)
-        launch(work, settings.folds.folds_to_run or range(len(folds)), needed)
+        run_folds(validation)
     if settings.folds.folds_to_run and (missing := missing_folds(validation)):
         print(f"Folds yet to run: {', '.join(map(str, missing))}; --aggregate sums up when they have been")
     else:
@@ -83,22 +76,35 @@ def build_networks(settings: Settings) -> tuple:
 
 def check_networks(settings: Settings) -> None:
     """Build both networks once, so that an argument that does not fit is refused now and not hours from now."""
-    from models.evaluation import eigencam, gradcam
+    from models.evaluation.explanations import find_layers
 
     rpn, model = build_networks(settings)
-    eigencam.find_layers(rpn, settings.rpn_outputs.target_layers, "--rpn_target_layers")
-    gradcam.find_layers(model, settings.outputs.target_layers)
+    find_layers(rpn, settings.rpn_outputs.target_layers, "--rpn_target_layers")
+    find_layers(model, settings.outputs.target_layers)
 
 
 def print_layers(settings: Settings) -> None:
-    from models.evaluation.eigencam import slice_layers
-    from models.evaluation.gradcam import window_layers
+    from models.evaluation.explanations import layers_of
 
     rpn, model = build_networks(settings)
     if settings.outputs.target_layers == LIST:
-        print(window_layers(model).table("--target_layers"))
+        print(layers_of(model).table("--target_layers"))
     if settings.rpn_outputs.target_layers == LIST:
-        print(slice_layers(rpn).table("--rpn_target_layers"))
+        print(layers_of(rpn).table("--rpn_target_layers"))
+
+
+def run_folds(validation) -> None:
+    """Run the folds of ``--folds_to_run``, or all, where ``--launcher`` says."""
+    from models.cross_validation.folds import get_ready, run_fold
+    from models.cross_validation.launchers import choose_launcher
+
+    settings = validation.settings
+    devices = len(settings.training.logging.devices)
+    launch = choose_launcher(settings.launcher, devices)  # first: a missing cluster is refused before scans are read
+    folds, slices = get_ready(validation)
+    needed = [Path(settings.cohort.scans_dir), Path(settings.cohort.masks_dir), validation.folds_file]
+    work = partial(run_fold, validation=validation, folds=folds, slices=slices)
+    launch(work, settings.folds.folds_to_run or range(len(folds)), needed)
 
 
 def sum_up(validation) -> None:

@@ -38,40 +38,57 @@ def parse_args(argv: Sequence[str] | None = None) -> Settings:
 
 def main(settings: Settings) -> None:
     if settings.outputs.target_layers == LIST:
-        from models.checkpoints import load_model
-        from models.evaluation.eigencam import slice_layers
-        from models.rpn.module import RPN
-
-        return print(slice_layers(load_model(RPN, settings.ckpt_path)).table("--target_layers"))
-
-    from data.batches.slices import check_slices, grid_of_slices, read_slice_table
-
-    path, outputs, loading, seed = settings.ckpt_path, settings.outputs, settings.loading, settings.seed
-    # First: a wrong path is refused before the heavy libraries load.
-    table = read_slice_table(settings.scans, settings.masks)
-    outputs.require_writable()
-    check_slices(table, settings.resize_to, loading.num_workers)
+        return print_layers(settings)
+    table = read_slices(settings)  # first: a wrong path is refused before the heavy libraries load
 
     from data.batches.datamodules import stacked_scans
-    from models.checkpoints import load_rpn, require_channels, require_classes, require_spacing, run_name
+    from models.checkpoints import run_name
     from models.evaluation.proposals import evaluate_rpn
-    from models.precision import use_precision
     from report.pages import report_rpn
     from utils.provenance import save_run
     from utils.scores.intervals import print_scores
 
+    model, outputs, seed = load_network(settings, table), settings.outputs, settings.seed
+    loading = settings.loading
+    name = settings.model_name or run_name(settings.ckpt_path)
+    scans = stacked_scans(table, loading.num_workers, settings.resize_to)
+    scores = evaluate_rpn(model, scans, name, outputs, seed, settings.roi_size, loading.batch_size)
+    save_run(Path(outputs.scores_dir) / name, settings)
+    print_scores(scores, Path(outputs.scores_dir) / name)
+    print(f"The report is {report_rpn(name, len(scans), outputs, seed, settings.ckpt_path)}")
+
+
+def read_slices(settings: Settings):
+    from data.batches.slices import check_slices, read_slice_table
+
+    table = read_slice_table(settings.scans, settings.masks)
+    settings.outputs.require_writable()
+    check_slices(table, settings.resize_to, settings.loading.num_workers)
+    return table
+
+
+def load_network(settings: Settings, table):
+    """The RPN; refuses slices (rows of `data.batches.cutting.COLUMNS`) that it was not made for."""
+    from data.batches.slices import grid_of_slices
+    from models.checkpoints import load_rpn, require_channels, require_classes, require_spacing
+    from models.precision import use_precision
+
     use_precision(settings.precision)
-    model, grid = load_rpn(path, settings.score_threshold), grid_of_slices(table)
+    path, model = settings.ckpt_path, load_rpn(settings.ckpt_path, settings.score_threshold)
+    grid = grid_of_slices(table)
     require_classes(settings.num_classes, 2, path)
     require_channels(grid.scan_dim[0], model, path)
     if not settings.resize_to:
         require_spacing(grid.spacing_mm, model, path, "cut the slices with --spacing")
-    name = settings.model_name or run_name(path)
-    scans = stacked_scans(table, loading.num_workers, settings.resize_to)
-    scores = evaluate_rpn(model, scans, len(scans), name, outputs, seed, settings.roi_size, loading.batch_size)
-    save_run(Path(outputs.scores_dir) / name, settings)
-    print_scores(scores, Path(outputs.scores_dir) / name)
-    print(f"The report is {report_rpn(name, len(scans), outputs, seed, path)}")
+    return model
+
+
+def print_layers(settings: Settings) -> None:
+    from models.checkpoints import load_model
+    from models.evaluation.explanations import layers_of
+    from models.rpn.module import RPN
+
+    print(layers_of(load_model(RPN, settings.ckpt_path)).table("--target_layers"))
 
 
 if __name__ == "__main__":

@@ -42,39 +42,29 @@ def parse_args(argv: Sequence[str] | None = None) -> Settings:
 
 def main(settings: Settings) -> None:
     if settings.outputs.target_layers == LIST:
-        from models.checkpoints import load_model
-        from models.evaluation.gradcam import window_layers
-        from models.segmentation.module import StrokeFormer
-
-        model = load_model(StrokeFormer, with_checkpoints(settings).ckpt_path[0])
-        return print(window_layers(model).table("--target_layers"))
+        return print_layers(settings)
     cohort, derivative = open_scans(settings)  # first: a wrong path is refused before the heavy libraries load
 
     from data.batches.datamodules import scan_loader
     from models.checkpoints import run_name
-    from models.evaluation.derivatives import prediction_settings
     from models.evaluation.segmentation import evaluate_strokeformer
     from report.pages import report_strokeformer
     from utils.provenance import save_run
     from utils.scores.intervals import print_scores
 
     settings = with_checkpoints(settings)
-    checkpoints, regions, proposers = settings.ckpt_path, settings.regions.regions, settings.regions.rpn_ckpt_path
-    name, outputs, seed = settings.model_name or run_name(checkpoints), settings.outputs, settings.seed
+    name, outputs, seed = settings.model_name or run_name(settings.ckpt_path), settings.outputs, settings.seed
     folder = Path(outputs.scores_dir) / name
     pipeline, grid = load_pipeline(settings, [case.name for case in cohort.cases])
     cohort = replace(cohort.on(grid), brains=folder / "brains")
     cohort.admit(settings.loading.num_workers)
     scans = scan_loader(cohort.cases, cohort.prepare, settings.loading.num_workers)
-    keep = None
-    if derivative:
-        files = {"Checkpoint": checkpoints, "RegionCheckpoint": proposers, "Regions": regions and (regions,)}
-        made_by = prediction_settings(name, files, pipeline.segmenter.decision, settings.sliding.flip_average)
-        keep = derivative.begin(made_by)
+    keep = derivative and derivative.begin(sidecar(settings, name, pipeline.segmenter.decision))
     scores = evaluate_strokeformer(pipeline, cohort.cases, scans, name, outputs, seed, keep)
     save_run(folder, settings)
     print_scores(scores, folder)
-    print(f"The report is {report_strokeformer(name, cohort.cases, outputs, seed, checkpoints, proposers or ())}")
+    proposers = settings.regions.rpn_ckpt_path or ()
+    print(f"The report is {report_strokeformer(name, cohort.cases, outputs, seed, settings.ckpt_path, proposers)}")
 
 
 def open_scans(settings: Settings) -> tuple:
@@ -107,7 +97,7 @@ def with_checkpoints(settings: Settings) -> Settings:
 def load_pipeline(settings: Settings, names: Sequence[str]) -> tuple:
     """Both stages, and the grid that they want scans of these names on."""
     from models.checkpoints import grid_at_test, load_strokeformer, require_channels, require_classes
-    from models.evaluation.gradcam import find_layers
+    from models.evaluation.explanations import find_layers
     from models.pipeline import TwoStage
     from models.precision import use_precision
     from models.regions import region_source
@@ -122,6 +112,23 @@ def load_pipeline(settings: Settings, names: Sequence[str]) -> tuple:
     held = grid_at_test(model, wanted, grid.resize_to, path)
     regions_of = region_source(settings.regions, names, model.hparams["roi_size"], held.spacing_mm)
     return TwoStage(model, regions_of, settings.sliding, settings.loading.batch_size), held
+
+
+def sidecar(settings: Settings, name: str, decision) -> dict:
+    """What a BIDS derivative says of how its files were made."""
+    from models.evaluation.derivatives import prediction_settings
+
+    regions, proposers = settings.regions.regions, settings.regions.rpn_ckpt_path
+    files = {"Checkpoint": settings.ckpt_path, "RegionCheckpoint": proposers, "Regions": regions and (regions,)}
+    return prediction_settings(name, files, decision, settings.sliding.flip_average)
+
+
+def print_layers(settings: Settings) -> None:
+    from models.checkpoints import load_model
+    from models.evaluation.explanations import layers_of
+    from models.segmentation.module import StrokeFormer
+
+    print(layers_of(load_model(StrokeFormer, with_checkpoints(settings).ckpt_path[0])).table("--target_layers"))
 
 
 if __name__ == "__main__":

@@ -35,11 +35,7 @@ def plot_scores(scores: pd.DataFrame) -> Figure:
 
 
 def plot_dice_by_volume(scans: pd.DataFrame) -> Figure:
-    """The Dice of each scan with lesions over the volume of its lesions.
-
-    Args:
-        scans: columns ``scan``, ``dice`` and ``true_cm3``, above 0.
-    """
+    """The Dice over the volume of the lesions; `scans` has the columns ``scan``, ``dice`` and ``true_cm3``, above 0."""
     figure, axes = _axes()
     _plot_points(axes, scans.true_cm3, scans.dice)
     axes.set(xscale="log", xlabel="volume of the lesions of a scan, cm³", ylabel="Dice", ylim=(-0.03, 1.03))
@@ -51,8 +47,7 @@ def plot_dice_by_volume(scans: pd.DataFrame) -> Figure:
 def plot_recall_by_volume(lesions: pd.DataFrame, seed: int) -> Figure:
     """The share of the lesions of each size that are found, with its interval over scans, and how many there are.
 
-    Args:
-        lesions: columns ``scan``, ``volume_cm3`` and ``found`` (bool), a row a lesion.
+    `lesions` has the columns ``scan``, ``volume_cm3`` and ``found`` (bool), and a row a lesion.
     """
     figure, axes = _axes()
     bins = np.searchsorted(list(VOLUME_BINS_CM3.values()), lesions.volume_cm3, side="right")
@@ -71,8 +66,7 @@ def plot_recall_by_volume(lesions: pd.DataFrame, seed: int) -> Figure:
 def plot_bland_altman(scans: pd.DataFrame) -> Figure:
     """Predicted minus true volume over their mean (Bland and Altman, 1986, 10.1016/S0140-6736(86)90837-8).
 
-    Args:
-        scans: columns ``scan``, ``predicted_cm3`` and ``true_cm3``.
+    `scans` has the columns ``scan``, ``predicted_cm3`` and ``true_cm3``.
     """
     figure, axes = _axes()
     both = scans.assign(mean=(scans.predicted_cm3 + scans.true_cm3) / 2, change=scans.predicted_cm3 - scans.true_cm3)

@@ -4,20 +4,34 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import pandas as pd
+from markupsafe import Markup
 
+from data.files.names import result_name
 from data.scans.cohort import Case
 from models.cross_validation.validation import CrossValidation
 from models.evaluation.settings import Outputs, RPNOutputs
 from models.training.runs import folder_of
-from report import sections
-from report.page import Section, write_page
-from utils.files import intervals_file, read_json
+from report.charts import plot_bland_altman, plot_dice_by_volume, plot_recall_by_volume, plot_scores, plot_volumes
+from report.page import Section, chart, listing, picture, table, write_page
+from report.scans import ranked, show_scan
+from utils.files import STAGE_1_TABLES, STAGE_2_TABLES, intervals_file, read_json
 from utils.scores.proposals import COVERED_SHARE
 
 REPORT_FILE = "report.html"
-FOUND_NOTE = "A lesion is found if one of its voxels is predicted; lesions are 26-connected."
-FOLDS_NOTE = " Ticks are the scores of single folds."
-COVERED_NOTE = "A lesion is found if half of its voxels or more lie inside the proposed regions."
+PER_SCAN_FILE, PER_LESION_FILE, VOLUMES_FILE = STAGE_2_TABLES
+RPN_PER_LESION_FILE = STAGE_1_TABLES[1]
+# The scores that are charted; all lie in [0, 1].
+STAGE_1_SCORES = ["lesion_coverage", "lesion_recall", "proposed_fraction"]
+STAGE_2_SCORES = [
+    *["dice", "precision", "recall", "lesion_f1_isles", "lesion_f1_atlas"],
+    *["lesion_precision_isles", "lesion_recall_isles"],
+]
+KINDS_NOTE = (
+    "In the pictures what was predicted is vermilion and the true lesion outlined in green; slices through missed and "
+    "false lesions come first. In the views green is lesion that was found, blue lesion that was missed, vermilion "
+    "what was predicted and is none; a click moves the three planes."
+)
+PREDICTION_NOTE = "What was predicted is vermilion. A click into a view moves its three planes."
 
 
 def report_strokeformer(
@@ -35,30 +49,36 @@ def report_strokeformer(
         cases: that were segmented; those with masks were scored.
         seed: of the intervals.
     """
-    folder = Path(outputs.scores_dir) / name
-    runs = [folder_of(path) for path in (*rpn_checkpoints, *checkpoints)]
-    scored = any(case.mask is not None for case in cases)
-    findings = _scored(outputs, name, cases, seed) if scored else _unscored(outputs, name, cases)
-    run = read_json(folder / "run.json")
-    end = [sections.calibration(runs), sections.training(runs), sections.settings(run)]
+    scores_dir, folder = Path(outputs.scores_dir), Path(outputs.scores_dir) / name
+    if any(case.mask is not None for case in cases):
+        lesions = _read_rows(scores_dir / PER_LESION_FILE, [name])
+        scans = _read_scans(scores_dir, [name])
+        findings = [
+            _scores("Scores", _intervals(outputs, name), STAGE_2_SCORES),
+            _by_volume(scans, lesions, seed),
+            _scans(scores_dir, scans, lesions, cases),
+            _all_scans(scans),
+        ]
+    else:
+        scans = _read_rows(scores_dir / VOLUMES_FILE, [name])
+        findings = [_volumes(scans), _scans(scores_dir, scans, None, cases)]
+    origin = _origin([folder_of(path) for path in (*rpn_checkpoints, *checkpoints)], folder / "run.json")
     what = "checkpoint" if len(checkpoints) == 1 else "checkpoints"
     facts = {"scans": len(cases), what: ", ".join(checkpoints)}
-    return write_page(folder / REPORT_FILE, f"{name}: segmentation", facts, [*findings, *end])
+    return write_page(folder / REPORT_FILE, f"{name}: segmentation", facts, [*findings, *origin])
 
 
 def report_rpn(name: str, n_scans: int, outputs: RPNOutputs, seed: int, checkpoint: str) -> Path:
     """Write ``report.html`` into the folder of an evaluation of stage 1; arguments as for `report_strokeformer`."""
-    folder, run = Path(outputs.scores_dir) / name, folder_of(checkpoint)
+    folder = Path(outputs.scores_dir) / name
+    missed = "The slices in which the regions leave out most lesion."
+    shown = "What was detected and proposed in some slices."
     parts = [
-        sections.scores("Scores", _intervals(outputs, name), sections.STAGE_1_SCORES),
-        sections.recall("Lesions by volume", _covered(outputs.scores_dir, [name]), seed, COVERED_NOTE),
-        sections.slices("Misses", folder / "misses", "The slices in which the regions leave out most lesion."),
-        sections.slices(
-            "Slices", folder / "predictions", "What was detected and proposed in some slices.", folded=True
-        ),
-        sections.calibration([run]),
-        sections.training([run]),
-        sections.settings(read_json(folder / "run.json")),
+        _scores("Scores", _intervals(outputs, name), STAGE_1_SCORES),
+        _covered("Lesions by volume", outputs.scores_dir, [name], seed),
+        _slices("Misses", folder / "misses", missed),
+        _slices("Slices", folder / "predictions", shown, folded=True),
+        *_origin([folder_of(checkpoint)], folder / "run.json"),
     ]
     facts = {"scans": n_scans, "checkpoint": checkpoint}
     return write_page(folder / REPORT_FILE, f"{name}: region proposals", facts, parts)
@@ -71,78 +91,138 @@ def report_cross_validation(validation: CrossValidation, results: list[dict], su
         results: of all its folds (`models.cross_validation.folds.all_results`).
         summary: of these (`utils.scores.intervals.summarise_folds`).
     """
-    settings, k = validation.settings, len({row["fold"] for row in results})
-    rpn_names, names = zip(*(validation.names(number) for number in range(k)), strict=True)
-    rpn_runs, runs = zip(*(validation.folders(number) for number in range(k)), strict=True)
+    settings, rows = validation.settings, pd.DataFrame(results)
+    k, seed, prefix = rows.fold.nunique(), settings.seed, settings.training.run.model_prefix
+    rpn_names, names = zip(*map(validation.names, range(k)), strict=True)
+    rpn_runs, runs = zip(*map(validation.folders, range(k)), strict=True)
     scores_dir, cases = Path(settings.outputs.scores_dir), validation.cohort.cases
-    by_fold = _with_folds(summary, results)
-    lesions = sections.read_rows(scores_dir / sections.PER_LESION_FILE, names)
-    scans = sections.read_scans(scores_dir, names, scored=True)
-    covered = _covered(settings.rpn_outputs.scores_dir, rpn_names)
+    folds = rows.assign(folds=[estimate.mean for estimate in rows.estimate]).groupby(["stage", "score"]).folds.agg(list)
+    by_fold = summary.drop(columns="folds").join(folds, on=["stage", "score"])
+    stage_1, stage_2 = (by_fold[by_fold.stage == stage] for stage in ("rpn", "strokeformer"))
+    ticks = " Ticks are the scores of single folds."
+    lesions = _read_rows(scores_dir / PER_LESION_FILE, names)
+    scans = _read_scans(scores_dir, names)
     parts = [
-        sections.scores("Segmentation", by_fold[by_fold.stage == "strokeformer"], sections.STAGE_2_SCORES, FOLDS_NOTE),
-        sections.scores("Regions", by_fold[by_fold.stage == "rpn"], sections.STAGE_1_SCORES, FOLDS_NOTE),
-        _by_volume(scans, lesions, settings.seed),
-        sections.recall("Lesions inside the regions", covered, settings.seed, COVERED_NOTE),
-        sections.scans(scores_dir, scans, lesions, cases),
-        sections.all_scans(scans),
-        sections.calibration(rpn_runs),
-        sections.training([*rpn_runs, *runs]),
-        sections.settings(read_json(validation.folder / "run.json")),
+        _scores("Segmentation", stage_2, STAGE_2_SCORES, ticks),
+        _scores("Regions", stage_1, STAGE_1_SCORES, ticks),
+        _by_volume(scans, lesions, seed),
+        _covered("Lesions inside the regions", settings.rpn_outputs.scores_dir, rpn_names, seed),
+        _scans(scores_dir, scans, lesions, cases),
+        _all_scans(scans),
+        *_origin([*rpn_runs, *runs], validation.folder / "run.json"),
     ]
-    prefix = settings.training.run.model_prefix
     facts = {"folds": k, "test scans": len(scans), "subjects": len({case.subject for case in cases})}
     return write_page(scores_dir / f"{prefix}_{REPORT_FILE}", f"{prefix}: cross-validation", facts, parts)
 
 
-# --- findings ------------------------------------------------------------------------------------------
+# --- tables --------------------------------------------------------------------------------------------
 
 
-def _scored(outputs: Outputs, name: str, cases: list[Case], seed: int) -> list[Section]:
-    """What the scores of an evaluation of stage 2 say."""
-    scores_dir = Path(outputs.scores_dir)
-    lesions, scans = (
-        sections.read_rows(scores_dir / sections.PER_LESION_FILE, [name]),
-        sections.read_scans(scores_dir, [name], scored=True),
-    )
-    return [
-        sections.scores("Scores", _intervals(outputs, name), sections.STAGE_2_SCORES),
-        _by_volume(scans, lesions, seed),
-        sections.scans(scores_dir, scans, lesions, cases),
-        sections.all_scans(scans),
-    ]
-
-
-def _by_volume(scans: pd.DataFrame, lesions: pd.DataFrame, seed: int) -> Section:
-    true = lesions[lesions.kind == "lesion"]
-    return sections.recall("Lesions by volume", true, seed, FOUND_NOTE, sections.volume_charts(scans))
-
-
-def _unscored(outputs: Outputs, name: str, cases: list[Case]) -> list[Section]:
-    """What there is to say of scans without masks."""
-    scores_dir = Path(outputs.scores_dir)
-    scans = sections.read_scans(scores_dir, [name], scored=False)
-    none = pd.DataFrame(columns=["model_name", "scan", "kind", "slice", "voxels", "found"])
-    return [
-        sections.volumes(scans),
-        sections.scans(scores_dir, scans, none, cases, sections.PREDICTION_NOTE),
-    ]
+def _read_rows(path: Path, names: Iterable[str]) -> pd.DataFrame:
+    """The rows of some models in a table of scores."""
+    rows = pd.read_csv(path, dtype={"found": "boolean"})
+    return rows[rows.model_name.isin(list(names))].reset_index(drop=True)
 
 
 def _intervals(outputs: Outputs | RPNOutputs, name: str) -> pd.DataFrame:
     """The scores of a model over all its scans, with intervals."""
-    rows = sections.read_rows(Path(outputs.scores_dir) / intervals_file(outputs.scores_file), [name])
+    rows = _read_rows(Path(outputs.scores_dir) / intervals_file(outputs.scores_file), [name])
     return rows[rows["size"].isna()][["score", "mean", "low", "high", "scans"]]
 
 
-def _covered(scores_dir: str, names: Iterable[str]) -> pd.DataFrame:
-    """The lesions that stage 1 was tested on, with `found` by the regions."""
-    lesions = sections.read_rows(Path(scores_dir) / sections.RPN_PER_LESION_FILE, names)
-    return lesions.assign(found=lesions.covered >= COVERED_SHARE)
+def _read_scans(scores_dir: Path, names: Sequence[str]) -> pd.DataFrame:
+    """A row a scan: its volumes and its scores."""
+    volumes, scores = (_read_rows(scores_dir / file, names) for file in (VOLUMES_FILE, PER_SCAN_FILE))
+    return volumes.merge(scores, on=["model_name", "scan"])
 
 
-def _with_folds(summary: pd.DataFrame, results: list[dict]) -> pd.DataFrame:
-    """The summary with the score of each fold."""
-    rows = pd.DataFrame(results)
-    folds = rows.assign(folds=[estimate.mean for estimate in rows.estimate]).groupby(["stage", "score"]).folds.agg(list)
-    return summary.drop(columns="folds").join(folds, on=["stage", "score"])
+# --- sections ------------------------------------------------------------------------------------------
+
+
+def _scores(title: str, scores: pd.DataFrame, charted: list[str], note: str = "") -> Section:
+    """The `charted` ones of the scores, as a table and as `plot_scores` has them."""
+    main = scores[scores.score.isin(charted)]
+    shown = main.drop(columns=["folds", "stage"], errors="ignore")
+    how = "Bars are 95 % intervals by the bootstrap over scans."
+    return Section(title, [chart(plot_scores(main), title), table(shown)], how + note)
+
+
+def _by_volume(scans: pd.DataFrame, lesions: pd.DataFrame, seed: int) -> Section:
+    """Dice by volume, predicted against true volume, and the share of the lesions of each size that are found."""
+    known = scans.dropna(subset="true_cm3")
+    sick = known[known.true_cm3 > 0]
+    charts = [chart(plot_dice_by_volume(sick), "Dice by lesion volume")] if len(sick) else []
+    charts += [chart(plot_bland_altman(known), "Predicted against true volume")] if len(known) else []
+    charts += _recall(lesions[lesions.kind == "lesion"], seed)
+    note = "A lesion is found if one of its voxels is predicted; lesions are 26-connected."
+    return Section("Lesions by volume", charts, note)
+
+
+def _covered(title: str, scores_dir: Path | str, names: Iterable[str], seed: int) -> Section:
+    """The share of the lesions of each size that the regions of stage 1 cover."""
+    lesions = _read_rows(Path(scores_dir) / RPN_PER_LESION_FILE, names)
+    note = "A lesion is found if half of its voxels or more lie inside the proposed regions."
+    return Section(title, _recall(lesions.assign(found=lesions.covered >= COVERED_SHARE), seed), note)
+
+
+def _recall(lesions: pd.DataFrame, seed: int) -> list[Markup]:
+    known = lesions.dropna(subset="volume_cm3")
+    return [chart(plot_recall_by_volume(known, seed), "Lesions found by their volume")] if len(known) else []
+
+
+def _volumes(scans: pd.DataFrame) -> Section:
+    """How much lesion was predicted where no mask says what is true."""
+    known = scans.predicted_cm3.dropna()
+    total = scans[["scan", "predicted_lesions", "predicted_cm3"]].sort_values("predicted_lesions", ascending=False)
+    charts = [chart(plot_volumes(known), "Predicted volumes")] if len(known) else []
+    return Section("Volumes", [*charts, table(total)], "There are no masks to compare with.")
+
+
+def _scans(scores_dir: Path, scans: pd.DataFrame, lesions: pd.DataFrame | None, cases: list[Case]) -> Section:
+    """The worst, the median and the best of the scans, with a view each; `lesions` is None without masks."""
+    by_name = {case.name: case for case in cases}
+    parts = []
+    for rank, row in ranked(scans[scans.scan.isin(by_name)]).items():  # a scan may be gone since it was tested
+        case, own = by_name[row.scan], None
+        if lesions is not None:
+            own = lesions[(lesions.scan == row.scan) & (lesions.model_name == row.model_name)]
+        prediction = scores_dir / row.model_name / "predictions" / result_name(case.scan, "prediction")
+        if prediction.exists():
+            parts += show_scan(case, rank, row, own, prediction)
+    return Section("Scans", parts, PREDICTION_NOTE if lesions is None else KINDS_NOTE)
+
+
+def _all_scans(scans: pd.DataFrame) -> Section:
+    """The scores of every scan, the worst first."""
+    columns = ["dice", "lesion_f1_isles", "false_lesions_isles", "hd95", "true_lesions", "predicted_lesions"]
+    columns += ["true_cm3", "predicted_cm3"]
+    return Section("All scans", [table(scans.sort_values("dice")[["scan", *columns]])], folded=True)
+
+
+def _slices(title: str, folder: Path, note: str, folded: bool = False) -> Section:
+    """All pictures of slices in a folder."""
+    shown = [picture(file, file.stem, small=True) for file in sorted(folder.glob("*.png"))]
+    return Section(title, shown, note, folded)
+
+
+def _origin(trainings: Sequence[Path], record: Path) -> list[Section]:
+    """How a result came about: pictures in the folders of its trainings, and its ``run.json``."""
+    curves, losses = (
+        [picture(folder / file, f"{folder.name}: {file}") for folder in trainings if (folder / file).exists()]
+        for file in ("calibration.png", "loss_curves.png")
+    )
+    run = read_json(record)
+    facts = {
+        "command": " ".join(map(str, run["command"])),
+        "recipes": ", ".join(run["recipes"]),
+        "started": run["started"],
+        "git commit": run["git_commit"],
+        "Python": run["python"],
+        **run["versions"],
+    }
+    note = "What stage 1 covers of the validation scans' lesions against what it proposes of the brain."
+    return [
+        Section("Calibration of stage 1", curves, note),
+        Section("Training", losses, folded=True),
+        Section("Settings", [listing(facts), listing(run["settings"])], folded=True),
+    ]

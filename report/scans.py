@@ -1,32 +1,26 @@
-"""The scans of an evaluation that a report shows: the worst, the median and the best, wrong lesions first."""
+"""The scans of an evaluation that a report shows: the worst, the median and the best, wrong lesions first, each with a
+view that turns with a click and needs no network."""
 
-from dataclasses import dataclass
+import warnings
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pandas as pd
 from markupsafe import Markup
+from matplotlib.colors import ListedColormap
 
 from data.files.volumes import read_volume
 from data.scans.checks import read_mask, read_scan, space_of
 from data.scans.cohort import Case
 from report.page import picture
-from report.viewer import lesion_kinds, view
-from utils.plots import MAX_SLICES, plot_volume_prediction, slices_to_show
+from utils.plots import DETECTION, MAX_SLICES, PREDICTION, TARGET, plot_volume_prediction, slices_to_show
 
 PERCENTILES = (0.5, 99.5)  # of the head's intensities, between which they are shown
-
-
-@dataclass(frozen=True)
-class ShownScan:
-    """A scan to show, with its row of the tables of scans, its rows of ``per_lesion_scores.csv`` (none without a mask)
-    and the file of its prediction; `rank` is ``worst``, ``median``, ..."""
-
-    rank: str
-    case: Case
-    row: pd.Series
-    lesions: pd.DataFrame
-    prediction: Path
+# What a voxel of lesion is, and its colour.
+FOUND, MISSED, FALSE = 1, 2, 3
+COLOURS = {FOUND: TARGET, MISSED: DETECTION, FALSE: PREDICTION}
+LARGEST_VOXELS = 2e6  # of a view; scans of more are shown on a coarser grid, so that the page stays small
 
 
 def ranked(scans: pd.DataFrame) -> dict[str, pd.Series]:
@@ -51,15 +45,24 @@ def ranked(scans: pd.DataFrame) -> dict[str, pd.Series]:
     return {name: ordered.iloc[place] for place, name in sorted(firsts.items())}
 
 
-def show_scan(shown: ShownScan) -> list[Markup]:
-    """Slices of a scan with its lesions, and a view to move in."""
-    scan = _for_display(read_scan(shown.case)[0])
-    prediction = read_volume(shown.prediction).array[0] > 0
-    target = None if shown.case.mask is None else read_mask(shown.case)
-    title = f"{shown.rank[0].upper()}{shown.rank[1:]}: {shown.case.name}, {_scores(shown.row)}"
-    either = prediction if target is None else prediction | target
-    slices = wrong_first(shown.lesions, slices_to_show(either, scan))
-    kinds, space = lesion_kinds(prediction, target), space_of(shown.case)
+def show_scan(
+    case: Case, rank: str, row: pd.Series, lesions: pd.DataFrame | None, prediction_file: Path
+) -> list[Markup]:
+    """Slices of a scan with its lesions, and a view to move in.
+
+    Args:
+        rank, row: an item of `ranked`.
+        lesions: its rows of ``per_lesion_scores.csv``; None without masks.
+    """
+    scan = read_scan(case)[0]
+    low, high = np.percentile(scan[scan != 0], PERCENTILES)
+    scan = np.clip((scan - low) / max(high - low, 1e-12), 0, 1)
+    prediction = read_volume(prediction_file).array[0] > 0
+    target = None if case.mask is None else read_mask(case)
+    title = f"{rank.capitalize()}: {case.name}, {_scores(row)}"
+    slices = slices_to_show(prediction if target is None else prediction | target, scan)
+    slices = slices if lesions is None else wrong_first(lesions, slices)
+    kinds, space = lesion_kinds(prediction, target), space_of(case)
     return [
         picture(plot_volume_prediction(scan, target, prediction, [], title, slices), title),
         view(scan, kinds, np.eye(4) if space is None else space.affine, _centre(kinds, slices)),
@@ -78,12 +81,6 @@ def wrong_first(lesions: pd.DataFrame, others: list[int]) -> list[int]:
     return sorted(list(dict.fromkeys([*ordered["slice"].astype(int), *others]))[:MAX_SLICES])
 
 
-def _for_display(scan: np.ndarray) -> np.ndarray:
-    """(D, H, W) float32 in [0, 1]."""
-    low, high = np.percentile(scan[scan != 0], PERCENTILES)
-    return np.clip((scan - low) / max(high - low, 1e-12), 0, 1)
-
-
 def _scores(row: pd.Series) -> str:
     if pd.isna(row.get("dice", np.nan)):
         return f"{row.predicted_lesions} predicted lesions"
@@ -96,3 +93,55 @@ def _centre(kinds: np.ndarray, slices: list[int]) -> tuple[int, int, int]:
     marked = np.argwhere(kinds[z])
     h, w = marked[len(marked) // 2] if len(marked) else np.array(kinds[z].shape) // 2
     return z, int(h), int(w)
+
+
+# --- views ---------------------------------------------------------------------------------------------
+
+
+def lesion_kinds(prediction: np.ndarray, target: np.ndarray | None) -> np.ndarray:
+    """`FOUND`, `MISSED` or `FALSE` for each voxel of lesion, uint8; 0 elsewhere. Without `target` all is `FALSE`."""
+    target = np.zeros_like(prediction) if target is None else target
+    return np.select([prediction & target, target, prediction], [FOUND, MISSED, FALSE], 0).astype(np.uint8)
+
+
+def view(scan: np.ndarray, kinds: np.ndarray, affine: np.ndarray, centre: tuple[int, int, int]) -> Markup:
+    """A frame with three planes of a scan through a point; a click moves them.
+
+    Args:
+        scan: (D, H, W) in [0, 1].
+        kinds: (D, H, W), see `lesion_kinds`.
+        affine: (4, 4) from voxel (H, W, D) to mm in RAS.
+        centre: (D, H, W) voxel to begin at.
+    """
+    from nilearn.plotting import view_img  # here, since it takes seconds
+
+    head, lesions = (nib.Nifti1Image(array.transpose(1, 2, 0), affine) for array in (scan.astype(np.float32), kinds))
+    d, h, w = centre
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*must not exceed.*")  # of a scan without any lesion
+        shown = view_img(
+            place_evenly(lesions, "nearest"),
+            bg_img=place_evenly(head, "continuous"),
+            cut_coords=tuple(nib.affines.apply_affine(affine, (h, w, d))),
+            cmap=ListedColormap(list(COLOURS.values())),
+            threshold=0.5,
+            vmin=FOUND - 0.5,
+            vmax=FALSE + 0.5,
+            symmetric_cmap=False,
+            resampling_interpolation="nearest",
+            black_bg=True,
+            colorbar=False,
+            opacity=0.7,
+            title=None,
+        )
+    return Markup(shown.get_iframe(width=860, height=440))  # pixels
+
+
+def place_evenly(image: nib.Nifti1Image, interpolation: str) -> nib.Nifti1Image:
+    """An image along the axes of the scanner with voxels of one size, as small as `LARGEST_VOXELS` lets them be."""
+    from nilearn.image import resample_img
+
+    sizes = np.array(nib.affines.voxel_sizes(image.affine))
+    volume = np.prod(sizes * image.shape)
+    side = max(sizes.min(), (volume / LARGEST_VOXELS) ** (1 / 3))
+    return resample_img(image, np.eye(3) * side, interpolation=interpolation, copy_header=True, force_resample=True)

@@ -13,10 +13,8 @@ import test_strokeformer
 from data.files.space import Space
 from data.scans.cohort import Case
 from data.scans.prepared import PreparedScan
-from models.evaluation.eigencam import BackboneCAM, eigencam, find_layers, slice_layers
-from models.evaluation.gradcam import find_layers as find_3d_layers
-from models.evaluation.gradcam import gradcam, window_layers
-from models.evaluation.maps import MapWriter, predictive_entropy
+from models.evaluation.explanations import BackboneCAM, eigencam, find_layers, gradcam, layers_of
+from models.evaluation.segmentation import MapWriter, predictive_entropy
 from models.evaluation.settings import Outputs
 from models.pipeline import Prediction, TwoStage
 from models.rpn.module import RPN
@@ -50,16 +48,16 @@ def names_in(table: str) -> list[str]:
 def test_every_layer_that_is_listed_can_be_drawn(arch, window, expected):
     torch.manual_seed(0)
     model = StrokeFormer(arch, roi_size=window)
-    table = window_layers(model).table("--target_layers")
+    table = layers_of(model).table("--target_layers")
     assert f"  {expected}\n" in table + "\n" and len(table.splitlines()) < 20
-    heat = gradcam(model, noise(window), None, find_3d_layers(model, names_in(table)))
+    heat = gradcam(model, noise(window), None, find_layers(model, names_in(table)))
     assert heat.shape == window and heat.min() >= 0 and heat.max() <= 1
 
 
 def test_every_layer_of_the_backbone_that_is_listed_can_be_drawn():
     torch.manual_seed(0)
     model, scan = RPN(image_size=64).eval(), head_with_spot()
-    table = slice_layers(model).table("--target_layers")
+    table = layers_of(model).table("--target_layers")
     assert "of 1 x 64 x 64:" in table and "  backbone.body.layer2   128 x 8 x 8\n" in table
     for name in names_in(table):
         heat = eigencam(model, scan, [1, 2], find_layers(model, [name]))
@@ -73,7 +71,7 @@ def test_every_layer_of_the_backbone_that_is_listed_can_be_drawn():
 def test_layer_that_cannot_be_drawn_is_refused(name, complaint):
     model = StrokeFormer(roi_size=(16, 16, 16))
     with pytest.raises(UserError, match=f"--target_layers {complaint}; --target_layers list shows"):
-        find_3d_layers(model, ["decoders.1", name])
+        find_layers(model, ["decoders.1", name])
     with pytest.raises(UserError, match="--rpn_target_layers detector is no layer"):
         find_layers(RPN(image_size=64), ["detector"], "--rpn_target_layers")
 

@@ -10,8 +10,7 @@ import pytest
 
 from report.charts import plot_bland_altman, plot_dice_by_volume, plot_recall_by_volume, plot_scores
 from report.page import Section, chart, table, write_page
-from report.scans import ranked, wrong_first
-from report.viewer import FALSE, FOUND, LARGEST_VOXELS, MISSED, lesion_kinds, place_evenly
+from report.scans import FALSE, FOUND, LARGEST_VOXELS, MISSED, lesion_kinds, place_evenly, ranked, wrong_first
 from tests.running import GRID, run_script
 
 CHROMIUM = shutil.which("chromium")

@@ -6,7 +6,7 @@ import pytorch_lightning as pl
 import torch
 
 from models.checkpoints import load_model
-from models.evaluation.gradcam import find_layers, gradcam
+from models.evaluation.explanations import find_layers, gradcam
 from models.schedule import learning_rate
 from models.segmentation.losses import build_classification_loss, build_loss, mask_outside
 from models.segmentation.module import StrokeFormer

@@ -1,8 +1,6 @@
-"""Where the folds of a cross-validation run: one after the other in this process, or as tasks of a Ray cluster.
-
-Ray (Moritz et al., 2018, https://docs.ray.io) comes with ``requirements-ray.txt``. Its nodes share a file system, so
-that a fold whose worker was lost goes on from its checkpoints on another one.
-"""
+"""Where the folds of a cross-validation run: one after the other in this process, or as tasks of a Ray cluster (Moritz
+et al., 2018, https://docs.ray.io). Its nodes share a file system, so that a fold whose worker was lost goes on from its
+checkpoints on another one."""
 
 import os
 import pickle
@@ -17,7 +15,6 @@ from utils.errors import UserError
 
 ROOT = Path(__file__).parents[2]
 RETRIES = 3  # of a fold whose worker is lost; Ray's own default
-ANSWER_S = 10  # that a cluster may take to answer
 Node = tuple[int, int]  # its CPUs and GPUs
 ADDRESS = "RAY_ADDRESS"  # Ray's own variable: where the cluster is; without it one is started on this machine
 # Runs ``work(number)`` for the number of each fold. On another machine, `needed` are the paths that must be there.
@@ -67,25 +64,17 @@ def on_ray(
     try:
         while running:
             (ended,), _ = ray.wait(list(running))
-            _take(ended, running.pop(ended))
-    finally:
-        ray.shutdown()  # which ends the tasks that still run
-
-
-def _take(ended, number: int) -> None:
-    """Print that a task has ended, or raise what went wrong in it."""
-    import ray
-
-    try:
-        complaint = ray.get(ended)
+            number = running.pop(ended)
+            if complaint := ray.get(ended):
+                raise UserError(complaint)
+            print(f"Fold {number} has ended", flush=True)
     except (ray.exceptions.WorkerCrashedError, ray.exceptions.NodeDiedError, ray.exceptions.OutOfMemoryError):
         raise UserError(
             f"fold {number} has lost its worker {RETRIES + 1} times, most likely for memory; give the same command "
             "again with smaller batches, or on larger nodes"
         ) from None
-    if complaint:
-        raise UserError(complaint)
-    print(f"Fold {number} has ended", flush=True)
+    finally:
+        ray.shutdown()  # which ends the tasks that still run
 
 
 def _run_on_node(number: int, work: bytes, needed: list[str], command: list[str]) -> str | None:
@@ -106,12 +95,8 @@ def _run_on_node(number: int, work: bytes, needed: list[str], command: list[str]
 
 
 def cpus_each(nodes: list[Node], folds: int, gpus: int) -> int:
-    """The most CPUs that each fold may have while as many folds run at once as there is room for.
-
-    Args:
-        nodes: of the cluster; some node has the GPUs of a fold.
-        gpus: of a fold, 0 for none.
-    """
+    """The most CPUs that each fold may have while as many run at once as there is room for, each with that many GPUs
+    (which some node has, or 0)."""
 
     def at_once(cpus: int) -> int:
         return sum(min(c // cpus, g // gpus if gpus else folds) for c, g in nodes)
@@ -145,7 +130,7 @@ def _require_answer(address: str) -> None:
     if not host or not port.isdigit():
         raise UserError(f"{ADDRESS} {address} is no HOST:PORT, such as 10.0.0.1:6379; correct it, or set auto")
     try:
-        socket.create_connection((host, int(port)), ANSWER_S).close()
+        socket.create_connection((host, int(port)), timeout=10).close()
     except (OSError, OverflowError) as error:
         raise UserError(
             f"{ADDRESS} {address} does not answer ({error}); start it there with ray start --head, or correct it"

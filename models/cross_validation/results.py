@@ -33,12 +33,11 @@ def checkpoints_in(paths: Iterable[str], prefix: str = "") -> tuple[str, ...]:
     Raises:
         UserError: a folder of something else, or of a cross-validation with folds yet to run.
     """
-    lists = [fold_checkpoints(Path(path), prefix) if Path(path).is_dir() else [path] for path in paths]
+    lists = [_fold_checkpoints(Path(path), prefix) if Path(path).is_dir() else [path] for path in paths]
     return tuple(chain.from_iterable(lists))
 
 
-def fold_checkpoints(folder: Path, prefix: str) -> list[str]:
-    """The best checkpoints of a stage of all folds; arguments and errors are as above."""
+def _fold_checkpoints(folder: Path, prefix: str) -> list[str]:
     if not (folder / "folds.json").exists() or not (settings := read_run(folder).get("settings")):
         raise UserError(
             f"{folder} is no folder of a cross-validation, which holds folds.json and run.json; give that "
@@ -67,7 +66,11 @@ def write_results(folder: Path, number: int, rows: list[dict], tested: Mapping[s
         rows: ``stage``, ``score`` and ``estimate`` of each.
         tested: what distinguishes this test from others; ``networks`` are the digests of what was tested.
     """
-    plain = [{**row, "estimate": _plain(row["estimate"])} for row in rows]
+    plain = []
+    for row in rows:
+        estimate = row["estimate"]  # JSON's numbers keep every digit; NaN is kept as well
+        lists = {"part": estimate.part.tolist(), "whole": estimate.whole.tolist()}
+        plain.append({**row, "estimate": {**vars(estimate), **lists}})
     write_json(results_file(folder, number), {**tested, "rows": plain})
 
 
@@ -86,18 +89,13 @@ def read_results(folder: Path, number: int, networks: dict[str, str]) -> list[di
     results = read_json(path)
     if results["networks"] != networks:
         raise UserError(f"{path} is of other networks than there are now; run it again with --folds_to_run {number}")
-    return [{**row, "estimate": _estimate(row["estimate"])} for row in results["rows"]]
+    rows = []
+    for row in results["rows"]:
+        arrays = {name: np.array(row["estimate"][name]) for name in ("part", "whole")}
+        rows.append({**row, "estimate": Estimate(**{**row["estimate"], **arrays})})
+    return rows
 
 
 def missing_results(folder: Path, k: int) -> list[int]:
     """The folds of `k` that have not been run to their end."""
     return [number for number in range(k) if not results_file(folder, number).exists()]
-
-
-def _plain(estimate: Estimate) -> dict:
-    """For JSON, whose numbers keep every digit; NaN is kept as well."""
-    return {**vars(estimate), "part": estimate.part.tolist(), "whole": estimate.whole.tolist()}
-
-
-def _estimate(plain: dict) -> Estimate:
-    return Estimate(**{**plain, "part": np.array(plain["part"]), "whole": np.array(plain["whole"])})

@@ -7,8 +7,6 @@ from models.evaluation.settings import Outputs, RPNOutputs
 from models.training.settings import RPNTraining, StrokeFormerTraining
 from utils.settings import MAY_DIFFER, option, part
 
-LAUNCHERS = ("sequential", "ray")
-
 
 @dataclass(frozen=True)
 class CrossValidationSettings:
@@ -24,7 +22,7 @@ class CrossValidationSettings:
         "that is started here (requirements-ray.txt)",
         "sequential",
         on_resume=MAY_DIFFER,
-        choices=LAUNCHERS,
+        choices=("sequential", "ray"),
     )
     cohort: CohortFolders = CohortFolders()
     folds: FoldSettings = FoldSettings()

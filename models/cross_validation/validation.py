@@ -1,4 +1,5 @@
-"""A cross-validation of both stages: its scans, its folds, and where everything of it lies."""
+"""A cross-validation of both stages: where everything of it lies, and what of a begun one still counts: its folds, its
+networks, and the results of its folds."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -6,13 +7,18 @@ from functools import cached_property
 from pathlib import Path
 
 from data.batches.datamodules import scan_loader
+from data.files.names import result_name
 from data.scans.admission import Facts
 from data.scans.cohort import Case
-from data.scans.folds import Fold, cases_of, usable_augmented
+from data.scans.fingerprints import PREPARATION_VERSION, check_sources, combined, content_digest, fingerprint
+from data.scans.folds import Fold, cases_of, held_out, read_begun_folds, read_folds, usable_augmented, write_folds
 from data.scans.open import Cohort
-from models.cross_validation.results import fold_name
+from models.cross_validation.results import RESULTS_VERSION, fold_name, has_results
 from models.cross_validation.settings import CrossValidationSettings
-from models.training.runs import run_folder
+from models.training.runs import best_checkpoint, inputs_of, is_finished, is_trained, run_folder
+from utils.errors import UserError
+from utils.files import rows_of
+from utils.provenance import open_run, require_inputs, require_settings, settings_of_results
 
 
 @dataclass
@@ -42,9 +48,8 @@ class CrossValidation:
 
     def names(self, number: int) -> tuple[str, str]:
         """Names of the trainings of a fold, of stage 1 and of stage 2."""
-        runs = self.settings.rpn.run, self.settings.training.run
-        rpn_name, name = (fold_name(run.model_prefix, number) for run in runs)
-        return rpn_name, name
+        rpn_run, run = self.settings.rpn.run, self.settings.training.run
+        return fold_name(rpn_run.model_prefix, number), fold_name(run.model_prefix, number)
 
     def folders(self, number: int) -> tuple[Path, Path]:
         """Folders of the trainings of a fold, of stage 1 and of stage 2."""
@@ -58,10 +63,130 @@ class CrossValidation:
 
     def sides(self, fold: Fold) -> tuple[list[Case], list[Case], list[Case]]:
         """The scans of a fold: training, with the augmented ones that it may use, validation and test."""
-        parts = (fold.train, fold.val, fold.test)
-        train, val, test = (cases_of(self.cohort.cases, subjects) for subjects in parts)
+        train, val, test = (cases_of(self.cohort.cases, subjects) for subjects in (fold.train, fold.val, fold.test))
         return train + usable_augmented(self.origins, fold), val, test
 
     def scans_of(self, cases: list[Case]):
         """A loader of prepared scans."""
         return scan_loader(cases, self.cohort.prepare, self.settings.num_workers)
+
+
+def check_settings(validation: CrossValidation) -> None:
+    """Refuse, before any scan is read, impossible folds, and other settings than those of a begun run."""
+    folds = validation.settings.folds
+    if is_trained(validation.folder):
+        raise UserError(f"{validation.folder} holds a training; choose another --model_prefix for the cross-validation")
+    if is_begun(validation, folds.k):
+        require_settings(validation.folder, validation.settings)
+    k = number_of_folds(validation)
+    if beyond := [number for number in folds.folds_to_run or () if number >= k]:
+        raise UserError(f"--folds_to_run {beyond[0]}: there are {k} folds, from 0 to {k - 1}")
+    if known_folds(validation) is None:
+        held_out(len(_subjects(validation)), folds.k, folds.splits)
+
+
+# --- folds ---------------------------------------------------------------------------------------------
+
+
+def number_of_folds(validation: CrossValidation) -> int:
+    known = known_folds(validation)
+    return validation.settings.folds.k if known is None else len(known)
+
+
+def known_folds(validation: CrossValidation) -> list[Fold] | None:
+    """The folds of ``--folds`` or of the run as it was begun; None where nothing has been trained yet."""
+    folds = validation.settings.folds
+    if folds.folds:
+        return read_folds(folds.folds, _subjects(validation))
+    if is_begun(validation, folds.k):
+        return read_begun_folds(validation.folds_file, _subjects(validation))
+    return None
+
+
+def _subjects(validation: CrossValidation) -> set[str]:
+    return {case.subject for case in validation.cohort.cases}
+
+
+# --- networks ------------------------------------------------------------------------------------------
+
+
+def is_begun(validation: CrossValidation, k: int) -> bool:
+    """Whether a network of the first `k` folds has learned anything."""
+    folders = (folder for number in range(k) for folder in validation.folders(number))
+    return validation.folds_file.exists() and any(map(is_trained, folders))
+
+
+def record_or_refuse(validation: CrossValidation, folds: list[Fold]) -> None:
+    """Record the run, or refuse a begun one of other settings, folds or data.
+
+    A network belongs to the scans that it learned from, and to the stage 1 that proposed its regions. Other scans may
+    change or be new: then the fold is tested anew.
+    """
+    settings = validation.settings
+    inputs = {"folds.json": combined({str(number): repr(fold) for number, fold in enumerate(folds)})}
+    open_run(validation.folder, settings, inputs, is_begun(validation, len(folds)))
+    if validation.cohort.augmented:
+        check_sources(Path(settings.folds.augmented_dir), validation.digests)
+    for number, fold in enumerate(folds):
+        rpn_folder, folder = validation.folders(number)
+        if is_trained(rpn_folder):
+            require_inputs(rpn_folder, fold_inputs(validation, fold))
+        if is_trained(folder):
+            finished = is_finished(rpn_folder, settings.rpn.run.max_epochs)
+            proposer = rpn_digest(validation, number) if finished else "yet to be trained"
+            require_inputs(folder, fold_inputs(validation, fold, proposer))
+    k, splits = settings.folds.k, list(settings.folds.splits)
+    write_folds(validation.folds_file, folds, seed=settings.seed, k=k, splits=splits)
+
+
+def fold_inputs(validation: CrossValidation, fold: Fold, proposer: str | None = None) -> dict[str, str]:
+    """What the networks of a fold learn from; `proposer`, the digest of its stage 1, for stage 2 alone."""
+    train, val, _ = validation.sides(fold)
+    return inputs_of(train, val, validation.digests, proposer)
+
+
+def network_digests(validation: CrossValidation, number: int) -> dict[str, str]:
+    """The digests of both networks of a fold."""
+    _, folder = validation.folders(number)
+    return {"rpn": rpn_digest(validation, number), "strokeformer": content_digest([best_checkpoint(folder)])}
+
+
+def rpn_digest(validation: CrossValidation, number: int) -> str:
+    """The digest of the stage 1 that proposes the regions of a fold."""
+    rpn_folder, folder = validation.folders(number)
+    return fingerprint({"rpn": [best_checkpoint(rpn_folder)]}, folder / "fingerprints.json")["rpn"]
+
+
+# --- results -------------------------------------------------------------------------------------------
+
+
+def has_current_results(validation: CrossValidation, number: int, fold: Fold) -> bool:
+    """Whether all that a fold leaves is there already, of the same networks, scans, settings and versions."""
+    epochs = (run.max_epochs for run in (validation.settings.rpn.run, validation.settings.training.run))
+    if not all(map(is_finished, validation.folders(number), epochs)):
+        return False
+    same = has_results(validation.folder, number, identity_of_test(validation, number, fold))
+    return same and _has_outputs(validation, number, validation.sides(fold)[2])
+
+
+def identity_of_test(validation: CrossValidation, number: int, fold: Fold) -> Mapping[str, object]:
+    """What distinguishes the results of a fold's test from others: its networks, how it was tested, its table rows."""
+    scans = {case.name: validation.digests[case.name] for case in validation.sides(fold)[2]}
+    outputs = validation.settings.rpn_outputs, validation.settings.outputs
+    of_stages = zip(outputs, validation.names(number), strict=True)
+    # Another test of the same name would replace these rows of the tables of scores.
+    tables = {f"{name}/{path.name}": rows_of(path, name) for of, name in of_stages for path in of.tables}
+    settings = repr(sorted(settings_of_results(validation.settings).items()))
+    versions = f"{PREPARATION_VERSION}, {RESULTS_VERSION}"
+    return {
+        "networks": network_digests(validation, number),
+        "test": combined({**scans, "settings": settings, "versions": versions}),
+        "tables": combined(tables),
+    }
+
+
+def _has_outputs(validation: CrossValidation, number: int, test: list[Case]) -> bool:
+    """Whether regions and predictions of a fold are where they were written."""
+    folder = Path(validation.settings.outputs.scores_dir) / validation.names(number)[1] / "predictions"
+    files = [validation.regions_file(number), *(folder / result_name(case.scan, "prediction") for case in test)]
+    return all(file.exists() for file in files)

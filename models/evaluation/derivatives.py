@@ -1,7 +1,5 @@
-"""Predictions as a BIDS derivative data set, which other programs read: lesion masks and probabilities.
-
-As BIDS 1.10 has it under "Imaging data types: segmentations" (https://bids-specification.readthedocs.io).
-"""
+"""Predictions as a BIDS derivative data set, which other programs read: lesion masks and probabilities, as BIDS 1.10
+has it under "Imaging data types: segmentations" (https://bids-specification.readthedocs.io)."""
 
 import hashlib
 import os
@@ -24,15 +22,11 @@ from utils.provenance import git_commit
 from utils.scores.decision import Decision
 
 ARGUMENT = "--bids_derivatives"
-BIDS_VERSION = "1.10.0"
-CODE_URL = "https://github.com/angelonazzaro/StrokeFormer"
 # By data type the entities that BIDS has for masks, in its order; what else a scan's name holds is left out.
 ENTITIES = {
     "anat": ("sub", "ses", "task", "acq", "ce", "rec", "run", "echo", "part", "space", "chunk", "res", "label", "desc"),
     "dwi": ("sub", "ses", "acq", "rec", "dir", "run", "part", "space", "chunk", "res", "label", "desc"),
 }
-DWI = ("dwi", "adc", "trace")
-LABEL = re.compile(r"[0-9A-Za-z+]+")
 MASK, PROBABILITY = "mask", "probseg"  # suffixes
 TEXTS = {
     MASK: f"Stroke lesions as predicted by {PROGRAM}",
@@ -57,10 +51,11 @@ class Derivative:
     def begin(self, settings: dict) -> Callable[[Case, Prediction], None]:
         """Write the description of the data set; returns what writes a case, with `settings` in each sidecar."""
         commit = git_commit()
-        program = {"Name": PROGRAM, **({"Version": commit} if commit else {}), "CodeURL": CODE_URL}
+        version = {"Version": commit} if commit else {}
+        program = {"Name": PROGRAM, **version, "CodeURL": "https://github.com/angelonazzaro/StrokeFormer"}
         description = {
             "Name": f"Stroke lesions by {PROGRAM}",
-            "BIDSVersion": BIDS_VERSION,
+            "BIDSVersion": "1.10.0",
             "DatasetType": "derivative",
             "GeneratedBy": [program],
             "DatasetLinks": self.links,
@@ -70,15 +65,8 @@ class Derivative:
 
     def _write(self, settings: dict, case: Case, prediction: Prediction) -> None:
         """Write a case's lesions and their probability with their sidecars."""
-        for suffix, array in ((MASK, prediction.lesions), (PROBABILITY, prediction.lesion_probability)):
-            path = self.folder / f"{self.names[case.scan]}_{suffix}"
-            write_like(f"{path}.nii.gz", array, case.scan)
-            write_json(f"{path}.json", self._sidecar(case.scan, suffix, settings))
-
-    def _sidecar(self, scan: Path, suffix: str, settings: dict) -> dict:
-        source, resolution = self.sources[scan], entities_of(scan).get("res")
-        return {
-            "Description": TEXTS[suffix],
+        source, resolution = self.sources[case.scan], entities_of(case.scan).get("res")
+        sidecar = {
             "Type": "Lesion",
             "Manual": False,
             "Sources": [source],
@@ -86,6 +74,10 @@ class Derivative:
             **({"Resolution": f"that of the source, res-{resolution}"} if resolution else {}),
             **settings,
         }
+        for suffix, array in ((MASK, prediction.lesions), (PROBABILITY, prediction.lesion_probability)):
+            path = self.folder / f"{self.names[case.scan]}_{suffix}"
+            write_like(f"{path}.nii.gz", array, case.scan)
+            write_json(f"{path}.json", {"Description": TEXTS[suffix], **sidecar})
 
 
 def prediction_settings(
@@ -122,7 +114,14 @@ def plan_derivative(folder: Path | str, cases: list[Case]) -> Derivative:
             one whose name BIDS cannot take, or two that would get the same name, in this run or an earlier one.
     """
     folder = absolute(folder)
-    _require_own(folder, cases)
+    if (folder / DESCRIPTION).exists() and not is_own(folder):
+        raise UserError(
+            f"{ARGUMENT} {folder} holds another data set, by its {DESCRIPTION}; give a folder of its own, e.g. "
+            f"{folder / 'derivatives/strokeformer'}"
+        )
+    for case in cases:
+        if Path(os.path.realpath(case.scan.parent)).is_relative_to(os.path.realpath(folder)):
+            raise UserError(f"{ARGUMENT} {folder} holds the scan {case.scan}; give a folder without scans")
     require_writable(folder, ARGUMENT)
     links = dict(describe(folder).get("DatasetLinks", {}))
     names = {case.scan: _derived_name(case.scan) for case in cases}
@@ -138,17 +137,6 @@ def plan_derivative(folder: Path | str, cases: list[Case]) -> Derivative:
     return Derivative(folder, names, sources, links)
 
 
-def _require_own(folder: Path, cases: list[Case]) -> None:
-    if (folder / DESCRIPTION).exists() and not is_own(folder):
-        raise UserError(
-            f"{ARGUMENT} {folder} holds another data set, by its {DESCRIPTION}; give a folder of its own, e.g. "
-            f"{folder / 'derivatives/strokeformer'}"
-        )
-    for case in cases:
-        if Path(os.path.realpath(case.scan.parent)).is_relative_to(os.path.realpath(folder)):
-            raise UserError(f"{ARGUMENT} {folder} holds the scan {case.scan}; give a folder without scans")
-
-
 def _derived_name(scan: Path) -> str:
     """``sub-1/ses-2/anat/sub-1_ses-2_acq-x_label-lesion`` of ``sub-1_ses-2_acq-x_T1w.nii.gz``."""
     entities = {**entities_of(scan), "label": LESION}
@@ -156,10 +144,10 @@ def _derived_name(scan: Path) -> str:
         raise UserError(f"{ARGUMENT}: {scan} does not tell where it lies; give NIfTI scans, or leave the argument out")
     if "sub" not in entities:
         raise UserError(f"{ARGUMENT}: {scan} names no subject; rename it as in BIDS, e.g. sub-01_T1w.nii.gz")
-    datatype = "dwi" if (contrast_of(scan) or "").lower() in DWI else "anat"
+    datatype = "dwi" if (contrast_of(scan) or "").lower() in ("dwi", "adc", "trace") else "anat"
     labels = {entity: entities[entity] for entity in ENTITIES[datatype] if entity in entities}
     for entity, label in labels.items():
-        if not LABEL.fullmatch(label):
+        if not re.fullmatch(r"[0-9A-Za-z+]+", label):
             raise UserError(f"{ARGUMENT}: {scan} holds {entity}-{label}; rename it with letters and digits only")
     folders = [f"{entity}-{labels[entity]}" for entity in ("sub", "ses") if entity in labels]
     return "/".join([*folders, datatype, "_".join(f"{entity}-{label}" for entity, label in labels.items())])

@@ -1,6 +1,6 @@
 """Evaluation of stage 1 on whole volumes: scores into CSV tables, regions and pictures into a folder."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from heapq import nlargest
@@ -11,14 +11,14 @@ import numpy as np
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
+from torch.utils.data import DataLoader
 
 from data.batches.cutting import lesion_boxes
 from data.files.names import stem_of
 from data.scans.prepared import PreparedScan
-from models.evaluation.eigencam import eigencam, find_layers
+from models.evaluation.explanations import eigencam, find_layers
 from models.evaluation.settings import RPNOutputs
-from models.rpn.module import RPN
-from models.segmentation.settings import ROI_SIZE
+from models.rpn.module import RPN, Detections
 from utils.files import STAGE_1_TABLES, intervals_file
 from utils.plots import pictures_per_scan, plot_slice_boxes, save_figure
 from utils.progress import progress
@@ -38,7 +38,6 @@ from utils.scores.proposals import (
     with_shares,
 )
 
-Detections = dict[str, torch.Tensor]  # of a slice, as `RPN.detect` returns them
 Miss = tuple[int, Callable[[], Figure], str]  # lesion voxels left out in a slice, what draws it, the picture's file
 PER_SCAN_FILE, PER_LESION_FILE, PER_SIZE_FILE = STAGE_1_TABLES
 WORST_MISSES = 10  # pictures of the largest lesions, by voxels left out, that the regions do not cover
@@ -46,29 +45,28 @@ WORST_MISSES = 10  # pictures of the largest lesions, by voxels left out, that t
 
 def evaluate_rpn(
     model: RPN,
-    scans: Iterable[PreparedScan],
-    total: int,
+    scans: DataLoader,
     name: str,
     outputs: RPNOutputs,
     seed: int,
-    roi_size: tuple[int, int, int] = ROI_SIZE,
-    batch_size: int = 32,
+    roi_size: tuple[int, int, int],
+    batch_size: int,
 ) -> dict[str, Estimate]:
     """Score the proposals of volumes with masks; writes what docs/outputs.md lists.
 
     Args:
-        total: how many scans there are.
+        scans: `PreparedScan` by `PreparedScan`.
         seed: of the choice of pictures and of the intervals.
 
     Returns:
         The scores by column name of ``rpn_scores.csv``, and the lesion recall by volume.
     """
-    folder, drawn = Path(outputs.scores_dir) / name, pictures_per_scan(outputs.n_predictions, total, seed)
+    folder, drawn = Path(outputs.scores_dir) / name, pictures_per_scan(outputs.n_predictions, len(scans), seed)
     counts, lesions, regions = {}, [], {}
     slices: list[SliceProposals] = []
     misses: list[Miss] = []
     layers = find_layers(model, outputs.target_layers)
-    for scan, n_pictures in zip(progress(scans, f"Testing {name}", total), drawn, strict=True):
+    for scan, n_pictures in zip(progress(scans, f"Testing {name}"), drawn, strict=True):
         proposals = _propose(model, scan, roi_size, batch_size)
         regions[scan.name], proposed = proposals.regions, proposals.proposed
         counts[scan.name] = count_proposals(proposed, proposals.mask, scan.brain)
@@ -79,7 +77,7 @@ def evaluate_rpn(
         for z in shown:
             save_figure(proposals.picture(z)(), folder / "predictions" / proposals.file(z))
         for z, heat in (eigencam(model, scan, shown, layers) if layers else {}).items():
-            save_figure(proposals.heat_picture(z, heat), folder / "eigencam" / proposals.file(z))
+            save_figure(proposals.picture(z, heat)(), folder / "eigencam" / proposals.file(z))
     for _, draw, file in misses if outputs.n_predictions else []:
         save_figure(draw(), folder / "misses" / file)
     write_regions(folder / "regions.json", regions)
@@ -123,7 +121,7 @@ class ScanProposals:
 
     scan: PreparedScan
     mask: np.ndarray
-    detections: dict[int, Detections]
+    detections: Detections
     proposing: ProposalBoxes
     regions: list[Region]
     proposed: np.ndarray
@@ -132,8 +130,9 @@ class ScanProposals:
         rows = []
         for z, detections in self.detections.items():
             size, counts = count_slice(self.proposed, self.mask, self.scan.brain, z)
-            target, proposing = _box_target(self.mask[z]), self.proposing.in_slice(z)
-            rows.append(SliceProposals(self.scan.name, size, detections, target, proposing, counts))
+            boxes = torch.from_numpy(lesion_boxes(self.mask[z]))
+            target = {"boxes": boxes, "labels": torch.ones(len(boxes), dtype=torch.int64)}
+            rows.append(SliceProposals(self.scan.name, size, detections, target, self.proposing.in_slice(z), counts))
         return rows
 
     def slices_to_show(self, n: int) -> list[int]:
@@ -147,28 +146,16 @@ class ScanProposals:
         voxels, z = max(left_out, key=itemgetter(0), default=(0, 0))
         return [(voxels, self.picture(z), self.file(z))] if voxels else []
 
-    def picture(self, z: int) -> Callable[[], Figure]:
-        """What draws a slice; it does not hold on to the volume."""
-        here = [r for r in self.regions if r.region_start <= z < r.region_end]
-        box = np.array([[r.xmin, r.ymin, r.xmax, r.ymax] for r in here]).reshape(-1, 4)
-        image, mask = self._image(z), self.mask[z].copy()
-        return partial(plot_slice_boxes, image, mask, *self._boxes(z), box, self._title(z))
-
-    def heat_picture(self, z: int, heat: np.ndarray) -> Figure:
-        """A slice with its EigenCAM (H, W)."""
-        return plot_slice_boxes(self._image(z), self.mask[z], *self._boxes(z), None, self._title(z), heat)
+    def picture(self, z: int, heat: np.ndarray | None = None) -> Callable[[], Figure]:
+        """What draws a slice with its regions or its EigenCAM (H, W); it does not hold on to the volume."""
+        here = [r for r in self.regions if heat is None and r.region_start <= z < r.region_end]
+        regions = np.array([[r.xmin, r.ymin, r.xmax, r.ymax] for r in here]).reshape(-1, 4)
+        image, mask = self.scan.scan[0, z].astype(np.float32), self.mask[z].copy()
+        boxes, scores = self.detections[z]["boxes"].numpy(), self.detections[z]["scores"].numpy()
+        return partial(plot_slice_boxes, image, mask, boxes, scores, regions, f"{self.scan.name}, slice {z}", heat)
 
     def file(self, z: int) -> str:
         return f"{stem_of(self.scan.name)}_slice-{z:03d}.png"
-
-    def _image(self, z: int) -> np.ndarray:
-        return self.scan.scan[0, z].astype(np.float32)
-
-    def _boxes(self, z: int) -> tuple[np.ndarray, np.ndarray]:
-        return self.detections[z]["boxes"].numpy(), self.detections[z]["scores"].numpy()
-
-    def _title(self, z: int) -> str:
-        return f"{self.scan.name}, slice {z}"
 
 
 def _propose(model: RPN, scan: PreparedScan, roi_size: tuple[int, int, int], batch_size: int) -> ScanProposals:
@@ -177,8 +164,3 @@ def _propose(model: RPN, scan: PreparedScan, roi_size: tuple[int, int, int], bat
     proposing = model.keep(scan, detections, roi_size)
     regions = regions_of(proposing, scan.brain, roi_size, model.hparams["consistency"])
     return ScanProposals(scan, scan.mask, detections, proposing, regions, region_mask(regions, scan.space.shape))
-
-
-def _box_target(mask: np.ndarray) -> Detections:
-    boxes = torch.from_numpy(lesion_boxes(mask))
-    return {"boxes": boxes, "labels": torch.ones(len(boxes), dtype=torch.int64)}

@@ -1,11 +1,14 @@
-"""Evaluation of stage 2 on whole volumes: scores into CSV tables, predictions and pictures into a folder."""
+"""Evaluation of stage 2 on whole volumes: scores into CSV tables, predictions, maps and pictures into a folder."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pandas as pd
+from scipy.special import entr
+from torch import nn
 
 from data.files.names import result_name
 from data.files.space import resample
@@ -13,31 +16,24 @@ from data.files.volumes import write_like
 from data.scans.checks import read_mask
 from data.scans.cohort import Case
 from data.scans.prepared import PreparedScan
-from models.evaluation.gradcam import find_layers
-from models.evaluation.maps import MapWriter
+from models.ensembles import StrokeFormerEnsemble
+from models.evaluation.explanations import find_layers, gradcam
 from models.evaluation.settings import Outputs
 from models.pipeline import Prediction, TwoStage
+from models.segmentation.module import StrokeFormer
 from utils.files import STAGE_2_TABLES, intervals_file
-from utils.plots import pictures_per_scan, plot_volume_prediction, save_figure
+from utils.plots import pictures_per_scan, plot_gradcam, plot_volume_prediction, save_figure
 from utils.progress import progress
 from utils.regions.region import write_regions
 from utils.scores.components import lesion_load
+from utils.scores.decision import lesion_probability
 from utils.scores.intervals import Estimate, interval_rows, means, ratios
 from utils.scores.lesions import lesion_rows
 from utils.scores.metrics import SIZE_BINS, scan_scores, scores_by_size, slice_scores
 from utils.scores.overlap import OVERLAP_SCORES
 
-Writer = Callable[[Case, Prediction], None]
+CaseScores = tuple[dict, pd.DataFrame, pd.DataFrame]  # by `scan_scores`, `lesion_rows`, `slice_scores`, on its own grid
 PER_SCAN_FILE, PER_LESION_FILE, VOLUMES_FILE = STAGE_2_TABLES
-
-
-@dataclass(frozen=True)
-class CaseScores:
-    """What is measured of a case on its own grid: by `scan_scores`, `lesion_rows` and `slice_scores`."""
-
-    scores: dict[str, float]
-    lesions: pd.DataFrame
-    slices: pd.DataFrame
 
 
 def evaluate_strokeformer(
@@ -47,7 +43,7 @@ def evaluate_strokeformer(
     name: str,
     outputs: Outputs,
     seed: int,
-    keep: Writer | None = None,
+    keep: Callable[[Case, Prediction], None] | None = None,
 ) -> dict[str, Estimate] | None:
     """Segment scans and, where they have masks, score them; writes what docs/outputs.md lists.
 
@@ -63,8 +59,7 @@ def evaluate_strokeformer(
     maps = MapWriter(pipeline, outputs, folder)
     layers = find_layers(pipeline.segmenter, outputs.target_layers)
     drawn = pictures_per_scan(min(outputs.n_predictions, len(cases)), len(cases), seed)
-    volumes, regions = {}, {}
-    scored: dict[str, CaseScores] = {}
+    volumes, scored, regions = [], [], {}
     for case, scan, pictures in zip(progress(cases, f"Testing {name}"), scans, drawn, strict=True):
         prediction = pipeline.predict(scan)
         write_like(folder / "predictions" / result_name(case.scan, "prediction"), prediction.classes, case.scan)
@@ -72,60 +67,56 @@ def evaluate_strokeformer(
         if keep:
             keep(case, prediction)
         target = None if case.mask is None else read_mask(case)
-        volumes[case.name] = _volumes(prediction.lesions, target, scan.own_spacing_mm)
+        volumes.append(_volumes(scan, prediction.lesions, target))
         if target is not None:
-            scored[case.name] = _score_case(scan, prediction.lesions, target)
+            scored.append(_score_case(scan, prediction.lesions, target))
+        regions[case.name] = prediction.regions or []
         if pictures:
-            _draw(case.stem, prediction, folder / "predictions")
+            image, lesions = scan.scan[0].astype(np.float32), prediction.lesions_on_grid
+            figure = plot_volume_prediction(image, scan.mask, lesions, regions[case.name], scan.name)
+            save_figure(figure, folder / "predictions" / f"{case.stem}.png")
         if pictures and layers:
             maps.write_gradcam(case, prediction, layers)
-        regions[case.name] = prediction.regions or []
     if pipeline.regions_of is not None:
         write_regions(folder / "regions.json", regions)
-    outputs.update(name, {VOLUMES_FILE: _by_scan(volumes)})
+    outputs.update(name, {VOLUMES_FILE: pd.DataFrame(volumes)})
     return _save_scores(outputs, name, scored, seed) if scored else None
 
 
-def _volumes(prediction: np.ndarray, target: np.ndarray | None, spacing_mm: tuple[float, float, float] | None) -> dict:
-    """A case's row of `VOLUMES_FILE`: number and cm3 of the predicted lesions and, with a mask, of the true ones."""
-    row: dict[str, object] = {}
+# --- scores --------------------------------------------------------------------------------------------
+
+
+def _volumes(scan: PreparedScan, prediction: np.ndarray, target: np.ndarray | None) -> dict:
+    """A row of `VOLUMES_FILE`: number and cm3 of the predicted lesions and, with a mask, of the true ones."""
+    row: dict[str, object] = {"scan": scan.name}
     for whose, mask in (("predicted", prediction), ("true", target)):
-        load = (pd.NA, np.nan) if mask is None else lesion_load(mask, spacing_mm)
+        load = (pd.NA, np.nan) if mask is None else lesion_load(mask, scan.own_spacing_mm)
         row[f"{whose}_lesions"], row[f"{whose}_cm3"] = load
     return row
 
 
 def _score_case(scan: PreparedScan, prediction: np.ndarray, target: np.ndarray) -> CaseScores:
     brain = resample(scan.brain[None], scan.space, scan.own)[0]
-    return CaseScores(
-        scan_scores(prediction, target, scan.own_spacing_mm),
-        lesion_rows(prediction, target, scan.own_spacing_mm, scan.own.affine),
-        slice_scores(prediction, target, brain),
+    return (
+        {"scan": scan.name, **scan_scores(prediction, target, scan.own_spacing_mm)},
+        lesion_rows(prediction, target, scan.own_spacing_mm, scan.own.affine).assign(scan=scan.name),
+        slice_scores(prediction, target, brain).assign(scan=scan.name),
     )
 
 
-def _by_scan(rows: dict[str, dict]) -> pd.DataFrame:
-    """A table of the rows of each scan by its name, which is the column ``scan``."""
-    return pd.DataFrame([{"scan": scan, **row} for scan, row in rows.items()])
-
-
-def _draw(file: str, prediction: Prediction, folder: Path) -> None:
-    scan, lesions, regions = prediction.scan, prediction.lesions_on_grid, prediction.regions or []
-    image = scan.scan[0].astype(np.float32)
-    save_figure(plot_volume_prediction(image, scan.mask, lesions, regions, scan.name), folder / f"{file}.png")
-
-
-def _save_scores(outputs: Outputs, name: str, scored: dict[str, CaseScores], seed: int) -> dict[str, Estimate]:
-    per_scan = _by_scan({scan: case.scores for scan, case in scored.items()})
-    per_lesion, per_slice = (
-        pd.concat([getattr(case, part).assign(scan=scan) for scan, case in scored.items()], ignore_index=True)
-        for part in ("lesions", "slices")
-    )
+def _save_scores(outputs: Outputs, name: str, scored: list[CaseScores], seed: int) -> dict[str, Estimate]:
+    rows, lesions, slices = zip(*scored, strict=True)
+    per_scan = pd.DataFrame(list(rows))
+    per_lesion, per_slice = (pd.concat(tables, ignore_index=True) for tables in (lesions, slices))
     per_lesion.insert(0, "scan", per_lesion.pop("scan"))
     estimates = means(per_scan.drop(columns="scan"), seed)
+    intervals = [interval_rows(estimates)]
+    for size in SIZE_BINS:  # of the means over its slices; those of a scan are drawn together
+        by_scan = per_slice[per_slice["size"] == size].groupby("scan")[list(OVERLAP_SCORES)]
+        intervals.append(interval_rows(ratios(by_scan.sum(), by_scan.count(), seed), size))
     tables = {
         outputs.scores_file: pd.DataFrame([{score: estimate.mean for score, estimate in estimates.items()}]),
-        intervals_file(outputs.scores_file): pd.concat([interval_rows(estimates), _size_intervals(per_slice, seed)]),
+        intervals_file(outputs.scores_file): pd.concat(intervals),
         PER_SCAN_FILE: per_scan,
         PER_LESION_FILE: per_lesion,
         outputs.per_size_scores_file: scores_by_size(per_slice),
@@ -134,10 +125,57 @@ def _save_scores(outputs: Outputs, name: str, scored: dict[str, CaseScores], see
     return estimates
 
 
-def _size_intervals(per_slice: pd.DataFrame, seed: int) -> pd.DataFrame:
-    """Intervals of the means over the slices of each size; the slices of a scan are drawn together."""
-    rows = []
-    for size in SIZE_BINS:
-        by_scan = per_slice[per_slice["size"] == size].groupby("scan")[list(OVERLAP_SCORES)]
-        rows.append(interval_rows(ratios(by_scan.sum(), by_scan.count(), seed), size))
-    return pd.concat(rows)
+# --- maps ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class MapWriter:
+    """Writes maps of scans as float32 in [0, 1], in the format of each scan, below a model's folder."""
+
+    pipeline: TwoStage
+    outputs: Outputs
+    folder: Path
+
+    def write(self, case: Case, prediction: Prediction) -> None:
+        """Write what ``--probabilities`` and ``--uncertainty`` ask for."""
+        if self.outputs.probabilities:
+            self._write("probabilities", "probability", prediction.lesion_probability, case)
+        if self.outputs.uncertainty:
+            self._write("uncertainty", "uncertainty", predictive_entropy(self._mean_of_views(prediction)), case)
+
+    def _mean_of_views(self, prediction: Prediction) -> np.ndarray:
+        """The lesion probability over members or, of one network, over the scan and its mirror image."""
+        network, sliding = self.pipeline.segmenter, self.pipeline.sliding
+        if isinstance(network, StrokeFormerEnsemble) or sliding.flip_average:
+            return prediction.lesion_probability
+        mirrored = cast(StrokeFormer, network).segment_mirrored(
+            prediction.scan, prediction.regions, sliding, self.pipeline.batch_size
+        )
+        return lesion_probability(prediction.scan.to_own_grid((prediction.probabilities + mirrored) / 2))
+
+    def write_gradcam(self, case: Case, prediction: Prediction, layers: Sequence[nn.Module]) -> None:
+        """Write and draw where layers see a lesion."""
+        scan, lesions, network = prediction.scan, prediction.lesions_on_grid, self.pipeline.segmenter
+        assert isinstance(network, StrokeFormer)  # which the layers are of
+        heat = gradcam(network, scan, prediction.regions, layers, self.pipeline.sliding)
+        figure = plot_gradcam(scan.scan[0].astype(np.float32), heat, scan.mask, lesions, scan.name)
+        save_figure(figure, self.folder / "gradcam" / f"{case.stem}.png")
+        self.write_heat(case, scan, heat)
+
+    def write_heat(self, case: Case, scan: PreparedScan, heat: np.ndarray) -> None:
+        """Write heat (D, H, W) of the networks' grid."""
+        on_own_grid = resample(heat[None], scan.space, scan.own, outside=[0.0])[0]
+        self._write("gradcam", "gradcam", np.clip(on_own_grid, 0, 1), case)
+
+    def _write(self, folder: str, kind: str, values: np.ndarray, case: Case) -> None:
+        write_like(self.folder / folder / result_name(case.scan, kind), values, case.scan)
+
+
+def predictive_entropy(lesion: np.ndarray) -> np.ndarray:
+    """How uncertain a mean lesion probability p is, -p log2(p) - (1 - p) log2(1 - p): 0 to 1 bit.
+
+    As Kendall and Gal (2017, arXiv 1703.04977, section 2.1). The mean is that over a scan and its mirror image, or over
+    an ensemble (Lakshminarayanan et al., 2017, arXiv 1612.01474): it is large where each says about 0.5, and where one
+    is as sure of a lesion as the other is of none.
+    """
+    return np.clip((entr(lesion) + entr(1 - lesion)) / np.log(2), 0, 1).astype(lesion.dtype)

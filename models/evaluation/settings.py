@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from models.rpn.settings import RegionSettings
 from utils.files import STAGE_1_TABLES, STAGE_2_TABLES, intervals_file, read_scores, require_writable, update_table
@@ -24,19 +24,15 @@ def layers_option(what: str):
 class Results:
     """Results."""
 
+    more_tables: ClassVar[tuple[str, ...]] = ()  # beside `scores_file` and its intervals
     scores_dir: str = scores_dir_option("./scores")
     scores_file: str = option(str, "CSV of mean scores, a row per model", "scores.csv", on_resume=TESTS_ANEW)
     n_predictions: int = option(non_negative_int, "predictions to draw", 30, on_resume=TESTS_ANEW, shared=True)
 
     @property
-    def more_tables(self) -> tuple[str, ...]:
-        """The tables beside `scores_file` and its intervals."""
-        raise NotImplementedError
-
-    @property
     def tables(self) -> list[Path]:
         """All tables of scores."""
-        files = self.scores_file, intervals_file(self.scores_file), *self.more_tables
+        files = (self.scores_file, intervals_file(self.scores_file), *self.more_tables)
         return [Path(self.scores_dir) / file for file in files]
 
     def require_writable(self, argument: str = "--scores_dir") -> None:
@@ -55,26 +51,24 @@ class Results:
 class RPNOutputs(Results):
     """Results."""
 
+    more_tables: ClassVar = STAGE_1_TABLES
     scores_dir: str = scores_dir_option("./rpn_scores")
     target_layers: tuple[str, ...] | None = layers_option("layers of the 2D backbone to draw EigenCAM for")
-
-    @property
-    def more_tables(self) -> tuple[str, ...]:
-        return STAGE_1_TABLES
 
 
 @dataclass(frozen=True)
 class Outputs(Results):
     """Results."""
 
+    more_tables: ClassVar = STAGE_2_TABLES
     target_layers: tuple[str, ...] | None = layers_option("layers of the 3D network to draw Grad-CAM for")
     per_size_scores_file: str = "per_size_scores.csv"  # an option of test_strokeformer.py alone, as the maps are
     probabilities: bool = False
     uncertainty: bool = False
 
     @property
-    def more_tables(self) -> tuple[str, ...]:
-        return *STAGE_2_TABLES, self.per_size_scores_file
+    def tables(self) -> list[Path]:
+        return [*super().tables, Path(self.scores_dir) / self.per_size_scores_file]
 
 
 SEVERAL = "a checkpoint, or several or the folder of a cross-validation for the mean of their predictions"
