@@ -101,10 +101,19 @@ class ICILoss(nn.Module):
         loss, (lesions, windows) = self.batch_loss(logits, labels), number_lesions(labels)
         probability = _lesion_probability(logits)
         predicted, predicted_windows = number_lesions((probability > LESION)[:, None])
-        counts = len(windows), len(predicted_windows)
-        if len(windows):
-            loss = loss + self.lesion_weight * _dices_of_lesions(probability, lesions, predicted, *counts).mean()
-        return loss + self.centre_weight * _dice_of_centres(probability, lesions, predicted, counts[1])
+        n_lesions, n_predicted, ones = len(windows), len(predicted_windows), torch.ones_like(probability)
+        if n_lesions:
+            touching = probability.new_zeros(n_lesions + 1, n_predicted + 1)
+            touching[lesions.flatten(), predicted.flatten()] = 1
+            own, size = (_sums(values, lesions, n_lesions) for values in (probability, ones))
+            beside = _sums(probability * (lesions == 0), predicted, n_predicted)
+            of_lesions = 1 - (2 * own + SMOOTH) / (own + touching[1:, 1:] @ beside + size + SMOOTH)
+            loss = loss + self.lesion_weight * of_lesions.mean()
+        total, voxels = (_sums(values, predicted, n_predicted) for values in (probability, ones))
+        cubes = torch.cat([total.new_zeros(1), total / voxels])[_cubes(predicted)]
+        true = (_cubes(lesions) > 0).to(cubes)
+        of_centres = 1 - (2 * (cubes * true).sum() + SMOOTH) / (cubes.sum() + true.sum() + SMOOTH)
+        return loss + self.centre_weight * of_centres
 
 
 OWN = {"CCDiceCELoss": CCDiceCELoss, "ICILoss": ICILoss}
@@ -135,27 +144,6 @@ def nearest_lesions(lesions: torch.Tensor) -> torch.Tensor:
             places = ndimage.distance_transform_edt(window == 0, return_distances=False, return_indices=True)
             window[:] = window[tuple(places)]
     return torch.from_numpy(nearest).to(lesions.device)
-
-
-def _dices_of_lesions(
-    probability: torch.Tensor, lesions: torch.Tensor, predicted: torch.Tensor, n_lesions: int, n_predicted: int
-) -> torch.Tensor:
-    """(N,) Dice loss of each lesion with the predicted ones that touch it, both numbered (`number_lesions`)."""
-    touching = probability.new_zeros(n_lesions + 1, n_predicted + 1)
-    touching[lesions.flatten(), predicted.flatten()] = 1
-    own, size = (_sums(values, lesions, n_lesions) for values in (probability, torch.ones_like(probability)))
-    beside = _sums(probability * (lesions == 0), predicted, n_predicted)
-    return 1 - (2 * own + SMOOTH) / (own + touching[1:, 1:] @ beside + size + SMOOTH)
-
-
-def _dice_of_centres(
-    probability: torch.Tensor, lesions: torch.Tensor, predicted: torch.Tensor, n_predicted: int
-) -> torch.Tensor:
-    """The Dice loss of the cubes around lesions' centres; arguments as for `_dices_of_lesions`."""
-    total, voxels = (_sums(values, predicted, n_predicted) for values in (probability, torch.ones_like(probability)))
-    cubes = torch.cat([total.new_zeros(1), total / voxels])[_cubes(predicted)]
-    true = (_cubes(lesions) > 0).to(cubes)
-    return 1 - (2 * (cubes * true).sum() + SMOOTH) / (cubes.sum() + true.sum() + SMOOTH)
 
 
 def _cubes(numbers: torch.Tensor) -> torch.Tensor:

@@ -1,13 +1,12 @@
-"""From lesion probabilities to lesions: a threshold and the smallest component, chosen on validation scans."""
+"""What is lesion, given its probability: the threshold and the smallest lesion, chosen on validation scans."""
 
 from collections.abc import Iterable
 
-import numpy as np
 import pandas as pd
 
 from models.pipeline import Prediction
 from utils.regions.region import detected_mask
-from utils.scores.components import Components, find_components, voxel_cm3
+from utils.scores.components import find_components, voxel_cm3
 from utils.scores.decision import Decision
 from utils.scores.overlap import overlap_scores
 
@@ -34,27 +33,22 @@ def _rows(prediction: Prediction) -> list[dict[str, float]]:
     """The scores of each decision on one scan."""
     scan, rows = prediction.scan, []
     assert scan.mask is not None  # a training has masks
-    lesion, detected = 1 - prediction.probabilities[0], detected_mask(prediction.regions, prediction.scan.brain.shape)
+    lesion, detected = 1 - prediction.probabilities[0], detected_mask(prediction.regions, scan.brain.shape)
     for threshold in THRESHOLDS:
         components = find_components(lesion > threshold, scan.mask)
         confirmed = True if detected is None else components.touching(detected)
         for smallest in SMALLEST_CM3:
-            lesions = confirmed & (components.predicted_voxels * voxel_cm3(scan.space.spacing_mm) >= smallest)
-            rows.append({"threshold": threshold, "smallest_cm3": smallest, **_counts(components, lesions)})
+            kept = confirmed & (components.predicted_voxels * voxel_cm3(scan.space.spacing_mm) >= smallest)
+            common, true = components.common[:, kept], components.true_voxels.sum()
+            tp, predicted, found = common.sum(), components.predicted_voxels[kept].sum(), int(common.any(1).sum())
+            dice = float(overlap_scores(tp, predicted - tp, true - tp, 0)["dice"]) if true else float("nan")
+            counts = {"found": found, "missed": len(common) - found, "false": int((~common.any(0)).sum())}
+            rows.append({"threshold": threshold, "smallest_cm3": smallest, "dice": dice, **counts})
     return rows
 
 
-def _counts(components: Components, lesions: np.ndarray) -> dict[str, float]:
-    """The Dice of the voxels, NaN without lesion, and the counts of lesions; (N,) bool tells the predicted ones."""
-    common, true = components.common[:, lesions], components.true_voxels.sum()
-    inside, predicted, found = common.sum(), components.predicted_voxels[lesions].sum(), int(common.any(1).sum())
-    dice = float(overlap_scores(inside, predicted - inside, true - inside, 0)["dice"]) if true else np.nan
-    return {"dice": dice, "found": found, "missed": len(common) - found, "false": int((~common.any(0)).sum())}
-
-
 def choose_decision(table: pd.DataFrame) -> Decision:
-    """The decision with the largest sum of Dice and lesion F1; of equal ones, or without lesions, that nearest to an
-    argmax."""
+    """The decision with the largest sum of Dice and lesion F1; of equal ones that nearest to an argmax."""
     gain = (table.dice + table.lesion_f1).fillna(0)
     order = table.assign(gain=gain.round(6), off=(table.threshold - 0.5).abs())
     best = order.sort_values(["gain", "off", "smallest_cm3"], ascending=[False, True, True]).iloc[0]
