@@ -58,7 +58,12 @@ class Prediction:
     @cached_property
     def classes(self) -> np.ndarray:
         """(D, H, W) uint8 on the scan's own grid: the class of each voxel, 0 for background."""
-        return self.decision.classes(self.own_probabilities, self.scan.own.spacing_mm, self._detected)
+        # What stage 1 detected grows by a voxel of this grid: between thick slices a small box would fall through.
+        margin = [math.ceil(max(self.scan.own.spacing_mm) / side) for side in self.scan.space.spacing_mm]
+        detected = detected_mask(self.regions, self.scan.brain.shape, margin)
+        if detected is not None:
+            detected = resample(detected[None], self.scan.space, self.scan.own)[0]
+        return self.decision.classes(self.own_probabilities, self.scan.own.spacing_mm, detected)
 
     @property
     def lesions(self) -> np.ndarray:
@@ -69,16 +74,6 @@ class Prediction:
     def lesions_on_grid(self) -> np.ndarray:
         """(D, H, W) bool on the networks' grid, for pictures."""
         return resample(self.lesions[None], self.scan.own, self.scan.space)[0]
-
-    @property
-    def _detected(self) -> np.ndarray | None:
-        """What stage 1 detected, (D, H, W) bool on the scan's own grid; None without regions.
-
-        Its boxes grow by a voxel of that grid: between thick slices a small box would fall through.
-        """
-        margin = [math.ceil(max(self.scan.own.spacing_mm) / side) for side in self.scan.space.spacing_mm]
-        detected = detected_mask(self.regions, self.scan.brain.shape, margin)
-        return None if detected is None else resample(detected[None], self.scan.space, self.scan.own)[0]
 
 
 @dataclass(frozen=True)

@@ -55,13 +55,10 @@ def has_bfloat16(device: torch.device) -> bool:
 class ScaledGradients(MixedPrecision):
     """Lightning's scaling of gradients, or small ones vanish in float16, without its autocast."""
 
-    def __init__(self) -> None:
-        super().__init__("16-mixed", "cuda")
-
     def forward_context(self):
         return nullcontext()
 
 
 def gradient_scaling() -> list[MixedPrecision]:
     """Plugins that a Lightning trainer needs for the precision."""
-    return [ScaledGradients()] if _precision == "16-mixed" else []
+    return [ScaledGradients("16-mixed", "cuda")] if _precision == "16-mixed" else []

@@ -12,10 +12,10 @@ from data.scans.grid import Grid
 from data.scans.prepared import PreparedScan
 from models.precision import autocast
 from models.rpn.anchors import ANCHOR_SIZES, REFERENCE_SIZE
-from models.rpn.detector import build_detector, head_window
+from models.rpn.detector import Detector, head_window
 from models.schedule import optimise
 from utils.regions.measures import box_scores
-from utils.regions.region import Region
+from utils.regions.region import Region, Shape
 from utils.regions.rules import ProposalBoxes, regions_of, select_boxes
 
 DEFAULT_THRESHOLD = 0.5  # of a detection that proposes a region, until calibration finds a better one
@@ -25,14 +25,12 @@ MONITOR = ("val_map_50", "max")
 WARMUP_STEPS = 30
 
 Detections = dict[int, dict[str, torch.Tensor]]  # of a volume by slice index, each as of `RPN.detect`
-Size = tuple[int, int, int]  # (D, H, W) in voxels
 
 
 class RPN(pl.LightningModule):
     """Faster R-CNN with one foreground class on slices (C, H, W) in [0, 1].
 
     Args:
-        in_channels: channels of a scan.
         anchor_sizes: in pixels of a slice with a shorter side of `REFERENCE_SIZE`, one a pyramid level.
         image_size: pixels to which `slice_side` is resized inside; anchors scale with it.
         slice_side: shorter side of the training's slices in voxels, so that voxels of slices of any size are enlarged
@@ -60,7 +58,7 @@ class RPN(pl.LightningModule):
     ) -> None:
         super().__init__()
         self.save_hyperparameters(ignore="backbone_weights")
-        self.detector = build_detector(in_channels, anchor_sizes, image_size, slice_side, backbone_weights)
+        self.detector = Detector(in_channels, anchor_sizes, image_size, slice_side, backbone_weights)
         self.val_slices: list[tuple[dict, dict]] = []  # detections and targets
 
     # --- training ------------------------------------------------------------------------------------
@@ -85,12 +83,10 @@ class RPN(pl.LightningModule):
         confident = [each["boxes"][each["scores"] >= DEFAULT_THRESHOLD].numpy() for each in detections]
         scores = box_scores(list(detections), list(targets), confident)
         values = torch.tensor(list(scores.values()), device=self.device)
-        sums, known = map(self._over_processes, (values.nan_to_num(), values.isfinite().float()))
+        own = torch.stack([values.nan_to_num(), values.isfinite().float()])
+        sums, known = self.trainer.strategy.reduce(own, reduce_op="sum")
         self.log_dict({f"val_{name}": mean for name, mean in zip(scores, sums / known, strict=True)}, sync_dist=True)
         self.val_slices = []
-
-    def _over_processes(self, values: torch.Tensor) -> torch.Tensor:
-        return self.trainer.strategy.reduce(values, reduce_op="sum")
 
     @torch.no_grad()
     def validation_losses(self, images: list[torch.Tensor], targets: list[dict]) -> dict[str, torch.Tensor]:
@@ -143,19 +139,19 @@ class RPN(pl.LightningModule):
         slices = prepared.slices()
         return dict(zip(slices, self.detect(map(torch.from_numpy, slices.values()), batch_size), strict=True))
 
-    def regions(self, prepared: PreparedScan, roi_size: Size) -> list[Region]:
+    def regions(self, prepared: PreparedScan, roi_size: Shape) -> list[Region]:
         """The regions of a volume."""
         return self.propose(prepared, self.detect_volume(prepared), roi_size)
 
     def propose(
-        self, prepared: PreparedScan, detections: Detections, roi_size: Size, threshold: float | None = None
+        self, prepared: PreparedScan, detections: Detections, roi_size: Shape, threshold: float | None = None
     ) -> list[Region]:
         """The volume's regions, made consistent over slices, at the threshold (None for the model's own)."""
         boxes = self.keep(prepared, detections, roi_size, threshold)
         return regions_of(boxes, prepared.brain, roi_size, self.hparams["consistency"])
 
     def keep(
-        self, prepared: PreparedScan, detections: Detections, roi_size: Size, threshold: float | None = None
+        self, prepared: PreparedScan, detections: Detections, roi_size: Shape, threshold: float | None = None
     ) -> ProposalBoxes:
         """The boxes of a volume that propose its regions; arguments as for `propose`."""
         threshold = self.hparams["score_threshold"] if threshold is None else threshold

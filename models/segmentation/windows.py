@@ -76,8 +76,8 @@ def lay_windows(regions: list[Region], inside: np.ndarray, window: tuple[int, in
     for region in sorted(regions, key=lambda region: -np.prod(region.shape)):
         if (rest := bounding_region(rest_of_all[region.slices])) is None:
             continue
-        corner = zip(rest.slices, region.slices, strict=True)
-        rest = region_of(slice(inner.start + outer.start, inner.stop + outer.start) for inner, outer in corner)
+        pairs = zip(rest.slices, region.slices, strict=True)
+        rest = region_of(slice(inner.start + outer.start, inner.stop + outer.start) for inner, outer in pairs)
         grown = expand_region(grow_region(rest, margin, inside.shape), window, inside.shape)
         lines = [_starts_along(s, roi, overlap) for s, roi in zip(grown.slices, window, strict=True)]
         for z, y, x in itertools.product(*lines):
