@@ -47,7 +47,6 @@ class RPNEnsemble(_Ensemble[RPN]):
     """
 
     def regions(self, prepared: PreparedScan, roi_size: Shape) -> list[Region]:
-        """The regions of a volume."""
         return self.propose(prepared, [member.detect_volume(prepared) for member in self.members], roi_size)
 
     def propose(self, prepared: PreparedScan, detections: list[Detections], roi_size: Shape) -> list[Region]:

@@ -90,7 +90,6 @@ class TwoStage:
     batch_size: int = BATCH_SIZE
 
     def predict(self, scan: PreparedScan) -> Prediction:
-        """The regions, probabilities and lesions of a scan."""
         regions = None if self.regions_of is None else self.regions_of(scan)
         probabilities = self.segmenter.segment(scan, regions, self.sliding, self.batch_size)
         return Prediction(scan, regions, probabilities, self.segmenter.decision)

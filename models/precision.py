@@ -35,11 +35,7 @@ def precision_on(device: torch.device) -> str:
 
 
 def autocast(device: torch.device, narrowest_map: int = NARROWEST_MAP) -> torch.autocast:
-    """A context that computes in the precision of `use_precision`.
-
-    Args:
-        narrowest_map: fewest voxels along an axis of any map that a 3D convolution works on.
-    """
+    """Computes in the precision of `use_precision`; no axis of maps of 3D convolutions is below `narrowest_map`."""
     wrong = device.type == "cpu" and narrowest_map < NARROWEST_MAP
     dtype = getattr(torch, PRECISIONS[precision_on(device)])
     half = dtype != torch.float32

@@ -14,6 +14,7 @@ from torchvision.ops import MultiScaleRoIAlign
 
 from data.scans import head
 from data.scans.head import Window
+from models.precision import autocast
 from models.rpn.anchors import ASPECT_RATIOS, REFERENCE_SIZE, SMALLEST_ANCHOR, STRIDES
 from utils.errors import UserError
 
@@ -86,14 +87,15 @@ class Detector(nn.Module):
             window: rows and columns to look at; None for those of `head_window`.
         """
         rows, columns = window = head_window(images) if window is None else window
-        scale, batch = self.scale(images), self.look_at(images, window)
-        corner = torch.tensor([columns.start, rows.start] * 2, dtype=batch.dtype, device=batch.device)
-        if targets is not None:
-            targets = [{**target, "boxes": (target["boxes"] - corner) * scale} for target in targets]
-        listed = ImageList(batch, [tuple(batch.shape[-2:])] * len(batch))
-        features = self.backbone(batch)
-        proposals, anchor_losses = self.rpn(listed, features, targets)
-        detections, box_losses = self.roi_heads(features, proposals, listed.image_sizes, targets)
+        with autocast(images[0].device):
+            scale, batch = self.scale(images), self.look_at(images, window)
+            corner = torch.tensor([columns.start, rows.start] * 2, dtype=batch.dtype, device=batch.device)
+            if targets is not None:
+                targets = [{**target, "boxes": (target["boxes"] - corner) * scale} for target in targets]
+            listed = ImageList(batch, [tuple(batch.shape[-2:])] * len(batch))
+            features = self.backbone(batch)
+            proposals, anchor_losses = self.rpn(listed, features, targets)
+            detections, box_losses = self.roi_heads(features, proposals, listed.image_sizes, targets)
         if self.training:
             return {**anchor_losses, **box_losses}
         return [{**each, "boxes": each["boxes"] / scale + corner} for each in detections]

@@ -10,7 +10,6 @@ from torch import nn
 
 from data.scans.grid import Grid
 from data.scans.prepared import PreparedScan
-from models.precision import autocast
 from models.rpn.anchors import ANCHOR_SIZES, REFERENCE_SIZE
 from models.rpn.detector import Detector, head_window
 from models.schedule import optimise
@@ -65,15 +64,12 @@ class RPN(pl.LightningModule):
 
     def training_step(self, batch, batch_index):
         images, targets = batch
-        with autocast(self.device):
-            losses = self.detector(images, targets)
-        return self._log_losses("train", losses, len(images))
+        return self._log_losses("train", self.detector(images, targets), len(images))
 
     def validation_step(self, batch, batch_index):
         images, targets = batch
         self._log_losses("val", self.validation_losses(images, targets), len(images))
-        with autocast(self.device):
-            detections = [_to_cpu(each) for each in self.detector(images)]
+        detections = [_to_cpu(each) for each in self.detector(images)]
         true = [_to_cpu({key: target[key] for key in ("boxes", "labels")}) for target in targets]
         self.val_slices += zip(detections, true, strict=True)
 
@@ -98,8 +94,7 @@ class RPN(pl.LightningModule):
                 module.eval()
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
             torch.manual_seed(0)
-            with autocast(self.device):
-                losses = self.detector(images, targets)
+            losses = self.detector(images, targets)
         self.detector.eval()
         return losses
 
@@ -117,21 +112,16 @@ class RPN(pl.LightningModule):
 
     @torch.inference_mode()
     def detect(self, slices: Iterable[torch.Tensor], batch_size: int = 32) -> list[dict[str, torch.Tensor]]:
-        """Detections of each slice, on the CPU.
+        """Detections of slices (C, H, W) float32 in [0, 1] of one shape, on the CPU.
 
-        Args:
-            slices: (C, H, W) float32 in [0, 1], all of one shape.
-
-        Returns:
-            A dict a slice: ``boxes`` (N, 4) xyxy in voxels, ``scores`` (N,) in [0, 1], ``labels`` (N,), best first.
+        A dict a slice: ``boxes`` (N, 4) xyxy in voxels, ``scores`` (N,) in [0, 1], ``labels`` (N,), best first.
         """
         self.eval()
         slices, detections = list(slices), []
         window = head_window(slices) if slices else None  # one for all, so that batches do not change the detections
         for start in range(0, len(slices), batch_size):
             batch = [each.to(self.device) for each in slices[start : start + batch_size]]
-            with autocast(self.device):
-                detections += [_to_cpu(each) for each in self.detector(batch, window=window)]
+            detections += [_to_cpu(each) for each in self.detector(batch, window=window)]
         return detections
 
     def detect_volume(self, prepared: PreparedScan, batch_size: int = 32) -> Detections:
@@ -140,7 +130,6 @@ class RPN(pl.LightningModule):
         return dict(zip(slices, self.detect(map(torch.from_numpy, slices.values()), batch_size), strict=True))
 
     def regions(self, prepared: PreparedScan, roi_size: Shape) -> list[Region]:
-        """The regions of a volume."""
         return self.propose(prepared, self.detect_volume(prepared), roi_size)
 
     def propose(

@@ -39,10 +39,7 @@ def build_classification_loss(name: str) -> nn.Module:
 def mask_outside(logits: torch.Tensor, labels: torch.Tensor, region: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Make voxels outside the regions certain, correct background, from which no loss can learn.
 
-    Args:
-        logits: (B, K, D, H, W), class 0 is background.
-        labels: (B, 1, D, H, W) class indices.
-        region: (B, 1, D, H, W), nonzero inside.
+    Of logits (B, K, D, H, W), class 0 background, class indices (B, 1, D, H, W), and regions alike, nonzero inside.
     """
     inside = region > 0
     background = torch.full_like(logits, -CERTAIN)
@@ -74,7 +71,7 @@ class CCDiceCELoss(nn.Module):
         loss, (lesions, windows) = self.batch_loss(logits, labels), number_lesions(labels)
         if not len(windows):
             return loss
-        probability, nearest = _lesion_probability(logits), nearest_lesions(lesions)
+        probability, nearest = 1 - logits.softmax(1)[:, 0], nearest_lesions(lesions)
         inside = (lesions > 0).to(probability)
         errors = functional.cross_entropy(logits, labels[:, 0], reduction="none")
         maps = (probability * inside, probability, inside, errors, torch.ones_like(probability))
@@ -99,7 +96,7 @@ class ICILoss(nn.Module):
     def forward(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """As `CCDiceCELoss`."""
         loss, (lesions, windows) = self.batch_loss(logits, labels), number_lesions(labels)
-        probability = _lesion_probability(logits)
+        probability = 1 - logits.softmax(1)[:, 0]  # of any lesion
         predicted, predicted_windows = number_lesions((probability > LESION)[:, None])
         n_lesions, n_predicted, ones = len(windows), len(predicted_windows), torch.ones_like(probability)
         if n_lesions:
@@ -122,9 +119,8 @@ OWN = {"CCDiceCELoss": CCDiceCELoss, "ICILoss": ICILoss}
 def number_lesions(labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """The 26-connected lesions of windows (B, 1, D, H, W) of class indices; all but background are lesion.
 
-    Returns:
-        (B, D, H, W) int64, the number of each voxel's lesion from 1 on through the batch, 0 outside; and the (N,) index
-        of the window of each lesion.
+    Returns (B, D, H, W) int64, the number of each voxel's lesion from 1 on through the batch, 0 outside, and the (N,)
+    index of the window of each lesion.
     """
     masks = labels[:, 0].cpu().numpy() > 0
     numbers = np.zeros(masks.shape, np.int64)
@@ -162,11 +158,6 @@ def _softmax_dice_ce(config: dict) -> nn.Module:
     if config.get("sigmoid") or not config.get("softmax", True):
         raise ValueError("it needs softmax")
     return monai.losses.DiceCELoss(**{"softmax": True, "to_onehot_y": True, **config})
-
-
-def _lesion_probability(logits: torch.Tensor) -> torch.Tensor:
-    """(B, D, H, W) probability of any lesion."""
-    return 1 - logits.softmax(1)[:, 0]
 
 
 def _sums(values: torch.Tensor, numbers: torch.Tensor, count: int) -> torch.Tensor:

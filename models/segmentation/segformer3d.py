@@ -39,9 +39,6 @@ class SegFormer3D(nn.Module):
         return functional.interpolate(self.logits(self.decoder(maps)), image.shape[2:], mode="trilinear")
 
 
-# --- encoder -------------------------------------------------------------------------------------------
-
-
 class Stage(nn.Module):
     """Embeds overlapping patches and lets them attend to each other.
 
@@ -113,9 +110,6 @@ class MixFFN(nn.Module):
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         mixed = self.mix(self.widen(tokens).movedim(-1, 1)).movedim(1, -1)
         return self.narrow(functional.gelu(mixed))
-
-
-# --- decoder -------------------------------------------------------------------------------------------
 
 
 class MLPDecoder(nn.Module):

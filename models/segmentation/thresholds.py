@@ -2,11 +2,12 @@
 
 from collections.abc import Iterable
 
+import numpy as np
 import pandas as pd
 
 from models.pipeline import Prediction
 from utils.regions.region import detected_mask
-from utils.scores.components import find_components, voxel_cm3
+from utils.scores.components import Components, find_components, voxel_cm3
 from utils.scores.decision import Decision
 from utils.scores.overlap import overlap_scores
 
@@ -22,29 +23,21 @@ def decision_table(predictions: Iterable[Prediction]) -> pd.DataFrame:
         ``lesion_f1`` of the 26-connected lesions, and the numbers of ``found``, ``missed`` and ``false`` ones, over all
         scans together: the F1 of a scan without lesions is 0 or 1.
     """
-    rows = [row for prediction in predictions for row in _rows(prediction)]
+    rows = []
+    for prediction in predictions:
+        scan, lesion = prediction.scan, 1 - prediction.probabilities[0]
+        assert scan.mask is not None  # a training has masks
+        detected = detected_mask(prediction.regions, scan.brain.shape)
+        for threshold in THRESHOLDS:
+            components = find_components(lesion > threshold, scan.mask)
+            confirmed = True if detected is None else components.touching(detected)
+            for smallest in SMALLEST_CM3:
+                kept = confirmed & (components.predicted_voxels * voxel_cm3(scan.space.spacing_mm) >= smallest)
+                rows.append({"threshold": threshold, "smallest_cm3": smallest, **_scores(components, kept)})
     by_decision = pd.DataFrame(rows).groupby(["threshold", "smallest_cm3"], as_index=False)
     table = by_decision.agg({"dice": "mean", "found": "sum", "missed": "sum", "false": "sum"})
     table.insert(3, "lesion_f1", overlap_scores(table.found, table.false, table.missed, 0)["f1"])
     return table
-
-
-def _rows(prediction: Prediction) -> list[dict[str, float]]:
-    """The scores of each decision on one scan."""
-    scan, rows = prediction.scan, []
-    assert scan.mask is not None  # a training has masks
-    lesion, detected = 1 - prediction.probabilities[0], detected_mask(prediction.regions, scan.brain.shape)
-    for threshold in THRESHOLDS:
-        components = find_components(lesion > threshold, scan.mask)
-        confirmed = True if detected is None else components.touching(detected)
-        for smallest in SMALLEST_CM3:
-            kept = confirmed & (components.predicted_voxels * voxel_cm3(scan.space.spacing_mm) >= smallest)
-            common, true = components.common[:, kept], components.true_voxels.sum()
-            tp, predicted, found = common.sum(), components.predicted_voxels[kept].sum(), int(common.any(1).sum())
-            dice = float(overlap_scores(tp, predicted - tp, true - tp, 0)["dice"]) if true else float("nan")
-            counts = {"found": found, "missed": len(common) - found, "false": int((~common.any(0)).sum())}
-            rows.append({"threshold": threshold, "smallest_cm3": smallest, "dice": dice, **counts})
-    return rows
 
 
 def choose_decision(table: pd.DataFrame) -> Decision:
@@ -62,3 +55,11 @@ def decision_summary(table: pd.DataFrame, decision: Decision) -> str:
         f"Lesion is what has a probability above {decision.threshold:g} and fills {decision.smallest_cm3:g} cm3: "
         f"Dice {at.dice:.2f} and lesion F1 {at.lesion_f1:.2f} on the validation scans"
     )
+
+
+def _scores(components: Components, kept: np.ndarray) -> dict[str, float]:
+    """The Dice of the voxels, NaN without lesion, and the counts of lesions; (N,) bool tells the predicted ones."""
+    common, true = components.common[:, kept], components.true_voxels.sum()
+    inside, predicted, found = common.sum(), components.predicted_voxels[kept].sum(), int(common.any(1).sum())
+    dice = float(overlap_scores(inside, predicted - inside, true - inside, 0)["dice"]) if true else np.nan
+    return {"dice": dice, "found": found, "missed": len(common) - found, "false": int((~common.any(0)).sum())}

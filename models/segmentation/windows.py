@@ -48,9 +48,6 @@ def slide(
     return average_windows(predict, prepared.scan, starts, inside, window, outside, batch_size)
 
 
-# --- where windows lie ---------------------------------------------------------------------------------
-
-
 def split_by_depth(regions: list[Region], depth: int | None) -> list[Region]:
     """Cut the regions at the borders of sub-volumes of `depth` slices; None leaves them as they are."""
     if depth is None:
@@ -93,9 +90,6 @@ def _starts_along(span: slice, roi: int, overlap: float) -> list[int]:
     last = max(span.stop - roi, span.start)
     step = max(int(roi * (1 - overlap)), 1)
     return [*range(span.start, last, step), last]
-
-
-# --- their average -------------------------------------------------------------------------------------
 
 
 def average_windows(
