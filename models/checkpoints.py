@@ -75,7 +75,7 @@ def read_checkpoint(path: Path | str) -> dict:
 
 
 def load_rpn(path: Paths, score_threshold: float | None = None) -> RPN | RPNEnsemble:
-    """The RPN of a checkpoint, or the ensemble of several; a `score_threshold` replaces their own."""
+    """The RPN of a checkpoint, or the ensemble of several; `score_threshold` replaces their own; raises `UserError`."""
     members = _load_members(RPN, path, score_threshold=score_threshold)
     return members[0] if len(members) == 1 else RPNEnsemble(tuple(members))
 
@@ -83,17 +83,14 @@ def load_rpn(path: Paths, score_threshold: float | None = None) -> RPN | RPNEnse
 def load_strokeformer(
     path: Paths, lesion_threshold: float | None = None, smallest_lesion_cm3: float | None = None
 ) -> StrokeFormer | StrokeFormerEnsemble:
-    """The StrokeFormer of a checkpoint, or the ensemble of several; what is given of `Decision` replaces their own."""
+    """The StrokeFormer of a checkpoint, or the ensemble of several, likewise, with what is given of a `Decision`."""
     decision = {"lesion_threshold": lesion_threshold, "smallest_lesion_cm3": smallest_lesion_cm3}
     members = _load_members(StrokeFormer, path, **decision)
     return members[0] if len(members) == 1 else StrokeFormerEnsemble(tuple(members))
 
 
 def _load_members(kind: type[Member], path: Paths, **hyperparameters: float | None) -> list[Member]:
-    """The models of one or more checkpoints, with those of the `hyperparameters` that are not None.
-
-    Refuses members of other grids, channels, classes or RoI sizes, or of a rule without evidence to average.
-    """
+    """Models of checkpoints, with the `hyperparameters` that are not None; refuses several that cannot be averaged."""
     paths = paths_of(path)
     files = [Path(path).resolve() for path in paths]
     if repeated := [path for i, path in enumerate(paths) if files[i] in files[:i]]:

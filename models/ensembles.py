@@ -38,12 +38,12 @@ class _Ensemble(Generic[Member]):
 
 
 class RPNEnsemble(_Ensemble[RPN]):
-    """Several RPNs of the rule ``linked``, whose evidence is averaged; it stands where one RPN does.
+    """Several RPNs of the rule ``linked``, which stand where one does: their boxes become common candidates.
 
-    The boxes of all members are linked into common candidates. A candidate is proposed if its log odds exceed a
-    member's threshold on average over the members (`utils.regions.linked.link_boxes`, `pooled`): networks differ in how
-    sure they are of the same lesion, calibrated thresholds run from 0.1 to 0.998, and what is comparable is how far
-    beyond its own threshold each one goes. The mean of the probabilities would be below 0.998 for whatever one misses.
+    A candidate is proposed if its log odds exceed a member's threshold on average over the members
+    (`utils.regions.linked.link_boxes`, `pooled`): networks differ in how sure they are of the same lesion, calibrated
+    thresholds run from 0.1 to 0.998, and what is comparable is how far beyond its own threshold each one goes. The mean
+    of the probabilities would be below 0.998 for whatever one misses.
     """
 
     def regions(self, prepared: PreparedScan, roi_size: Shape) -> list[Region]:

@@ -1,7 +1,4 @@
-"""From a scan to its regions, probabilities and lesions, whatever network or runtime computes them.
-
-No library of networks is imported here: the runner of exported models predicts with the same classes.
-"""
+"""From a scan to regions, probabilities and lesions; no library of networks is needed, for the runner uses it too."""
 
 import math
 from collections.abc import Callable
@@ -18,7 +15,7 @@ from utils.regions.region import Region, detected_mask
 from utils.scores.decision import Decision, lesion_probability
 
 BATCH_SIZE = 8  # windows at a time: another number may round otherwise
-RegionSource = Callable[[PreparedScan], list[Region]]
+RegionSource = Callable[[PreparedScan], list[Region]]  # of the networks' grid
 
 
 class Segmenter(Protocol):
@@ -34,15 +31,11 @@ class Segmenter(Protocol):
 
 @dataclass(frozen=True)
 class Prediction:
-    """The results of both stages for a scan.
-
-    regions: of the networks' grid; None where the whole volume was segmented.
-    probabilities: (K, D, H, W) float32 of each class, on the networks' grid; class 0 is background.
-    """
+    """The results of both stages for a scan."""
 
     scan: PreparedScan
-    regions: list[Region] | None
-    probabilities: np.ndarray
+    regions: list[Region] | None  # of the networks' grid; None where the whole volume was segmented
+    probabilities: np.ndarray  # (K, D, H, W) float32 of each class, on the networks' grid; class 0 is background
     decision: Decision
 
     @cached_property
@@ -78,14 +71,10 @@ class Prediction:
 
 @dataclass(frozen=True)
 class TwoStage:
-    """Both stages together.
-
-    regions_of: from a prepared scan to its regions, by stage 1 or from a file; None to segment whole volumes.
-    batch_size: windows at a time.
-    """
+    """Both stages together."""
 
     segmenter: Segmenter
-    regions_of: RegionSource | None = None
+    regions_of: RegionSource | None = None  # by stage 1 or from a file; None to segment whole volumes
     sliding: SlidingWindow = SlidingWindow()
     batch_size: int = BATCH_SIZE
 

@@ -1,7 +1,5 @@
-"""Half precision where the hardware computes in it.
-
-Not by Lightning's ``precision``, which ignores `NARROWEST_MAP`, holds in training alone, and includes the losses.
-"""
+"""Half precision where the hardware computes in it. Not by Lightning's ``precision``, which ignores `NARROWEST_MAP`,
+holds in training alone, and includes the losses."""
 
 from contextlib import nullcontext
 
@@ -35,7 +33,7 @@ def precision_on(device: torch.device) -> str:
 
 
 def autocast(device: torch.device, narrowest_map: int = NARROWEST_MAP) -> torch.autocast:
-    """Computes in the precision of `use_precision`; no axis of maps of 3D convolutions is below `narrowest_map`."""
+    """A context in the precision of `use_precision`, for 3D convolutions of maps of `narrowest_map` voxels or more."""
     wrong = device.type == "cpu" and narrowest_map < NARROWEST_MAP
     dtype = getattr(torch, PRECISIONS[precision_on(device)])
     half = dtype != torch.float32

@@ -51,15 +51,11 @@ def mask_outside(logits: torch.Tensor, labels: torch.Tensor, region: torch.Tenso
 
 
 class CCDiceCELoss(nn.Module):
-    """DiceCE of the batch, and the mean over lesions of the DiceCE in each one's Voronoi region.
+    """DiceCE of the batch, and `lesion_weight` times the mean over lesions of the DiceCE in each one's Voronoi region.
 
     That holds the voxels of its window that are nearer to it than to any other lesion, so a false positive counts
     against the lesion next to it. CC-DiceCE, Bouteille et al., 2025, arXiv 2511.17146, after the CC-Metrics of Jaus et
-    al., 2024, arXiv 2410.18684.
-
-    Args:
-        lesion_weight: of the mean over lesions beside the loss of the batch.
-        config: of MONAI's ``DiceCELoss`` for the batch, with softmax.
+    al., 2024, arXiv 2410.18684. `config` is of MONAI's ``DiceCELoss`` for the batch, with softmax.
     """
 
     def __init__(self, lesion_weight: float = 1.0, **config) -> None:

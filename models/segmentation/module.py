@@ -27,12 +27,8 @@ GRADIENT_CLIP = 1.0  # largest norm of a step's gradient: an untrained network's
 
 
 class StrokeFormer(pl.LightningModule):
-    """Segmentation of windows and, through `segment`, of volumes.
-
-    Args:
-        lesion_threshold, smallest_lesion_cm3: what is lesion, given its probability (`Decision`).
-        settings: further fields of `SegmenterSettings`.
-    """
+    """Segmentation of windows and, through `segment`, of volumes, with the fields of `Decision` and `settings` of
+    `SegmenterSettings`."""
 
     grid: Grid | None = None  # of a checkpoint
 

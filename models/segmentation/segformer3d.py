@@ -15,10 +15,8 @@ DECODER_FEATURES = 256
 
 
 class SegFormer3D(nn.Module):
-    """Four stages of efficient attention at 1/4 to 1/32 of the resolution, fused at a quarter of it.
-
-    Its logits are enlarged from there: a lesion of a few voxels is lost.
-    """
+    """Four stages of efficient attention at 1/4 to 1/32 of the resolution, fused at a quarter of it: a lesion of a few
+    voxels is lost."""
 
     def __init__(self, in_channels: int, num_classes: int) -> None:
         super().__init__()
@@ -40,10 +38,7 @@ class SegFormer3D(nn.Module):
 
 
 class Stage(nn.Module):
-    """Embeds overlapping patches and lets them attend to each other.
-
-    ``transformer`` keeps the shape of its tokens (B, d, h, w, C), so that an identity can take its place.
-    """
+    """Embeds overlapping patches as tokens (B, d, h, w, C) and lets them attend to each other."""
 
     def __init__(self, in_channels: int, features: int, kernel: int, stride: int, heads: int, reduction: int) -> None:
         super().__init__()

@@ -18,10 +18,9 @@ SMALLEST_CM3 = (0.0, 0.02, 0.05, 0.1, 0.2)
 def decision_table(predictions: Iterable[Prediction]) -> pd.DataFrame:
     """The scores of every `Decision` that may be chosen on scans with masks, a row each.
 
-    Returns:
-        Columns ``threshold``, ``smallest_cm3``; ``dice``, the mean over scans with lesions, NaN without any;
-        ``lesion_f1`` of the 26-connected lesions, and the numbers of ``found``, ``missed`` and ``false`` ones, over all
-        scans together: the F1 of a scan without lesions is 0 or 1.
+    ``dice`` is the mean over scans with lesions, NaN without any. ``lesion_f1`` of the 26-connected lesions, and the
+    numbers of ``found``, ``missed`` and ``false`` ones, are over all scans together: the F1 of a scan without lesions
+    is 0 or 1.
     """
     rows = []
     for prediction in predictions:

@@ -18,9 +18,6 @@ class TransUNet(nn.Module):
     The layout of TransBTS (Wang et al., 2021, arXiv 2103.04430) from MONAI's blocks. At full resolution convolutions
     would take most of the time: the eight voxels of a cube are channels of one place instead, and so are their logits
     (the sub-pixel convolution of Shi et al., 2016, arXiv 1609.05158).
-
-    Args:
-        roi_size: (D, H, W) of every input, multiples of 8.
     """
 
     def __init__(self, in_channels: int, num_classes: int, roi_size: tuple[int, int, int]) -> None:
@@ -43,7 +40,7 @@ class TransUNet(nn.Module):
         self.head = nn.Conv3d(FEATURES[0], num_classes * PATCH**3, kernel_size=1)
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
-        """(B, in_channels, *roi_size) to logits (B, num_classes, *roi_size)."""
+        """(B, in_channels, *roi_size), sides multiples of 8, to logits (B, num_classes, *roi_size)."""
         features, skips = pixelunshuffle(image, 3, PATCH), []
         for encoder in self.encoders:
             features = encoder(features)

@@ -1,8 +1,5 @@
-"""Sliding-window inference of stage 2 over the regions of a scan.
-
-Windows of all regions form one stream of batches; where regions overlap they share windows, and without brain there are
-none. NumPy alone is needed, so that the runner of exported models lays the same windows.
-"""
+"""Sliding-window inference of stage 2 over the regions of a scan, in one stream of batches. Where regions overlap they
+share windows, and without brain there are none. NumPy alone is needed, for the runner lays the same windows."""
 
 import itertools
 from collections.abc import Callable, Sequence
