@@ -75,7 +75,10 @@ def read_checkpoint(path: Path | str) -> dict:
 
 
 def load_rpn(path: Paths, score_threshold: float | None = None) -> RPN | RPNEnsemble:
-    """The RPN of a checkpoint, or the ensemble of several; `score_threshold` replaces their own; raises `UserError`."""
+    """The RPN of a checkpoint, or the ensemble of several; a `score_threshold` replaces their own.
+
+    A `UserError` says what is wrong with a checkpoint, or why several are no ensemble.
+    """
     members = _load_members(RPN, path, score_threshold=score_threshold)
     return members[0] if len(members) == 1 else RPNEnsemble(tuple(members))
 
@@ -83,7 +86,7 @@ def load_rpn(path: Paths, score_threshold: float | None = None) -> RPN | RPNEnse
 def load_strokeformer(
     path: Paths, lesion_threshold: float | None = None, smallest_lesion_cm3: float | None = None
 ) -> StrokeFormer | StrokeFormerEnsemble:
-    """The StrokeFormer of a checkpoint, or the ensemble of several, likewise, with what is given of a `Decision`."""
+    """The StrokeFormer of a checkpoint, or the ensemble of several; what is given of `Decision` replaces their own."""
     decision = {"lesion_threshold": lesion_threshold, "smallest_lesion_cm3": smallest_lesion_cm3}
     members = _load_members(StrokeFormer, path, **decision)
     return members[0] if len(members) == 1 else StrokeFormerEnsemble(tuple(members))

@@ -18,7 +18,7 @@ def region_source(
 ) -> RegionSource | None:
     """The regions of ``--regions`` or ``--rpn_ckpt_path`` as a function of a scan; None where neither is given.
 
-    A regions file must hold all scans, whose file names are `names` and whose voxels `spacing_mm` (D, H, W).
+    A regions file must hold all scans, whose file names are `names` and whose voxels are of `spacing_mm` (D, H, W).
     """
     if settings.rpn_ckpt_path:
         model = load_rpn(settings.rpn_ckpt_path, settings.score_threshold)

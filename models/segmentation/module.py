@@ -27,8 +27,7 @@ GRADIENT_CLIP = 1.0  # largest norm of a step's gradient: an untrained network's
 
 
 class StrokeFormer(pl.LightningModule):
-    """Segmentation of windows and, through `segment`, of volumes, with the fields of `Decision` and `settings` of
-    `SegmenterSettings`."""
+    """Segmentation of windows and, through `segment`, of volumes; `settings` are fields of `SegmenterSettings`."""
 
     grid: Grid | None = None  # of a checkpoint
 
@@ -119,7 +118,7 @@ class StrokeFormer(pl.LightningModule):
     ) -> np.ndarray:
         """(num_classes, D, H, W) float32 class probabilities of a scan, certain background outside brain and regions.
 
-        Without regions, which are of the scan's grid, of the whole volume.
+        `regions` are of the scan's grid; None segments the whole volume.
         """
 
         def flip_averaged(windows: torch.Tensor) -> torch.Tensor:
