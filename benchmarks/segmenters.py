@@ -10,7 +10,7 @@ import timeit
 import torch
 from common import print_markdown
 
-from models.segmentation.networks import build_segmenter
+from models.segmentation.module import build_segmenter
 from models.segmentation.settings import NETWORKS, ROI_SIZE
 
 REPEATS = 3  # the least seconds of so many windows

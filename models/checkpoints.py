@@ -36,8 +36,7 @@ class MarkCheckpoint(pl.Callback):
 def load_model(kind: type[Member], path: Path | str) -> Member:
     """The model of a checkpoint in evaluation mode, on the GPU where there is one, with its `Grid` as ``grid``.
 
-    Raises:
-        UserError: no such file, no checkpoint, or the checkpoint of another model.
+    A `UserError` says that there is no such file, no checkpoint, or the checkpoint of another model.
     """
     checkpoint = read_checkpoint(path)
     held = checkpoint.get("model")
@@ -49,17 +48,12 @@ def load_model(kind: type[Member], path: Path | str) -> Member:
     except (KeyError, TypeError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"checkpoint {path} does not fit this version of {held} ({reason}); train it anew") from None
-    model.grid = _grid_of(checkpoint, path)
+    model.grid = grid_of(checkpoint, path)
     layout = torch.channels_last if kind is RPN else torch.contiguous_format  # 1.7 times as fast on a CPU
     return model.to("cuda" if torch.cuda.is_available() else "cpu", memory_format=layout).eval()
 
 
-def read_grid(path: Path | str) -> Grid | None:
-    """The grid of a checkpoint, without its network; raises as `read_checkpoint`."""
-    return _grid_of(read_checkpoint(path), path)
-
-
-def _grid_of(checkpoint: dict, path: Path | str) -> Grid | None:
+def grid_of(checkpoint: dict, path: Path | str) -> Grid | None:
     """The grid that a network learned on; None for a checkpoint without one."""
     if (held := checkpoint.get("grid")) is None:
         return None
@@ -83,8 +77,7 @@ def read_checkpoint(path: Path | str) -> dict:
 def load_rpn(path: Paths, score_threshold: float | None = None) -> RPN | RPNEnsemble:
     """The RPN of a checkpoint, or the ensemble of several; a `score_threshold` replaces their own.
 
-    Raises:
-        UserError: as `load_model`; several that are no ensemble.
+    A `UserError` says what is wrong with a checkpoint, or why several are no ensemble.
     """
     members = _load_members(RPN, path, score_threshold=score_threshold)
     return members[0] if len(members) == 1 else RPNEnsemble(tuple(members))
@@ -93,17 +86,14 @@ def load_rpn(path: Paths, score_threshold: float | None = None) -> RPN | RPNEnse
 def load_strokeformer(
     path: Paths, lesion_threshold: float | None = None, smallest_lesion_cm3: float | None = None
 ) -> StrokeFormer | StrokeFormerEnsemble:
-    """The StrokeFormer of a checkpoint, or the ensemble of several; what is given of `Decision` replaces their own.
-
-    Raises as `load_rpn`.
-    """
+    """The StrokeFormer of a checkpoint, or the ensemble of several; what is given of `Decision` replaces their own."""
     decision = {"lesion_threshold": lesion_threshold, "smallest_lesion_cm3": smallest_lesion_cm3}
     members = _load_members(StrokeFormer, path, **decision)
     return members[0] if len(members) == 1 else StrokeFormerEnsemble(tuple(members))
 
 
 def _load_members(kind: type[Member], path: Paths, **hyperparameters: float | None) -> list[Member]:
-    """The models of one or more checkpoints, with those of the `hyperparameters` that are not None."""
+    """Models of checkpoints, with the `hyperparameters` that are not None; refuses several that cannot be averaged."""
     paths = paths_of(path)
     files = [Path(path).resolve() for path in paths]
     if repeated := [path for i, path in enumerate(paths) if files[i] in files[:i]]:
@@ -111,17 +101,6 @@ def _load_members(kind: type[Member], path: Paths, **hyperparameters: float | No
     members = [load_model(kind, each) for each in paths]
     for member in members:
         member.hparams.update({name: value for name, value in hyperparameters.items() if value is not None})
-    _require_alike(members, paths)
-    return members
-
-
-def paths_of(path: Paths) -> list[Path | str]:
-    """One checkpoint or several as a list."""
-    return [path] if isinstance(path, Path | str) else list(path)
-
-
-def _require_alike(members: list[Member], paths: list[Path | str]) -> None:
-    """Refuse members of other grids, channels, classes or RoI sizes, or of a rule without evidence to average."""
     expected = _traits(members[0])
     for member, path in zip(members[1:], paths[1:], strict=True):
         for what, held in _traits(member).items():
@@ -134,6 +113,7 @@ def _require_alike(members: list[Member], paths: list[Path | str]) -> None:
             raise UserError(
                 f"{path} was trained with --consistency grouped, which has no evidence to average; give one"
             )
+    return members
 
 
 def _traits(model: RPN | StrokeFormer) -> dict[str, object]:
@@ -150,6 +130,11 @@ def _same(one: object, other: object) -> bool:
     return one == other
 
 
+def paths_of(path: Paths) -> list[Path | str]:
+    """One checkpoint or several as a list."""
+    return [path] if isinstance(path, Path | str) else list(path)
+
+
 def store_hyperparameters(path: Path, **values) -> None:
     """Write what was chosen after training into a checkpoint, where every script finds it."""
     checkpoint = read_checkpoint(path)
@@ -161,25 +146,17 @@ def store_hyperparameters(path: Path, **values) -> None:
 
 
 def run_name(checkpoint: Paths) -> str:
-    """Name of the run that a checkpoint belongs to, ``RPN/<name>/checkpoints/best.ckpt``; of several the first's, with
-    how many more there are."""
+    """Name of a checkpoint's run, ``RPN/<name>/checkpoints/best.ckpt``; of several with how many more there are."""
     first, *others = paths_of(checkpoint)
     path = Path(first).resolve()
     name = path.parent.parent.name if path.parent.name == "checkpoints" else path.stem
     return f"{name}_and_{len(others)}_more" if others else name
 
 
-# --- what a network takes ------------------------------------------------------------------------------
-
-
 def grid_at_test(
     model: Network, scan_dim: Sequence[int] | None, resize_to: Sequence[int] | None, path: Path | str
 ) -> Grid:
-    """The grid of a network, in another shape where ``--scan_dim`` gives one.
-
-    Raises:
-        UserError: a ``--resize_to`` that the network was not trained with.
-    """
+    """The grid of a network, in another shape where ``--scan_dim`` gives one; refuses another ``--resize_to``."""
     size = (resize_to[0], resize_to[1]) if resize_to else None
     held = model.grid or Grid(SCAN_DIM, size)
     if size not in (None, held.resize_to):

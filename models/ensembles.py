@@ -10,10 +10,10 @@ from pytorch_lightning.utilities.parsing import AttributeDict
 
 from data.scans.grid import Grid
 from data.scans.prepared import PreparedScan
-from models.rpn.module import RPN, Detections, Size
+from models.rpn.module import RPN, Detections
 from models.segmentation.module import StrokeFormer
 from utils.regions.linked import pooled
-from utils.regions.region import Region
+from utils.regions.region import Region, Shape
 from utils.regions.rules import regions_of, select_boxes
 from utils.scores.decision import Decision
 
@@ -38,27 +38,22 @@ class _Ensemble(Generic[Member]):
 
 
 class RPNEnsemble(_Ensemble[RPN]):
-    """Several RPNs of the rule ``linked``, whose evidence is averaged; it stands where one RPN does.
+    """Several RPNs of the rule ``linked``, which stand where one does: their boxes become common candidates.
 
-    The boxes of all members are linked into common candidates. A candidate is proposed if its log odds exceed a
-    member's threshold on average over the members (`utils.regions.linked.link_boxes`, `pooled`): networks differ in how
-    sure they are of the same lesion, calibrated thresholds run from 0.1 to 0.998, and what is comparable is how far
-    beyond its own threshold each one goes. The mean of the probabilities would be below 0.998 for whatever one misses.
+    A candidate is proposed if its log odds exceed a member's threshold on average over the members
+    (`utils.regions.linked.link_boxes`, `pooled`): networks differ in how sure they are of the same lesion, calibrated
+    thresholds run from 0.1 to 0.998, and what is comparable is how far beyond its own threshold each one goes. The mean
+    of the probabilities would be below 0.998 for whatever one misses.
     """
 
-    def detect_volume(self, prepared: PreparedScan, batch_size: int = 32) -> list[Detections]:
-        """`RPN.detect_volume` of each member."""
-        return [member.detect_volume(prepared, batch_size) for member in self.members]
+    def regions(self, prepared: PreparedScan, roi_size: Shape) -> list[Region]:
+        return self.propose(prepared, [member.detect_volume(prepared) for member in self.members], roi_size)
 
-    def propose(self, prepared: PreparedScan, detections: list[Detections], roi_size: Size) -> list[Region]:
-        """The volume's regions, given its `detect_volume`."""
+    def propose(self, prepared: PreparedScan, detections: list[Detections], roi_size: Shape) -> list[Region]:
+        """The volume's regions, given `RPN.detect_volume` of each member."""
         threshold = float(pooled(np.array([member.hparams["score_threshold"] for member in self.members])))
         boxes = select_boxes(detections, threshold, "linked", prepared.brain.shape, roi_size)
         return regions_of(boxes, prepared.brain, roi_size, "linked")
-
-    def regions(self, prepared: PreparedScan, roi_size: Size) -> list[Region]:
-        """The regions of a volume."""
-        return self.propose(prepared, self.detect_volume(prepared), roi_size)
 
 
 class StrokeFormerEnsemble(_Ensemble[StrokeFormer]):

@@ -1,7 +1,4 @@
-"""From a scan to its regions, probabilities and lesions, whatever network or runtime computes them.
-
-No library of networks is imported here: the runner of exported models predicts with the same classes.
-"""
+"""From a scan to regions, probabilities and lesions; no library of networks is needed, for the runner uses it too."""
 
 import math
 from collections.abc import Callable
@@ -18,7 +15,7 @@ from utils.regions.region import Region, detected_mask
 from utils.scores.decision import Decision, lesion_probability
 
 BATCH_SIZE = 8  # windows at a time: another number may round otherwise
-RegionSource = Callable[[PreparedScan], list[Region]]
+RegionSource = Callable[[PreparedScan], list[Region]]  # of the networks' grid
 
 
 class Segmenter(Protocol):
@@ -34,15 +31,11 @@ class Segmenter(Protocol):
 
 @dataclass(frozen=True)
 class Prediction:
-    """The results of both stages for a scan.
-
-    regions: of the networks' grid; None where the whole volume was segmented.
-    probabilities: (K, D, H, W) float32 of each class, on the networks' grid; class 0 is background.
-    """
+    """The results of both stages for a scan."""
 
     scan: PreparedScan
-    regions: list[Region] | None
-    probabilities: np.ndarray
+    regions: list[Region] | None  # of the networks' grid; None where the whole volume was segmented
+    probabilities: np.ndarray  # (K, D, H, W) float32 of each class, on the networks' grid; class 0 is background
     decision: Decision
 
     @cached_property
@@ -58,7 +51,12 @@ class Prediction:
     @cached_property
     def classes(self) -> np.ndarray:
         """(D, H, W) uint8 on the scan's own grid: the class of each voxel, 0 for background."""
-        return self.decision.classes(self.own_probabilities, self.scan.own.spacing_mm, self._detected)
+        # What stage 1 detected grows by a voxel of this grid: between thick slices a small box would fall through.
+        margin = [math.ceil(max(self.scan.own.spacing_mm) / side) for side in self.scan.space.spacing_mm]
+        detected = detected_mask(self.regions, self.scan.brain.shape, margin)
+        if detected is not None:
+            detected = resample(detected[None], self.scan.space, self.scan.own)[0]
+        return self.decision.classes(self.own_probabilities, self.scan.own.spacing_mm, detected)
 
     @property
     def lesions(self) -> np.ndarray:
@@ -70,32 +68,17 @@ class Prediction:
         """(D, H, W) bool on the networks' grid, for pictures."""
         return resample(self.lesions[None], self.scan.own, self.scan.space)[0]
 
-    @property
-    def _detected(self) -> np.ndarray | None:
-        """What stage 1 detected, (D, H, W) bool on the scan's own grid; None without regions.
-
-        Its boxes grow by a voxel of that grid: between thick slices a small box would fall through.
-        """
-        margin = [math.ceil(max(self.scan.own.spacing_mm) / side) for side in self.scan.space.spacing_mm]
-        detected = detected_mask(self.regions, self.scan.brain.shape, margin)
-        return None if detected is None else resample(detected[None], self.scan.space, self.scan.own)[0]
-
 
 @dataclass(frozen=True)
 class TwoStage:
-    """Both stages together.
-
-    regions_of: from a prepared scan to its regions, by stage 1 or from a file; None to segment whole volumes.
-    batch_size: windows at a time.
-    """
+    """Both stages together."""
 
     segmenter: Segmenter
-    regions_of: RegionSource | None = None
+    regions_of: RegionSource | None = None  # by stage 1 or from a file; None to segment whole volumes
     sliding: SlidingWindow = SlidingWindow()
     batch_size: int = BATCH_SIZE
 
     def predict(self, scan: PreparedScan) -> Prediction:
-        """The regions, probabilities and lesions of a scan."""
         regions = None if self.regions_of is None else self.regions_of(scan)
         probabilities = self.segmenter.segment(scan, regions, self.sliding, self.batch_size)
         return Prediction(scan, regions, probabilities, self.segmenter.decision)

@@ -1,7 +1,5 @@
-"""Half precision where the hardware computes in it.
-
-Not by Lightning's ``precision``, which ignores `NARROWEST_MAP`, holds in training alone, and includes the losses.
-"""
+"""Half precision where the hardware computes in it. Not by Lightning's ``precision``, which ignores `NARROWEST_MAP`,
+holds in training alone, and includes the losses."""
 
 from contextlib import nullcontext
 
@@ -35,11 +33,7 @@ def precision_on(device: torch.device) -> str:
 
 
 def autocast(device: torch.device, narrowest_map: int = NARROWEST_MAP) -> torch.autocast:
-    """A context that computes in the precision of `use_precision`.
-
-    Args:
-        narrowest_map: fewest voxels along an axis of any map that a 3D convolution works on.
-    """
+    """A context in the precision of `use_precision`, for 3D convolutions of maps of `narrowest_map` voxels or more."""
     wrong = device.type == "cpu" and narrowest_map < NARROWEST_MAP
     dtype = getattr(torch, PRECISIONS[precision_on(device)])
     half = dtype != torch.float32
@@ -55,13 +49,10 @@ def has_bfloat16(device: torch.device) -> bool:
 class ScaledGradients(MixedPrecision):
     """Lightning's scaling of gradients, or small ones vanish in float16, without its autocast."""
 
-    def __init__(self) -> None:
-        super().__init__("16-mixed", "cuda")
-
     def forward_context(self):
         return nullcontext()
 
 
 def gradient_scaling() -> list[MixedPrecision]:
     """Plugins that a Lightning trainer needs for the precision."""
-    return [ScaledGradients()] if _precision == "16-mixed" else []
+    return [ScaledGradients("16-mixed", "cuda")] if _precision == "16-mixed" else []

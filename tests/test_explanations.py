@@ -47,7 +47,7 @@ def names_in(table: str) -> list[str]:
 )
 def test_every_layer_that_is_listed_can_be_drawn(arch, window, expected):
     torch.manual_seed(0)
-    model = StrokeFormer(arch, roi_size=window)
+    model = StrokeFormer(arch=arch, roi_size=window)
     table = layers_of(model).table("--target_layers")
     assert f"  {expected}\n" in table + "\n" and len(table.splitlines()) < 20
     heat = gradcam(model, noise(window), None, find_layers(model, names_in(table)))

@@ -11,7 +11,7 @@ from torchvision.models.detection.image_list import ImageList
 from models.checkpoints import load_model
 from models.rpn.anchors import ANCHOR_SIZES, ASPECT_RATIOS, SMALLEST_ON_LEVEL, fit_anchors
 from models.rpn.calibration import THRESHOLDS, calibration_summary, choose_threshold, coverage_curve
-from models.rpn.detector import PROPOSALS, Anchors, adapt_first_conv, build_detector, head_window
+from models.rpn.detector import PROPOSALS, Anchors, Detector, adapt_first_conv, head_window
 from models.rpn.module import RPN
 from tests import drawn
 from utils.errors import UserError
@@ -45,7 +45,7 @@ def detections(boxes):
 
 @pytest.mark.parametrize("name", ANCHOR_SIZES)
 def test_each_data_set_has_its_anchors_one_size_a_level(name):
-    generator = build_detector(1, ANCHOR_SIZES[name], image_size=192).rpn.anchor_generator
+    generator = Detector(1, ANCHOR_SIZES[name], image_size=192).rpn.anchor_generator
     assert generator.sizes == tuple((size,) for size in ANCHOR_SIZES[name])
     assert set(generator.aspect_ratios) == {ASPECT_RATIOS}
     assert ANCHOR_SIZES["ATLAS"] == (5, 32, 54, 93)
@@ -59,12 +59,12 @@ def test_every_anchor_set_proposes_on_slices_of_any_shape(name):
 
 
 def test_anchors_keep_their_share_of_the_slice_at_another_image_size():
-    generator = build_detector(1, ANCHOR_SIZES["ATLAS"], image_size=96).rpn.anchor_generator
+    generator = Detector(1, ANCHOR_SIZES["ATLAS"], image_size=96).rpn.anchor_generator
     assert generator.sizes == ((2.5,), (16,), (27,), (46.5,))
 
 
 def test_no_anchor_is_without_area_however_small_the_slice():
-    for cell in build_detector(1, ANCHOR_SIZES["ATLAS"], image_size=16).rpn.anchor_generator.cell_anchors:
+    for cell in Detector(1, ANCHOR_SIZES["ATLAS"], image_size=16).rpn.anchor_generator.cell_anchors:
         assert (cell[:, 2:] > cell[:, :2]).all()
 
 
@@ -102,7 +102,7 @@ def test_a_head_elsewhere_in_the_slice_moves_its_boxes_as_far(rpn):
 
 
 def test_targets_are_learned_where_the_window_puts_them(monkeypatch):
-    detector, seen = build_detector(1, ANCHOR_SIZES["ATLAS"], image_size=64), {}
+    detector, seen = Detector(1, ANCHOR_SIZES["ATLAS"], image_size=64), {}
 
     def note(images, features, targets):
         seen.update(shape=images.tensors.shape, boxes=targets[0]["boxes"])
@@ -134,7 +134,7 @@ def test_fitted_anchors_are_two_strides_of_their_level_or_more():
 
 
 def test_few_proposals_reach_the_box_head():
-    assert build_detector(1, ANCHOR_SIZES["ATLAS"], 192).rpn.post_nms_top_n() <= max(PROPOSALS.values()) <= 200
+    assert Detector(1, ANCHOR_SIZES["ATLAS"], 192).rpn.post_nms_top_n() <= max(PROPOSALS.values()) <= 200
 
 
 def test_grey_slice_answers_as_its_rgb_copy_did():

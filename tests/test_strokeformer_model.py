@@ -9,8 +9,7 @@ from models.checkpoints import load_model
 from models.evaluation.explanations import find_layers, gradcam
 from models.schedule import learning_rate
 from models.segmentation.losses import build_classification_loss, build_loss, mask_outside
-from models.segmentation.module import StrokeFormer
-from models.segmentation.networks import build_segmenter
+from models.segmentation.module import StrokeFormer, build_segmenter
 from models.segmentation.segformer3d import EfficientAttention
 from models.segmentation.settings import LOSS_CONFIG, NETWORKS, SegmenterSettings, SlidingWindow
 from tests import drawn
@@ -334,6 +333,6 @@ def test_gradcam_points_at_what_drives_the_lesion_logit():
     ],
 )
 def test_gradcam_takes_the_layers_that_the_docs_name(arch, layers):
-    model = StrokeFormer(arch, roi_size=(16, 16, 32))
+    model = StrokeFormer(arch=arch, roi_size=(16, 16, 32))
     heat = gradcam(model, prepared((16, 16, 32)), None, find_layers(model, layers))
     assert heat.shape == (16, 16, 32) and heat.min() >= 0 and heat.max() <= 1

@@ -13,11 +13,6 @@ STRIDES = (4, 8, 16, 32)  # of the levels of the feature pyramid
 SMALLEST_ON_LEVEL = tuple(2.0 * stride for stride in STRIDES)
 
 
-def anchors_at(sizes: tuple[float, ...], image_size: int) -> list[float]:
-    """Sizes in pixels of an image of another shorter side: the same share of the head."""
-    return [max(size * image_size / REFERENCE_SIZE, SMALLEST_ANCHOR) for size in sizes]
-
-
 def fit_anchors(boxes: np.ndarray, shorter_side: int, image_size: int) -> tuple[float, ...]:
     """One size a pyramid level: the medians of four equal shares of the lesions, from small to large.
 

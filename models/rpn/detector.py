@@ -14,7 +14,8 @@ from torchvision.ops import MultiScaleRoIAlign
 
 from data.scans import head
 from data.scans.head import Window
-from models.rpn.anchors import ASPECT_RATIOS, STRIDES, anchors_at
+from models.precision import autocast
+from models.rpn.anchors import ASPECT_RATIOS, REFERENCE_SIZE, SMALLEST_ANCHOR, STRIDES
 from utils.errors import UserError
 
 FPN_CHANNELS = 64  # a quarter of torchvision's: grey slices with one class found as many lesions as with 128, in 60 %
@@ -33,48 +34,68 @@ ANCHOR_SAMPLES, BOX_SAMPLES = 256, 32  # that a slice's loss looks at
 
 
 class Detector(nn.Module):
-    """Faster R-CNN on slices of one shape; it spends nothing on the air around their heads.
+    """Faster R-CNN on slices of one shape, with one foreground class and one anchor size a pyramid level.
 
-    Args:
-        image_size: pixels to which `slice_side` is resized.
-        slice_side: shorter side of a whole slice of the training in voxels; None for that of each slice.
+    It spends nothing on the air around the heads. Arguments as of `models.rpn.module.RPN`.
     """
 
     def __init__(
         self,
-        backbone: nn.Module,
-        rpn: RegionProposalNetwork,
-        roi_heads: RoIHeads,
+        in_channels: int,
+        anchor_sizes: tuple[float, ...],
         image_size: int,
         slice_side: int | None = None,
+        backbone_weights: str | None = None,
     ) -> None:
         super().__init__()
-        self.backbone, self.rpn, self.roi_heads = backbone, rpn, roi_heads
         self.image_size, self.slice_side = image_size, slice_side
+        sizes = [max(size * image_size / REFERENCE_SIZE, SMALLEST_ANCHOR) for size in anchor_sizes]
+        self.backbone = build_backbone(in_channels, len(sizes), backbone_weights)
+        levels = [str(i) for i in range(len(sizes) - 1)]
+        heads = RoIHeads(
+            MultiScaleRoIAlign(featmap_names=levels, output_size=POOLED, sampling_ratio=SAMPLING_RATIO),
+            TwoMLPHead(FPN_CHANNELS * POOLED**2, HEAD_CHANNELS),
+            FastRCNNPredictor(HEAD_CHANNELS, num_classes=2),
+            *BOX_IOU,
+            batch_size_per_image=BOX_SAMPLES,
+            positive_fraction=POSITIVE_SHARE,
+            bbox_reg_weights=None,
+            score_thresh=MIN_SCORE,
+            nms_thresh=0.5,
+            detections_per_img=DETECTIONS_PER_SLICE,
+        )
+        self.rpn = RegionProposalNetwork(
+            Anchors(tuple((size,) for size in sizes), (ASPECT_RATIOS,) * len(sizes)),
+            RPNHead(FPN_CHANNELS, len(ASPECT_RATIOS)),
+            *ANCHOR_IOU,
+            batch_size_per_image=ANCHOR_SAMPLES,
+            positive_fraction=POSITIVE_SHARE,
+            pre_nms_top_n=CANDIDATES,
+            post_nms_top_n=PROPOSALS,
+            nms_thresh=0.7,
+        )
+        self.roi_heads = heads  # behind `rpn`: optimisers of checkpoints know weights by their order
 
     def forward(
         self, images: list[torch.Tensor], targets: list[dict] | None = None, window: Window | None = None
     ) -> dict[str, torch.Tensor] | list[dict[str, torch.Tensor]]:
-        """Losses in training mode, detections otherwise.
+        """Losses by name in training mode; otherwise a dict a slice, as of `RPN.detect`.
 
         Args:
             images: (C, H, W) in [0, 1], all of one shape.
             targets: ``boxes`` (N, 4) xyxy in pixels of a slice and ``labels`` (N,) of each; for training.
             window: rows and columns to look at; None for those of `head_window`.
-
-        Returns:
-            Training: the losses by name. Otherwise a dict a slice: ``boxes`` (N, 4) xyxy in pixels of the slice,
-            ``scores`` (N,) in [0, 1], ``labels`` (N,), best first.
         """
         rows, columns = window = head_window(images) if window is None else window
-        scale, batch = self.scale(images), self.look_at(images, window)
-        corner = torch.tensor([columns.start, rows.start] * 2, dtype=batch.dtype, device=batch.device)
-        if targets is not None:
-            targets = [{**target, "boxes": (target["boxes"] - corner) * scale} for target in targets]
-        listed = ImageList(batch, [tuple(batch.shape[-2:])] * len(batch))
-        features = self.backbone(batch)
-        proposals, anchor_losses = self.rpn(listed, features, targets)
-        detections, box_losses = self.roi_heads(features, proposals, listed.image_sizes, targets)
+        with autocast(images[0].device):
+            scale, batch = self.scale(images), self.look_at(images, window)
+            corner = torch.tensor([columns.start, rows.start] * 2, dtype=batch.dtype, device=batch.device)
+            if targets is not None:
+                targets = [{**target, "boxes": (target["boxes"] - corner) * scale} for target in targets]
+            listed = ImageList(batch, [tuple(batch.shape[-2:])] * len(batch))
+            features = self.backbone(batch)
+            proposals, anchor_losses = self.rpn(listed, features, targets)
+            detections, box_losses = self.roi_heads(features, proposals, listed.image_sizes, targets)
         if self.training:
             return {**anchor_losses, **box_losses}
         return [{**each, "boxes": each["boxes"] / scale + corner} for each in detections]
@@ -106,48 +127,20 @@ class Anchors(AnchorGenerator):
         return [anchors] * len(image_list.image_sizes)
 
 
-def build_detector(
-    in_channels: int,
-    anchor_sizes: tuple[float, ...],
-    image_size: int,
-    slice_side: int | None = None,
-    backbone_weights: str | None = None,
-) -> Detector:
-    """Faster R-CNN with one foreground class and one anchor size a pyramid level; arguments as in `RPN`."""
-    sizes = anchors_at(anchor_sizes, image_size)
-    backbone = build_backbone(in_channels, len(sizes), backbone_weights)
-    levels = [str(i) for i in range(len(sizes) - 1)]
-    heads = RoIHeads(
-        MultiScaleRoIAlign(featmap_names=levels, output_size=POOLED, sampling_ratio=SAMPLING_RATIO),
-        TwoMLPHead(FPN_CHANNELS * POOLED**2, HEAD_CHANNELS),
-        FastRCNNPredictor(HEAD_CHANNELS, num_classes=2),
-        *BOX_IOU,
-        batch_size_per_image=BOX_SAMPLES,
-        positive_fraction=POSITIVE_SHARE,
-        bbox_reg_weights=None,
-        score_thresh=MIN_SCORE,
-        nms_thresh=0.5,
-        detections_per_img=DETECTIONS_PER_SLICE,
-    )
-    anchors = Anchors(tuple((size,) for size in sizes), (ASPECT_RATIOS,) * len(sizes))
-    proposals = RegionProposalNetwork(
-        anchors,
-        RPNHead(FPN_CHANNELS, len(ASPECT_RATIOS)),
-        *ANCHOR_IOU,
-        batch_size_per_image=ANCHOR_SAMPLES,
-        positive_fraction=POSITIVE_SHARE,
-        pre_nms_top_n=CANDIDATES,
-        post_nms_top_n=PROPOSALS,
-        nms_thresh=0.7,
-    )
-    return Detector(backbone, proposals, heads, image_size, slice_side)
-
-
 def build_backbone(in_channels: int, levels: int, weights: str | None) -> BackboneWithFPN:
     """resnet18 with a feature pyramid of `levels` levels: stages at strides 4, 8, ... and a pooled last one."""
     body = resnet18(weights=None)
     if weights is not None:
-        body.load_state_dict(_read_state_dict(weights, body))
+        try:
+            state = torch.load(weights, map_location="cpu", weights_only=True)
+        except Exception as error:
+            raise UserError(
+                f"backbone weights {weights} cannot be read ({type(error).__name__}); nothing is downloaded: "
+                "give the path of a resnet18 state dict"
+            ) from None
+        if set(state) != set(body.state_dict()):
+            raise UserError(f"backbone weights {weights} are no state dict of torchvision's resnet18")
+        body.load_state_dict(state)
     body.conv1 = adapt_first_conv(body.conv1, in_channels)
     stages = {f"layer{i + 1}": str(i) for i in range(levels - 1)}
     channels = [64 * 2**i for i in range(levels - 1)]
@@ -155,22 +148,8 @@ def build_backbone(in_channels: int, levels: int, weights: str | None) -> Backbo
 
 
 def adapt_first_conv(conv: nn.Conv2d, in_channels: int) -> nn.Conv2d:
-    """resnet18's first convolution for other channels: RGB filters summed and shared out, so that a grey image gives
-    what its RGB copy gave."""
+    """resnet18's first convolution for other channels, in which a grey image gives what its RGB copy gave."""
     adapted = nn.Conv2d(in_channels, conv.out_channels, kernel_size=7, stride=2, padding=3, bias=False)
     with torch.no_grad():
         adapted.weight.copy_(conv.weight.sum(1, keepdim=True).expand_as(adapted.weight) / in_channels)
     return adapted
-
-
-def _read_state_dict(path: str, body: nn.Module) -> dict:
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise UserError(
-            f"backbone weights {path} cannot be read ({type(error).__name__}); nothing is downloaded: "
-            "give the path of a resnet18 state dict"
-        ) from None
-    if set(state) != set(body.state_dict()):
-        raise UserError(f"backbone weights {path} are no state dict of torchvision's resnet18")
-    return state

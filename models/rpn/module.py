@@ -10,11 +10,10 @@ from torch import nn
 
 from data.scans.grid import Grid
 from data.scans.prepared import PreparedScan
-from models.precision import autocast
 from models.rpn.anchors import ANCHOR_SIZES, REFERENCE_SIZE
-from models.rpn.detector import build_detector, head_window
+from models.rpn.detector import Detector, head_window
 from models.schedule import optimise
-from utils.regions.region import Region
+from utils.regions.region import Region, Shape
 from utils.regions.rules import ProposalBoxes, regions_of, select_boxes
 from utils.scores.proposals import box_scores
 
@@ -25,14 +24,12 @@ MONITOR = ("val_map_50", "max")
 WARMUP_STEPS = 30
 
 Detections = dict[int, dict[str, torch.Tensor]]  # of a volume by slice index, each as of `RPN.detect`
-Size = tuple[int, int, int]  # (D, H, W) in voxels
 
 
 class RPN(pl.LightningModule):
     """Faster R-CNN with one foreground class on slices (C, H, W) in [0, 1].
 
     Args:
-        in_channels: channels of a scan.
         anchor_sizes: in pixels of a slice with a shorter side of `REFERENCE_SIZE`, one a pyramid level.
         image_size: pixels to which `slice_side` is resized inside; anchors scale with it.
         slice_side: shorter side of the training's slices in voxels, so that voxels of slices of any size are enlarged
@@ -60,22 +57,19 @@ class RPN(pl.LightningModule):
     ) -> None:
         super().__init__()
         self.save_hyperparameters(ignore="backbone_weights")
-        self.detector = build_detector(in_channels, anchor_sizes, image_size, slice_side, backbone_weights)
+        self.detector = Detector(in_channels, anchor_sizes, image_size, slice_side, backbone_weights)
         self.val_slices: list[tuple[dict, dict]] = []  # detections and targets
 
     # --- training ------------------------------------------------------------------------------------
 
     def training_step(self, batch, batch_index):
         images, targets = batch
-        with autocast(self.device):
-            losses = self.detector(images, targets)
-        return self._log_losses("train", losses, len(images))
+        return self._log_losses("train", self.detector(images, targets), len(images))
 
     def validation_step(self, batch, batch_index):
         images, targets = batch
         self._log_losses("val", self.validation_losses(images, targets), len(images))
-        with autocast(self.device):
-            detections = [_to_cpu(each) for each in self.detector(images)]
+        detections = [_to_cpu(each) for each in self.detector(images)]
         true = [_to_cpu({key: target[key] for key in ("boxes", "labels")}) for target in targets]
         self.val_slices += zip(detections, true, strict=True)
 
@@ -85,12 +79,10 @@ class RPN(pl.LightningModule):
         confident = [each["boxes"][each["scores"] >= DEFAULT_THRESHOLD].numpy() for each in detections]
         scores = box_scores(list(detections), list(targets), confident)
         values = torch.tensor(list(scores.values()), device=self.device)
-        sums, known = map(self._over_processes, (values.nan_to_num(), values.isfinite().float()))
+        own = torch.stack([values.nan_to_num(), values.isfinite().float()])
+        sums, known = self.trainer.strategy.reduce(own, reduce_op="sum")
         self.log_dict({f"val_{name}": mean for name, mean in zip(scores, sums / known, strict=True)}, sync_dist=True)
         self.val_slices = []
-
-    def _over_processes(self, values: torch.Tensor) -> torch.Tensor:
-        return self.trainer.strategy.reduce(values, reduce_op="sum")
 
     @torch.no_grad()
     def validation_losses(self, images: list[torch.Tensor], targets: list[dict]) -> dict[str, torch.Tensor]:
@@ -102,8 +94,7 @@ class RPN(pl.LightningModule):
                 module.eval()
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
             torch.manual_seed(0)
-            with autocast(self.device):
-                losses = self.detector(images, targets)
+            losses = self.detector(images, targets)
         self.detector.eval()
         return losses
 
@@ -121,21 +112,16 @@ class RPN(pl.LightningModule):
 
     @torch.inference_mode()
     def detect(self, slices: Iterable[torch.Tensor], batch_size: int = 32) -> list[dict[str, torch.Tensor]]:
-        """Detections of each slice, on the CPU.
+        """Detections of slices (C, H, W) float32 in [0, 1] of one shape, on the CPU.
 
-        Args:
-            slices: (C, H, W) float32 in [0, 1], all of one shape.
-
-        Returns:
-            A dict a slice: ``boxes`` (N, 4) xyxy in voxels, ``scores`` (N,) in [0, 1], ``labels`` (N,), best first.
+        A dict a slice: ``boxes`` (N, 4) xyxy in voxels, ``scores`` (N,) in [0, 1], ``labels`` (N,), best first.
         """
         self.eval()
         slices, detections = list(slices), []
         window = head_window(slices) if slices else None  # one for all, so that batches do not change the detections
         for start in range(0, len(slices), batch_size):
             batch = [each.to(self.device) for each in slices[start : start + batch_size]]
-            with autocast(self.device):
-                detections += [_to_cpu(each) for each in self.detector(batch, window=window)]
+            detections += [_to_cpu(each) for each in self.detector(batch, window=window)]
         return detections
 
     def detect_volume(self, prepared: PreparedScan, batch_size: int = 32) -> Detections:
@@ -143,19 +129,18 @@ class RPN(pl.LightningModule):
         slices = prepared.slices()
         return dict(zip(slices, self.detect(map(torch.from_numpy, slices.values()), batch_size), strict=True))
 
-    def regions(self, prepared: PreparedScan, roi_size: Size) -> list[Region]:
-        """The regions of a volume."""
+    def regions(self, prepared: PreparedScan, roi_size: Shape) -> list[Region]:
         return self.propose(prepared, self.detect_volume(prepared), roi_size)
 
     def propose(
-        self, prepared: PreparedScan, detections: Detections, roi_size: Size, threshold: float | None = None
+        self, prepared: PreparedScan, detections: Detections, roi_size: Shape, threshold: float | None = None
     ) -> list[Region]:
         """The volume's regions, made consistent over slices, at the threshold (None for the model's own)."""
         boxes = self.keep(prepared, detections, roi_size, threshold)
         return regions_of(boxes, prepared.brain, roi_size, self.hparams["consistency"])
 
     def keep(
-        self, prepared: PreparedScan, detections: Detections, roi_size: Size, threshold: float | None = None
+        self, prepared: PreparedScan, detections: Detections, roi_size: Shape, threshold: float | None = None
     ) -> ProposalBoxes:
         """The boxes of a volume that propose its regions; arguments as for `propose`."""
         threshold = self.hparams["score_threshold"] if threshold is None else threshold

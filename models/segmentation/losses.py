@@ -39,10 +39,7 @@ def build_classification_loss(name: str) -> nn.Module:
 def mask_outside(logits: torch.Tensor, labels: torch.Tensor, region: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Make voxels outside the regions certain, correct background, from which no loss can learn.
 
-    Args:
-        logits: (B, K, D, H, W), class 0 is background.
-        labels: (B, 1, D, H, W) class indices.
-        region: (B, 1, D, H, W), nonzero inside.
+    Of logits (B, K, D, H, W), class 0 background, class indices (B, 1, D, H, W), and regions alike, nonzero inside.
     """
     inside = region > 0
     background = torch.full_like(logits, -CERTAIN)
@@ -54,15 +51,11 @@ def mask_outside(logits: torch.Tensor, labels: torch.Tensor, region: torch.Tenso
 
 
 class CCDiceCELoss(nn.Module):
-    """DiceCE of the batch, and the mean over lesions of the DiceCE in each one's Voronoi region.
+    """DiceCE of the batch, and `lesion_weight` times the mean over lesions of the DiceCE in each one's Voronoi region.
 
     That holds the voxels of its window that are nearer to it than to any other lesion, so a false positive counts
     against the lesion next to it. CC-DiceCE, Bouteille et al., 2025, arXiv 2511.17146, after the CC-Metrics of Jaus et
-    al., 2024, arXiv 2410.18684.
-
-    Args:
-        lesion_weight: of the mean over lesions beside the loss of the batch.
-        config: of MONAI's ``DiceCELoss`` for the batch, with softmax.
+    al., 2024, arXiv 2410.18684. `config` is of MONAI's ``DiceCELoss`` for the batch, with softmax.
     """
 
     def __init__(self, lesion_weight: float = 1.0, **config) -> None:
@@ -74,7 +67,7 @@ class CCDiceCELoss(nn.Module):
         loss, (lesions, windows) = self.batch_loss(logits, labels), number_lesions(labels)
         if not len(windows):
             return loss
-        probability, nearest = _lesion_probability(logits), nearest_lesions(lesions)
+        probability, nearest = 1 - logits.softmax(1)[:, 0], nearest_lesions(lesions)
         inside = (lesions > 0).to(probability)
         errors = functional.cross_entropy(logits, labels[:, 0], reduction="none")
         maps = (probability * inside, probability, inside, errors, torch.ones_like(probability))
@@ -99,12 +92,21 @@ class ICILoss(nn.Module):
     def forward(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """As `CCDiceCELoss`."""
         loss, (lesions, windows) = self.batch_loss(logits, labels), number_lesions(labels)
-        probability = _lesion_probability(logits)
+        probability = 1 - logits.softmax(1)[:, 0]  # of any lesion
         predicted, predicted_windows = number_lesions((probability > LESION)[:, None])
-        counts = len(windows), len(predicted_windows)
-        if len(windows):
-            loss = loss + self.lesion_weight * _dices_of_lesions(probability, lesions, predicted, *counts).mean()
-        return loss + self.centre_weight * _dice_of_centres(probability, lesions, predicted, counts[1])
+        n_lesions, n_predicted, ones = len(windows), len(predicted_windows), torch.ones_like(probability)
+        if n_lesions:
+            touching = probability.new_zeros(n_lesions + 1, n_predicted + 1)
+            touching[lesions.flatten(), predicted.flatten()] = 1
+            own, size = (_sums(values, lesions, n_lesions) for values in (probability, ones))
+            beside = _sums(probability * (lesions == 0), predicted, n_predicted)
+            of_lesions = 1 - (2 * own + SMOOTH) / (own + touching[1:, 1:] @ beside + size + SMOOTH)
+            loss = loss + self.lesion_weight * of_lesions.mean()
+        total, voxels = (_sums(values, predicted, n_predicted) for values in (probability, ones))
+        cubes = torch.cat([total.new_zeros(1), total / voxels])[_cubes(predicted)]
+        true = (_cubes(lesions) > 0).to(cubes)
+        of_centres = 1 - (2 * (cubes * true).sum() + SMOOTH) / (cubes.sum() + true.sum() + SMOOTH)
+        return loss + self.centre_weight * of_centres
 
 
 OWN = {"CCDiceCELoss": CCDiceCELoss, "ICILoss": ICILoss}
@@ -113,9 +115,8 @@ OWN = {"CCDiceCELoss": CCDiceCELoss, "ICILoss": ICILoss}
 def number_lesions(labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """The 26-connected lesions of windows (B, 1, D, H, W) of class indices; all but background are lesion.
 
-    Returns:
-        (B, D, H, W) int64, the number of each voxel's lesion from 1 on through the batch, 0 outside; and the (N,) index
-        of the window of each lesion.
+    Returns (B, D, H, W) int64, the number of each voxel's lesion from 1 on through the batch, 0 outside, and the (N,)
+    index of the window of each lesion.
     """
     masks = labels[:, 0].cpu().numpy() > 0
     numbers = np.zeros(masks.shape, np.int64)
@@ -137,27 +138,6 @@ def nearest_lesions(lesions: torch.Tensor) -> torch.Tensor:
     return torch.from_numpy(nearest).to(lesions.device)
 
 
-def _dices_of_lesions(
-    probability: torch.Tensor, lesions: torch.Tensor, predicted: torch.Tensor, n_lesions: int, n_predicted: int
-) -> torch.Tensor:
-    """(N,) Dice loss of each lesion with the predicted ones that touch it, both numbered (`number_lesions`)."""
-    touching = probability.new_zeros(n_lesions + 1, n_predicted + 1)
-    touching[lesions.flatten(), predicted.flatten()] = 1
-    own, size = (_sums(values, lesions, n_lesions) for values in (probability, torch.ones_like(probability)))
-    beside = _sums(probability * (lesions == 0), predicted, n_predicted)
-    return 1 - (2 * own + SMOOTH) / (own + touching[1:, 1:] @ beside + size + SMOOTH)
-
-
-def _dice_of_centres(
-    probability: torch.Tensor, lesions: torch.Tensor, predicted: torch.Tensor, n_predicted: int
-) -> torch.Tensor:
-    """The Dice loss of the cubes around lesions' centres; arguments as for `_dices_of_lesions`."""
-    total, voxels = (_sums(values, predicted, n_predicted) for values in (probability, torch.ones_like(probability)))
-    cubes = torch.cat([total.new_zeros(1), total / voxels])[_cubes(predicted)]
-    true = (_cubes(lesions) > 0).to(cubes)
-    return 1 - (2 * (cubes * true).sum() + SMOOTH) / (cubes.sum() + true.sum() + SMOOTH)
-
-
 def _cubes(numbers: torch.Tensor) -> torch.Tensor:
     """Numbered cubes around the centres of mass of numbered lesions (B, D, H, W), cut off at the window."""
     lesions = numbers.cpu().numpy()
@@ -174,11 +154,6 @@ def _softmax_dice_ce(config: dict) -> nn.Module:
     if config.get("sigmoid") or not config.get("softmax", True):
         raise ValueError("it needs softmax")
     return monai.losses.DiceCELoss(**{"softmax": True, "to_onehot_y": True, **config})
-
-
-def _lesion_probability(logits: torch.Tensor) -> torch.Tensor:
-    """(B, D, H, W) probability of any lesion."""
-    return 1 - logits.softmax(1)[:, 0]
 
 
 def _sums(values: torch.Tensor, numbers: torch.Tensor, count: int) -> torch.Tensor:

@@ -1,6 +1,8 @@
-"""Stage 2: a MONAI 3D transformer that segments the proposed regions and nothing else."""
+"""Stage 2: a 3D network, of `NETWORKS` by its name, that segments the proposed regions and nothing else."""
 
+import math
 from collections.abc import Callable, Sequence
+from pkgutil import resolve_name
 from typing import Any
 
 import numpy as np
@@ -13,9 +15,9 @@ from data.scans.prepared import PreparedScan
 from models.precision import autocast
 from models.schedule import optimise
 from models.segmentation.losses import build_classification_loss, build_loss, mask_outside
-from models.segmentation.networks import build_segmenter
 from models.segmentation.settings import LOSS_CONFIG, NETWORKS, SegmenterSettings, SlidingWindow
 from models.segmentation.windows import slide
+from utils.errors import UserError
 from utils.regions.region import Region
 from utils.scores.decision import Decision
 from utils.scores.overlap import overlap_scores
@@ -25,35 +27,25 @@ GRADIENT_CLIP = 1.0  # largest norm of a step's gradient: an untrained network's
 
 
 class StrokeFormer(pl.LightningModule):
-    """Segmentation of windows and, through `segment`, of volumes.
-
-    Args:
-        lesion_threshold, smallest_lesion_cm3: what is lesion, given its probability (`Decision`).
-        settings: further fields of `SegmenterSettings`.
-    """
+    """Segmentation of windows and, through `segment`, of volumes; `settings` are fields of `SegmenterSettings`."""
 
     grid: Grid | None = None  # of a checkpoint
 
-    def __init__(
-        self,
-        arch: str = SegmenterSettings.arch,
-        lesion_threshold: float = 0.5,
-        smallest_lesion_cm3: float = 0.0,
-        **settings: Any,
-    ) -> None:
+    def __init__(self, lesion_threshold: float = 0.5, smallest_lesion_cm3: float = 0.0, **settings: Any) -> None:
         super().__init__()
-        hp = SegmenterSettings(arch=arch, **settings)
+        hp = SegmenterSettings(**settings)
         decision = {"lesion_threshold": lesion_threshold, "smallest_lesion_cm3": smallest_lesion_cm3}
         self.save_hyperparameters({**vars(hp), **decision})
         depth, height, width = hp.window_size or hp.roi_size
         self.window = depth, height, width
-        self.net = build_segmenter(arch, hp.in_channels, hp.num_classes, self.window)
-        self.narrowest_map = min(self.window) // NETWORKS[arch].stride
+        self.net = build_segmenter(hp.arch, hp.in_channels, hp.num_classes, self.window)
+        self.narrowest_map = min(self.window) // NETWORKS[hp.arch].stride
         self.seg_loss = build_loss(hp.seg_loss, hp.seg_loss_cfg or LOSS_CONFIG)
         self.cls_loss = build_classification_loss(hp.cls_loss) if hp.cls_loss else None
         if hp.cls_loss:
             self.classifier = nn.Linear(2 * hp.num_classes, 1)
         self.val_counts = torch.zeros(4, dtype=torch.int64)
+        self.background = [1.0] + [0.0] * (hp.num_classes - 1)  # class probabilities of what is certainly none
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         """Logits (B, num_classes, D, H, W) of windows (B, C, D, H, W)."""
@@ -72,7 +64,10 @@ class StrokeFormer(pl.LightningModule):
     def validation_step(self, batch, batch_index):
         logits = self.half_precision(batch["image"])
         self._log_losses("val", logits, batch)
-        self._count(logits, batch)
+        inside = batch["region"][:, 0] > 0
+        predicted, target = (logits.argmax(1) > 0) & inside, (batch["mask"][:, 0] > 0) & inside
+        counts = [(predicted & target), (predicted & ~target), (~predicted & target), (~predicted & ~target & inside)]
+        self.val_counts += torch.stack([c.sum() for c in counts]).cpu()
 
     def _log_losses(self, stage: str, logits: torch.Tensor, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         """Log all losses; the one to minimise."""
@@ -90,12 +85,6 @@ class StrokeFormer(pl.LightningModule):
         """Logit (B,) of "this region holds a lesion", from the mean and the largest logit of each class."""
         voxels = logits.flatten(2)
         return self.classifier(torch.cat([voxels.mean(2), voxels.amax(2)], dim=1))[:, 0]
-
-    def _count(self, logits: torch.Tensor, batch: dict[str, torch.Tensor]) -> None:
-        inside = batch["region"][:, 0] > 0
-        predicted, target = (logits.argmax(1) > 0) & inside, (batch["mask"][:, 0] > 0) & inside
-        counts = [(predicted & target), (predicted & ~target), (~predicted & target), (~predicted & ~target & inside)]
-        self.val_counts += torch.stack([c.sum() for c in counts]).cpu()
 
     def on_validation_epoch_end(self) -> None:
         """Log the overlap over all validation windows, voxels pooled."""
@@ -129,28 +118,21 @@ class StrokeFormer(pl.LightningModule):
     ) -> np.ndarray:
         """(num_classes, D, H, W) float32 class probabilities of a scan, certain background outside brain and regions.
 
-        Args:
-            regions: regions of the scan's grid; None for the whole volume.
-            batch_size: windows at a time.
+        `regions` are of the scan's grid; None segments the whole volume.
         """
-        predict = self.flip_averaged if sliding.flip_average else self.probabilities
-        return self.slide(predict, prepared, regions, self._background, sliding, batch_size)
+
+        def flip_averaged(windows: torch.Tensor) -> torch.Tensor:
+            return (self.probabilities(windows) + self.mirrored(windows)) / 2
+
+        predict = flip_averaged if sliding.flip_average else self.probabilities
+        return self.slide(predict, prepared, regions, self.background, sliding, batch_size)
 
     @torch.inference_mode()
     def segment_mirrored(
         self, prepared: PreparedScan, regions: list[Region] | None, sliding: SlidingWindow, batch_size: int
     ) -> np.ndarray:
         """`segment` of the mirror images of all windows, flipped back: the other half of ``flip_average``."""
-        return self.slide(self.mirrored, prepared, regions, self._background, sliding, batch_size)
-
-    @property
-    def _background(self) -> list[float]:
-        """The class probabilities of certain background."""
-        return [1.0] + [0.0] * (self.hparams["num_classes"] - 1)
-
-    def flip_averaged(self, windows: torch.Tensor) -> torch.Tensor:
-        """The mean of `probabilities` and `mirrored`."""
-        return (self.probabilities(windows) + self.mirrored(windows)) / 2
+        return self.slide(self.mirrored, prepared, regions, self.background, sliding, batch_size)
 
     def mirrored(self, windows: torch.Tensor) -> torch.Tensor:
         """`probabilities` of the mirror images of windows, flipped back."""
@@ -176,3 +158,20 @@ class StrokeFormer(pl.LightningModule):
 
         self.eval()
         return slide(predict_arrays, prepared, regions, outside, self.window, sliding, batch_size)
+
+
+def build_segmenter(arch: str, in_channels: int, num_classes: int, window: tuple[int, int, int]) -> nn.Module:
+    """A network for windows (D, H, W); a `UserError` where the sides are no multiples of its stride."""
+    network = NETWORKS[arch]
+    deepest = math.prod(side // network.stride for side in window)
+    if any(side % network.stride for side in window) or deepest < 2:  # norms need more than one voxel there
+        raise UserError(
+            f"windows of {tuple(window)} (--window_size, else --roi_size) do not fit --arch {arch}; use multiples of "
+            f"{network.stride}, not all {network.stride}"
+        )
+    sized = (window,) if network.of_one_window else ()
+    built = resolve_name(network.path)(in_channels, num_classes, *sized, **network.arguments)
+    # Several devices wait for each gradient, and a cross-attention that MONAI's blocks have but do not use gets none.
+    for name, parameter in built.named_parameters():
+        parameter.requires_grad_("norm_cross_attn" not in name)
+    return built

@@ -15,10 +15,8 @@ DECODER_FEATURES = 256
 
 
 class SegFormer3D(nn.Module):
-    """Four stages of efficient attention at 1/4 to 1/32 of the resolution, fused at a quarter of it.
-
-    Its logits are enlarged from there: a lesion of a few voxels is lost.
-    """
+    """Four stages of efficient attention at 1/4 to 1/32 of the resolution, fused at a quarter of it: a lesion of a few
+    voxels is lost."""
 
     def __init__(self, in_channels: int, num_classes: int) -> None:
         super().__init__()
@@ -26,7 +24,7 @@ class SegFormer3D(nn.Module):
         self.stages = nn.ModuleList(
             Stage(*arguments) for arguments in zip(inputs, FEATURES, KERNELS, STRIDES, HEADS, REDUCTIONS, strict=True)
         )
-        self.decoder = MLPDecoder(FEATURES, DECODER_FEATURES)
+        self.decoder = MLPDecoder()
         self.apply(_initialise)
         self.logits = nn.Conv3d(DECODER_FEATURES, num_classes, 1)
 
@@ -36,17 +34,11 @@ class SegFormer3D(nn.Module):
         for stage in self.stages:
             features = stage(features)
             maps.append(features)
-        return _enlarge(self.logits(self.decoder(maps)), image.shape[2:])
-
-
-# --- encoder -------------------------------------------------------------------------------------------
+        return functional.interpolate(self.logits(self.decoder(maps)), image.shape[2:], mode="trilinear")
 
 
 class Stage(nn.Module):
-    """Embeds overlapping patches and lets them attend to each other.
-
-    ``transformer`` keeps the shape of its tokens (B, d, h, w, C), so that an identity can take its place.
-    """
+    """Embeds overlapping patches as tokens (B, d, h, w, C) and lets them attend to each other."""
 
     def __init__(self, in_channels: int, features: int, kernel: int, stride: int, heads: int, reduction: int) -> None:
         super().__init__()
@@ -94,13 +86,11 @@ class EfficientAttention(nn.Module):
         if self.reduction > 1:
             reduced = self.norm(self.reduce(tokens.movedim(-1, 1)).movedim(1, -1))
         keys, values = self.key_value(reduced).chunk(2, dim=-1)
-        queries, keys, values = (self._split(t) for t in (self.query(tokens), keys, values))
+        queries, keys, values = (  # (B, heads, d * h * w, C / heads)
+            t.flatten(1, 3).unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in (self.query(tokens), keys, values)
+        )
         attended = functional.scaled_dot_product_attention(queries, keys, values)
         return self.out(attended.transpose(1, 2).reshape(tokens.shape))
-
-    def _split(self, tokens: torch.Tensor) -> torch.Tensor:
-        """(B, d, h, w, C) to (B, heads, d * h * w, C / heads)."""
-        return tokens.flatten(1, 3).unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
 
 class MixFFN(nn.Module):
@@ -117,26 +107,21 @@ class MixFFN(nn.Module):
         return self.narrow(functional.gelu(mixed))
 
 
-# --- decoder -------------------------------------------------------------------------------------------
-
-
 class MLPDecoder(nn.Module):
     """Fuses the maps of all stages voxel by voxel, at one width and at the first one's size."""
 
-    def __init__(self, features: tuple[int, ...], width: int) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.project = nn.ModuleList(nn.Conv3d(channels, width, 1) for channels in features)
-        fused = nn.Conv3d(len(features) * width, width, 1, bias=False)
+        width = DECODER_FEATURES
+        self.project = nn.ModuleList(nn.Conv3d(channels, width, 1) for channels in FEATURES)
+        fused = nn.Conv3d(len(FEATURES) * width, width, 1, bias=False)
         self.fuse = nn.Sequential(fused, nn.BatchNorm3d(width), nn.ReLU())
 
     def forward(self, maps: list[torch.Tensor]) -> torch.Tensor:
         """Maps (B, C_i, d_i, h_i, w_i), the largest first, to (B, width, d_0, h_0, w_0)."""
+        projected = (project(features) for project, features in zip(self.project, maps, strict=True))
         size = maps[0].shape[2:]
-        return self.fuse(torch.cat([_enlarge(p(m), size) for p, m in zip(self.project, maps, strict=True)], 1))
-
-
-def _enlarge(features: torch.Tensor, size: torch.Size) -> torch.Tensor:
-    return functional.interpolate(features, size, mode="trilinear", align_corners=False)
+        return self.fuse(torch.cat([functional.interpolate(p, size, mode="trilinear") for p in projected], 1))
 
 
 def _initialise(module: nn.Module) -> None:

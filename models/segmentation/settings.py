@@ -23,18 +23,12 @@ ROI_SIZE = (64, 64, 64)
 
 @dataclass(frozen=True)
 class Network:
-    """A 3D network: logits (B, num_classes, D, H, W) of windows (B, C, D, H, W).
+    """A 3D network: logits (B, num_classes, D, H, W) of windows (B, C, D, H, W)."""
 
-    path: of its class.
-    stride: of its deepest level; a window's sides must be multiples of it.
-    arguments: of the class, behind channels and classes.
-    of_one_window: whether the class takes the size of its windows.
-    """
-
-    path: str
-    stride: int
-    arguments: Mapping[str, Any] = field(default_factory=dict)
-    of_one_window: bool = False
+    path: str  # of its class
+    stride: int  # of its deepest level; a window's sides must be multiples of it
+    arguments: Mapping[str, Any] = field(default_factory=dict)  # of the class, behind channels and classes
+    of_one_window: bool = False  # whether the class takes the size of its windows
 
 
 # In the size that was published, but for TransUNet, which is ours. MONAI's UNETR has it by default.

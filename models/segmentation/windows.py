@@ -1,8 +1,5 @@
-"""Sliding-window inference of stage 2 over the regions of a scan.
-
-Windows of all regions form one stream of batches; where regions overlap they share windows, and without brain there are
-none. NumPy alone is needed, so that the runner of exported models lays the same windows.
-"""
+"""Sliding-window inference of stage 2 over the regions of a scan, in one stream of batches. Where regions overlap they
+share windows, and without brain there are none. NumPy alone is needed, for the runner lays the same windows."""
 
 import itertools
 from collections.abc import Callable, Sequence
@@ -38,19 +35,14 @@ def slide(
     """Maps (K, D, H, W) that `predict` makes of windows (B, C, *window), inside the brain of the regions.
 
     Args:
-        regions: regions of the scan's grid; None for the whole volume.
+        regions: of the scan's grid; None for the whole volume.
         outside: (K,) value of each map elsewhere.
-        window: (D, H, W) of a window.
-        batch_size: windows at a time.
     """
     regions = [whole_volume(prepared.brain.shape)] if regions is None else regions
     inside = region_mask(regions, prepared.brain.shape) & prepared.brain
     pieces, overlap = split_by_depth(regions, sliding.subvolume_depth), sliding.overlap
     starts = lay_windows(pieces, inside, window, DEFAULT_OVERLAP if overlap is None else overlap)
     return average_windows(predict, prepared.scan, starts, inside, window, outside, batch_size)
-
-
-# --- where windows lie ---------------------------------------------------------------------------------
 
 
 def split_by_depth(regions: list[Region], depth: int | None) -> list[Region]:
@@ -66,37 +58,28 @@ def split_by_depth(regions: list[Region], depth: int | None) -> list[Region]:
 
 
 def lay_windows(regions: list[Region], inside: np.ndarray, window: tuple[int, int, int], overlap: float) -> list[Start]:
-    """First voxels of windows that cover every voxel of interest in the regions.
+    """First voxels of windows (D, H, W) that cover every voxel of the (D, H, W) bool `inside` in the regions.
 
-    They reach beyond a region by their overlap, so that its borders are covered as often as its middle (docs/peers.md
-    has what that brings). In a single region full of brain they lie as in MONAI's sliding window over the region and
-    that margin. The largest region comes first; of each further one only the rest needs windows.
-
-    Args:
-        inside: (D, H, W) bool, the voxels of interest.
-        window: (D, H, W) of a window; it ends behind a volume that is smaller.
-        overlap: of neighbouring windows, a share of their size in [0, 1).
+    They reach beyond a region by their overlap, a share of their size in [0, 1), so that its borders are covered as
+    often as its middle (docs/peers.md has what that brings). In a single region full of brain they lie as in MONAI's
+    sliding window over the region and that margin. The largest region comes first; of each further one only the rest
+    needs windows. A window ends behind a volume that is smaller.
     """
     rest_of_all, margin = inside.copy(), [round(overlap * side) for side in window]
     starts: dict[Start, None] = {}  # a set in order
     for region in sorted(regions, key=lambda region: -np.prod(region.shape)):
-        if (rest := _box_of(rest_of_all, region)) is None:
+        if (rest := bounding_region(rest_of_all[region.slices])) is None:
             continue
+        pairs = zip(rest.slices, region.slices, strict=True)
+        rest = region_of(slice(inner.start + outer.start, inner.stop + outer.start) for inner, outer in pairs)
         grown = expand_region(grow_region(rest, margin, inside.shape), window, inside.shape)
         lines = [_starts_along(s, roi, overlap) for s, roi in zip(grown.slices, window, strict=True)]
         for z, y, x in itertools.product(*lines):
-            if _any(rest_of_all, rest, (z, y, x), window):
+            spans = zip(rest.slices, (z, y, x), window, strict=True)
+            if rest_of_all[tuple(slice(max(b.start, s), min(b.stop, s + roi)) for b, s, roi in spans)].any():
                 starts[z, y, x] = None
         rest_of_all[rest.slices] = False
     return list(starts)
-
-
-def _box_of(mask: np.ndarray, region: Region) -> Region | None:
-    """The smallest box around a (D, H, W) mask in a region; None for an empty one."""
-    if (box := bounding_region(mask[region.slices])) is None:
-        return None
-    z, y, x = (slice(b.start + r.start, b.stop + r.start) for b, r in zip(box.slices, region.slices, strict=True))
-    return region_of((z, y, x))
 
 
 def _starts_along(span: slice, roi: int, overlap: float) -> list[int]:
@@ -104,15 +87,6 @@ def _starts_along(span: slice, roi: int, overlap: float) -> list[int]:
     last = max(span.stop - roi, span.start)
     step = max(int(roi * (1 - overlap)), 1)
     return [*range(span.start, last, step), last]
-
-
-def _any(mask: np.ndarray, box: Region, start: Start, window: tuple[int, int, int]) -> bool:
-    """Whether a (D, H, W) mask holds anything where a box and a window overlap."""
-    spans = zip(box.slices, start, window, strict=True)
-    return bool(mask[tuple(slice(max(b.start, s), min(b.stop, s + roi)) for b, s, roi in spans)].any())
-
-
-# --- their average -------------------------------------------------------------------------------------
 
 
 def average_windows(
@@ -129,9 +103,8 @@ def average_windows(
     Args:
         predict: from windows (B, C, *window) float32 to maps (B, K, *window).
         scan: (C, D, H, W) in [0, 1].
-        starts: of windows that cover all of `inside`, as of `lay_windows`.
-        inside: (D, H, W) bool, where the maps count.
-        outside: (K,) value of each map elsewhere.
+        starts: of windows that cover all of the (D, H, W) bool `inside`.
+        outside: (K,) value of each map where not `inside`.
     """
     volume = np.empty((len(outside), *inside.shape), np.float32)
     volume[:] = np.reshape(outside, (-1, 1, 1, 1))

@@ -11,8 +11,8 @@ from data.scans.cohort import Case
 from data.scans.open import Cohort
 from models.checkpoints import load_strokeformer, store_hyperparameters
 from models.pipeline import Segmenter, TwoStage
-from models.segmentation.decisions import choose_decision, decision_summary, decision_table
 from models.segmentation.module import StrokeFormer
+from models.segmentation.thresholds import choose_decision, decision_summary, decision_table
 from models.training.fit import Task, fit
 from models.training.settings import StrokeFormerTraining
 from utils.files import atomic_path

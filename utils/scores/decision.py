@@ -1,4 +1,4 @@
-"""What is lesion, given its probability. `models.segmentation.decisions` chooses it."""
+"""What is lesion, given its probability. `models.segmentation.thresholds` chooses it."""
 
 from dataclasses import dataclass
 
