@@ -73,7 +73,8 @@ def propose(settings: Settings, cohort) -> tuple:
     proposer = regions.regions or regions.rpn_ckpt_path
     files = [Path(path) for path in paths_of(proposer)] if proposer else []
     digest = fingerprint({"proposer": files}, folder / "fingerprints.json")["proposer"] if files else None
-    inputs = inputs_of(*cohort.sides, {case.name: facts[case].digest for case in facts}, digest)
+    train, val = cohort.sides
+    inputs = inputs_of(train, val, {case.name: facts[case].digest for case in facts}, digest)
     if is_trained(folder):  # a training begun with others is refused before the work
         require_inputs(folder, inputs)
     scans = scan_loader(cohort.cases, cohort.prepare, workers)

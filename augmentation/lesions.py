@@ -10,7 +10,7 @@ from skimage.filters import threshold_multiotsu
 from augmentation.poisson import box_around
 from data.batches.tissue import surrounding_tissue
 from data.files.space import cut
-from utils.scores.overlap import bounding_box
+from utils.regions.region import bounding_box
 
 # Ventricles are deeper inside the brain than the sulci, which are as dark: this share of the deepest voxel's depth.
 VENTRICLE_DEPTH = 0.35

@@ -9,7 +9,7 @@ from scipy import ndimage
 from scipy.sparse import coo_array
 from scipy.sparse.linalg import cg
 
-from utils.scores.overlap import bounding_box
+from utils.regions.region import bounding_box
 
 TOLERANCE = 1e-8  # of the residual, relative to the right-hand side: beyond float32
 

@@ -49,14 +49,17 @@ class Prediction:
         return lesion_probability(self.own_probabilities)
 
     @cached_property
-    def classes(self) -> np.ndarray:
-        """(D, H, W) uint8 on the scan's own grid: the class of each voxel, 0 for background."""
-        # What stage 1 detected grows by a voxel of this grid: between thick slices a small box would fall through.
+    def detected(self) -> np.ndarray | None:
+        """(D, H, W) bool on the scan's own grid: what stage 1 detected; None where the whole volume was segmented."""
+        # It grows by a voxel of this grid: between thick slices a small box would fall through.
         margin = [math.ceil(max(self.scan.own.spacing_mm) / side) for side in self.scan.space.spacing_mm]
         detected = detected_mask(self.regions, self.scan.brain.shape, margin)
-        if detected is not None:
-            detected = resample(detected[None], self.scan.space, self.scan.own)[0]
-        return self.decision.classes(self.own_probabilities, self.scan.own.spacing_mm, detected)
+        return None if detected is None else resample(detected[None], self.scan.space, self.scan.own)[0]
+
+    @cached_property
+    def classes(self) -> np.ndarray:
+        """(D, H, W) uint8 on the scan's own grid: the class of each voxel, 0 for background."""
+        return self.decision.classes(self.own_probabilities, self.scan.own.spacing_mm, self.detected)
 
     @property
     def lesions(self) -> np.ndarray:

@@ -1,5 +1,7 @@
 """What is lesion, given its probability: thresholds, small components, and the choice on validation scans."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -78,14 +80,13 @@ def test_table_holds_the_scores_of_what_each_decision_would_predict(monkeypatch)
     seen = dict(zip(found, [rng.random(SHAPE) > 0.9, None, two_lesions() == 0.4], strict=True))
     monkeypatch.setattr(thresholds, "THRESHOLDS", (0.1, 0.3, 0.5))
     monkeypatch.setattr(thresholds, "SMALLEST_CM3", (0.0, 0.003))
-    table = decision_table(Prediction(s, voxels_of(seen[s.name]), found[s.name], Decision()) for s in scans)
+    predictions = [Prediction(s, voxels_of(seen[s.name]), found[s.name], Decision()) for s in scans]
+    table = decision_table((prediction, prediction.scan.mask) for prediction in predictions)
     assert len(table) == 6
     for row in table.itertuples():
         decision = Decision(row.threshold, row.smallest_cm3)
         each = [
-            scan_scores(classes > 0, s.mask, s.space.spacing_mm)
-            for s in scans
-            for classes in [decision.classes(found[s.name], s.space.spacing_mm, seen[s.name])]
+            scan_scores(replace(p, decision=decision).lesions, p.scan.mask, p.scan.own.spacing_mm) for p in predictions
         ]
         assert row.dice == pytest.approx(np.mean([scores["dice"] for scores in each[:2]]))
         assert row.false == sum(scores["false_lesions_isles"] for scores in each)

@@ -220,8 +220,12 @@ def mirrored(mask: np.ndarray) -> np.ndarray:
         return -float(np.vdot(half, _reflect(half, middle / 2, plane)))
 
     simplex = np.vstack([np.zeros(3), np.diag(FIRST_STEP)])
-    options = {"initial_simplex": simplex, "xatol": 1e-3, "fatol": 1.0, "maxiter": 50}
-    shift, turn, tilt = minimize(unlike, np.zeros(3), method="Nelder-Mead", options=options).x
+    shift, turn, tilt = minimize(
+        unlike,
+        np.zeros(3),
+        method="Nelder-Mead",
+        options={"initial_simplex": simplex, "xatol": 1e-3, "fatol": 1.0, "maxiter": 50},
+    ).x
     return _reflect(smooth, middle, (2 * shift, turn, tilt)) > 0.5
 
 

@@ -91,9 +91,9 @@ def cached_scan(case: Case, grid: Grid, cache_dir: Path) -> PreparedScan:
         store(prepare_scan(case, grid, brains_in(cache_dir)), folder)
     meta = read_json(folder / "meta.json")
     arrays = {part: np.load(folder / f"{part}.npy", mmap_mode="r", allow_pickle=False) for part in meta["parts"]}
-    spaces = {key: Space(tuple(meta[key]["shape"]), np.array(meta[key]["affine"])) for key in ("space", "own")}
-    arrays.setdefault("mask", None)
-    return PreparedScan(case.name, case.subject, **arrays, **spaces, spacing_known=meta["spacing_known"])
+    space, own = (Space(tuple(meta[key]["shape"]), np.array(meta[key]["affine"])) for key in ("space", "own"))
+    known, mask, own_brain = meta["spacing_known"], arrays.get("mask"), arrays.get("own_brain")
+    return PreparedScan(case.name, case.subject, arrays["scan"], arrays["brain"], mask, space, own, known, own_brain)
 
 
 def store(prepared: PreparedScan, folder: Path) -> None:

@@ -105,9 +105,9 @@ def _score_case(scan: PreparedScan, prediction: np.ndarray, target: np.ndarray) 
 
 
 def _save_scores(outputs: Outputs, name: str, scored: list[CaseScores], seed: int) -> dict[str, Estimate]:
-    rows, lesions, slices = zip(*scored, strict=True)
-    per_scan = pd.DataFrame(list(rows))
-    per_lesion, per_slice = (pd.concat(tables, ignore_index=True) for tables in (lesions, slices))
+    per_scan = pd.DataFrame([scores for scores, _, _ in scored])
+    per_lesion = pd.concat([lesions for _, lesions, _ in scored], ignore_index=True)
+    per_slice = pd.concat([slices for _, _, slices in scored], ignore_index=True)
     per_lesion.insert(0, "scan", per_lesion.pop("scan"))
     estimates = means(per_scan.drop(columns="scan"), seed)
     intervals = [interval_rows(estimates)]

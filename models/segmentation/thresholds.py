@@ -6,7 +6,6 @@ import numpy as np
 import pandas as pd
 
 from models.pipeline import Prediction
-from utils.regions.region import detected_mask
 from utils.scores.components import Components, find_components, voxel_cm3
 from utils.scores.decision import Decision
 from utils.scores.overlap import overlap_scores
@@ -15,23 +14,24 @@ THRESHOLDS = (0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
 SMALLEST_CM3 = (0.0, 0.02, 0.05, 0.1, 0.2)
 
 
-def decision_table(predictions: Iterable[Prediction]) -> pd.DataFrame:
-    """The scores of every `Decision` that may be chosen on scans with masks, a row each.
+def decision_table(predictions: Iterable[tuple[Prediction, np.ndarray]]) -> pd.DataFrame:
+    """The scores of every `Decision` that may be chosen, a row each, on the scans' own grids as in an evaluation.
+
+    Args:
+        predictions: each with the true lesions, (D, H, W) bool on the scan's own grid.
 
     ``dice`` is the mean over scans with lesions, NaN without any. ``lesion_f1`` of the 26-connected lesions, and the
     numbers of ``found``, ``missed`` and ``false`` ones, are over all scans together: the F1 of a scan without lesions
     is 0 or 1.
     """
     rows = []
-    for prediction in predictions:
-        scan, lesion = prediction.scan, 1 - prediction.probabilities[0]
-        assert scan.mask is not None  # a training has masks
-        detected = detected_mask(prediction.regions, scan.brain.shape)
+    for prediction, target in predictions:
+        detected, cm3 = prediction.detected, voxel_cm3(prediction.scan.own.spacing_mm)
         for threshold in THRESHOLDS:
-            components = find_components(lesion > threshold, scan.mask)
+            components = find_components(1 - prediction.own_probabilities[0] > threshold, target)
             confirmed = True if detected is None else components.touching(detected)
             for smallest in SMALLEST_CM3:
-                kept = confirmed & (components.predicted_voxels * voxel_cm3(scan.space.spacing_mm) >= smallest)
+                kept = confirmed & (components.predicted_voxels * cm3 >= smallest)
                 rows.append({"threshold": threshold, "smallest_cm3": smallest, **_scores(components, kept)})
     by_decision = pd.DataFrame(rows).groupby(["threshold", "smallest_cm3"], as_index=False)
     table = by_decision.agg({"dice": "mean", "found": "sum", "missed": "sum", "false": "sum"})

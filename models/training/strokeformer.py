@@ -7,6 +7,7 @@ import numpy as np
 import pytorch_lightning as pl
 
 from data.batches.datamodules import SegmentationDataModule
+from data.scans.checks import read_mask
 from data.scans.cohort import Case
 from data.scans.open import Cohort
 from models.checkpoints import load_strokeformer, store_hyperparameters
@@ -61,8 +62,8 @@ def decide(
 ) -> None:
     """Store the best `Decision` on the validation scans in the checkpoint."""
     pipeline = pipeline_of(load_strokeformer(checkpoint), settings, regions)
-    scans = (cohort.prepare(case) for case in progress(val, "Choosing what is lesion"))
-    table = decision_table(pipeline.predict(scan) for scan in scans)
+    cases = progress(val, "Choosing what is lesion")
+    table = decision_table((pipeline.predict(cohort.prepare(case)), read_mask(case)) for case in cases)
     with atomic_path(folder / "decisions.csv") as temporary:
         table.to_csv(temporary, index=False)
     chosen = choose_decision(table)
