@@ -28,14 +28,14 @@ def extension_option():
 
 
 def brains_option(otherwise: str = "to find the brains"):
-    where = "None for Brains/ beside the folder of the scans or, where there is none,"
+    where = "by default Brains/ beside the folder of the scans or, where there is none,"
     what = f"folders of brain masks; {where} {otherwise}"
     return option(str, what, on_resume=MAY_DIFFER, nargs="+", metavar="DIR")
 
 
 def pattern_option(what: str, where: str, condition: str = ""):
     names = f"{condition}names of the {what}s, as of a shell ('*_T1w'), or of the paths below {where} if it has a slash"
-    return option(str, f"{names}; None for what the names say", metavar="PATTERN")
+    return option(str, f"{names}; by default what the names say", metavar="PATTERN")
 
 
 def resize_option():
@@ -83,7 +83,7 @@ class TrainingGrid(GridSettings):
 
     spacing: tuple[float, float, float] | None = option(
         positive_float,
-        "voxel size in mm that scans are resampled to; None for that of --rpn_ckpt_path or the median of the scans",
+        "voxel size in mm that scans are resampled to; by default that of --rpn_ckpt_path, or the median of the scans",
         nargs=3,
         metavar=("D", "H", "W"),
     )
@@ -113,7 +113,7 @@ class FoldSettings:
     folds: str | None = option(str, "folds.json of an earlier run to use instead", on_resume=MAY_DIFFER)
     folds_to_run: tuple[int, ...] | None = option(
         non_negative_int,
-        "numbers of the folds to run now, from 0; None for all",
+        "numbers of the folds to run now, from 0; by default all",
         on_resume=MAY_DIFFER,
         exclusive="part",
         nargs="+",

@@ -105,7 +105,7 @@ class AllOutputs(Outputs):
     )
     bids_derivatives: str | None = option(
         str,
-        "folder for the lesions and their probability as a BIDS derivative data set; None for none",
+        "folder for the lesions and their probability as a BIDS derivative data set; by default it is not written",
         on_resume=TESTS_ANEW,
         metavar="DIR",
     )

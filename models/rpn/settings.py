@@ -11,7 +11,8 @@ AUTO = "auto"  # anchor sizes fitted to the training lesions
 
 
 def score_threshold_option():
-    return option(fraction, "evidence from which on boxes propose a region; None for that of the checkpoint")
+    what = "least evidence, 0 to 1, of a candidate that becomes a region; by default that of the checkpoint"
+    return option(fraction, what)
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,9 @@ class RPNSettings:
         choices=RULES,
     )
     score_threshold: float | None = option(
-        fraction, "evidence from which on boxes propose a region; None to calibrate it on validation scans", shared=True
+        fraction,
+        "least evidence, 0 to 1, of a candidate that becomes a region; by default calibrated on validation scans",
+        shared=True,
     )
     target_coverage: float = option(
         fraction, "share of lesion voxels and of lesions that calibration aims to cover", 0.98, shared=True

@@ -15,7 +15,7 @@ from data.scans.prepared import PreparedScan
 from models.precision import autocast
 from models.schedule import optimise
 from models.segmentation.losses import build_classification_loss, build_loss, mask_outside
-from models.segmentation.settings import LOSS_CONFIG, NETWORKS, SegmenterSettings, SlidingWindow
+from models.segmentation.settings import NETWORKS, SegmenterSettings, SlidingWindow
 from models.segmentation.windows import slide
 from utils.errors import UserError
 from utils.regions.region import Region
@@ -40,7 +40,7 @@ class StrokeFormer(pl.LightningModule):
         self.window = depth, height, width
         self.net = build_segmenter(hp.arch, hp.in_channels, hp.num_classes, self.window)
         self.narrowest_map = min(self.window) // NETWORKS[hp.arch].stride
-        self.seg_loss = build_loss(hp.seg_loss, hp.seg_loss_cfg or LOSS_CONFIG)
+        self.seg_loss = build_loss(hp.seg_loss, hp.seg_loss_cfg)
         self.cls_loss = build_classification_loss(hp.cls_loss) if hp.cls_loss else None
         if hp.cls_loss:
             self.classifier = nn.Linear(2 * hp.num_classes, 1)

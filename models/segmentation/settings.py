@@ -58,11 +58,11 @@ class SegmenterSettings:
     in_channels: int = option(positive_int, "input channels", 1)
     roi_size: tuple[int, int, int] = roi_size_option()
     window_size: tuple[int, int, int] | None = option(
-        positive_int, "size of windows, in voxels; None for that of --roi_size", nargs=3, metavar=("D", "H", "W")
+        positive_int, "size of windows, in voxels; by default --roi_size", nargs=3, metavar=("D", "H", "W")
     )
-    opt_lr: float = option(positive_float, "learning rate at the end", 3e-5)
+    opt_lr: float = option(positive_float, "learning rate at the end of the decay", 3e-5)
     warmup_lr: float = option(positive_float, "learning rate at the first step", 4e-6)
-    max_lr: float = option(positive_float, "learning rate after the warm-up", 4e-4)
+    max_lr: float = option(positive_float, "learning rate after the warm-up, the largest", 4e-4)
     warmup_steps: int = option(non_negative_int, "steps of linear warm-up", 10)
     weight_decay: float = option(non_negative_float, "AdamW weight decay", 1e-3)
     eps: float = option(positive_float, "AdamW epsilon", 1e-8)
@@ -97,9 +97,9 @@ class DecisionSettings:
     """What is lesion."""
 
     lesion_threshold: float | None = option(
-        fraction, "probability above which a voxel is lesion; None for that of the checkpoint, or the mean of several"
+        fraction, "probability above which a voxel is lesion; by default that of the checkpoint, or the mean of several"
     )
     smallest_lesion_cm3: float | None = option(
         non_negative_float,
-        "volume below which a predicted lesion is removed; None for that of the checkpoint, or the mean of several",
+        "volume below which a predicted lesion is removed; by default that of the checkpoint, or the mean of several",
     )

@@ -29,7 +29,7 @@ class Run:
     model_prefix: str = option(str, "name of the runs and checkpoints", "", required=True)
     default_root_dir: str = option(str, "folder of checkpoints and logs", "StrokeFormer", on_resume=MAY_DIFFER)
     project: str = option(str, "W&B project", "StrokeFormer", on_resume=MAY_DIFFER)
-    group: str | None = option(str, "W&B group; in a cross-validation None for --model_prefix", on_resume=MAY_DIFFER)
+    group: str | None = option(str, "W&B group; by default --model_prefix in a cross-validation", on_resume=MAY_DIFFER)
     max_epochs: int = option(positive_int, "training epochs", 250, on_resume=MAY_DIFFER)
     patience: int = option(positive_int, "epochs without progress before stopping", 50, on_resume=MAY_DIFFER)
 
