@@ -163,7 +163,7 @@ def _require_size(brain: np.ndarray, case: Case, origin: str) -> None:
 
 def _litres(mask: np.ndarray, own: Space | None) -> float:
     """The volume of a (D, H, W) mask; NaN, which no bound excludes, where the voxel size is unknown."""
-    return np.count_nonzero(mask) * voxel_cm3(own and own.spacing_mm) / 1000
+    return np.count_nonzero(mask) * voxel_cm3(None if own is None else own.spacing_mm) / 1000
 
 
 def brain_origin(case: Case, folder: Path) -> str:
