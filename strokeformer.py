@@ -18,7 +18,7 @@ from data.files.names import extension_of, stem_of
 from data.files.space import Space, resample
 from data.files.volumes import image_like, read_header, read_volume, refusing, volume_image
 from data.scans.brain import brain_origin, print_heads, read_brain, with_brains
-from data.scans.checks import check_alignment, read_binary
+from data.scans.checks import check_alignment, print_numbered, read_binary, read_lesions
 from data.scans.cohort import Case, pair_files
 from data.scans.grid import own_space
 from data.scans.open import cohort_of
@@ -116,7 +116,7 @@ def find_brain(scan: Volume) -> Image:
     Where no brain is found the whole head is used as the brain mask, and a line is printed.
 
     Raises:
-        UserError: a scan that cannot be read or has no head.
+        UserError: a scan that cannot be read or has no head, or a brain of more than 2.2 litres.
     """
     with TemporaryDirectory() as folder:
         case = _case_of(scan, None, Path(folder))
@@ -142,7 +142,7 @@ def scores(prediction: Volume, truth: Volume) -> dict[str, float]:
     """All scores of a prediction, by their columns in ``scores.csv`` (docs/outputs.md); NaN where undefined.
 
     Raises:
-        UserError: masks of two grids, or with other values than 0 and 1.
+        UserError: masks of two grids, or with other values than 0 and 1; `truth` may number its lesions from 1 on.
     """
     predicted, true, space = _read_masks(prediction, truth)
     return scan_scores(predicted, true, None if space is None else space.spacing_mm)
@@ -168,7 +168,9 @@ def _read_masks(prediction: Volume, truth: Volume) -> tuple[np.ndarray, np.ndarr
     with TemporaryDirectory() as folder:
         paths = [_file_of(mask, Path(folder) / name) for name, mask in (("prediction", prediction), ("truth", truth))]
         check_alignment(*paths)
-        predicted, true = map(read_binary, paths)
+        true, labels = read_lesions(paths[1])
+        print_numbered({paths[1].name: labels})
+        predicted = true if prediction is truth else read_binary(paths[0])
         return predicted, true, next((space for path in paths if (space := read_header(path).space)), None)
 
 

@@ -43,7 +43,7 @@ def parse_args(argv: Sequence[str] | None = None) -> Settings:
 def main(settings: Settings) -> None:
     from data.files.listing import counted
     from data.files.names import SCAN
-    from data.scans.brain import take_for_stripped
+    from data.scans.brain import use_head
     from data.scans.cohort import pair_cases
     from data.scans.open import open_cohort
     from models.export.exported import read_model
@@ -63,7 +63,7 @@ def main(settings: Settings) -> None:
             f"{counted(len(unmasked), SCAN)} without brain mask (e.g. {unmasked[0]}): all that is not air is taken for "
             "brain, which is wrong where there is a skull; then give brain masks with --brains_dir"
         )
-    cohort.admit(settings.loading.num_workers, finder=take_for_stripped)
+    cohort.admit(settings.loading.num_workers, finder=use_head)
     sliding = SlidingWindow(overlap=model.stage_2.overlap, subvolume_depth=model.stage_2.subvolume_depth)
     segment_cohort(cohort, TwoStage(runner, runner.propose, sliding, settings.loading.batch_size), settings)
     record = {**describe_run(settings, PACKAGES), "inputs": {"model": model.digests}}

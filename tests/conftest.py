@@ -33,8 +33,8 @@ def cohort(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def no_skulls(monkeypatch) -> None:
-    """Drawings are stripped: the head is the brain, and no network is asked for it."""
-    monkeypatch.setattr("data.scans.brain.find_brain", lambda scan, head, contrast, own: head)
+    """The whole head is used as the brain mask, and no network is asked for it."""
+    monkeypatch.setattr("data.scans.brain.find_brain", lambda scan, head, contrast, own: None)
 
 
 @pytest.fixture(scope="session")

@@ -24,7 +24,7 @@ REAL = ROOT.parent / "shared/real"  # not part of the project; see its README.md
 real = pytest.mark.skipif(not any(REAL.rglob("*.nii.gz")), reason="no real scans beside the project")
 
 GRID = Grid((1, 24, 30, 26))  # that of `ball`
-FOUR_MM = np.diag([4.0, 4, 4, 1])
+FOUR_MM, EIGHT_MM = np.diag([4.0, 4, 4, 1]), np.diag([8.0, 8, 8, 1])  # at 8 mm the head of `ball` has 1.6 L
 
 
 class Networks:
@@ -64,8 +64,8 @@ def skull(bright: float = 100, radius: float = 7) -> tuple[np.ndarray, np.ndarra
 
 
 def brain_of(scan: np.ndarray, contrast: str | None, affine=None) -> np.ndarray | None:
-    """`find_brain` in a scan (D, H, W) of 1 mm or of an affine."""
-    return find_brain(scan, head_mask(scan), contrast, Space(scan.shape, np.eye(4) if affine is None else affine))
+    """`find_brain` in a scan (D, H, W) of 8 mm or of an affine."""
+    return find_brain(scan, head_mask(scan), contrast, Space(scan.shape, EIGHT_MM if affine is None else affine))
 
 
 def put(folder, name: str, array: np.ndarray, affine=None) -> None:
@@ -198,14 +198,44 @@ def test_deepbet_is_not_asked_about_contrasts_that_it_has_not_learned(networks, 
 
 @pytest.mark.parametrize(("bright", "radius"), [(70, 7), (100, 4)])
 def test_nothing_and_too_little_are_no_brain(networks, bright, radius):
-    scan, _ = skull(bright, radius)  # darker than what the network stands for, or 9 % of the head
-    assert brain_of(scan, "T1w") is None and networks.runs == 1
+    scan, _ = skull(bright, radius)  # darker than what the network stands for, or 0.13 L and 9 % of the head
+    for own in (Space(scan.shape, EIGHT_MM), None):
+        assert find_brain(scan, head_mask(scan), "T1w", own) is None
+    assert networks.runs == 2
+
+
+def test_half_of_a_head_is_no_brain_if_it_has_less_than_0_3_litres(networks):
+    scan, brain = skull()
+    assert brain_of(scan, "T1w", FOUR_MM) is None
+    np.testing.assert_array_equal(find_brain(scan, head_mask(scan), "T1w", None), brain)
+
+
+@pytest.mark.parametrize("stripped", [False, True])
+def test_brain_of_a_torso_is_refused_before_the_grid_is(tmp_path, networks, stripped):
+    networks.stripped = stripped
+    put(tmp_path, "Scans/sub-01_T1w.nii.gz", skull()[0], np.diag([12.0, 12, 12, 1]))
+    litres = r"5\.3" if stripped else r"2\.5"
+    match = (
+        rf"sub-01_T1w\.nii\.gz shows a brain of {litres} L, outside the range of 0\.3 to 2\.2 L; crop .+ --brains_dir"
+    )
+    for _ in range(2):
+        with pytest.raises(UserError, match=match):
+            admit(cases_in(tmp_path), Grid((1, 9, 9, 9)), tmp_path / "found")
+
+
+@pytest.mark.parametrize("affine", [EIGHT_MM, None])
+def test_brain_that_a_wrong_head_does_not_hold_is_not_cut_by_it_nor_is_what_is_added_to_it(networks, affine):
+    scan, brain = skull()
+    own = None if affine is None else Space(scan.shape, affine)
+    np.testing.assert_array_equal(find_brain(scan, ~brain, "UNIT1", own), brain)
+    scan[9:15, 17:20, 10:16] = 30  # an infarct on one side
+    assert find_brain(scan, ~brain, "UNIT1", Space(scan.shape, EIGHT_MM))[9:15, 17:20, 10:16].mean() > 0.8
 
 
 @pytest.mark.parametrize("ext", [".npy", ".nii.gz"])
 def test_brain_is_found_once_and_kept_on_the_grid_of_its_scan(tmp_path, networks, ext):
     scan, brain = skull()
-    affine = np.diag([-2.0, -1, 3, 1])  # stored as LPS
+    affine = np.diag([-8.0, -7, 9, 1])  # stored as LPS
     put(tmp_path, f"Scans/sub-01_T1w{ext}", scan, affine)
     (case,) = cases_in(tmp_path)
     for _ in range(2):

@@ -165,7 +165,7 @@ def test_shapes_that_differ_are_refused(tmp_path):
 
 @pytest.mark.parametrize(
     ("part", "value", "complaint"),
-    [("Scans", np.nan, "NaN"), ("Scans", np.inf, "infinite"), ("Masks", 2, "not binary")],
+    [("Scans", np.nan, "NaN"), ("Scans", np.inf, "infinite"), ("Masks", 3, "not binary")],
 )
 def test_bad_voxels_are_refused_by_file(tmp_path, part, value, complaint):
     write_case(tmp_path, "sub-01")

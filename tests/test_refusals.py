@@ -139,7 +139,7 @@ BROKEN_NPY = {
     "numbers too large": (SLICES, lambda f: f.edit_scan(lambda a: a.astype(float) * 1e300), "scan", "infinite"),
     "a constant scan": (SLICES, lambda f: f.edit_scan(np.ones_like), "scan", "constant"),
     "a scan of one voxel": (SLICES, lambda f: f.edit_scan(lambda a: put(99, 1)(0 * a)), "scan", "shows no head"),
-    "a mask of labels": (SLICES, lambda f: f.edit_mask(put(99, 2)), "mask", "not binary"),
+    "a mask of labels": (SLICES, lambda f: f.edit_mask(put(99, 3)), "mask", "not binary"),
     "a mask of probabilities": (SLICES, lambda f: f.edit_mask(lambda a: 0.7 * a), "mask", "not binary"),
     "NaN in a mask": (SLICES, lambda f: f.edit_mask(lambda a: put(99, np.nan)(a.astype(float))), "mask", "not binary"),
     "a mask in the air": (SLICES, lambda f: f.edit_mask(outside_the_head), "mask", "outside the head"),

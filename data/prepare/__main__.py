@@ -12,8 +12,9 @@ from data.files.listing import Patterns, counted
 from data.files.space import Shape, Spacing
 from data.prepare.cohort import PreparedGrid, attempt_all, prepare_case, remove_absent
 from data.prepare.fit import check_headers, fit_brain, shape_for, spacing_for
-from data.prepare.layouts import LAYOUTS, choose_layout, find_cases
+from data.prepare.layouts import LAYOUTS, choose_layout, find_cases, mask_path
 from data.prepare.overview import draw_overview
+from data.scans.checks import print_numbered
 from data.scans.cohort import Case
 from data.scans.fingerprints import fingerprint_cases
 from data.scans.prepared import brains_in
@@ -104,6 +105,7 @@ def prepare(
     fits, unread = attempt_all(look, cases, "Finding brains", settings.num_workers)
     if not fits:
         raise UserError(f"{unread[0]} ({len(unread)} of {len(cases)} scans refused)")
+    print_numbered({mask_path(case).name: fit.labels for case, fit in fits.items()})
     grid = PreparedGrid(shape_for(fits, shape, channels), spacing_mm, settings.ext)
     require_writable(out_dir, "--out_dir", len(fits) * math.prod(grid.shape) * BYTES_PER_VOXEL)
     digests = fingerprint_cases(fits, out_dir / "sources.json")

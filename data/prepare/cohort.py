@@ -79,9 +79,9 @@ def _write_case(case: Case, grid: PreparedGrid, out_dir: Path) -> tuple[dict, Sp
     scan, mask, brain = read_scan(case), read_mask(case), read_brain(case, brains)
     own, axes = space_in(case.scan), space_in(mask_path(case))
     space = centred_space(axes, centre_in(axes, brain, own), grid.shape, grid.spacing_mm)
-    placed_head, placed_brain = (resample(m[None], own, space)[0] for m in (find_head(scan, case), brain))
+    placed_head, placed_brain = (resample(m[None], own, space)[0] for m in (find_head(scan, case, brain), brain))
     placed_mask = resample(mask[None], axes, space)[0]
-    require_mask_in_head(placed_mask, placed_head, case)
+    require_mask_in_head(placed_mask, placed_head | placed_brain, case)
     scan_name, mask_name = f"{case.stem}{grid.ext}", f"{stem_of(mask_path(case))}{grid.ext}"
     write_volume(out_dir / "Scans" / scan_name, resample(scan, own, space), space.affine)
     write_volume(out_dir / "Masks" / mask_name, placed_mask[None].astype(np.uint8), space.affine)

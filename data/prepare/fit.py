@@ -12,7 +12,7 @@ from data.files.space import Shape, Space, Spacing, centred_space, places_in, sh
 from data.files.volumes import read_header
 from data.prepare.layouts import Layout, mask_path
 from data.scans.brain import read_brain
-from data.scans.checks import check_alignment, read_mask, require_one_channel
+from data.scans.checks import check_alignment, read_lesions, require_one_channel
 from data.scans.cohort import Case
 from data.scans.grid import CUT_OFF, centre_of, choose_spacing, print_cut, shape_that_holds, too_large
 from utils.errors import UserError
@@ -25,6 +25,7 @@ class Fit:
 
     needed: Shape  # holds it, and the lesions
     lost: float  # share of it that the grid cuts off; 0 where no shape is given
+    labels: int  # the largest of its mask; above 1 where that numbers its lesions
 
 
 def check_headers(cases: list[Case], layout: Layout, channels: int | None) -> int:
@@ -72,10 +73,11 @@ def fit_brain(case: Case, shape: Shape | None, spacing_mm: Spacing, brains: Path
     """How a case fits a grid along the axes of its mask; `brains` is the folder of `read_brain`."""
     brain, own, axes = read_brain(case, brains), space_in(case.scan), space_in(mask_path(case))
     centre = centre_in(axes, brain, own)
-    parts = (brain, own), (read_mask(case), axes)
-    d, h, w = map(max, *(shape_that_holds(mask, space, axes, centre, spacing_mm) for mask, space in parts))
+    mask, labels = read_lesions(mask_path(case))
+    parts = (brain, own), (mask, axes)
+    d, h, w = map(max, *(shape_that_holds(part, space, axes, centre, spacing_mm) for part, space in parts))
     lost = share_outside(brain, own, centred_space(axes, centre, shape, spacing_mm)) if shape else 0.0
-    return Fit((d, h, w), lost)
+    return Fit((d, h, w), lost, labels)
 
 
 def shape_for(fits: Mapping[Case, Fit], shape: Shape | None, channels: int) -> Shape:

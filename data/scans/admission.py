@@ -12,7 +12,7 @@ import numpy as np
 
 from data.files.space import share_outside
 from data.scans.brain import Finder, brain_origin, brain_path, print_heads, read_brain, store_brain
-from data.scans.checks import find_head, read_mask, read_scan, require_mask_in_head
+from data.scans.checks import find_head, lies_in, print_numbered, read_lesions, read_scan, require_mask_in_head
 from data.scans.cohort import Case
 from data.scans.fingerprints import case_files, content_digest
 from data.scans.grid import (
@@ -42,6 +42,7 @@ class Facts:
 
     digest: of its files.
     brain: how it came to be (`data.scans.brain.brain_origin`).
+    labels: the largest value of its mask; above 1 where that numbers its lesions.
     lesion: share of the scan's voxels that are lesion.
     brain_cut, lesion_cut: share of it that lies beyond the grid.
     lesion_outside: share of it that lies outside the brain.
@@ -49,6 +50,7 @@ class Facts:
 
     digest: str
     brain: str
+    labels: int
     lesion: float
     brain_cut: float
     lesion_cut: float
@@ -68,10 +70,11 @@ def admit(
     Args:
         brains: folder of the brains that are found.
         cache_dir: where scans and facts are kept; None for neither.
-        finder: what finds brains; None for `data.scans.brain.find_brain`.
+        finder: what finds brains, and has printed where it does not; None for `data.scans.brain.find_brain`.
 
     Raises:
-        UserError: the first case with impossible voxels, a mask outside the head, or a brain that the grid would cut.
+        UserError: the first case with impossible voxels, a mask outside the head, a brain of too many litres, or one
+            that the grid would cut.
     """
     print_unknown_spacing(cases, grid)
     facts = {case: _recall(case, grid, cache_dir) for case in cases}
@@ -82,9 +85,11 @@ def admit(
         results = map_in_order(look, unknown, num_workers)
         facts.update(zip(unknown, progress(results, what, len(unknown)), strict=True))
     known = {case: of_case for case, of_case in facts.items() if of_case is not None}
-    print_heads([case for case in known if known[case].brain == "head"])
+    if finder is None:
+        print_heads([case for case in known if known[case].brain == "head"])
     print_cut({case.name: of_case.brain_cut for case, of_case in known.items()})
     of_masks = {case.mask.name: of_case for case, of_case in known.items() if case.mask is not None}
+    print_numbered({name: of_mask.labels for name, of_mask in of_masks.items()})
     print_worst(
         {name: of_mask.lesion_cut for name, of_mask in of_masks.items()},
         0,
@@ -105,15 +110,10 @@ def _look(
     """The facts of a case; None for one whose brain has yet to be found, unless `find` asks for that."""
     folder = cache_dir and cache_dir / prepared_key(case, grid)  # first: the files may change meanwhile
     scan = read_scan(case)
-    head = find_head(scan, case)
-    mask = None if case.mask is None else read_mask(case)
-    if mask is not None:
-        require_mask_in_head(mask, head, case)
-    if brain_path(case, brains) is None:
-        if not find:
-            return None
-        store_brain(case, brains, scan, head, finder)
-    brain, own = read_brain(case, brains), own_space(case, grid.spacing_mm)
+    mask, labels = (None, 1) if case.mask is None else read_lesions(case.mask)
+    brain, own = _brain_of(case, scan, mask, brains, find, finder), own_space(case, grid.spacing_mm)
+    if brain is None:
+        return None
     space = grid.space_about(brain, own)
     brain_cut = share_outside(brain, own, space)
     if brain_cut > CUT_OFF:
@@ -123,6 +123,7 @@ def _look(
     facts = Facts(
         digest=content_digest(case_files(case)),
         brain=brain_origin(case, brains),
+        labels=labels,
         lesion=float(lesions.mean()),
         brain_cut=brain_cut,
         lesion_cut=share_outside(lesions, own, space),
@@ -132,6 +133,25 @@ def _look(
         store(place(case, scan, brain, mask, own, space), folder)
         write_json(folder / FACTS_FILE, asdict(facts))
     return facts
+
+
+def _brain_of(
+    case: Case, scan: np.ndarray, mask: np.ndarray | None, brains: Path, find: bool, finder: Finder | None
+) -> np.ndarray | None:
+    """The brain of a case, whose lesions lie in it or in the head; None for one that has yet to be found.
+
+    It is found at once where the lesions lie outside the head: that may be wrong, and the brain is then right.
+    """
+    brain = read_brain(case, brains) if brain_path(case, brains) else None
+    head = find_head(scan, case, brain)
+    if brain is None:
+        if not find and (mask is None or lies_in(mask, head)):
+            return None
+        store_brain(case, brains, scan, head, finder)
+        brain = read_brain(case, brains)
+    if mask is not None:
+        require_mask_in_head(mask, head | brain, case)
+    return brain
 
 
 def _recall(case: Case, grid: Grid, cache_dir: Path | None) -> Facts | None:

@@ -16,35 +16,44 @@ import numpy as np
 from scipy import ndimage
 from scipy.optimize import minimize
 
-from data.files.listing import Paths, counted, find_volumes, require_present, require_some
+from data.files.listing import Paths, counted, find_volumes, require_present
 from data.files.names import BRAIN_MASK, MASK, SCAN, contrast_of, extension_of, role_of
+from data.files.nifti import affine_of
 from data.files.space import Space, centred_space, resample
 from data.files.volumes import write_like
-from data.scans.checks import find_head, read_binary, read_scan
+from data.scans.checks import find_head, read_binary, read_scan, space_of
 from data.scans.cohort import BRAINS, Case, by_identity, identity, match_by_identity
 from data.scans.fingerprints import PREPARATION_VERSION, cache_key, stamp_of
-from data.scans.grid import own_space
+from data.scans.grid import UNKNOWN_MM
 from utils.errors import UserError
+from utils.scores.components import voxel_cm3
 
 T1W = re.compile(r"t1(w|c|ce|gd)?|mprage|mp2rage|unit1", re.IGNORECASE)  # what deepbet has learned
 # Of the head: where deepbet's first network sees that much brain, the head is the brain. It was 0.95 to 0.99 in
 # stripped T1w, DWI and FLAIR scans, 0.74 in ADC, and 0.46 in a head with skull and neck.
 STRIPPED = 0.7
-LEAST_BRAIN = 0.15  # of the head; less is no brain but a failure
+BRAIN_LITRES = 0.3, 2.2  # a newborn's has 0.35; of a torso deepbet takes 10 for brain
+HEAD_LITRES = 8.0  # the most of a head with its neck, used as the brain mask
+# Where the voxel size is unknown, less is no brain but a failure: of the head or, where that is wrong, of the scan.
+LEAST_BRAIN, LEAST_OF_SCAN = 0.15, 0.03
+HELD = 0.95  # of a brain; a head that holds less of it is wrong: in MP2RAGE (UNI) it is air, as bright as tissue
 COARSE = (128, 128, 128)  # voxels that deepbet's first network sees of a scan
 CERTAIN = 0.5
 COARSE_MM = 3.0  # the search for what is symmetric needs no finer voxels
 FIRST_STEP = (0.5, 0.05, 0.05)  # voxels and radians of the simplex that looks for the plane
 LEAST_MM3 = 1000.0  # a smaller piece is no lesion that was left out
 BRAINS_DIR = "--brains_dir"
-Finder = Callable[[np.ndarray, np.ndarray, str | None, Space], np.ndarray | None]  # as `find_brain`
+Finder = Callable[[np.ndarray, np.ndarray, str | None, Space | None], np.ndarray | None]  # as `find_brain`
 BRAIN_SUFFIX, HEAD_SUFFIX = "_desc-brain_mask", "_desc-head_mask"  # behind a scan's name: a brain, a head in its place
 
 
-def find_brain(scan: np.ndarray, head: np.ndarray, contrast: str | None, own: Space) -> np.ndarray | None:
+def find_brain(scan: np.ndarray, head: np.ndarray, contrast: str | None, own: Space | None) -> np.ndarray | None:
     """The brain of a scan in any units, (D, H, W) bool as its head; the head itself where the scan is stripped.
 
     None where deepbet finds no brain or does not know the contrast, as the file's name spells it; no contrast is T1w.
+
+    Args:
+        own: where the scan lies; None where its voxel size is unknown.
     """
     ras = np.ascontiguousarray(scan.transpose(1, 2, 0))
     if is_stripped(ras, head):
@@ -57,15 +66,18 @@ def find_brain(scan: np.ndarray, head: np.ndarray, contrast: str | None, own: Sp
         return None
     if not certain.any():
         return None
-    brain = _deepbet().postprocess(certain).transpose(2, 0, 1).astype(bool) & head
-    if np.count_nonzero(brain) < LEAST_BRAIN * np.count_nonzero(head):
+    brain = _deepbet().postprocess(certain).transpose(2, 0, 1).astype(bool)
+    least = LEAST_BRAIN
+    if np.count_nonzero(brain & head) < HELD * np.count_nonzero(brain):
+        head, least = np.ones_like(head), LEAST_OF_SCAN
+    brain &= head
+    if _litres(brain, own) < BRAIN_LITRES[0] or (own is None and brain.sum() < least * head.sum()):
         return None
-    return complete_by_symmetry(brain, head, own)
+    return complete_by_symmetry(brain, head, own or Space(scan.shape, affine_of(UNKNOWN_MM)))
 
 
-def take_for_stripped(scan: np.ndarray, head: np.ndarray, contrast: str | None, own: Space) -> np.ndarray:
-    """The head as the brain: in the place of `find_brain` where PyTorch is missing."""
-    return head
+def use_head(scan: np.ndarray, head: np.ndarray, contrast: str | None, own: Space | None) -> None:
+    """In the place of `find_brain` where PyTorch is missing: no brain is found, and the whole head is used."""
 
 
 def is_stripped(ras: np.ndarray, head: np.ndarray) -> bool:
@@ -95,7 +107,8 @@ def with_brains(cases: list[Case], brains_dirs: Paths | None) -> list[Case]:
     if not folders:
         return cases
     by_scan = by_identity([case.scan for case in cases], "--scans", identity)
-    by_brain = by_identity(brain_masks(folders), BRAINS_DIR, identity)
+    argument = BRAINS_DIR if brains_dirs else f"{BRAINS}/"
+    by_brain = by_identity(brain_masks(folders, argument), argument, identity)
     brain_of = {by_scan[key]: by_brain[brain] for key, brain in match_by_identity(by_scan, by_brain).items()}
     for case in cases:
         if brains_dirs and case.scan not in brain_of:
@@ -103,12 +116,20 @@ def with_brains(cases: list[Case], brains_dirs: Paths | None) -> list[Case]:
     return [replace(case, brain=brain_of.get(case.scan)) for case in cases]
 
 
-def brain_masks(folders: Paths) -> list[Path]:
-    """The volumes that are brain masks by their names or, where none is, those whose names do not say."""
-    roles = {path: role_of(path) for path in find_volumes(folders, BRAINS_DIR).values()}
+def brain_masks(folders: Paths, argument: str = BRAINS_DIR) -> list[Path]:
+    """The volumes that are brain masks by their names or, where none is, those whose names do not say.
+
+    Args:
+        argument: to name in messages; another than ``--brains_dir`` for folders that nobody gave.
+    """
+    roles = {path: role_of(path) for path in find_volumes(folders, argument).values()}
     masks = [path for path, role in roles.items() if role == BRAIN_MASK]
     masks = masks or [path for path, role in roles.items() if role in (MASK, None)]
-    require_some(masks, folders, None, BRAINS_DIR)
+    if not masks:
+        given = argument == BRAINS_DIR
+        where, or_else = (f"{argument} ", "") if given else ("", f", move the folder away, or give {BRAINS_DIR}")
+        where += " ".join(map(str, folders))
+        raise UserError(f"{where} holds no file named as a brain mask; name each <scan>{BRAIN_SUFFIX}{or_else}")
     require_present(masks)
     return masks
 
@@ -122,7 +143,27 @@ def read_brain(case: Case, folder: Path) -> np.ndarray:
     brain = read_binary(path)
     if not brain.any():
         raise UserError(f"{path} is empty; fix it or take it out")
+    _require_size(brain, case, brain_origin(case, folder))
     return brain
+
+
+def _require_size(brain: np.ndarray, case: Case, origin: str) -> None:
+    """Refuse what has too many litres for a brain, or for the head that is used as one; `origin` of `brain_origin`."""
+    litres, (least, most) = _litres(brain, space_of(case)), BRAIN_LITRES
+    crop = f"crop the scan to the head, or give a brain mask with {BRAINS_DIR}"
+    if origin == "head" and litres > HEAD_LITRES:
+        raise UserError(
+            f"{case.scan} shows a head of {litres:.1f} L, which is used as the brain mask and may have up to "
+            f"{HEAD_LITRES:.0f} L; {crop}"
+        )
+    if origin != "head" and litres > most:
+        what, fix = (f"{case.brain} holds", "fix the mask") if case.brain else (f"{case.scan} shows", crop)
+        raise UserError(f"{what} a brain of {litres:.1f} L, outside the range of {least} to {most} L; {fix}")
+
+
+def _litres(mask: np.ndarray, own: Space | None) -> float:
+    """The volume of a (D, H, W) mask; NaN, which no bound excludes, where the voxel size is unknown."""
+    return np.count_nonzero(mask) * voxel_cm3(None if own is None else own.spacing_mm) / 1000
 
 
 def brain_origin(case: Case, folder: Path) -> str:
@@ -138,7 +179,7 @@ def brain_path(case: Case, folder: Path) -> Path | None:
 
 def store_brain(case: Case, folder: Path, scan: np.ndarray, head: np.ndarray, finder: Finder | None = None) -> Path:
     """Find the brain of a case, scan (C, D, H, W) and head (D, H, W), and return where it is kept now."""
-    brain = (finder or find_brain)(scan[0], head, contrast_of(case.scan), own_space(case))
+    brain = (finder or find_brain)(scan[0], head, contrast_of(case.scan), space_of(case))
     path = _cached_path(case, folder, HEAD_SUFFIX if brain is None else BRAIN_SUFFIX)
     write_like(path, (head if brain is None else brain).astype(np.uint8), case.scan)
     return path

@@ -8,19 +8,21 @@ from pathlib import Path
 
 import numpy as np
 
-from data.files.names import extension_of
+from data.files.listing import counted
+from data.files.names import MASK, extension_of
 from data.files.nifti import SAME_SIZE, affine_of, is_voxel_size
 from data.files.space import Space, Spacing
 from data.files.volumes import read_header, read_volume
 from data.scans.cohort import Case
 from data.scans.fingerprints import stamp_of
-from data.scans.head import head_mask
+from data.scans.head import PERCENTILES, head_mask
 from utils.errors import UserError
 from utils.progress import progress
 
 # A mask of another space or orientation may still touch the head; one that belongs to it hardly leaves it.
 LEAST_SHARE_IN_HEAD = 0.5
 NEARLY = 1e-3  # that far from 0 or 1 a mask's value is meant as it: 255 times a slope of 0.00392156 is 0.9999978
+LARGEST_LABEL = 254  # of a mask that numbers its lesions; grey values go up to 255
 LISTED = 4  # values of a mask that is not binary, in the message; a soft mask has thousands
 SEPARATORS = ",;\t"  # of tables: pandas writes the first, Excel, depending on the country, the second
 
@@ -105,22 +107,51 @@ def read_mask(case: Case) -> np.ndarray:
     """The lesion mask of a case that has one, (D, H, W) bool."""
     if case.mask is None:
         raise UserError(f"{case.scan} has no lesion mask; give one")
-    return read_binary(case.mask)
+    return read_lesions(case.mask)[0]
+
+
+def read_lesions(path: Path | str) -> tuple[np.ndarray, int]:
+    """The lesions of a mask, (D, H, W) bool, and its largest label: above 1 where it numbers its lesions from 1 on."""
+    values = _read_one_channel(path)
+    mask, whole = values > 0.5, np.round(values)
+    if not _is_near(values, mask) and _is_near(values, whole):
+        labels = np.unique(whole)
+        if np.array_equal(labels, np.arange(len(labels))) and labels[-1] <= LARGEST_LABEL:
+            return mask, int(labels[-1])
+    return require_binary(values, path), 1
+
+
+def print_numbered(labels: Mapping[str, int]) -> None:
+    """One line on the masks that number their lesions, by the largest label of each by its name, if there are any."""
+    if numbered := [name for name, largest in labels.items() if largest > 1]:
+        verb = "numbers its" if len(numbered) == 1 else "number their"
+        print(
+            f"{counted(len(numbered), MASK)} {verb} lesions (e.g. {numbered[0]} holds 1 to {labels[numbered[0]]}): "
+            "each label above 0 is lesion"
+        )
 
 
 def read_binary(path: Path | str) -> np.ndarray:
-    """A volume that holds what rounds to 0 and 1, a lesion mask or a prediction, (D, H, W) bool."""
+    """A volume that holds what rounds to 0 and 1, a brain mask or a prediction, (D, H, W) bool."""
+    return require_binary(_read_one_channel(path), path)
+
+
+def _read_one_channel(path: Path | str) -> np.ndarray:
     volume = read_volume(path).array
     require_one_channel(len(volume), path)
-    return require_binary(volume[0], path)
+    return volume[0]
 
 
 def require_binary(values: np.ndarray, path: Path | str) -> np.ndarray:
     """Where `values` round to 1, bool; refuses those that round to neither 0 nor 1, and names them."""
     mask = values > 0.5
-    if not (np.abs(values - mask) <= NEARLY).all():
+    if not _is_near(values, mask):
         raise UserError(f"{path} is not binary: it holds {_listed(np.unique(values))}; keep one lesion label (0 and 1)")
     return mask
+
+
+def _is_near(values: np.ndarray, meant: np.ndarray) -> bool:
+    return bool((np.abs(values - meant) <= NEARLY).all())
 
 
 def _listed(values: np.ndarray) -> str:
@@ -134,18 +165,26 @@ def _listed(values: np.ndarray) -> str:
     return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
 
 
-def find_head(scan: np.ndarray, case: Case) -> np.ndarray:
-    """`head_mask` of a case's scan (C, D, H, W); refuses a scan of a slice or two, or without a head."""
+def find_head(scan: np.ndarray, case: Case, brain: np.ndarray | None = None) -> np.ndarray:
+    """`head_mask` of a case's scan (C, D, H, W); refuses a scan of a slice or two, or one that shows nothing.
+
+    It shows something where it has a head or, inside a `brain` (D, H, W) that is known, more than one value.
+    """
     _require_3d(scan.shape[1:], case)
     head = head_mask(scan[0])
-    if not head.any():
+    if not head.any() and (brain is None or np.ptp(np.percentile(scan[0][brain], PERCENTILES)) == 0):
         raise UserError(f"{case.scan} shows no head; fix or remove the scan")
     return head
 
 
+def lies_in(mask: np.ndarray, head: np.ndarray) -> bool:
+    """Whether `LEAST_SHARE_IN_HEAD` of a (D, H, W) lesion mask lies in the (D, H, W) head."""
+    return bool((mask & head).sum() >= LEAST_SHARE_IN_HEAD * mask.sum())
+
+
 def require_mask_in_head(mask: np.ndarray, head: np.ndarray, case: Case) -> None:
-    """Refuse a (D, H, W) lesion mask of which less than `LEAST_SHARE_IN_HEAD` lies in the (D, H, W) head."""
-    if (mask & head).sum() < LEAST_SHARE_IN_HEAD * mask.sum():
+    """Refuse a lesion mask that does not lie in the head; give a head with its brain, which may be the better one."""
+    if not lies_in(mask, head):
         raise UserError(
             f"{case.mask} lies outside the head of {case.scan}: the two differ in orientation, or the scan is a block "
             "without air around the head; bring both into one orientation, or give the whole scan"
