@@ -1,5 +1,6 @@
 """The same work on many items, in one process or several."""
 
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -17,8 +18,13 @@ def map_in_order(function: Callable, items: Sequence, num_workers: int) -> Itera
     if num_workers <= 1:
         yield from map(function, items)
         return
-    with ProcessPoolExecutor(min(num_workers, max(len(items), 1)), get_context("spawn")) as pool:
+    with ProcessPoolExecutor(min(num_workers, max(len(items), 1)), get_context("spawn"), _end_at_ctrl_c) as pool:
         try:
             yield from pool.map(function, items)
         except BrokenProcessPool as error:
             raise UserError("a worker process was killed, most likely for memory; lower --num_workers") from error
+
+
+def _end_at_ctrl_c() -> None:
+    """Let Ctrl-C end a process without a traceback; the main process says that the work has stopped."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
