@@ -21,6 +21,7 @@ import test_strokeformer
 import train_rpn
 import train_strokeformer
 from models.checkpoints import load_rpn, read_checkpoint
+from models.training.tracking import wandb_mode
 from tests.running import BARE, GRID, ROOT
 from utils import cli
 from utils.errors import UserError
@@ -163,6 +164,12 @@ def test_mode_that_wandb_does_not_know_is_refused_first_where_wandb_is_asked_for
     for mode in ("Offline", "dryrun", "RUN", ""):
         monkeypatch.setenv("WANDB_MODE", mode)
         assert "none does not exist" in refusal()
+
+
+def test_another_variable_that_wandb_does_not_take_is_named(monkeypatch):
+    monkeypatch.setenv("WANDB_SILENT", "perhaps")
+    with pytest.raises(UserError, match=r"^WANDB_SILENT: Input should be a valid boolean, .*; correct or unset it$"):
+        wandb_mode(offline=True)
 
 
 def test_backend_of_pictures_does_not_matter():

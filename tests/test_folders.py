@@ -136,12 +136,13 @@ def test_images_of_other_formats_are_named_with_what_converts_them(tmp_path, nam
 
 
 def test_extension_is_named_by_commands_that_have_it_and_only_where_no_conversion_helps(tmp_path):
+    (tmp_path / "empty").mkdir()
     put(tmp_path / "Scans/a_T1w.nii.gz")
     put_dicom(tmp_path / "Scans/a.dcm")
     for read, fix in (
         (lambda: pair_cases([tmp_path / "Scans"], None, ".npy"), "holds no .npy volume; check the path and --ext"),
         (lambda: read_slice_table(tmp_path / "Scans", tmp_path / "Scans"), "holds no .npy volume; check the path"),
-        (lambda: pair_cases([Path(__file__).parent / "__pycache__"], None), ".npy volume; check the path"),
+        (lambda: pair_cases([tmp_path / "empty"], None), ".npy volume; check the path"),
     ):
         with pytest.raises(UserError) as refused:
             read()

@@ -100,6 +100,11 @@ def wandb_mode(offline: bool) -> Literal["online", "offline", "disabled"]:
         os.environ["WANDB_MODE"] = variable  # W&B itself knows small letters only
     if variable == "disabled" or os.environ.get("WANDB_DISABLED", "").lower() in ("true", "1"):
         return "disabled"
+    try:
+        wandb.Settings().update_from_env_vars(dict(os.environ))
+    except ValueError as error:
+        _, name, reason = str(error).splitlines()[:3]
+        raise UserError(f"WANDB_{name.upper()}: {reason.split(' [type')[0].strip()}; correct or unset it") from None
     if offline or variable in ("offline", "dryrun"):
         return "offline"
     try:
