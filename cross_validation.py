@@ -23,6 +23,7 @@ def parse_args(argv: Sequence[str] | None = None) -> Settings:
 def main(settings: Settings) -> None:
     if LIST in (settings.outputs.target_layers, settings.rpn_outputs.target_layers):
         return print_layers(settings)
+    settings.training.logging.require_wandb_mode()
     cohort, origins = open_scans(settings)  # first: a wrong path is refused before the heavy libraries load
 
     from models.cross_validation.folds import missing_folds

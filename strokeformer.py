@@ -31,6 +31,7 @@ from models.rpn.module import RPN
 from models.segmentation.module import StrokeFormer
 from models.segmentation.settings import SlidingWindow
 from utils.errors import UserError
+from utils.files import expanded
 from utils.regions.region import region_mask
 from utils.scores.lesions import lesion_rows
 from utils.scores.metrics import scan_scores
@@ -128,8 +129,9 @@ def find_brain(scan: Volume) -> Image:
 
 def read_image(path: str | Path, scan: str | Path | None = None) -> Image:
     """The image of a file; that of a mask in ``.npy`` lies where its `scan` lies."""
+    path = expanded(path)
     if extension_of(path) == ".npy":
-        (case,) = pair_files([Path(scan or path)], None)
+        (case,) = pair_files([expanded(scan or path)], None)
         return volume_image(read_volume(path).array, own_space(case).affine)
     with refusing(path):
         image = nib.load(path)
@@ -210,7 +212,7 @@ def _case_of(scan: Volume, brain: Volume | None, folder: Path) -> Case:
 def _file_of(volume: Volume, folder: Path) -> Path:
     """The file of a volume; an image is written into `folder`, under its own name, which tells its contrast."""
     if isinstance(volume, str | Path):
-        return Path(volume)
+        return expanded(volume)
     folder.mkdir()
     path = folder / f"{stem_of(volume.get_filename() or 'scan')}.nii"
     # As `read_volume` reads a file: an image gives the same mask as the file that it was loaded from.

@@ -11,7 +11,7 @@ from models.segmentation.settings import num_classes_option, roi_size_option
 from models.training.settings import precision_option
 from utils import cli
 from utils.settings import option
-from utils.validators import LIST
+from utils.validators import LIST, pathname
 
 
 @dataclass(frozen=True)
@@ -19,9 +19,9 @@ class Settings:
     """Slices and network."""
 
     seed: int = seed_option()
-    scans: str = option(str, "folder of 2D scan slices", required=True)
-    masks: str = option(str, "folder of 2D masks", required=True)
-    ckpt_path: str = option(str, "RPN checkpoint", required=True)
+    scans: str = option(pathname, "folder of 2D scan slices", required=True)
+    masks: str = option(pathname, "folder of 2D masks", required=True)
+    ckpt_path: str = option(pathname, "RPN checkpoint", required=True)
     model_name: str | None = option(str, "name in tables and folders; None for the checkpoint's run")
     resize_to: tuple[int, int] | None = resize_option()
     num_classes: int = num_classes_option()

@@ -11,7 +11,7 @@ from models.training.settings import precision_option
 from utils import cli
 from utils.errors import UserError
 from utils.settings import option
-from utils.validators import LIST
+from utils.validators import LIST, pathname
 
 
 @dataclass(frozen=True)
@@ -19,11 +19,13 @@ class Settings:
     """Scans and networks."""
 
     seed: int = seed_option()
-    scans: tuple[str, ...] = option(str, "scans or folders of scans (.npy, .nii, .nii.gz)", required=True, nargs="+")
-    masks: tuple[str, ...] | None = option(str, "their masks or folders of masks; None for no scores", nargs="+")
+    scans: tuple[str, ...] = option(
+        pathname, "scans or folders of scans (.npy, .nii, .nii.gz)", required=True, nargs="+"
+    )
+    masks: tuple[str, ...] | None = option(pathname, "their masks or folders of masks; None for no scores", nargs="+")
     scan_pattern: str | None = pattern_option("scan", "--scans or --masks")
     mask_pattern: str | None = pattern_option("mask", "--scans or --masks")
-    ckpt_path: tuple[str, ...] = option(str, f"StrokeFormer: {SEVERAL}", required=True, nargs="+", metavar="PATH")
+    ckpt_path: tuple[str, ...] = option(pathname, f"StrokeFormer: {SEVERAL}", required=True, nargs="+", metavar="PATH")
     model_name: str | None = option(str, "name in tables and folders; None for the checkpoint's run")
     num_classes: int = num_classes_option()
     brains_dir: tuple[str, ...] | None = brains_option()

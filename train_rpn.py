@@ -26,6 +26,7 @@ def main(settings: Settings) -> None:
     from data.scans.cohort import print_shared_subjects
 
     folders, training, name = settings.data, settings.training, settings.training.run.model_prefix
+    training.logging.require_wandb_mode()
     # First: a wrong path is refused before the heavy libraries load.
     train = read_slice_table(folders.train_scans, folders.train_masks, ("--train_scans", "--train_masks"))
     val = read_slice_table(folders.val_scans, folders.val_masks, ("--val_scans", "--val_masks"))

@@ -31,6 +31,7 @@ def main(settings: Settings) -> None:
     from data.scans.open import open_cohort
 
     folders, training, ext = settings.data, settings.training, settings.ext
+    training.logging.require_wandb_mode()
     # First: a wrong path is refused before the heavy libraries load.
     train = pair_cases([folders.train_scans], [folders.train_masks], ext, ("--train_scans", "--train_masks"))
     val = pair_cases([folders.val_scans], [folders.val_masks], ext, ("--val_scans", "--val_masks"))

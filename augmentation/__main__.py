@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 
 from augmentation.cohort import index_cohort
-from augmentation.output import draw_contact_sheet, write_all
 from augmentation.transfer import TransferSettings
 from data.files.volumes import read_header
 from data.scans.brain import with_brains
@@ -25,7 +24,7 @@ from utils.errors import UserError
 from utils.files import require_writable
 from utils.provenance import open_run
 from utils.settings import MAY_DIFFER, option
-from utils.validators import positive_int
+from utils.validators import pathname, positive_int
 
 BYTES_PER_VOXEL = 5  # float32 scan and uint8 mask
 
@@ -38,7 +37,7 @@ class Settings:
     transfer: TransferSettings = TransferSettings()
     copies: int = option(positive_int, "augmented scans of each scan", 1)
     out_dir: str = option(
-        str,
+        pathname,
         "folder for Scans/, Masks/ and provenance.json of the augmented scans",
         "data/ATLAS_2/Processed/Augmented/",
         on_resume=MAY_DIFFER,
@@ -52,6 +51,8 @@ def parse_args(argv: Sequence[str] | None = None) -> Settings:
 
 
 def main(settings: Settings) -> None:
+    from augmentation.output import draw_contact_sheet, write_all
+
     folders, out_dir, workers = settings.cohort, Path(settings.out_dir), settings.num_workers
     cases = cases_in(folders)
     refuse_augmented(cases, "--scans_dir")

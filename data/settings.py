@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from utils.settings import MAY_DIFFER, option
-from utils.validators import SplitsAction, extension, non_negative_int, positive_float, positive_int
+from utils.validators import SplitsAction, extension, non_negative_int, pathname, positive_float, positive_int
 
 SCAN_DIM = (1, 189, 192, 192)  # (C, D, H, W), of ATLAS
 TRANSFORMS = ("flip", "affine", "contrast", "noise", "bias_field", "resolution", "lesion_contrast")
@@ -30,7 +30,7 @@ def extension_option():
 def brains_option(otherwise: str = "to find the brains"):
     where = "by default Brains/ beside the folder of the scans or, where there is none,"
     what = f"folders of brain masks; {where} {otherwise}"
-    return option(str, what, on_resume=MAY_DIFFER, nargs="+", metavar="DIR")
+    return option(pathname, what, on_resume=MAY_DIFFER, nargs="+", metavar="DIR")
 
 
 def pattern_option(what: str, where: str, condition: str = ""):
@@ -47,8 +47,10 @@ def resize_option():
 class CohortFolders:
     """Cohort."""
 
-    scans_dir: str = option(str, "folder of 3D scans (e.g. *T1w*.npy)", on_resume=MAY_DIFFER, required=True)
-    masks_dir: str = option(str, "folder of their masks (*T1lesion_mask*.npy)", on_resume=MAY_DIFFER, required=True)
+    scans_dir: str = option(pathname, "folder of 3D scans (e.g. *T1w*.npy)", on_resume=MAY_DIFFER, required=True)
+    masks_dir: str = option(
+        pathname, "folder of their masks (*T1lesion_mask*.npy)", on_resume=MAY_DIFFER, required=True
+    )
     ext: str = extension_option()
     brains_dir: tuple[str, ...] | None = brains_option()
 
@@ -57,10 +59,10 @@ class CohortFolders:
 class TrainingFolders:
     """Training and validation data."""
 
-    train_scans: str = option(str, "folder of training scans", on_resume=MAY_DIFFER, required=True)
-    train_masks: str = option(str, "folder of training masks", on_resume=MAY_DIFFER, required=True)
-    val_scans: str = option(str, "folder of validation scans", on_resume=MAY_DIFFER, required=True)
-    val_masks: str = option(str, "folder of validation masks", on_resume=MAY_DIFFER, required=True)
+    train_scans: str = option(pathname, "folder of training scans", on_resume=MAY_DIFFER, required=True)
+    train_masks: str = option(pathname, "folder of training masks", on_resume=MAY_DIFFER, required=True)
+    val_scans: str = option(pathname, "folder of validation scans", on_resume=MAY_DIFFER, required=True)
+    val_masks: str = option(pathname, "folder of validation masks", on_resume=MAY_DIFFER, required=True)
 
 
 @dataclass(frozen=True)
@@ -110,7 +112,7 @@ class FoldSettings:
         action=SplitsAction,
         metavar=("TRAIN", "VAL", "TEST"),
     )
-    folds: str | None = option(str, "folds.json of an earlier run to use instead", on_resume=MAY_DIFFER)
+    folds: str | None = option(pathname, "folds.json of an earlier run to use instead", on_resume=MAY_DIFFER)
     folds_to_run: tuple[int, ...] | None = option(
         non_negative_int,
         "numbers of the folds to run now, from 0; by default all",
@@ -124,7 +126,7 @@ class FoldSettings:
     )
     use_augmented: bool = option(None, "add augmented scans to the training folds where there are any", False)
     augmented_dir: str = option(
-        str,
+        pathname,
         "folder with Scans/, Masks/ and provenance.json of the augmented scans",
         "data/ATLAS_2/Processed/Augmented/",
         on_resume=MAY_DIFFER,

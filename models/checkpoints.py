@@ -16,7 +16,7 @@ from models.ensembles import SHARED, Member, RPNEnsemble, StrokeFormerEnsemble
 from models.rpn.module import RPN
 from models.segmentation.module import StrokeFormer
 from utils.errors import UserError
-from utils.files import atomic_path
+from utils.files import atomic_path, expanded
 
 Paths = Path | str | Sequence[Path | str]
 Network = RPN | RPNEnsemble | StrokeFormer | StrokeFormerEnsemble
@@ -63,10 +63,15 @@ def grid_of(checkpoint: dict, path: Path | str) -> Grid | None:
 
 
 def read_checkpoint(path: Path | str) -> dict:
-    if not Path(path).is_file():
-        raise UserError(f"checkpoint {path} does not exist; give the path of a .ckpt file")
+    path = expanded(path)
     try:
+        if not path.is_file():
+            raise UserError(f"checkpoint {path} does not exist; give the path of a .ckpt file")
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except UserError:
+        raise
+    except PermissionError as error:
+        raise UserError(f"checkpoint {path} cannot be read ({error.strerror}); allow it: chmod a+r {path}") from None
     except Exception as error:  # torch raises a dozen types for a broken or unsafe file
         raise UserError(f"checkpoint {path} cannot be read safely ({type(error).__name__}); train it anew") from None
     if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:

@@ -10,7 +10,7 @@ from data.settings import Loading, brains_option
 from utils import cli
 from utils.files import atomic_path, require_writable, write_json
 from utils.settings import option
-from utils.validators import non_negative_int, positive_int
+from utils.validators import non_negative_int, pathname, positive_int
 
 PACKAGES = ("onnxruntime", "numpy", "scipy", "nibabel")
 
@@ -19,9 +19,11 @@ PACKAGES = ("onnxruntime", "numpy", "scipy", "nibabel")
 class Settings:
     """Model and scans."""
 
-    model: str = option(str, "folder that python -m models.export wrote", required=True)
-    scans: tuple[str, ...] = option(str, "scans or folders of scans (.npy, .nii, .nii.gz)", required=True, nargs="+")
-    out_dir: str = option(str, "folder of predictions/, regions.json and volumes.csv", required=True)
+    model: str = option(pathname, "folder that python -m models.export wrote", required=True)
+    scans: tuple[str, ...] = option(
+        pathname, "scans or folders of scans (.npy, .nii, .nii.gz)", required=True, nargs="+"
+    )
+    out_dir: str = option(pathname, "folder of predictions/, regions.json and volumes.csv", required=True)
     brains_dir: tuple[str, ...] | None = brains_option(
         "to take all that is not air for brain, which is right for stripped scans"
     )

@@ -50,7 +50,8 @@ def test_scores_of_other_networks_are_refused_and_missing_folds_named(tmp_path):
 
 
 def test_no_row_is_lost_when_processes_write_into_one_table(tmp_path):
-    names = [f"fold-{number}" for number in range(16)]
+    names = [f"fold-{number}" for number in range(100)]
     with ProcessPoolExecutor(4) as pool:
-        list(pool.map(update_table, [tmp_path / "scores.csv"] * 16, names, [pd.DataFrame({"dice": [0.5]})] * 16))
+        list(pool.map(update_table, [tmp_path / "scores.csv"] * 100, names, [pd.DataFrame({"dice": [0.5]})] * 100))
     assert sorted(pd.read_csv(tmp_path / "scores.csv").model_name) == sorted(names)
+    assert list(tmp_path.iterdir()) == [tmp_path / "scores.csv"]  # and no lock

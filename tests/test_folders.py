@@ -1,5 +1,6 @@
 """What a folder of a user holds beside scans and masks: links, hidden folders, other masks, predictions."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +31,11 @@ def link(path: Path, target: Path | str) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.symlink_to(target)
     return path
+
+
+def put_dicom(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(bytes(128) + b"DICM")
 
 
 def put_subject(folder: Path, name: str) -> None:
@@ -91,6 +97,8 @@ def test_script_takes_a_datalad_tree_as_it_is_and_says_what_it_takes(tmp_path):
             "have the same name, under which results are kept; rename them after their subjects, e.g. patient-1_T1",
         ),
         ("sub-01_T1lesion_mask.npy", "--scans sub-01_T1lesion_mask.npy is a mask by its name; give scans here"),
+        ("latin", r"--scans: 'latin/M\udcfcller_T1.npy' is a name that is not UTF-8; rename it"),
+        ("dicom", ".nii, .npy volume, but IM1; convert such files first: dcm2niix -z y -o NEW_FOLDER dicom"),
     ],
 )
 def test_scripts_refuse_what_they_would_have_dropped(tmp_path, scans, complaint):
@@ -99,8 +107,46 @@ def test_scripts_refuse_what_they_would_have_dropped(tmp_path, scans, complaint)
     for patient in ("patient 1", "patient 2"):
         put(tmp_path / "sites" / patient / "T1.npy")
     put(tmp_path / "sub-01_T1lesion_mask.npy")
+    put(tmp_path / "latin" / os.fsdecode("Müller_T1.npy".encode("latin-1")))
+    put_dicom(tmp_path / "dicom/IM1")
     done = run_script("test_strokeformer.py", "--scans", scans, "--ckpt_path", "no.ckpt", cwd=tmp_path, code=2)
     assert complaint in done.err.splitlines()[-1] and "Traceback" not in done.err
+
+
+FOREIGN = {
+    "IM-0001-0001": "dcm2niix -z y -o NEW_FOLDER {folder}",
+    "1.2.840.113619.2.5": "dcm2niix -z y -o NEW_FOLDER {folder}",
+    "a.IMA": "dcm2niix -z y -o NEW_FOLDER {folder}",
+    "brain.mgz": "mri_convert {folder}/brain.mgz {folder}/brain.nii.gz",
+    "a.hdr": "nib-convert {folder}/a.img {folder}/a.nii.gz",
+    "a.nrrd": "c3d {folder}/a.nrrd -o {folder}/a.nii.gz",
+    "a.mha": "c3d {folder}/a.mha -o {folder}/a.nii.gz",
+}
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_images_of_other_formats_are_named_with_what_converts_them(tmp_path, name):
+    (tmp_path / "README.txt").write_text("Scans")
+    put_dicom(tmp_path / name)
+    command = FOREIGN[name].format(folder=tmp_path)
+    for paths in ([tmp_path], [tmp_path / name]):
+        with pytest.raises(UserError) as refused:
+            pair_cases(paths, None)
+        assert str(refused.value).endswith(f": {command}")
+
+
+def test_extension_is_named_by_commands_that_have_it_and_only_where_no_conversion_helps(tmp_path):
+    (tmp_path / "empty").mkdir()
+    put(tmp_path / "Scans/a_T1w.nii.gz")
+    put_dicom(tmp_path / "Scans/a.dcm")
+    for read, fix in (
+        (lambda: pair_cases([tmp_path / "Scans"], None, ".npy"), "holds no .npy volume; check the path and --ext"),
+        (lambda: read_slice_table(tmp_path / "Scans", tmp_path / "Scans"), "holds no .npy volume; check the path"),
+        (lambda: pair_cases([tmp_path / "empty"], None), ".npy volume; check the path"),
+    ):
+        with pytest.raises(UserError) as refused:
+            read()
+        assert str(refused.value).endswith(fix)
 
 
 # --- links ---------------------------------------------------------------------------------------------

@@ -43,7 +43,7 @@ def test_arguments_after_a_recipe_win(tmp_path):
     ("content", "complaint"),
     [
         (None, "my.args"),
-        ("--k 'three", 'a recipe holds the line "--k \'three"'),
+        ("--k 'three", 'my.args holds the line "--k \'three"'),
         ("--learning_rate 3", "--learning_rate"),
         ("--k 0", "argument --k"),
     ],
@@ -55,6 +55,21 @@ def test_missing_or_broken_recipe_is_refused_in_one_line(tmp_path, capsys, conte
         parse(f"@{tmp_path / 'my.args'}", *PATHS)
     said = capsys.readouterr().err
     assert ended.value.code == 2 and complaint in said and said.count("\n") == 1
+
+
+def test_byte_order_mark_of_a_recipe_is_no_part_of_it(tmp_path):
+    (tmp_path / "my.args").write_text("--k 2\n", "utf-8-sig")
+    assert parse(f"@{tmp_path / 'my.args'}", *PATHS).folds.k == 2
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "latin-1"])
+def test_recipe_in_another_encoding_is_refused_in_one_line(tmp_path, capsys, encoding):
+    (tmp_path / "my.args").write_text("--k 2  # Schlaganfälle\n", encoding)
+    with pytest.raises(SystemExit) as ended:
+        parse(f"@{tmp_path / 'my.args'}", *PATHS)
+    said = capsys.readouterr().err
+    assert ended.value.code == 2 and f"recipe {tmp_path / 'my.args'} is not UTF-8; save it in" in said
+    assert said.count("\n") == 1
 
 
 def test_run_records_the_recipe_and_what_it_says(cohort, tmp_path):

@@ -1,12 +1,18 @@
 """Settings: dataclasses that are command line, recipe and Python keywords at once."""
 
 from dataclasses import dataclass
+from importlib import import_module
 
 import pytest
 
+from tests.running import ROOT
 from utils import cli
 from utils.settings import MAY_DIFFER, TESTS_ANEW, arguments, filled, flat, named, option, part
-from utils.validators import positive_float, positive_int
+from utils.validators import pathname, positive_float, positive_int
+
+# Arguments that are free text and no path.
+TEXTS = {"model_name", "model_prefix", "models", "project", "group", "entity", "seg_loss", "cls_loss", "target_layers",
+         "scan_pattern", "mask_pattern"}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -113,7 +119,7 @@ def test_recipe_fills_arguments_and_later_words_win(tmp_path):
 def test_recipe_with_an_open_quotation_is_refused(capsys, tmp_path):
     recipe = tmp_path / "broken.args"
     recipe.write_text("--name 'a\n")
-    assert 'a recipe holds the line "--name \'a"' in refused(capsys, f"@{recipe}")
+    assert 'broken.args holds the line "--name \'a"' in refused(capsys, f"@{recipe}")
 
 
 def test_flat_settings_are_values_by_argument_with_lists_for_tuples():
@@ -158,3 +164,15 @@ def test_help_groups_arguments_by_their_class_and_shows_defaults(capsys):
     assert ended.value.code == 0 and text.count("--seed SEED") >= 1
     assert "network of stage 1:" in text and "\nnetwork:" in text and "\nsources:" in text
     assert "learning rate (default: 0.5)" in text and "learning rate (default: 0.1)" in text
+
+
+def test_every_argument_that_is_a_path_is_read_as_one():
+    files = [file for pattern in ("*.py", "*/__main__.py", "*/*/__main__.py") for file in ROOT.glob(pattern)]
+    modules = [import_module(".".join(file.relative_to(ROOT).with_suffix("").parts)) for file in files]
+    programs = [module for module in modules if hasattr(module, "Settings")]
+    assert len(programs) == 13
+    read_as = {a.name: a.option for program in programs for a in arguments(program.Settings())}
+    texts = {name for name, option in read_as.items() if option.type is str and "choices" not in option.more}
+    assert {name.removeprefix("rpn_") for name in texts} == TEXTS
+    paths = {name for name, option in read_as.items() if option.type is pathname}
+    assert {"scans", "masks", "brains_dir", "ckpt_path", "regions", "folds", "rpn_backbone_weights", "a"} <= paths

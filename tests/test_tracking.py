@@ -15,8 +15,10 @@ KEY = "0123456789abcdef0123456789abcdef01234567"
 PROGRAM = """
 import json, os, sys
 from pathlib import Path
+from matplotlib.figure import Figure
 from models.training import tracking
 from models.training.settings import Logging, Run
+from utils.plots import save_figure
 
 tracking.WANDB_TIMEOUT_S = 2
 run = Run(model_prefix="a", project="p")
@@ -33,7 +35,12 @@ for name, case in json.loads(sys.argv[1]).items():
         if mode != "online" or "WANDB_BASE_URL" in os.environ:
             for folder in (Path(name, "fold-0"), Path(name, "fold-1")):
                 folder.mkdir(parents=True)
-                found["loggers"] = [type(logger).__name__ for logger in tracking.build_loggers(folder, run, logs)]
+                loggers = tracking.build_loggers(folder, run, logs)
+                found["loggers"] = [type(logger).__name__ for logger in loggers]
+                if found["loggers"] == ["CSVLogger", "WandbLogger"] and name == "no account":
+                    for side in (4, 8):
+                        save_figure(Figure((side, 3)), folder / f"{side}.png")
+                    tracking.log_pictures(loggers, "pictures", sorted(folder.glob("*.png")), 0)
                 if "WandbLogger" in found["loggers"]:
                     sys.modules["wandb"].finish()
             found["offline"] = len(list(Path(name).glob("fold-*/wandb/offline-run-*")))
@@ -46,7 +53,7 @@ CASES = {
     "no account": {"variables": {}},
     "absent": {"variables": {}, "absent": True},
     "disabled": {"variables": {"WANDB_MODE": "disabled", "WANDB_API_KEY": KEY}},
-    "offline by variable": {"variables": {"WANDB_MODE": "offline", "WANDB_API_KEY": KEY}},
+    "offline by variable": {"variables": {"WANDB_MODE": "Offline", "WANDB_API_KEY": KEY}},
     "offline by argument": {"variables": {"WANDB_API_KEY": KEY}, "offline": True},
     "broken key": {"variables": {"WANDB_API_KEY": "short"}},
     "logged in": {"variables": {"WANDB_API_KEY": KEY}},
@@ -73,6 +80,7 @@ def outcomes(tmp_path_factory) -> tuple[dict, str]:
         found |= json.loads(line) if line.startswith("{") else {}
     assert set(found) == set(CASES), done.stdout + done.stderr
     assert "wandb: WARNING" not in done.stderr
+    assert "sizes do not match" not in done.stderr  # of pictures
     return found, "\n".join(line for line in lines if not line.startswith("{"))
 
 

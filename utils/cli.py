@@ -7,11 +7,12 @@ import gc
 import os
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 from utils.errors import UserError
+from utils.files import expanded
 from utils.settings import RECIPE, Settings, arguments, filled
 
 # What the operating system says of a place that takes no files.
@@ -19,13 +20,17 @@ UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES
 
 
 def run(main: Callable[[Any], None], parse_args: Callable[[], Any]) -> None:
-    """Run ``main(parse_args())``; a `UserError` ends with its one line on stderr and exit code 2."""
+    """Run ``main(parse_args())``; a `UserError` ends with its one line on stderr and exit code 2, Ctrl-C with 130."""
     atexit.register(gc.freeze)  # or Python would look for garbage among all that torch and MONAI hold: 1.5 s at exit
-    settings = parse_args()
+    _open_streams()
+    os.environ["MPLBACKEND"] = "agg"  # all pictures are files, whatever this machine could show
     try:
-        return main(settings)
+        return main(parse_args())
     except UserError as error:
         why = str(error)
+    except KeyboardInterrupt:
+        print(f"{program()}: stopped", file=sys.stderr)
+        sys.exit(130)
     except BrokenPipeError:  # the reader of a pipe (head, less) has gone; nobody is left to read
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
@@ -36,6 +41,15 @@ def run(main: Callable[[Any], None], parse_args: Callable[[], Any]) -> None:
     # Printed last: the progress bars of the frames that were left have ended their lines by now.
     print(f"{program()}: error: {why}", file=sys.stderr)
     sys.exit(2)
+
+
+def _open_streams() -> None:
+    """Open streams that the caller has closed (``2>&-``) onto nothing; files would get their numbers otherwise."""
+    for name in ("stdin", "stdout", "stderr"):
+        if getattr(sys, name) is None:
+            descriptor = os.open(os.devnull, os.O_RDWR)  # the lowest number that is free
+            os.set_inheritable(descriptor, True)
+            setattr(sys, name, os.fdopen(descriptor, "r" if name == "stdin" else "w", errors="replace"))
 
 
 def program() -> str:
@@ -51,27 +65,51 @@ def parse(defaults: Settings, description: str, argv: Sequence[str] | None = Non
         description=description,
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         allow_abbrev=False,
-        fromfile_prefix_chars=RECIPE,
     )
     _add_arguments(parser, defaults)
-    values = vars(parser.parse_args(argv))
+    try:
+        words = list(_with_recipes(sys.argv[1:] if argv is None else argv))
+    except UserError as error:
+        parser.error(str(error))
+    values = vars(parser.parse_args(words))
     return filled(defaults, {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()})
 
 
 class Parser(argparse.ArgumentParser):
-    """Refuses a mistake in one line, and reads recipes: ``@recipes/atlas.args``.
-
-    A recipe holds an argument with its values in each line; what stands behind ``#`` says why. Arguments after it win.
-    """
-
-    def convert_arg_line_to_args(self, arg_line: str) -> list[str]:
-        try:
-            return shlex.split(arg_line, comments=True)
-        except ValueError as error:
-            self.error(f"a recipe holds the line {arg_line!r} ({error}); put one argument with its values in a line")
+    """Refuses a mistake in one line."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: error: {message}; --help tells more\n")
+
+
+def _with_recipes(words: Iterable[str]) -> Iterator[str]:
+    """Words of a command line, those of recipes (``@recipes/atlas.args``) in their places.
+
+    A recipe holds an argument with its values in each line; what stands behind ``#`` says why. Arguments after it win.
+    """
+    for word in words:
+        if word.startswith(RECIPE):
+            yield from _with_recipes(_read_recipe(word.removeprefix(RECIPE)))
+        else:
+            yield word
+
+
+def _read_recipe(path: str) -> Iterator[str]:
+    try:
+        text = expanded(path).read_text("utf-8-sig")  # editors of Windows put a byte-order mark first
+    except UnicodeDecodeError:
+        text = "\0"  # as UTF-16 without a mark has it
+    except OSError as error:
+        raise UserError(f"recipe {path} cannot be read ({error.strerror}); check the path") from None
+    if "\0" in text:
+        raise UserError(f"recipe {path} is not UTF-8; save it in this encoding")
+    for line in text.splitlines():
+        try:
+            yield from shlex.split(line, comments=True)
+        except ValueError as error:
+            raise UserError(
+                f"recipe {path} holds the line {line!r} ({error}); put one argument with its values in a line"
+            ) from None
 
 
 def _add_arguments(parser: Parser, settings: Any) -> None:

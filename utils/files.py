@@ -1,15 +1,18 @@
-"""Files that are either whole or absent: atomic writes, JSON and CSV, and room for them."""
+"""Files that are either whole or absent: atomic writes, JSON and CSV, locks, and room for them."""
 
+import errno
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from utils.errors import UserError
+from utils.progress import print_once
 
 if TYPE_CHECKING:  # pandas is imported where it is used, so that ``--help`` answers at once
     import pandas as pd
@@ -17,6 +20,16 @@ if TYPE_CHECKING:  # pandas is imported where it is used, so that ``--help`` ans
 # What an evaluation leaves beside the files that arguments name.
 STAGE_1_TABLES = ("rpn_per_scan_scores.csv", "rpn_per_lesion_scores.csv", "rpn_per_size_scores.csv")
 STAGE_2_TABLES = ("per_scan_scores.csv", "per_lesion_scores.csv", "volumes.csv")
+UNDECODABLE = re.compile("[\udc80-\udcff]")  # what Python puts in the place of bytes of a name that are not UTF-8
+NO_LOCKS = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS}  # the answers of file systems without locks
+
+
+def expanded(path: Path | str) -> Path:
+    """A path with the home folder in the place of ``~``; a shell expands it at the beginning of a word only."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise UserError(f"the home folder of {path} is unknown; give the whole path, or ./{path}") from None
 
 
 @contextmanager
@@ -95,8 +108,10 @@ def read_scores(path: Path | str) -> "pd.DataFrame | None":
         return None
     try:  # all cells are text, so that rows that are written back stay as they were
         table = pd.read_csv(path, dtype=str, keep_default_na=False)
-    except (ValueError, OSError):
+    except ValueError:
         table = pd.DataFrame()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}); allow it or name another") from None
     if "model_name" not in table:
         raise UserError(f"{path} is no table of scores (it has no column model_name); move it or name another")
     return table
@@ -132,18 +147,48 @@ def order_rows(path: Path | str, names: Sequence[str]) -> None:
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Keep other processes from a file: folds that run at the same time write into the same tables."""
-    from filelock import FileLock
+    """Keep other processes from a file: folds that run at the same time write into the same tables.
 
-    lock = FileLock(path.with_name(f".{path.name}.lock"))
+    The lock is that of a hidden file beside it, which is gone afterwards; any user of the folder can take it.
+    """
+    place = path.with_name(f".{path.name}.lock")
+    lock = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
-    except OSError as error:
-        raise _unwritable(path, error) from None
-    except NotImplementedError:
-        pass  # a file system without locks
+        lock = _lock(place)
+    except (OSError, ImportError) as error:  # Windows has no fcntl
+        if isinstance(error, OSError) and error.errno not in NO_LOCKS:
+            raise _unwritable(path, error) from None
+        place.unlink(missing_ok=True)
+        print_once(f"{path.parent} has no locks: let one program at a time write into it")
     try:
         yield
     finally:
-        lock.release()
+        if lock is not None:
+            with suppress(OSError):  # in a folder where users remove only their own files another's stays
+                place.unlink()
+                os.ftruncate(lock, 1)
+            os.close(lock)
+
+
+def _lock(place: Path) -> int:
+    """The descriptor of a lock file, once it is locked."""
+    import fcntl
+
+    while True:
+        mask = os.umask(0)
+        try:
+            lock = os.open(place, os.O_RDWR | os.O_CREAT, 0o666)
+        finally:
+            os.umask(mask)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            state = os.fstat(lock)
+        except BaseException:
+            os.close(lock)
+            raise
+        # Who held the lock before has removed the file: others lock a new one by now. NFS keeps a removed file that is
+        # open under another name, so it also holds a byte then.
+        if state.st_nlink and not state.st_size:
+            return lock
+        os.close(lock)

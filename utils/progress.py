@@ -3,6 +3,7 @@
 import sys
 import time
 from collections.abc import Iterable, Iterator
+from functools import cache
 from importlib.util import find_spec
 from operator import length_hint
 from typing import TypeVar
@@ -10,6 +11,8 @@ from typing import TypeVar
 Item = TypeVar("Item")
 WORTH_A_LINE_S = 10  # a log file gets a line on what took longer
 EVERY_S = 60  # between the lines on what goes on
+
+print_once = cache(print)  # for what would be printed for each of many scans or folds
 
 
 def progress(items: Iterable[Item], what: str, total: int | None = None, unit: str = "scan") -> Iterator[Item]:

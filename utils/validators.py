@@ -7,6 +7,9 @@ from contextlib import suppress
 from importlib.util import find_spec
 from typing import Any, TypeVar
 
+from utils.errors import UserError
+from utils.files import UNDECODABLE, expanded
+
 Number = TypeVar("Number", int, float)
 
 
@@ -27,6 +30,16 @@ non_negative_float = _number(float, lambda v: 0 <= v < float("inf"), "a finite n
 fraction = _number(float, lambda v: 0 <= v <= 1, "a number from 0 to 1")
 positive_fraction = _number(float, lambda v: 0 < v <= 1, "a number above 0, up to 1")
 ratio_below_one = _number(float, lambda v: 0 <= v < 1, "a number from 0 to below 1")
+
+
+def pathname(text: str) -> str:
+    """A file or folder, with the home folder in the place of ``~``."""
+    if UNDECODABLE.search(text):
+        raise argparse.ArgumentTypeError(f"{text!a} is a name that is not UTF-8; rename it")
+    try:
+        return str(expanded(text)) if text.startswith("~") else text
+    except UserError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def json_object(text: str) -> dict[str, Any]:

@@ -8,9 +8,10 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import NamedTuple
 
+from data.files.formats import conversion, first_conversion
 from data.files.names import EXTENSIONS, MASK, RESULTS, SCAN, extension_of, role_of, stem_of
 from utils.errors import UserError
-from utils.files import read_json
+from utils.files import UNDECODABLE, read_json
 
 Paths = Sequence[Path | str]  # files and folders
 # Folders of a BIDS data set whose scans are made of its own, or what these were made of.
@@ -35,7 +36,9 @@ def find_volumes(paths: Paths, argument: str) -> dict[Path, Path]:
         elif not (path.is_file() or (path.is_symlink() and extension_of(path))):
             raise UserError(f"{argument} {path} does not exist; check the path")
         elif extension_of(path) is None:
-            raise UserError(f"{argument} {path} is no {', '.join(EXTENSIONS)} volume; convert it")
+            command = conversion(path)
+            how = f": {command}" if command else ""
+            raise UserError(f"{argument} {path} is no {', '.join(EXTENSIONS)} volume; convert it{how}")
         else:
             volumes[Path(os.path.realpath(path.parent), path.name)] = path
     for real, folder, names in _folders_below(folders, argument):
@@ -44,6 +47,9 @@ def find_volumes(paths: Paths, argument: str) -> dict[Path, Path]:
                 _refuse_lost_folder(path)
             elif extension_of(path) and (path.is_file() or path.is_symlink()):
                 volumes.setdefault(real / path.name, path)
+    for path in volumes.values():
+        if UNDECODABLE.search(str(path)):  # tables and JSON could not name it
+            raise UserError(f"{argument}: {str(path)!a} is a name that is not UTF-8; rename it")
     for place in [place for place in volumes if place.is_symlink()]:
         target = Path(os.path.realpath(place))
         # A link to another of the volumes is left out. Under another name it means another scan.
@@ -86,10 +92,18 @@ def _refuse_lost_folder(path: Path) -> None:
         return
 
 
-def require_some(volumes: Collection[Path], paths: Paths, ext: str | None, argument: str) -> None:
-    if not volumes:
-        wanted = ext or ", ".join(EXTENSIONS)
-        raise UserError(f"{argument} {' '.join(map(str, paths))} holds no {wanted} volume; check the path and --ext")
+def require_some(
+    volumes: Collection[Path], paths: Paths, ext: str | None, argument: str, fix: str = "check the path"
+) -> None:
+    """Refuse volumes of which none is of an extension, if one is given; names other images that could be converted."""
+    if any(ext in (None, extension_of(path)) for path in volumes):
+        return
+    why = f"{argument} {' '.join(map(str, paths))} holds no {ext or ', '.join(EXTENSIONS)} volume"
+    folders = _folders_below([path for path in map(Path, paths) if path.is_dir()], argument)
+    files = (folder / name for _, folder, names in folders for name in sorted(names))
+    if not volumes and (other := first_conversion(files)):
+        raise UserError(f"{why}, but {other[0]}; convert such files first: {other[1]}")
+    raise UserError(f"{why}; {fix}")
 
 
 def require_present(paths: Iterable[Path]) -> None:
@@ -115,18 +129,24 @@ BY_NAME = Patterns()
 
 
 def choose_files(
-    scans: Paths, masks: Paths | None, ext: str | None, names: tuple[str, str], patterns: Patterns = BY_NAME
+    scans: Paths,
+    masks: Paths | None,
+    ext: str | None,
+    names: tuple[str, str],
+    patterns: Patterns = BY_NAME,
+    fix: str = "check the path",
 ) -> tuple[list[Path], list[Path] | None]:
     """The scans among the volumes of one argument and the masks among those of the other; prints what is left out.
 
-    A file whose name says no role takes that of its argument, of `scans` where it is under both.
+    A file whose name says no role takes that of its argument, of `scans` where it is under both. `fix` is what to do
+    where there is no volume.
     """
-    under_scans, scan_roles = _volumes_for(SCAN, scans, ext, names[0], patterns)
+    under_scans, scan_roles = _volumes_for(SCAN, scans, ext, names[0], patterns, fix)
     if SCAN not in scan_roles.values():
         kinds = " and ".join(sorted(map(_plural, set(scan_roles.values()))))
         advice = "check --scan_pattern" if patterns.scan else "give the folder of the scans"
         raise UserError(f"{names[0]} {' '.join(map(str, scans))} holds {kinds} only; {advice}")
-    under_masks, mask_roles = ({}, {}) if masks is None else _volumes_for(MASK, masks, ext, names[1], patterns)
+    under_masks, mask_roles = ({}, {}) if masks is None else _volumes_for(MASK, masks, ext, names[1], patterns, fix)
     roles = mask_roles | scan_roles
     scan_files = {place: path for place, path in under_scans.items() if roles[place] == SCAN}
     mask_files = {place: path for place, path in under_masks.items() if roles[place] == MASK}
@@ -139,7 +159,7 @@ def choose_files(
 
 
 def _volumes_for(
-    role: str, paths: Paths, ext: str | None, argument: str, patterns: Patterns
+    role: str, paths: Paths, ext: str | None, argument: str, patterns: Patterns, fix: str
 ) -> tuple[dict[Path, Path], dict[Path, str]]:
     """`find_volumes` and what each is, by its place; a file that was given must not be named as something else."""
     volumes, folders, roles = find_volumes(paths, argument), [], {}
@@ -148,7 +168,7 @@ def _volumes_for(
             folders.append(path)
         elif (own := role_of(path)) not in (role, None):
             raise UserError(f"{argument} {path} is a {own} by its name; give {role}s here, or rename it if it is one")
-    require_some([place for place in volumes if ext in (None, extension_of(place))], paths, ext, argument)
+    require_some(volumes, paths, ext, argument, fix)
     for place, path in volumes.items():
         root = next((folder for folder in folders if path.is_relative_to(folder)), path.parent)
         is_wanted = ext in (None, extension_of(path))

@@ -86,6 +86,8 @@ def refusing(path: Path | str):
         raise
     except FileNotFoundError:
         raise UserError(f"{path} does not exist; check the path") from None
+    except PermissionError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}); allow it: chmod a+r {path}") from None
     except Exception as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(f"{path} cannot be read ({reason}); restore or remove the file") from None

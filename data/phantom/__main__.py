@@ -12,7 +12,7 @@ from data.phantom.settings import PhantomSettings
 from utils import cli
 from utils.errors import UserError
 from utils.settings import option
-from utils.validators import positive_int
+from utils.validators import pathname, positive_int
 
 COARSEST_SPACING_MM = 20  # beyond it a lesion of a single voxel exceeds ATLAS's median by far, or has no tissue
 FINEST_MM3 = 0.1  # of a voxel: a scan of 90 million voxels, near the largest file that scripts read
@@ -22,7 +22,7 @@ FINEST_MM3 = 0.1  # of a voxel: a scan of 90 million voxels, near the largest fi
 class Settings:
     """Files."""
 
-    out_dir: str = option(str, "folder for Scans/, Masks/, TrueBrains/, cohort.csv", required=True)
+    out_dir: str = option(pathname, "folder for Scans/, Masks/, TrueBrains/, cohort.csv", required=True)
     num_workers: int = option(positive_int, "processes", 1)
     cohort: PhantomSettings = PhantomSettings()
 

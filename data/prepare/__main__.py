@@ -13,7 +13,6 @@ from data.files.space import Shape, Spacing
 from data.prepare.cohort import PreparedGrid, attempt_all, prepare_case, remove_absent
 from data.prepare.fit import check_headers, fit_brain, shape_for, spacing_for
 from data.prepare.layouts import LAYOUTS, choose_layout, find_cases, mask_path
-from data.prepare.overview import draw_overview
 from data.scans.checks import print_numbered
 from data.scans.cohort import Case
 from data.scans.fingerprints import fingerprint_cases
@@ -24,7 +23,7 @@ from utils.errors import UserError
 from utils.files import atomic_path, require_writable
 from utils.provenance import open_run
 from utils.settings import MAY_DIFFER, option
-from utils.validators import positive_float, positive_int
+from utils.validators import pathname, positive_float, positive_int
 
 OUT_DIR = "data/ATLAS_2/Processed/Base"  # of ATLAS
 BYTES_PER_VOXEL = 6  # float32 scan, uint8 lesion and brain masks
@@ -41,11 +40,11 @@ class Settings:
         required=True,
         choices=tuple(LAYOUTS),
     )
-    root: str = option(str, "folder of the data set as it was unpacked", required=True)
+    root: str = option(pathname, "folder of the data set as it was unpacked", required=True)
     scan_pattern: str | None = pattern_option("scan", "--root", "with --dataset bids: ")
     mask_pattern: str | None = pattern_option("mask", "--root", "with --dataset bids: ")
     out_dir: str | None = option(
-        str,
+        pathname,
         f"folder for Scans/, Masks/, Brains/, cohort.csv, cohort.png and Geometry/; None for {OUT_DIR} with atlas",
         on_resume=MAY_DIFFER,
     )
@@ -74,6 +73,8 @@ def parse_args(argv: Sequence[str] | None = None) -> Settings:
 
 
 def main(settings: Settings) -> None:
+    from data.prepare.overview import draw_overview
+
     layout = choose_layout(settings.dataset, Patterns(settings.scan_pattern, settings.mask_pattern))
     if settings.out_dir is None and settings.dataset != "atlas":
         raise UserError(f"--out_dir is missing: --dataset {settings.dataset} has no default; name a folder")

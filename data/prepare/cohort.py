@@ -16,7 +16,6 @@ from data.files.space import Shape, Space, Spacing, centred_space, resample
 from data.files.volumes import write_volume
 from data.prepare.fit import centre_in, space_in
 from data.prepare.layouts import mask_path
-from data.prepare.overview import describe_scan
 from data.prepare.records import Record, read_record, record_path, write_record
 from data.scans.brain import brain_origin, read_brain
 from data.scans.checks import find_head, read_mask, read_scan, require_mask_in_head
@@ -75,6 +74,8 @@ def prepare_case(case: Case, digests: Mapping[str, str], grid: PreparedGrid, roo
 
 def _write_case(case: Case, grid: PreparedGrid, out_dir: Path) -> tuple[dict, Space]:
     """Write the three volumes of a case; its row of ``cohort.csv``, and its grid, whose axes are those of the mask."""
+    from data.prepare.overview import describe_scan  # with matplotlib, whose backend the command chooses first
+
     brains = brains_in(out_dir / "cache")
     scan, mask, brain = read_scan(case), read_mask(case), read_brain(case, brains)
     own, axes = space_in(case.scan), space_in(mask_path(case))

@@ -18,17 +18,18 @@ from utils.errors import UserError
 from utils.files import read_json, require_writable
 from utils.progress import progress
 from utils.settings import option
+from utils.validators import pathname
 
 
 @dataclass(frozen=True)
 class Settings:
     """Predictions."""
 
-    predictions: str = option(str, "folder of <scan>_prediction files", required=True)
-    prepared_dir: str = option(str, "the --out_dir of python -m data.prepare", required=True)
-    root: str | None = option(str, "folder of the original data set; None for that it was prepared from")
+    predictions: str = option(pathname, "folder of <scan>_prediction files", required=True)
+    prepared_dir: str = option(pathname, "the --out_dir of python -m data.prepare", required=True)
+    root: str | None = option(pathname, "folder of the original data set; None for that it was prepared from")
     grid: str = option(str, "original file whose grid is restored", SCAN, choices=(SCAN, MASK))
-    out_dir: str = option(str, "folder for the restored .nii.gz", required=True)
+    out_dir: str = option(pathname, "folder for the restored .nii.gz", required=True)
 
 
 def parse_args(argv: Sequence[str] | None = None) -> Settings:

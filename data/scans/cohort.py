@@ -61,7 +61,8 @@ def pair_cases(
         UserError: an empty folder, files that cannot be told apart, a scan without its mask or, where `scans` are
             folders, a mask without its scan.
     """
-    scan_files, mask_files = choose_files(scans, masks, ext, names, patterns or BY_NAME)
+    fix = "check the path and --ext" if ext else "check the path"
+    scan_files, mask_files = choose_files(scans, masks, ext, names, patterns or BY_NAME, fix)
     try:
         cases = pair_files(scan_files, mask_files, names, whole=all(Path(path).is_dir() for path in scans))
     except UserError as error:

@@ -16,6 +16,7 @@ from utils import cli
 from utils.files import require_writable, write_json
 from utils.provenance import describe_run
 from utils.settings import option
+from utils.validators import pathname
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class Settings:
     cohort: CohortFolders = CohortFolders()
     grid: TrainingGrid = TrainingGrid()
     num_workers: int = workers_option()
-    out_dir: str = option(str, "folder for Scans/, Masks/ and slices.csv", required=True)
+    out_dir: str = option(pathname, "folder for Scans/, Masks/ and slices.csv", required=True)
 
 
 def parse_args(argv: Sequence[str] | None = None) -> Settings:

@@ -8,11 +8,11 @@ from typing import Any, ClassVar
 from models.rpn.settings import RegionSettings
 from utils.files import STAGE_1_TABLES, STAGE_2_TABLES, intervals_file, read_scores, require_writable, update_table
 from utils.settings import MAY_DIFFER, TESTS_ANEW, option
-from utils.validators import LayersAction, non_negative_int
+from utils.validators import LayersAction, non_negative_int, pathname
 
 
 def scores_dir_option(default: str):
-    return option(str, "folder of scores and predictions", default, on_resume=TESTS_ANEW)
+    return option(pathname, "folder of scores and predictions", default, on_resume=TESTS_ANEW)
 
 
 def layers_option(what: str):
@@ -26,7 +26,7 @@ class Results:
 
     more_tables: ClassVar[tuple[str, ...]] = ()  # beside `scores_file` and its intervals
     scores_dir: str = scores_dir_option("./scores")
-    scores_file: str = option(str, "CSV of mean scores, a row per model", "scores.csv", on_resume=TESTS_ANEW)
+    scores_file: str = option(pathname, "CSV of mean scores, a row per model", "scores.csv", on_resume=TESTS_ANEW)
     n_predictions: int = option(non_negative_int, "predictions to draw", 30, on_resume=TESTS_ANEW, shared=True)
 
     @property
@@ -79,7 +79,7 @@ class EnsembleRegions(RegionSettings):
     """Regions; without --regions and --rpn_ckpt_path whole volumes are segmented."""
 
     rpn_ckpt_path: tuple[str, ...] | None = option(
-        str,
+        pathname,
         f"stage 1 that proposes them: {SEVERAL}",
         on_resume=MAY_DIFFER,
         exclusive="source",
@@ -92,7 +92,9 @@ class EnsembleRegions(RegionSettings):
 class AllOutputs(Outputs):
     """Results."""
 
-    per_size_scores_file: str = option(str, "CSV of scores by lesion size", "per_size_scores.csv", on_resume=TESTS_ANEW)
+    per_size_scores_file: str = option(
+        pathname, "CSV of scores by lesion size", "per_size_scores.csv", on_resume=TESTS_ANEW
+    )
     probabilities: bool = option(
         None, "write the lesion probability of each scan on its own grid", False, on_resume=TESTS_ANEW
     )
@@ -104,7 +106,7 @@ class AllOutputs(Outputs):
         on_resume=TESTS_ANEW,
     )
     bids_derivatives: str | None = option(
-        str,
+        pathname,
         "folder for the lesions and their probability as a BIDS derivative data set; by default it is not written",
         on_resume=TESTS_ANEW,
         metavar="DIR",

@@ -9,15 +9,16 @@ from utils import cli
 from utils.errors import UserError
 from utils.files import require_writable
 from utils.settings import option
+from utils.validators import pathname
 
 
 @dataclass(frozen=True)
 class Settings:
     """Model."""
 
-    rpn_ckpt_path: str = option(str, "RPN checkpoint", required=True)
-    ckpt_path: str = option(str, "StrokeFormer checkpoint", required=True)
-    out_dir: str = option(str, "folder of the exported model", required=True)
+    rpn_ckpt_path: str = option(pathname, "RPN checkpoint", required=True)
+    ckpt_path: str = option(pathname, "StrokeFormer checkpoint", required=True)
+    out_dir: str = option(pathname, "folder of the exported model", required=True)
     fp16: bool = option(None, "store weights in half precision, in half of the space", False)
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from models.rpn.anchors import ANCHOR_SIZES
 from utils.regions.rules import RULES
 from utils.settings import MAY_DIFFER, option
-from utils.validators import fraction, non_negative_float, positive_float, positive_int, ratio_below_one
+from utils.validators import fraction, non_negative_float, pathname, positive_float, positive_int, ratio_below_one
 
 AUTO = "auto"  # anchor sizes fitted to the training lesions
 
@@ -30,7 +30,7 @@ class RPNSettings:
         shared=True,
         choices=(*ANCHOR_SIZES, AUTO),
     )
-    backbone_weights: str | None = option(str, "file with a state dict of torchvision's resnet18")
+    backbone_weights: str | None = option(pathname, "file with a state dict of torchvision's resnet18")
     image_size: int = option(positive_int, "pixels of a slice's shorter side inside the network, with its anchors", 192)
     ema_decay: float = option(
         ratio_below_one, "decay per step of the weights' moving average that is validated and saved; 0 for none", 0.99
@@ -56,8 +56,8 @@ class RPNSettings:
 class RegionSettings:
     """Regions; without --regions and --rpn_ckpt_path whole volumes are segmented."""
 
-    regions: str | None = option(str, "JSON of regions proposed before", on_resume=MAY_DIFFER, exclusive="source")
+    regions: str | None = option(pathname, "JSON of regions proposed before", on_resume=MAY_DIFFER, exclusive="source")
     rpn_ckpt_path: str | tuple[str, ...] | None = option(
-        str, "checkpoint of stage 1 that proposes them", on_resume=MAY_DIFFER, exclusive="source"
+        pathname, "checkpoint of stage 1 that proposes them", on_resume=MAY_DIFFER, exclusive="source"
     )
     score_threshold: float | None = score_threshold_option()

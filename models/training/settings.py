@@ -1,5 +1,6 @@
 """Settings of a training, of either stage."""
 
+import os
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
@@ -7,10 +8,12 @@ from typing import Literal
 from data.settings import Loading, TrainingGrid, seed_option, transforms_option
 from models.rpn.settings import RPNSettings
 from models.segmentation.settings import SegmenterSettings, SlidingWindow, roi_size_option
+from utils.errors import UserError
 from utils.settings import MAY_DIFFER, option
-from utils.validators import DistinctAction, logger, non_negative_float, non_negative_int, positive_int
+from utils.validators import DistinctAction, logger, non_negative_float, non_negative_int, pathname, positive_int
 
 LOGGERS = ("wandb", "csv", "tensorboard")
+WANDB_MODES = ("online", "offline", "disabled", "dryrun", "run", "")  # values of ``WANDB_MODE``
 PRECISIONS = {"32-true": "float32", "bf16-mixed": "bfloat16", "16-mixed": "float16"}  # torch's types
 
 # What a resumed run may change, in both stages of a cross-validation at once.
@@ -27,7 +30,7 @@ class Run:
     """Training."""
 
     model_prefix: str = option(str, "name of the runs and checkpoints", "", required=True)
-    default_root_dir: str = option(str, "folder of checkpoints and logs", "StrokeFormer", on_resume=MAY_DIFFER)
+    default_root_dir: str = option(pathname, "folder of checkpoints and logs", "StrokeFormer", on_resume=MAY_DIFFER)
     project: str = option(str, "W&B project", "StrokeFormer", on_resume=MAY_DIFFER)
     group: str | None = option(str, "W&B group; by default --model_prefix in a cross-validation", on_resume=MAY_DIFFER)
     max_epochs: int = option(positive_int, "training epochs", 250, on_resume=MAY_DIFFER)
@@ -66,6 +69,12 @@ class Logging:
     )
     num_samples: int = shared_option(non_negative_int, "predictions drawn while training", 5)
     log_every_n_val_epochs: int = shared_option(positive_int, "validation epochs between drawn predictions", 5)
+
+    def require_wandb_mode(self) -> None:
+        """Refuse, before long work, a ``WANDB_MODE`` that W&B does not know, where W&B is asked for."""
+        mode = os.environ.get("WANDB_MODE", "")
+        if "wandb" in self.logger and mode.lower() not in WANDB_MODES:
+            raise UserError(f"WANDB_MODE is {mode!r}; set it to {', '.join(WANDB_MODES[:3])}, or unset it")
 
 
 @dataclass(frozen=True)

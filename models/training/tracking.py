@@ -6,7 +6,7 @@ import os
 import time
 import warnings
 from collections.abc import Callable, Iterable, Sequence
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -24,7 +24,7 @@ from models.training.devices import ProcessSettings, place_on
 from models.training.settings import Logging, RPNTraining, Run, StrokeFormerTraining
 from utils.errors import UserError
 from utils.plots import save_figure
-from utils.progress import duration, on_terminal
+from utils.progress import duration, on_terminal, print_once
 
 LINES_IN_A_LOG = 20
 Draw = Callable[[pl.LightningModule], Iterable[tuple[str, Figure]]]  # pictures by name
@@ -54,10 +54,17 @@ def log_pictures(loggers: Sequence[Logger], title: str, paths: Sequence[Path], s
     """Show PNG files as `title` at a training step, in every log that shows pictures."""
     for logger in loggers:
         if isinstance(logger, WandbLogger):
-            logger.log_image(title, [str(path) for path in paths], step, caption=[path.stem for path in paths])
+            logger.log_image(title, of_one_size(paths), step, caption=[path.stem for path in paths])
         elif isinstance(logger, TensorBoardLogger):
             for path in paths:
                 logger.experiment.add_image(f"{title}/{path.stem}", imread(path), step, dataformats="HWC")
+
+
+def of_one_size(paths: Sequence[Path]) -> list[np.ndarray]:
+    """PNG files as (H, W, 4) uint8, the smaller ones filled up with white: W&B shows all in the size of the first."""
+    pictures = [np.round(imread(path) * 255).astype(np.uint8) for path in paths]
+    largest = np.max([picture.shape for picture in pictures], axis=0)
+    return [np.pad(p, [(0, n) for n in largest - p.shape], constant_values=255) for p in pictures]
 
 
 def log_report(folder: Path, run: Run, logs: Logging, page: Path, scores: dict[str, float]) -> None:
@@ -80,8 +87,6 @@ def close_loggers(loggers: Sequence[Logger]) -> None:
 
 # --- W&B -----------------------------------------------------------------------------------------------
 
-print_once = cache(print)  # a cross-validation logs many runs
-
 
 def wandb_mode(offline: bool) -> Literal["online", "offline", "disabled"]:
     """The mode of W&B by ``--offline``, ``WANDB_MODE`` and this machine; prints once why it is not online."""
@@ -91,9 +96,15 @@ def wandb_mode(offline: bool) -> Literal["online", "offline", "disabled"]:
         print_once("W&B is not installed: runs are logged without it (pip install wandb).")
         return "disabled"
     os.environ.setdefault("WANDB_SILENT", "true")
-    variable = os.environ.get("WANDB_MODE", "").lower()
+    if variable := os.environ.get("WANDB_MODE", "").lower():
+        os.environ["WANDB_MODE"] = variable  # W&B itself knows small letters only
     if variable == "disabled" or os.environ.get("WANDB_DISABLED", "").lower() in ("true", "1"):
         return "disabled"
+    try:
+        wandb.Settings().update_from_env_vars(dict(os.environ))
+    except ValueError as error:
+        _, name, reason = str(error).splitlines()[:3]
+        raise UserError(f"WANDB_{name.upper()}: {reason.split(' [type')[0].strip()}; correct or unset it") from None
     if offline or variable in ("offline", "dryrun"):
         return "offline"
     try:

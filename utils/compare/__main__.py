@@ -18,7 +18,7 @@ from utils.files import write_csv
 from utils.scores.intervals import estimate
 from utils.scores.proposals import COUNTS
 from utils.settings import option
-from utils.validators import non_negative_int
+from utils.validators import non_negative_int, pathname
 
 FOLD = re.compile(r"_fold-\d+$")  # what cross-validation puts behind the name of a model
 COLUMNS = ["score", "mean_a", "mean_b", "difference", "low", "high", "p", "scans"]
@@ -28,8 +28,8 @@ COLUMNS = ["score", "mean_a", "mean_b", "difference", "low", "high", "p", "scans
 class Settings:
     """Two models."""
 
-    a: str = option(str, "scores per scan", positional=True, metavar="A.csv")
-    b: str = option(str, "scores per scan of the other model", positional=True, metavar="B.csv")
+    a: str = option(pathname, "scores per scan", positional=True, metavar="A.csv")
+    b: str = option(pathname, "scores per scan of the other model", positional=True, metavar="B.csv")
     models: tuple[str, str] | None = option(
         str,
         "model of A.csv and of B.csv, where a file holds several; a cross-validation's --model_prefix stands for all "
@@ -37,7 +37,7 @@ class Settings:
         nargs=2,
         metavar="NAME",
     )
-    out_file: str | None = option(str, "CSV to write the table to; None for none")
+    out_file: str | None = option(pathname, "CSV to write the table to; None for none")
     seed: int = option(non_negative_int, "seed of all random generators", 42)
 
 
