@@ -40,6 +40,7 @@ def main(settings: Settings) -> None:
     refuse_twins(train, val)
     print_shared_subjects(*([case.subject for case in side] for side in cohort.sides))
 
+    from data.batches.workers import require_room
     from models.precision import use_precision
     from models.regions import rpn_spacing
     from models.segmentation.module import StrokeFormer
@@ -47,6 +48,7 @@ def main(settings: Settings) -> None:
     from models.training.strokeformer import train_strokeformer
 
     require_devices(training.logging.devices)
+    require_room(training.loading.num_workers)
     use_precision(training.logging.precision)
     StrokeFormer(**vars(training.network))  # an argument that does not fit is refused now
     cohort = cohort.with_spacing(training.grid.spacing or rpn_spacing(settings.regions))

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.plugins.io import TorchCheckpointIO
 
 from data.files.nifti import SAME_SIZE
 from data.scans.grid import ORIENTATION, Grid, size_text
@@ -31,6 +32,20 @@ class MarkCheckpoint(pl.Callback):
     def on_save_checkpoint(self, trainer, module, checkpoint) -> None:
         checkpoint["model"] = type(module).__name__
         checkpoint["grid"] = {**asdict(self.grid), "orientation": ORIENTATION}
+
+
+class CheckpointFiles(TorchCheckpointIO):
+    """Lightning's checkpoints, written by `write_checkpoint`: its own way would need as much room in ``/tmp``."""
+
+    def save_checkpoint(self, checkpoint, path, storage_options=None) -> None:
+        write_checkpoint(path, checkpoint)
+
+
+def write_checkpoint(path: Path | str, checkpoint: dict) -> None:
+    content = io.BytesIO()  # where the disk is full, torch.save itself does not say so
+    torch.save(checkpoint, content)
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(content.getbuffer())
 
 
 def load_model(kind: type[Member], path: Path | str) -> Member:
@@ -144,10 +159,7 @@ def store_hyperparameters(path: Path, **values) -> None:
     """Write what was chosen after training into a checkpoint, where every script finds it."""
     checkpoint = read_checkpoint(path)
     checkpoint["hyper_parameters"].update(values)
-    content = io.BytesIO()  # where the disk is full, torch.save itself does not say so
-    torch.save(checkpoint, content)
-    with atomic_path(path) as temporary:
-        temporary.write_bytes(content.getbuffer())
+    write_checkpoint(path, checkpoint)
 
 
 def run_name(checkpoint: Paths) -> str:

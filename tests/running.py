@@ -79,12 +79,12 @@ def _warm_process() -> subprocess.Popen:
     return process
 
 
-def start_script(script: str, *arguments, cwd: Path) -> subprocess.Popen:
+def start_script(script: str, *arguments, cwd: Path, **variables: str) -> subprocess.Popen:
     """Start ``python SCRIPT``, as `run_script` does, and go on while it runs."""
     return subprocess.Popen(
         [sys.executable, str(ROOT / script), *map(str, arguments)],
         cwd=cwd,
-        env={**BARE, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        env={**BARE, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **variables},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

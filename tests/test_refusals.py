@@ -330,8 +330,9 @@ def test_full_disk_ends_training_with_one_line(workspace, tmp_path):
     scans = ["--train_scans", workspace.slices, "--train_masks", workspace.slice_masks]
     scans += ["--val_scans", workspace.slices, "--val_masks", workspace.slice_masks]
     command = ["train_rpn.py", *scans, "--model_prefix", "a", "--image_size", 32, "--max_epochs", 1, *ROI, *QUICK]
-    assert "cannot be written" in refused(*command, cwd=tmp_path, largest_file=500_000)
-    assert not list(tmp_path.rglob("finished.json"))
+    line = refused(*command, cwd=tmp_path, largest_file=500_000)
+    assert "RPN/a/checkpoints/best.ckpt cannot be written" in line  # and no temporary file elsewhere
+    assert not list(tmp_path.rglob("finished.json")) and not list(tmp_path.rglob("*.ckpt"))
 
 
 def test_full_disk_after_training_leaves_the_checkpoint_as_it_was(workspace, tmp_path):

@@ -5,6 +5,7 @@ import atexit
 import errno
 import gc
 import os
+import re
 import shlex
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -13,10 +14,12 @@ from typing import Any, NoReturn
 
 from utils.errors import UserError
 from utils.files import expanded
+from utils.ranks import forget_launcher
 from utils.settings import RECIPE, Settings, arguments, filled
 
 # What the operating system says of a place that takes no files.
 UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}
+KILLED_WORKER = r"DataLoader worker \(pid.*\) (is killed by signal|exited unexpectedly\s*$)"  # torch's words
 
 
 def run(main: Callable[[Any], None], parse_args: Callable[[], Any]) -> None:
@@ -24,6 +27,7 @@ def run(main: Callable[[Any], None], parse_args: Callable[[], Any]) -> None:
     atexit.register(gc.freeze)  # or Python would look for garbage among all that torch and MONAI hold: 1.5 s at exit
     _open_streams()
     os.environ["MPLBACKEND"] = "agg"  # all pictures are files, whatever this machine could show
+    forget_launcher()
     try:
         return main(parse_args())
     except UserError as error:
@@ -38,6 +42,10 @@ def run(main: Callable[[Any], None], parse_args: Callable[[], Any]) -> None:
         if error.errno not in UNWRITABLE:
             raise
         why = f"{error.filename or 'a result'} cannot be written ({error.strerror}); free or choose another place"
+    except Exception as error:  # of torch, in this process or handed over by another
+        if not re.search(KILLED_WORKER, str(error)):
+            raise
+        why = "a worker process of a loader was killed, most likely for memory; lower --num_workers"
     # Printed last: the progress bars of the frames that were left have ended their lines by now.
     print(f"{program()}: error: {why}", file=sys.stderr)
     sys.exit(2)

@@ -13,6 +13,7 @@ from data.batches.cutting import brain_path, lesion_boxes
 from data.batches.slices import parse_spacing, read_slice
 from data.batches.transforms import apply_transforms, build_transforms
 from data.batches.windows import RegionWindows, TrainingWindows
+from data.batches.workers import require_room, size_of_batch
 from data.files.nifti import affine_of
 from data.files.space import Shape, Space, resample, resized_space
 from data.scans.cohort import Case
@@ -29,6 +30,7 @@ from utils.regions.region import Region, whole_volume
 
 def scan_loader(cases: Sequence, prepare: Callable[..., PreparedScan], num_workers: int = 0) -> DataLoader:
     """A loader of ``prepare(case)`` for each case, made ahead by `num_workers` processes."""
+    require_room(num_workers)
     # Without a batch size the collate function gets the items one by one, in the workers.
     return DataLoader(cases, batch_size=None, num_workers=num_workers, collate_fn=prepare)  # type: ignore[arg-type]
 
@@ -110,6 +112,8 @@ def batch_loader(items: Dataset, sampler: Iterable, loading: Loading, collate: C
     # A GPU takes batches from pinned memory while it computes. A CPU has no use for that, nor for the memory of workers
     # that wait for the next epoch.
     on_gpu = torch.cuda.is_available()
+    if loading.num_workers:
+        require_room(loading.num_workers, size_of_batch(items, sampler, loading.batch_size))
     return DataLoader(
         items,
         loading.batch_size,

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.plugins.environments import LightningEnvironment
 from pytorch_lightning.strategies import DDPStrategy
 from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 
 from models.precision import use_precision
 from models.rpn.module import RPN
+from models.training.stop import SIGNALS, Stopped
 from utils.errors import UserError
 
 
@@ -32,9 +32,7 @@ def place_on(devices: Sequence[int]) -> dict:
     place = {"accelerator": "gpu" if on_gpu else "cpu", "devices": list(devices) if on_gpu else len(devices)}
     if len(devices) == 1:
         return place
-    # Named, since in a job of SLURM Lightning would wait for SLURM to start the processes.
-    strategy = DDPStrategy(start_method="spawn", cluster_environment=LightningEnvironment())
-    return {**place, "strategy": strategy, "sync_batchnorm": on_gpu}  # which a CPU has not
+    return {**place, "strategy": DDPStrategy(start_method="spawn"), "sync_batchnorm": on_gpu}  # which a CPU has not
 
 
 def fit_on_devices(
@@ -52,6 +50,8 @@ def fit_on_devices(
             raise OSError(int(system[1]), system[2]) from error
         raise
     except ProcessExitedException as error:
+        if -error.exit_code in SIGNALS:
+            raise Stopped(-error.exit_code) from error
         if error.signal_name != signal.SIGKILL.name:
             raise
         raise UserError("a process of the training was killed, most likely for memory; lower --batch_size") from error

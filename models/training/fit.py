@@ -1,5 +1,6 @@
 """The training of a network of either stage in its run's folder."""
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -17,6 +18,7 @@ from models.rpn.module import RPN
 from models.training import runs
 from models.training.devices import fit_on_devices
 from models.training.settings import RPNTraining, StrokeFormerTraining
+from models.training.stop import Stopped, stoppable
 from models.training.tracking import Draw, PredictionPictures, build_trainer, close_loggers, log_pictures
 from utils.errors import UserError
 from utils.files import write_json
@@ -68,18 +70,32 @@ def fit(task: Task) -> Path:
 
 
 def train(task: Task) -> list[Logger]:
-    """Train on from the folder's last checkpoint, if any; the logs."""
-    folder, resume_from = task.folder, runs.resume_point(task.folder)
+    """Train on from the folder's last checkpoint, if any; the logs.
+
+    Raises:
+        UserError: it has trained more epochs than it shall.
+        Stopped: by a signal, of which a line is printed.
+    """
+    folder, resume_from, max_epochs = task.folder, runs.resume_point(task.folder), task.settings.run.max_epochs
+    if (trained := runs.epochs_of(resume_from)) > max_epochs:
+        raise UserError(f"--max_epochs {max_epochs}, but {task.name} has trained {trained}; give at least that")
     pictures = PredictionPictures(task.draw, folder / "predictions", task.settings.logging.log_every_n_val_epochs)
     callbacks: list[pl.Callback] = [MarkCheckpoint(task.grid), pictures]
     # The average is what is validated and saved. On synthetic scans at 3 mm, after 294 steps of stage 1 (one seed), it
     # covered 0.92 of the lesions with 0.29 of the brain, the last weights 0.86 with 0.25 or 0.93 with 0.45.
     if decay := task.settings.network.ema_decay:
         callbacks += [WeightAveraging(avg_fn=partial(_moving_average, decay=decay))]
-    trainer = build_trainer(folder, task.settings, task.monitor, callbacks)
     # Steps take 1.2 to 1.4 times as long otherwise: a CPU's convolutions of few channels at full resolution.
     layout = torch.channels_last if isinstance(task.model, RPN) else torch.channels_last_3d
-    fit_on_devices(trainer, task.model.to(memory_format=layout), task.data, resume_from)
+    try:
+        with stoppable() as stop:
+            trainer = build_trainer(folder, task.settings, task.monitor, [*callbacks, stop])
+            fit_on_devices(trainer, task.model.to(memory_format=layout), task.data, resume_from)
+    except Stopped as stopped:
+        epochs = runs.epochs_of(runs.resume_point(folder))
+        line = f"{task.name} was stopped by {stopped.signal_name}; the same command goes on after epoch {epochs}"
+        print(line, file=sys.stderr)
+        raise
     return trainer.loggers
 
 

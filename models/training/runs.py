@@ -29,7 +29,7 @@ def folder_of(checkpoint: Path | str) -> Path:
 
 def is_trained(folder: Path) -> bool:
     """Whether a run's folder holds any checkpoint."""
-    return any((folder / "checkpoints").glob("*.ckpt"))
+    return (folder / LAST).exists() or best_checkpoint(folder).exists()
 
 
 def is_finished(folder: Path, max_epochs: int) -> bool:
@@ -50,6 +50,11 @@ def inputs_of(
     sides = {"train": train, "val": val}
     inputs = {f"{side} {case.name}": digests[case.name] for side, cases in sides.items() for case in cases}
     return inputs if proposer is None else {**inputs, "what proposes its regions": proposer}
+
+
+def epochs_of(checkpoint: Path | None) -> int:
+    """How many epochs a training had when it left a checkpoint; None for one that has left none."""
+    return read_checkpoint(checkpoint)["epoch"] + 1 if checkpoint else 0
 
 
 def resume_point(folder: Path) -> Path | None:

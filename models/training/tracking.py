@@ -17,8 +17,10 @@ from matplotlib.figure import Figure
 from matplotlib.image import imread
 from pytorch_lightning.callbacks import EarlyStopping, LearningRateMonitor, ModelCheckpoint
 from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
+from pytorch_lightning.plugins.environments import LightningEnvironment
 from tqdm import tqdm
 
+from models.checkpoints import CheckpointFiles
 from models.precision import gradient_scaling
 from models.training.devices import ProcessSettings, place_on
 from models.training.settings import Logging, RPNTraining, Run, StrokeFormerTraining
@@ -227,7 +229,8 @@ def build_trainer(
     return pl.Trainer(
         default_root_dir=folder,
         **place_on(logs.devices),
-        plugins=[*gradient_scaling()],
+        # In a job of SLURM Lightning would wait for SLURM to start the processes.
+        plugins=[*gradient_scaling(), CheckpointFiles(), LightningEnvironment()],
         max_epochs=run.max_epochs,
         logger=build_loggers(folder, run, logs),
         num_sanity_val_steps=0,
