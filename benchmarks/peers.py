@@ -42,7 +42,7 @@ from models.regions import rpn_source
 from models.segmentation import module as strokeformer
 from models.segmentation.settings import SlidingWindow
 from utils.compare.__main__ import compare
-from utils.files import atomic_path, read_json, write_json
+from utils.files import atomic_path, read_json, write_csv, write_json
 from utils.progress import progress
 from utils.regions.region import write_regions
 from utils.scores import intervals
@@ -235,8 +235,7 @@ def test_contestant(out_dir: Path, run_dir: Path, name: str) -> None:
             seconds.append(time.perf_counter() - started)
             scores = scan_scores(lesions, read_mask(case), (float(common.SPACING_MM),) * 3)
             rows.append({"model_name": name, "scan": case.name, **scores})
-        with atomic_path(run_dir / f"{name}_{test}.csv") as temporary:
-            pd.DataFrame(rows).to_csv(temporary, index=False)
+        write_csv(run_dir / f"{name}_{test}.csv", pd.DataFrame(rows))
     with FlopCounterMode(display=False) as counter:
         predict(scans[0])
     cost = {

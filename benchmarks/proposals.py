@@ -22,7 +22,7 @@ from data.batches.datamodules import stacked_scans
 from data.batches.slices import read_slice_table
 from models.checkpoints import load_rpn
 from models.rpn.calibration import coverage_curve
-from utils.files import atomic_path, read_json
+from utils.files import read_json, write_csv
 
 N_TEST, TRAIN_SEED = 30, 21
 BUDGETS = (0.25, 0.35)
@@ -143,8 +143,7 @@ def add_rows(out_dir: Path, variant: str, seed: int, steps: int, cohorts: dict[s
     row = {"variant": variant, "seed": seed, "minutes": minutes_of(checkpoint)}
     for cohort, path in missing.items():
         table = pd.DataFrame([{**row, "cohort": cohort, **test(checkpoint, out_dir / cohort, name)}])
-        with atomic_path(path) as temporary:
-            table.to_csv(temporary, index=False)
+        write_csv(path, table)
 
 
 def print_tables(folder: Path) -> None:

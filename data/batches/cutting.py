@@ -13,7 +13,7 @@ from data.scans.cohort import BRAINS, Case
 from data.scans.grid import Grid
 from data.scans.prepared import PreparedScan, prepared_key
 from utils.errors import UserError
-from utils.files import atomic_path, read_json, write_json
+from utils.files import atomic_path, read_json, write_csv, write_json
 from utils.parallel import map_in_order
 from utils.progress import progress
 
@@ -73,8 +73,7 @@ def cut_cohort(
     rows.update({case: of_case for (case, _), of_case in zip(missing, cut, strict=True)})
     table = pd.DataFrame([row for case in cases for row in rows[case]], columns=COLUMNS)
     # Written last: its presence says that all slices are there.
-    with atomic_path(out_dir / "slices.csv") as temporary:
-        table.to_csv(temporary, index=False)
+    write_csv(out_dir / "slices.csv", table)
     for column, folder in (("scan", "Scans"), ("mask", "Masks")):
         table[column] = [str(out_dir / folder / name) for name in table[column]]
     return table.sort_values(["volume", "slice"], ignore_index=True)

@@ -19,7 +19,7 @@ from data.phantom.settings import PhantomSettings
 from data.phantom.skull import paint_outside
 from data.prepare.overview import describe_scan
 from utils.errors import UserError
-from utils.files import atomic_path, read_json, write_json
+from utils.files import atomic_path, read_json, write_csv, write_json
 from utils.parallel import map_in_order
 from utils.progress import progress
 from utils.settings import flat
@@ -129,8 +129,7 @@ def write_cohort(settings: PhantomSettings, out_dir: Path, num_workers: int = 1)
     write = partial(write_subject, settings=settings, out_dir=out_dir)
     subjects = map_in_order(write, range(settings.n_subjects), num_workers)
     rows = list(progress(subjects, "Drawing synthetic scans", settings.n_subjects))
-    with atomic_path(out_dir / "cohort.csv") as temporary:
-        pd.DataFrame(rows).to_csv(temporary, index=False)
+    write_csv(out_dir / "cohort.csv", pd.DataFrame(rows))
 
 
 def _claim(out_dir: Path, settings: PhantomSettings) -> None:

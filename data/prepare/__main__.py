@@ -20,7 +20,7 @@ from data.scans.prepared import brains_in
 from data.settings import brains_option, extension_option, pattern_option, workers_option
 from utils import cli
 from utils.errors import UserError
-from utils.files import atomic_path, require_writable
+from utils.files import require_writable, write_csv
 from utils.provenance import open_run
 from utils.settings import MAY_DIFFER, option
 from utils.validators import pathname, positive_float, positive_int
@@ -90,8 +90,7 @@ def main(settings: Settings) -> None:
         print(f"No longer in {root}: {counted(removed, 'scan')}; the prepared files were removed from {out_dir}")
     table = prepare(cases, scan_dim and scan_dim[1:], spacing_mm, channels, settings, out_dir)
     draw_overview(table, out_dir, layout.in_mni)
-    with atomic_path(out_dir / "cohort.csv") as temporary:
-        table.to_csv(temporary, index=False)
+    write_csv(out_dir / "cohort.csv", table)
     _report(table, out_dir)
 
 

@@ -19,7 +19,7 @@ from models.rpn.module import DEFAULT_THRESHOLD, MONITOR, RPN
 from models.rpn.settings import AUTO, RPNSettings
 from models.training.fit import Task, fit
 from models.training.settings import RPNTraining
-from utils.files import atomic_path
+from utils.files import write_csv
 from utils.plots import plot_coverage, plot_slice_boxes, save_figure
 
 
@@ -62,8 +62,7 @@ def calibrate(settings: RPNTraining, val: pd.DataFrame, folder: Path, checkpoint
     if threshold is None:
         scans = stacked_scans(val, settings.loading.num_workers)
         curve = coverage_curve(load_model(RPN, checkpoint), scans, settings.roi_size)
-        with atomic_path(folder / "calibration.csv") as temporary:
-            curve.to_csv(temporary, index=False)
+        write_csv(folder / "calibration.csv", curve)
         threshold = choose_threshold(curve, target, DEFAULT_THRESHOLD)
         save_figure(plot_coverage(curve, threshold, target), folder / "calibration.png")
         print(calibration_summary(curve, threshold, target))

@@ -16,7 +16,7 @@ from models.segmentation.module import StrokeFormer
 from models.segmentation.thresholds import choose_decision, decision_summary, decision_table
 from models.training.fit import Task, fit
 from models.training.settings import StrokeFormerTraining
-from utils.files import atomic_path
+from utils.files import write_csv
 from utils.plots import plot_volume_prediction
 from utils.progress import progress
 from utils.regions.region import Region
@@ -64,8 +64,7 @@ def decide(
     pipeline = pipeline_of(load_strokeformer(checkpoint), settings, regions)
     cases = progress(val, "Choosing what is lesion")
     table = decision_table((pipeline.predict(cohort.prepare(case)), read_mask(case)) for case in cases)
-    with atomic_path(folder / "decisions.csv") as temporary:
-        table.to_csv(temporary, index=False)
+    write_csv(folder / "decisions.csv", table)
     chosen = choose_decision(table)
     print(decision_summary(table, chosen))
     store_hyperparameters(checkpoint, lesion_threshold=chosen.threshold, smallest_lesion_cm3=chosen.smallest_cm3)
