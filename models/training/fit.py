@@ -34,6 +34,7 @@ class Task:
     settings: RPNTraining | StrokeFormerTraining
     inputs: dict[str, str]  # digests of what the network learns from (`models.training.runs.inputs_of`)
     grid: Grid  # of the scans, for its checkpoints
+    contrast: str | None  # of the scans, for its checkpoints
     monitor: tuple[str, str]  # the logged value that tells the best epoch, and whether "min" or "max" is best
     draw: Draw  # pictures of the network's predictions
     finish: Callable[[Path, Path], None]  # the last step, with the run's folder and its best checkpoint
@@ -71,7 +72,7 @@ def train(task: Task) -> list[Logger]:
     """Train on from the folder's last checkpoint, if any; the logs."""
     folder, resume_from = task.folder, runs.resume_point(task.folder)
     pictures = PredictionPictures(task.draw, folder / "predictions", task.settings.logging.log_every_n_val_epochs)
-    callbacks: list[pl.Callback] = [MarkCheckpoint(task.grid), pictures]
+    callbacks: list[pl.Callback] = [MarkCheckpoint(task.grid, task.contrast), pictures]
     # The average is what is validated and saved. On synthetic scans at 3 mm, after 294 steps of stage 1 (one seed), it
     # covered 0.92 of the lesions with 0.29 of the brain, the last weights 0.86 with 0.25 or 0.93 with 0.45.
     if decay := task.settings.network.ema_decay:
