@@ -20,6 +20,7 @@ from data.files.volumes import image_like, read_header, read_volume, refusing, v
 from data.scans.brain import brain_origin, print_heads, read_brain, with_brains
 from data.scans.checks import check_alignment, print_numbered, read_binary, read_lesions
 from data.scans.cohort import Case, pair_files
+from data.scans.contrast import require_contrast
 from data.scans.grid import own_space
 from data.scans.open import cohort_of
 from data.scans.prepared import PreparedScan
@@ -61,6 +62,7 @@ def segment(
     model: Segmenter,
     brain: Volume | None = None,
     scan_dim: Sequence[int] | None = None,
+    contrast: str | None = None,
     **windows,
 ) -> Image:
     """The lesions of a scan, the mask that ``test_strokeformer.py`` writes.
@@ -71,15 +73,17 @@ def segment(
         brain: mask of its brain; None for that in ``Brains/`` beside the folder of the scan or, where there is none, to
             find it.
         scan_dim: (C, D, H, W) of the grid, where the head does not fit into that of the network.
+        contrast: of the scan, one of `data.files.names.CONTRASTS`, where its name says nothing or something else.
         windows: ``overlap``, ``subvolume_depth``, ``batch_size``, ``flip_average`` as of ``test_strokeformer.py``.
 
     Returns:
         uint8, the class of each voxel; 0 is background.
 
     Raises:
-        UserError: a scan that cannot be read or has no head, a brain larger than the grid, networks of two voxel sizes.
+        UserError: a scan that cannot be read or has no head, a brain larger than the grid, networks of two voxel sizes,
+            a contrast that the networks have not learned.
     """
-    with _opened(scan, rpn, model, brain, scan_dim) as (case, prepared):
+    with _opened(scan, rpn, model, brain, scan_dim, contrast) as (case, prepared):
         return _image(_predict(prepared, rpn, model, **windows).classes, case)
 
 
@@ -89,24 +93,30 @@ def lesion_probability(
     model: Segmenter,
     brain: Volume | None = None,
     scan_dim: Sequence[int] | None = None,
+    contrast: str | None = None,
     **windows,
 ) -> Image:
     """The probability of lesion from which `segment` decides, float32 in [0, 1]; 0 outside the proposed regions.
 
     Arguments and errors are those of `segment`.
     """
-    with _opened(scan, rpn, model, brain, scan_dim) as (case, prepared):
+    with _opened(scan, rpn, model, brain, scan_dim, contrast) as (case, prepared):
         return _image(_predict(prepared, rpn, model, **windows).lesion_probability, case)
 
 
 def propose(
-    scan: Volume, rpn: Proposer, model: Segmenter, brain: Volume | None = None, scan_dim: Sequence[int] | None = None
+    scan: Volume,
+    rpn: Proposer,
+    model: Segmenter,
+    brain: Volume | None = None,
+    scan_dim: Sequence[int] | None = None,
+    contrast: str | None = None,
 ) -> Image:
     """The regions in which stage 2 looks for lesions, as one mask, uint8 of 0 and 1.
 
     They are as large as the windows of `model` ask for. Arguments and errors are those of `segment`.
     """
-    with _opened(scan, rpn, model, brain, scan_dim) as (case, prepared):
+    with _opened(scan, rpn, model, brain, scan_dim, contrast) as (case, prepared):
         inside = region_mask(rpn_source(rpn, model.hparams["roi_size"])(prepared), prepared.space.shape)
         return _image(resample(inside[None], prepared.space, prepared.own)[0].astype(np.uint8), case)
 
@@ -178,7 +188,12 @@ def _read_masks(prediction: Volume, truth: Volume) -> tuple[np.ndarray, np.ndarr
 
 @contextmanager
 def _opened(
-    scan: Volume, rpn: Proposer | None, model: Segmenter, brain: Volume | None, scan_dim: Sequence[int] | None
+    scan: Volume,
+    rpn: Proposer | None,
+    model: Segmenter,
+    brain: Volume | None,
+    scan_dim: Sequence[int] | None,
+    contrast: str | None,
 ) -> Iterator[tuple[Case, PreparedScan]]:
     """The case of a scan and the scan as both networks see it; the case's files last as long as the block."""
     if not isinstance(rpn, Proposer | None) or not isinstance(model, Segmenter):
@@ -191,7 +206,10 @@ def _opened(
         require_spacing(grid.spacing_mm, rpn, "the network of stage 1", "take one of that size")
     with TemporaryDirectory() as folder:
         case = _case_of(scan, brain, Path(folder))
-        cohort = replace(cohort_of([case], grid=grid).on(grid), brains=Path(folder))
+        if rpn is not None:
+            require_contrast([case.name], rpn.contrast, "the network of stage 1", contrast or model.contrast)
+        cohort = cohort_of([case], grid=grid).on(grid, model.contrast, "the network of stage 2", contrast)
+        cohort = replace(cohort, brains=Path(folder))
         cohort.admit()
         yield case, cohort.prepare(case)
 

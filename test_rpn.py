@@ -7,7 +7,7 @@ from pathlib import Path
 from data.settings import Loading, resize_option, seed_option
 from models.evaluation.settings import RPNOutputs
 from models.rpn.settings import score_threshold_option
-from models.segmentation.settings import num_classes_option, roi_size_option
+from models.segmentation.settings import contrast_option, num_classes_option, roi_size_option
 from models.training.settings import precision_option
 from utils import cli
 from utils.settings import option
@@ -25,6 +25,7 @@ class Settings:
     model_name: str | None = option(str, "name in tables and folders; None for the checkpoint's run")
     resize_to: tuple[int, int] | None = resize_option()
     num_classes: int = num_classes_option()
+    contrast: str | None = contrast_option()
     roi_size: tuple[int, int, int] = roi_size_option()
     score_threshold: float | None = score_threshold_option()
     precision: str = precision_option()
@@ -70,6 +71,7 @@ def read_slices(settings: Settings):
 def load_network(settings: Settings, table):
     """The RPN; refuses slices (rows of `data.batches.cutting.COLUMNS`) that it was not made for."""
     from data.batches.slices import grid_of_slices
+    from data.scans.contrast import require_contrast
     from models.checkpoints import load_rpn, require_channels, require_classes, require_spacing
     from models.precision import use_precision
 
@@ -78,6 +80,7 @@ def load_network(settings: Settings, table):
     grid = grid_of_slices(table)
     require_classes(settings.num_classes, 2, path)
     require_channels(grid.scan_dim[0], model, path)
+    require_contrast(table.volume.unique(), model.contrast, path, settings.contrast)
     if not settings.resize_to:
         require_spacing(grid.spacing_mm, model, path, "cut the slices with --spacing")
     return model

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from data.settings import SCAN_DIM, GridSettings, Loading, brains_option, pattern_option, seed_option
 from models.evaluation.settings import SEVERAL, AllOutputs, EnsembleRegions
-from models.segmentation.settings import DecisionSettings, SlidingWindow, num_classes_option
+from models.segmentation.settings import DecisionSettings, SlidingWindow, contrast_option, num_classes_option
 from models.training.settings import precision_option
 from utils import cli
 from utils.errors import UserError
@@ -28,6 +28,7 @@ class Settings:
     ckpt_path: tuple[str, ...] = option(pathname, f"StrokeFormer: {SEVERAL}", required=True, nargs="+", metavar="PATH")
     model_name: str | None = option(str, "name in tables and folders; None for the checkpoint's run")
     num_classes: int = num_classes_option()
+    contrast: str | None = contrast_option()
     brains_dir: tuple[str, ...] | None = brains_option()
     precision: str = precision_option()
     regions: EnsembleRegions = EnsembleRegions()
@@ -58,7 +59,9 @@ def main(settings: Settings) -> None:
     name, outputs, seed = settings.model_name or run_name(settings.ckpt_path), settings.outputs, settings.seed
     folder = Path(outputs.scores_dir) / name
     pipeline, grid = load_pipeline(settings, [case.name for case in cohort.cases])
-    cohort = replace(cohort.on(grid), brains=folder / "brains")
+    learned = pipeline.segmenter.contrast
+    cohort = cohort.on(grid, learned, settings.ckpt_path[0], settings.contrast)
+    cohort = replace(cohort, brains=folder / "brains")
     cohort.admit(settings.loading.num_workers)
     scans = scan_loader(cohort.cases, cohort.prepare, settings.loading.num_workers)
     keep = derivative and derivative.begin(sidecar(settings, name, pipeline.segmenter.decision))
@@ -112,7 +115,8 @@ def load_pipeline(settings: Settings, names: Sequence[str]) -> tuple:
     find_layers(model, settings.outputs.target_layers)  # so that a wrong one is refused now
     wanted = None if grid.scan_dim == SCAN_DIM else grid.scan_dim  # a network knows the grid that it learned on
     held = grid_at_test(model, wanted, grid.resize_to, path)
-    regions_of = region_source(settings.regions, names, model.hparams["roi_size"], held.spacing_mm)
+    roi_size, contrast = model.hparams["roi_size"], settings.contrast or model.contrast
+    regions_of = region_source(settings.regions, names, roi_size, held.spacing_mm, contrast)
     return TwoStage(model, regions_of, settings.sliding, settings.loading.batch_size), held
 
 

@@ -62,6 +62,7 @@ def main(settings: Settings) -> None:
 def propose(settings: Settings, cohort) -> tuple:
     """The regions of all scans, None for whole volumes, and the digests of scans, masks and what proposes regions."""
     from data.batches.datamodules import scan_loader
+    from data.scans.contrast import common_contrast
     from data.scans.fingerprints import fingerprint
     from models.checkpoints import paths_of
     from models.regions import collect_regions, region_source
@@ -71,7 +72,8 @@ def propose(settings: Settings, cohort) -> tuple:
     training, regions = settings.training, settings.regions
     workers, folder = training.loading.num_workers, run_folder(training.run, training.run.model_prefix)
     names = [case.name for case in cohort.cases]
-    regions_of = region_source(regions, names, training.network.roi_size, cohort.grid.spacing_mm)
+    roi_size, contrast = training.network.roi_size, common_contrast(names)
+    regions_of = region_source(regions, names, roi_size, cohort.grid.spacing_mm, contrast)
     facts = cohort.admit(workers)
     proposer = regions.regions or regions.rpn_ckpt_path
     files = [Path(path) for path in paths_of(proposer)] if proposer else []

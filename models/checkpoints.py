@@ -24,14 +24,15 @@ Network = RPN | RPNEnsemble | StrokeFormer | StrokeFormerEnsemble
 
 
 class MarkCheckpoint(pl.Callback):
-    """Writes the model's class name, and the grid and orientation of its training scans, into each checkpoint."""
+    """Writes the model's class name, and grid, orientation and contrast of its training scans, into each checkpoint."""
 
-    def __init__(self, grid: Grid) -> None:
-        self.grid = grid
+    def __init__(self, grid: Grid, contrast: str | None) -> None:
+        self.grid, self.contrast = grid, contrast
 
     def on_save_checkpoint(self, trainer, module, checkpoint) -> None:
         checkpoint["model"] = type(module).__name__
         checkpoint["grid"] = {**asdict(self.grid), "orientation": ORIENTATION}
+        checkpoint["contrast"] = self.contrast
 
 
 class CheckpointFiles(TorchCheckpointIO):
@@ -49,7 +50,7 @@ def write_checkpoint(path: Path | str, checkpoint: dict) -> None:
 
 
 def load_model(kind: type[Member], path: Path | str) -> Member:
-    """The model of a checkpoint in evaluation mode, on the GPU where there is one, with its `Grid` as ``grid``.
+    """The model of a checkpoint in evaluation mode, on the GPU where there is one, with its ``grid`` and ``contrast``.
 
     A `UserError` says that there is no such file, no checkpoint, or the checkpoint of another model.
     """
@@ -63,7 +64,7 @@ def load_model(kind: type[Member], path: Path | str) -> Member:
     except (KeyError, TypeError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"checkpoint {path} does not fit this version of {held} ({reason}); train it anew") from None
-    model.grid = grid_of(checkpoint, path)
+    model.grid, model.contrast = grid_of(checkpoint, path), checkpoint.get("contrast")
     layout = torch.channels_last if kind is RPN else torch.contiguous_format  # 1.7 times as fast on a CPU
     return model.to("cuda" if torch.cuda.is_available() else "cpu", memory_format=layout).eval()
 
@@ -121,7 +122,7 @@ def _load_members(kind: type[Member], path: Paths, **hyperparameters: float | No
     members = [load_model(kind, each) for each in paths]
     for member in members:
         member.hparams.update({name: value for name, value in hyperparameters.items() if value is not None})
-    expected = _traits(members[0])
+    expected = {what: held for member in reversed(members) for what, held in _traits(member).items()}
     for member, path in zip(members[1:], paths[1:], strict=True):
         for what, held in _traits(member).items():
             if not _same(held, expected[what]):
@@ -139,7 +140,8 @@ def _load_members(kind: type[Member], path: Paths, **hyperparameters: float | No
 def _traits(model: RPN | StrokeFormer) -> dict[str, object]:
     """What the members of an ensemble must have in common."""
     held = {name: model.hparams[name] for name in (*SHARED, "consistency") if name in model.hparams}
-    return {**{name: getattr(model.grid, name, None) for name in Grid.__dataclass_fields__}, **held}
+    contrast = {"contrast": model.contrast} if model.contrast else {}  # one that is unknown may be any
+    return {**{name: getattr(model.grid, name, None) for name in Grid.__dataclass_fields__}, **held, **contrast}
 
 
 def _same(one: object, other: object) -> bool:

@@ -31,6 +31,10 @@ class _Ensemble(Generic[Member]):
         return self.members[0].grid
 
     @property
+    def contrast(self) -> str | None:
+        return next((member.contrast for member in self.members if member.contrast), None)
+
+    @property
     def hparams(self) -> AttributeDict:
         """What the members have in common of `SHARED`."""
         held = self.members[0].hparams

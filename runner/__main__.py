@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from data.settings import Loading, brains_option
+from models.segmentation.settings import contrast_option
 from utils import cli
 from utils.files import atomic_path, require_writable, write_json
 from utils.settings import option
@@ -33,6 +34,7 @@ class Settings:
         nargs=4,
         metavar=("C", "D", "H", "W"),
     )
+    contrast: str | None = contrast_option()
     loading: Loading = Loading()
     num_threads: int = option(non_negative_int, "threads of onnxruntime; 0 for one a core", 0)
     probabilities: bool = option(None, "write the lesion probability of each voxel", False)
@@ -59,7 +61,8 @@ def main(settings: Settings) -> None:
     cohort = open_cohort(pair_cases(settings.scans, None), grid=grid, brains_dir=settings.brains_dir)
     require_writable(settings.out_dir, "--out_dir")
     runner = load_runner(settings.model, model, settings.num_threads)
-    cohort = replace(cohort.on(grid), brains=Path(settings.out_dir) / "heads")  # no brains/: those are of a network
+    cohort = cohort.on(grid, model.contrast, settings.model, settings.contrast)
+    cohort = replace(cohort, brains=Path(settings.out_dir) / "heads")  # no brains/: those are of a network
     if unmasked := [case.name for case in cohort.cases if case.brain is None]:  # nothing here can find a brain
         print(
             f"{counted(len(unmasked), SCAN)} without brain mask (e.g. {unmasked[0]}): all that is not air is taken for "
@@ -78,14 +81,14 @@ def segment_cohort(cohort, pipeline, settings: Settings) -> None:
     from data.files.names import result_name
     from data.files.volumes import write_like
     from utils.progress import progress
-    from utils.regions.region import write_regions
+    from utils.regions.region import lying_on, write_regions
     from utils.scores.components import lesion_load
 
     folder, rows, regions = Path(settings.out_dir), [], {}
     for case in progress(cohort.cases, "Segmenting"):
         scan = cohort.prepare(case)
         prediction = pipeline.predict(scan)
-        regions[case.name] = prediction.regions
+        regions[case.name] = lying_on(prediction.regions, scan.space.as_json)
         write_like(folder / "predictions" / result_name(case.scan, "prediction"), prediction.classes, case.scan)
         if settings.probabilities:
             path = folder / "probabilities" / result_name(case.scan, "probability")

@@ -22,7 +22,7 @@ EIGHT_CONNECTED = np.ones((3, 3), bool)
 COLUMNS = ["scan", "mask", "volume", "subject", "slice", "depth", "spacing_mm"]
 COLUMNS += ["brain_voxels", "lesion_voxels", "boxes"]
 # What a folder of slices holds; a record in ``cache/`` has the rows of a case, all of whose slices are there.
-PATTERNS = {"Scans": "*_slice-*.npy", "Masks": "*_slice-*.npy", BRAINS: "*.npy", "cache": "*.json"}
+PATTERNS = {"Scans": "*_slice-*.npy", "Masks": "*_slice-*.npy", BRAINS: "*.*", "cache": "*.json"}
 
 
 def write_slices(item: tuple[Case, str], prepare: Callable[[Case], PreparedScan], out_dir: Path) -> list[list]:
@@ -33,7 +33,9 @@ def write_slices(item: tuple[Case, str], prepare: Callable[[Case], PreparedScan]
         raise UserError(f"{case.scan} has no lesion mask; give one")
     rows = []
     spacing = " ".join(map(str, prepared.spacing_mm or []))
-    _save(brain_path(out_dir / "Scans" / case.name, case.name), prepared.brain)
+    brain = brain_path(out_dir / "Scans" / case.name, case.name)
+    _save(brain, prepared.brain)
+    write_json(place_path(brain), prepared.space.as_json)
     for z in np.flatnonzero(prepared.brain.any((1, 2))).tolist():
         scan_file = f"{case.stem}_slice-{z:03d}.npy"
         mask_file = f"{stem_of(case.mask)}_slice-{z:03d}.npy"
@@ -54,6 +56,11 @@ def _save(path: Path, array: np.ndarray) -> None:
 def brain_path(scan: Path | str, volume: str) -> Path:
     """The brain mask of the volume that a scan slice is of."""
     return Path(scan).parent.parent / BRAINS / f"{stem_of(volume)}.npy"
+
+
+def place_path(brain: Path) -> Path:
+    """Where the grid of the volume with a brain mask is kept; slices have no affine."""
+    return brain.with_suffix(".json")
 
 
 def cut_cohort(
@@ -89,7 +96,7 @@ def _remove_outdated(records: dict[Case, str], out_dir: Path) -> dict[Case, list
             of_case = read_json(out_dir / "cache" / record)
         except UserError:  # none yet, or a broken one: the slices are cut anew
             continue
-        files = {f"cache/{record}", f"{BRAINS}/{case.stem}.npy"}
+        files = {f"cache/{record}", f"{BRAINS}/{case.stem}.npy", f"{BRAINS}/{case.stem}.json"}
         files.update(name for scan, mask, *_ in of_case for name in (f"Scans/{scan}", f"Masks/{mask}"))
         if files <= existing:
             rows[case] = of_case

@@ -9,13 +9,13 @@ import pytorch_lightning as pl
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from data.batches.cutting import brain_path, lesion_boxes
+from data.batches.cutting import brain_path, lesion_boxes, place_path
 from data.batches.slices import parse_spacing, read_slice
 from data.batches.transforms import apply_transforms, build_transforms
 from data.batches.windows import RegionWindows, TrainingWindows
 from data.batches.workers import require_room, size_of_batch
 from data.files.nifti import affine_of
-from data.files.space import Shape, Space, resample, resized_space
+from data.files.space import Shape, Space, resample, resized_space, space_from_json
 from data.scans.cohort import Case
 from data.scans.grid import UNKNOWN_MM
 from data.scans.head import head_mask
@@ -23,6 +23,7 @@ from data.scans.open import Cohort
 from data.scans.prepared import PreparedScan
 from data.settings import Loading
 from utils.errors import UserError
+from utils.files import read_json
 from utils.regions.region import Region, whole_volume
 
 # --- whole scans ---------------------------------------------------------------------------------------
@@ -55,12 +56,15 @@ def _stack_volume(volume: tuple[str, pd.DataFrame], resize_to: tuple[int, int] |
         raise UserError(f"{path} has shape {brain.shape}, its slices make {mask.shape}; cut the slices anew")
     spacing_mm = parse_spacing(rows.spacing_mm.iloc[0])
     own = space = Space(mask.shape, affine_of(spacing_mm or UNKNOWN_MM))
+    if is_placed := (place := place_path(path)).is_file():
+        own = space = space_from_json(read_json(place))
     if resize_to:
         space = resized_space(own, (len(mask) - 1) / 2, len(mask), resize_to)
         scan = resample(scan, own, space, outside=[0.0] * len(scan))
         mask, brain = (resample(m[None], own, space)[0] for m in (mask, brain))
     subject = rows.subject.iloc[0]
-    return PreparedScan(name, subject, scan.astype(np.float16), brain, mask, space, own, spacing_mm is not None)
+    arrays, known = (scan.astype(np.float16), brain, mask), spacing_mm is not None
+    return PreparedScan(name, subject, *arrays, space, own, known, place_known=is_placed)
 
 
 def _stack(paths: pd.Series, slices: pd.Series, depth: int, volume: str) -> np.ndarray:

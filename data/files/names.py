@@ -61,11 +61,28 @@ RESULTS = {
 PREDICTION_SUFFIX = "_prediction"
 WORD = re.compile(r"[^\W_]+")
 # Whole words that name a role. BIDS calls them suffixes; the other spellings are those of common tools.
-CONTRAST = re.compile(
-    r"t1(w|c|ce|gd|map)?|t2(w|map|star|starw)?|pdw|flair|dwi|trace|adc|swi|bold|boldref|sbref|epi|asl|cbf|pet|ct|mra|"
-    r"angio|mprage|mp2rage|unit1|phasediff|magnitude\d?|fieldmap",
-    re.IGNORECASE,
-)
+CONTRASTS = {  # by the spellings of each
+    "t1w": r"t1(w|c|ce|gd)?|mprage|mp2rage|unit1",
+    "t2w": r"t2w?",
+    "flair": r"flair",
+    "dwi": r"dwi|trace",
+    "adc": r"adc",
+    "pdw": r"pdw",
+    "swi": r"swi",
+    "t2star": r"t2starw?",
+    "t1map": r"t1map",
+    "t2map": r"t2map",
+    "bold": r"bold|boldref|sbref|epi",
+    "asl": r"asl",
+    "cbf": r"cbf",
+    "mra": r"mra|angio",
+    "ct": r"ct",
+    "pet": r"pet",
+    "fieldmap": r"fieldmap",
+    "phasediff": r"phasediff",
+    "magnitude": r"magnitude\d?",
+}
+CONTRAST = re.compile("|".join(CONTRASTS.values()), re.IGNORECASE)
 MASK_WORD = re.compile(r"(.*?)(mask|msk)s?\d*", re.IGNORECASE)  # T1lesionmask, mask01
 ROLES = {
     CONTRAST: SCAN,
@@ -120,6 +137,12 @@ def contrast_of(path: Path | str) -> str | None:
     """The contrast of a scan, as its name spells it."""
     words = WORD.findall(_without_entities(path))
     return next((word for word in reversed(words) if CONTRAST.fullmatch(word)), None)
+
+
+def standard_contrast(spelled: str | None) -> str | None:
+    """Which of `CONTRASTS` a spelling is of."""
+    fitting = (name for name, spellings in CONTRASTS.items() if re.fullmatch(spellings, spelled or "", re.IGNORECASE))
+    return next(fitting, None)
 
 
 def subject_of(path: Path | str) -> str:

@@ -1,6 +1,6 @@
 """Where a volume lies: voxel grids in scanner millimetres, and volumes brought from one grid to another."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,6 +30,10 @@ class Space:
         """Size of a voxel along (D, H, W)."""
         return spacing_of(self.affine)
 
+    @property
+    def as_json(self) -> dict[str, list]:
+        return {"shape": list(self.shape), "affine": self.affine.tolist()}
+
     def is_close(self, other: "Space") -> bool:
         """Whether both have the same shape and no voxel lies further off than a hundredth of its size."""
         return self.shape == other.shape and _whole_steps(_steps(self, other), self.shape) == (0, 0, 0)
@@ -37,6 +41,10 @@ class Space:
     def has_voxels_of(self, other: "Space") -> bool:
         """Whether the voxels of both grids are the same wherever both lie."""
         return _whole_steps(_steps(self, other), other.shape) is not None
+
+
+def space_from_json(held: Mapping) -> Space:
+    return Space(tuple(held["shape"]), np.array(held["affine"], float))
 
 
 def _steps(source: Space, target: Space) -> np.ndarray:

@@ -14,6 +14,7 @@ from data.files.space import share_outside
 from data.scans.brain import Finder, brain_origin, brain_path, print_heads, read_brain, store_brain
 from data.scans.checks import find_head, lies_in, print_numbered, read_lesions, read_scan, require_mask_in_head
 from data.scans.cohort import Case
+from data.scans.contrast import require_look
 from data.scans.fingerprints import case_files, content_digest
 from data.scans.grid import (
     CUT_OFF,
@@ -64,6 +65,7 @@ def admit(
     num_workers: int = 0,
     cache_dir: Path | None = None,
     finder: Finder | None = None,
+    contrast: str | None = None,
 ) -> dict[Case, Facts]:
     """Look at all cases, find the brains that nobody gave, and print a line on small losses.
 
@@ -71,6 +73,7 @@ def admit(
         brains: folder of the brains that are found.
         cache_dir: where scans and facts are kept; None for neither.
         finder: what finds brains, and has printed where it does not; None for `data.scans.brain.find_brain`.
+        contrast: that the scans must look like; None for any.
 
     Raises:
         UserError: the first case with impossible voxels, a mask outside the head, a brain of too many litres, or one
@@ -82,6 +85,7 @@ def admit(
     for what, find in (("Checking scans", False), ("Finding brains", True)):
         unknown = [case for case in cases if facts[case] is None]
         look = partial(_look, grid=grid, brains=brains, cache_dir=cache_dir, find=find, finder=finder)
+        look = partial(look, contrast=contrast)
         results = map_in_order(look, unknown, num_workers)
         facts.update(zip(unknown, progress(results, what, len(unknown)), strict=True))
     known = {case: of_case for case, of_case in facts.items() if of_case is not None}
@@ -105,7 +109,13 @@ def admit(
 
 
 def _look(
-    case: Case, grid: Grid, brains: Path, cache_dir: Path | None, find: bool, finder: Finder | None
+    case: Case,
+    grid: Grid,
+    brains: Path,
+    cache_dir: Path | None,
+    find: bool,
+    finder: Finder | None,
+    contrast: str | None,
 ) -> Facts | None:
     """The facts of a case; None for one whose brain has yet to be found, unless `find` asks for that."""
     folder = cache_dir and cache_dir / prepared_key(case, grid)  # first: the files may change meanwhile
@@ -114,6 +124,7 @@ def _look(
     brain, own = _brain_of(case, scan, mask, brains, find, finder), own_space(case, grid.spacing_mm)
     if brain is None:
         return None
+    require_look(scan[0], brain, own.spacing_mm, case.scan, contrast)
     space = grid.space_about(brain, own)
     brain_cut = share_outside(brain, own, space)
     if brain_cut > CUT_OFF:

@@ -9,7 +9,16 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from data.files.listing import BY_NAME, CHOOSE_BY_PATTERN, Paths, Patterns, choose_files, counted
-from data.files.names import SCAN, bids_entity, brain_name, contrast_of, entities_of, stem_of, subject_of
+from data.files.names import (
+    SCAN,
+    bids_entity,
+    brain_name,
+    contrast_of,
+    entities_of,
+    standard_contrast,
+    stem_of,
+    subject_of,
+)
 from data.settings import CohortFolders
 from utils.errors import UserError
 from utils.files import read_json
@@ -156,8 +165,7 @@ def _refuse_two_contrasts(scans: list[Path], argument: str) -> None:
     for scan in scans:
         if contrast := contrast_of(scan):
             other, its_contrast = first.setdefault(identity(scan).of_session, (scan, contrast))
-            # T1 and T1w are one contrast.
-            if contrast.lower().removesuffix("w") != its_contrast.lower().removesuffix("w"):
+            if standard_contrast(contrast) != standard_contrast(its_contrast):
                 raise UserError(
                     f"{argument}: {other} and {scan} are two contrasts ({its_contrast} and {contrast}) of one "
                     "session; give a folder with the scans of one contrast, or with links to them"

@@ -9,6 +9,7 @@ from data.scans.admission import Facts, admit
 from data.scans.brain import Finder, with_brains
 from data.scans.checks import check_headers
 from data.scans.cohort import Case
+from data.scans.contrast import require_contrast
 from data.scans.grid import Grid, choose_spacing, print_unknown_network_spacing
 from data.scans.prepared import PreparedScan, brains_in, cached_scan, prepare_scan, prepared_key
 from utils.files import require_writable
@@ -22,6 +23,7 @@ class Cohort:
     augmented: further cases, whose brains were written with them.
     brains: folder of the brains that are found.
     cache_dir: folder of the prepared scans; None to prepare a scan whenever it is read.
+    contrast: that the scans must look like; None for any.
     """
 
     sides: tuple[list[Case], ...]
@@ -29,6 +31,7 @@ class Cohort:
     augmented: tuple[Case, ...] = ()
     brains: Path = Path("brains")
     cache_dir: Path | None = None
+    contrast: str | None = None
 
     @property
     def cases(self) -> list[Case]:
@@ -43,10 +46,17 @@ class Cohort:
         spacing_mm = choose_spacing(self.cases, wanted, self.grid.resize_to)
         return replace(self, grid=replace(self.grid, spacing_mm=spacing_mm))
 
-    def on(self, grid: Grid) -> "Cohort":
-        """On the grid of a network; prints a line where that does not know its voxel size."""
+    def on(self, grid: Grid, learned: str | None, network: Path | str, contrast: str | None) -> "Cohort":
+        """On the grid of a network; prints a line where that does not know its voxel size.
+
+        Args:
+            learned: the contrast that the network has learned; names that say another one are refused.
+            network: what messages call it.
+            contrast: that of the scans, in the place of what their names say and of how they look.
+        """
+        require_contrast((case.name for case in self.cases), learned, network, contrast)
         print_unknown_network_spacing(self.cases, grid)
-        return replace(self, grid=grid)
+        return replace(self, grid=grid, contrast=None if contrast else learned)
 
     def cached_in(self, cache_dir: Path, argument: str, copies: int = 1) -> "Cohort":
         """Kept prepared in the folder of an `argument`; refuses one without room for so many copies of each scan."""
@@ -56,7 +66,7 @@ class Cohort:
 
     def admit(self, num_workers: int = 0, finder: Finder | None = None) -> Mapping[Case, Facts]:
         """Look at all voxels, find the brains that are missing, prepare what is kept; raises as `admission.admit`."""
-        return admit(self.everything, self.grid, self.brains, num_workers, self.cache_dir, finder)
+        return admit(self.everything, self.grid, self.brains, num_workers, self.cache_dir, finder, self.contrast)
 
     def prepare(self, case: Case) -> PreparedScan:
         """A case as the networks see it."""

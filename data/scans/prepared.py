@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data.files.space import Space, Spacing, resample
+from data.files.space import Space, Spacing, resample, space_from_json
 from data.scans.brain import read_brain
 from data.scans.checks import read_mask, read_scan, space_of, spacing_table
 from data.scans.cohort import Case
@@ -29,6 +29,7 @@ class PreparedScan:
     space, own: where this grid lies, and the scan's own.
     spacing_known: whether the scan's voxel size is known, so that millimetres mean something.
     own_brain: (D, H, W) bool on the scan's own grid; None where its voxels are those of this grid.
+    place_known: whether `space` is where the scan lies, not only of its size.
     """
 
     name: str
@@ -40,6 +41,7 @@ class PreparedScan:
     own: Space
     spacing_known: bool
     own_brain: np.ndarray | None = None
+    place_known: bool = True
 
     @property
     def spacing_mm(self) -> Spacing | None:
@@ -91,7 +93,7 @@ def cached_scan(case: Case, grid: Grid, cache_dir: Path) -> PreparedScan:
         store(prepare_scan(case, grid, brains_in(cache_dir)), folder)
     meta = read_json(folder / "meta.json")
     arrays = {part: np.load(folder / f"{part}.npy", mmap_mode="r", allow_pickle=False) for part in meta["parts"]}
-    space, own = (Space(tuple(meta[key]["shape"]), np.array(meta[key]["affine"])) for key in ("space", "own"))
+    space, own = (space_from_json(meta[key]) for key in ("space", "own"))
     known, mask, own_brain = meta["spacing_known"], arrays.get("mask"), arrays.get("own_brain")
     return PreparedScan(case.name, case.subject, arrays["scan"], arrays["brain"], mask, space, own, known, own_brain)
 
@@ -102,8 +104,7 @@ def store(prepared: PreparedScan, folder: Path) -> None:
     for part in parts:
         with atomic_path(folder / f"{part}.npy") as temporary:
             np.save(temporary, getattr(prepared, part))
-    spaces = {key: getattr(prepared, key) for key in ("space", "own")}
-    placed = {key: {"shape": space.shape, "affine": space.affine.tolist()} for key, space in spaces.items()}
+    placed = {key: getattr(prepared, key).as_json for key in ("space", "own")}
     # Written last: its presence says that the arrays are whole.
     write_json(folder / "meta.json", {**placed, "spacing_known": prepared.spacing_known, "parts": parts})
 

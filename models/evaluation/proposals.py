@@ -22,7 +22,7 @@ from models.rpn.module import RPN, Detections
 from utils.files import STAGE_1_TABLES, intervals_file
 from utils.plots import pictures_per_scan, plot_slice_boxes, save_figure
 from utils.progress import progress
-from utils.regions.region import Region, region_mask, write_regions
+from utils.regions.region import Region, lying_on, region_mask, write_regions
 from utils.regions.rules import ProposalBoxes, regions_of
 from utils.scores.intervals import Estimate, interval_rows
 from utils.scores.proposals import (
@@ -68,7 +68,8 @@ def evaluate_rpn(
     layers = find_layers(model, outputs.target_layers)
     for scan, n_pictures in zip(progress(scans, f"Testing {name}"), drawn, strict=True):
         proposals = _propose(model, scan, roi_size, batch_size)
-        regions[scan.name], proposed = proposals.regions, proposals.proposed
+        proposed = proposals.proposed
+        regions[scan.name] = lying_on(proposals.regions, scan.space.as_json if scan.place_known else None)
         counts[scan.name] = count_proposals(proposed, proposals.mask, scan.brain)
         slices += proposals.slices()
         lesions.append(lesions_covered(proposed, proposals.mask, scan.spacing_mm).assign(scan=scan.name))

@@ -24,7 +24,7 @@ from models.segmentation.module import StrokeFormer
 from utils.files import STAGE_2_TABLES, intervals_file
 from utils.plots import pictures_per_scan, plot_gradcam, plot_volume_prediction, save_figure
 from utils.progress import progress
-from utils.regions.region import write_regions
+from utils.regions.region import lying_on, write_regions
 from utils.scores.components import lesion_load
 from utils.scores.decision import lesion_probability
 from utils.scores.intervals import Estimate, interval_rows, means, ratios
@@ -70,7 +70,7 @@ def evaluate_strokeformer(
         volumes.append(_volumes(scan, prediction.lesions, target))
         if target is not None:
             scored.append(_score_case(scan, prediction.lesions, target))
-        regions[case.name] = prediction.regions or []
+        regions[case.name] = lying_on(prediction.regions or (), scan.space.as_json)
         if pictures:
             image, lesions = scan.scan[0].astype(np.float32), prediction.lesions_on_grid
             figure = plot_volume_prediction(image, scan.mask, lesions, regions[case.name], scan.name)

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import onnx
 
+from data.scans.contrast import require_contrast
 from data.scans.fingerprints import content_digest
 from models.checkpoints import load_model, require_channels, require_spacing
 from models.export.card import model_card
@@ -34,6 +35,7 @@ def export(rpn_path: str, path: str, folder: Path, half: bool) -> None:
         raise UserError(f"{path} holds no grid that it was trained on; train it anew")
     require_channels(grid.scan_dim[0], rpn, rpn_path)
     require_spacing(grid.spacing_mm, rpn, rpn_path, "take a network of stage 1 of that size")
+    require_contrast((), rpn.contrast, rpn_path, model.contrast)
     (folder / SETTINGS).unlink(missing_ok=True)  # an earlier model's must not stand for this one's networks
     stage_1 = detector_settings(rpn, grid.shape[1:])
     networks = *export_stage_1(rpn, stage_1.scale, grid.shape[1:]), export_stage_2(model)
@@ -43,7 +45,8 @@ def export(rpn_path: str, path: str, folder: Path, half: bool) -> None:
         with atomic_path(folder / name) as temporary:
             temporary.write_bytes(network.SerializeToString())
     weights, digests = "float16" if half else "float32", {name: content_digest([folder / name]) for name in NETWORKS}
-    exported = ExportedModel(grid, stage_1, segmenter_settings(model), OPSET, weights, digests)
+    contrast = model.contrast or rpn.contrast
+    exported = ExportedModel(grid, contrast, stage_1, segmenter_settings(model), OPSET, weights, digests)
     write_text(folder / "MODEL_CARD.md", model_card(exported, rpn_path, path))
     checkpoints = {"rpn_ckpt_path": content_digest([Path(rpn_path)]), "ckpt_path": content_digest([Path(path)])}
     write_model(folder, exported, {"checkpoints": checkpoints, **describe_program(PACKAGES)})

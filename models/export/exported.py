@@ -65,6 +65,7 @@ class ExportedModel:
     """What a model folder holds beside its networks."""
 
     grid: Grid  # that both networks see
+    contrast: str | None  # of the scans that they have learned; None where that is unknown
     stage_1: DetectorSettings
     stage_2: SegmenterSettings
     opset: int  # of ONNX
@@ -93,6 +94,7 @@ def read_model(folder: Path | str) -> ExportedModel:
         two = content["stage_2"]
         model = ExportedModel(
             Grid(**{name: value and tuple(value) for name, value in content["grid"].items()}),
+            content.get("contrast"),
             DetectorSettings(**content["stage_1"]),
             SegmenterSettings(**{**two, "roi_size": tuple(two["roi_size"]), "window": tuple(two["window"])}),
             content["opset"],

@@ -40,6 +40,7 @@ class RPN(pl.LightningModule):
     """
 
     grid: Grid | None = None  # of a checkpoint
+    contrast: str | None = None  # of its training scans, one of `CONTRASTS`; None where that is unknown
 
     def __init__(
         self,

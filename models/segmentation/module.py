@@ -30,6 +30,7 @@ class StrokeFormer(pl.LightningModule):
     """Segmentation of windows and, through `segment`, of volumes; `settings` are fields of `SegmenterSettings`."""
 
     grid: Grid | None = None  # of a checkpoint
+    contrast: str | None = None  # of its training scans, one of `CONTRASTS`; None where that is unknown
 
     def __init__(self, lesion_threshold: float = 0.5, smallest_lesion_cm3: float = 0.0, **settings: Any) -> None:
         super().__init__()

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from data.files.names import CONTRASTS
 from utils.settings import option
 from utils.validators import (
     fraction,
@@ -38,6 +39,11 @@ NETWORKS = {
     "swin_unetr": Network("monai.networks.nets.SwinUNETR", 32, {"feature_size": 48}),
     "segformer3d": Network("models.segmentation.segformer3d.SegFormer3D", 16),
 }
+
+
+def contrast_option():
+    what = "contrast of the scans, where their names say nothing or something else; None for what the names say"
+    return option(str, what, choices=tuple(CONTRASTS))
 
 
 def num_classes_option():

@@ -36,6 +36,7 @@ class Task:
     settings: RPNTraining | StrokeFormerTraining
     inputs: dict[str, str]  # digests of what the network learns from (`models.training.runs.inputs_of`)
     grid: Grid  # of the scans, for its checkpoints
+    contrast: str | None  # of the scans, for its checkpoints
     monitor: tuple[str, str]  # the logged value that tells the best epoch, and whether "min" or "max" is best
     draw: Draw  # pictures of the network's predictions
     finish: Callable[[Path, Path], None]  # the last step, with the run's folder and its best checkpoint
@@ -80,7 +81,7 @@ def train(task: Task) -> list[Logger]:
     if (trained := runs.epochs_of(resume_from)) > max_epochs:
         raise UserError(f"--max_epochs {max_epochs}, but {task.name} has trained {trained}; give at least that")
     pictures = PredictionPictures(task.draw, folder / "predictions", task.settings.logging.log_every_n_val_epochs)
-    callbacks: list[pl.Callback] = [MarkCheckpoint(task.grid), pictures]
+    callbacks: list[pl.Callback] = [MarkCheckpoint(task.grid, task.contrast), pictures]
     # The average is what is validated and saved. On synthetic scans at 3 mm, after 294 steps of stage 1 (one seed), it
     # covered 0.92 of the lesions with 0.29 of the brain, the last weights 0.86 with 0.25 or 0.93 with 0.45.
     if decay := task.settings.network.ema_decay:

@@ -12,6 +12,7 @@ from data.batches.cutting import boxes_of
 from data.batches.datamodules import RPNDataModule, SliceDataset, stacked_scans
 from data.batches.slices import grid_of_slices
 from data.files.names import stem_of
+from data.scans.contrast import common_contrast
 from models.checkpoints import load_model, store_hyperparameters
 from models.rpn.anchors import ANCHOR_SIZES, fit_anchors
 from models.rpn.calibration import calibration_summary, choose_threshold, coverage_curve
@@ -53,7 +54,8 @@ def train_rpn(settings: RPNTraining, train: pd.DataFrame, val: pd.DataFrame, nam
     shown = sick[np.linspace(0, len(sick) - 1, min(settings.logging.num_samples, len(sick))).astype(int)]
     monitor = MONITOR if len(sick) else ("train_loss", "min")
     draw, finish = partial(draw_slices, slices=data.val, shown=shown), partial(calibrate, settings, val)
-    return fit(Task(name, model, data, settings, inputs, grid, monitor, draw, finish))
+    contrast = common_contrast(train.volume.unique())
+    return fit(Task(name, model, data, settings, inputs, grid, contrast, monitor, draw, finish))
 
 
 def calibrate(settings: RPNTraining, val: pd.DataFrame, folder: Path, checkpoint: Path) -> None:

@@ -9,6 +9,7 @@ import pytorch_lightning as pl
 from data.batches.datamodules import SegmentationDataModule
 from data.scans.checks import read_mask
 from data.scans.cohort import Case
+from data.scans.contrast import common_contrast
 from data.scans.open import Cohort
 from models.checkpoints import load_strokeformer, store_hyperparameters
 from models.pipeline import Segmenter, TwoStage
@@ -48,7 +49,8 @@ def train_strokeformer(
     monitor = ("val_loss" if len(data.val) else "train_loss", "min")
     draw = partial(draw_volumes, settings=settings, shown=shown, regions=regions, cohort=cohort)
     finish = partial(decide, settings, val, regions, cohort)
-    return fit(Task(name, model, data, settings, inputs, cohort.grid, monitor, draw, finish))
+    contrast = common_contrast(case.name for case in train)
+    return fit(Task(name, model, data, settings, inputs, cohort.grid, contrast, monitor, draw, finish))
 
 
 def pipeline_of(model: Segmenter, settings: StrokeFormerTraining, regions: Regions) -> TwoStage:

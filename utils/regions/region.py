@@ -1,7 +1,7 @@
 """Boxes of slices and regions of volumes, in voxels and half-open: their geometry, and the regions JSON."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -26,6 +26,8 @@ class Region:
     ymax: int
     # The boxes around detections from which it has grown; none where they are unknown.
     detected: tuple["Region", ...] = field(default=(), compare=False)
+    # The grid that it lies on, ``{"shape": [D, H, W], "affine": 4 x 4 to mm}``; None where that is unknown.
+    grid: Mapping | None = field(default=None, compare=False)
 
     @property
     def slices(self) -> tuple[slice, slice, slice]:
@@ -129,6 +131,10 @@ def pairwise_iou(boxes: np.ndarray) -> np.ndarray:
     return common / np.maximum(areas[..., :, None] + areas[..., None, :] - common, 1e-12)
 
 
+def lying_on(regions: Iterable[Region], grid: Mapping | None) -> list[Region]:
+    return [replace(region, grid=grid) for region in regions]
+
+
 def write_regions(path: Path | str, regions: dict[str, list[Region]]) -> None:
     """Write ``{scan file name: [region, ...]}`` as JSON."""
     write_json(path, {name: [_to_json(region) for region in listed] for name, listed in regions.items()})
@@ -136,7 +142,9 @@ def write_regions(path: Path | str, regions: dict[str, list[Region]]) -> None:
 
 def _to_json(region: Region) -> dict:
     entry = {edge: getattr(region, edge) for edge in EDGES}
-    return {**entry, "detected": [_to_json(box) for box in region.detected]} if region.detected else entry
+    if region.detected:
+        entry["detected"] = [_to_json(box) for box in region.detected]
+    return {**entry, "grid": region.grid} if region.grid else entry
 
 
 def read_regions(path: Path | str) -> dict[str, list[Region]]:
@@ -149,10 +157,23 @@ def read_regions(path: Path | str) -> dict[str, list[Region]]:
 
 
 def _from_json(entry: dict, path: Path | str, name: str) -> Region:
-    edges = {key: value for key, value in entry.items() if key != "detected"}
+    edges = {key: value for key, value in entry.items() if key not in ("detected", "grid")}
     if sorted(edges) != sorted(EDGES) or not all(type(v) is int for v in edges.values()):
         raise UserError(f"regions file {path}: a region of {name} needs whole numbers for {', '.join(EDGES)}")
-    region = Region(**edges, detected=tuple(_from_json(box, path, name) for box in entry.get("detected", ())))
+    detected, grid = tuple(_from_json(box, path, name) for box in entry.get("detected", ())), entry.get("grid")
+    if grid is not None and not _is_grid(grid):
+        raise UserError(f"regions file {path}: the grid of {name} needs a shape (D, H, W) and an affine of 4 x 4")
+    region = Region(**edges, detected=detected, grid=grid)
     if min(s.start for s in region.slices) < 0 or min(region.shape) < 1:
         raise UserError(f"regions file {path}: the region {entry} of {name} is empty or starts below 0")
     return region
+
+
+def _is_grid(grid: Mapping) -> bool:
+    shape = grid.get("shape")
+    try:
+        affine = np.array(grid.get("affine"), float)
+    except (TypeError, ValueError):
+        return False
+    whole = isinstance(shape, list) and len(shape) == 3 and all(type(side) is int and side > 0 for side in shape)
+    return whole and affine.shape == (4, 4) and bool(np.isfinite(affine).all()) and abs(np.linalg.det(affine)) > 0
