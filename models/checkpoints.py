@@ -94,7 +94,9 @@ def load_strokeformer(
 
 def _load_members(kind: type[Member], path: Paths, **hyperparameters: float | None) -> list[Member]:
     """Models of checkpoints, with the `hyperparameters` that are not None; refuses several that cannot be averaged."""
-    paths = paths_of(path)
+    paths = paths_of(path or ())
+    if not paths:
+        raise UserError("path names no checkpoint; give that of a .ckpt file")
     files = [Path(path).resolve() for path in paths]
     if repeated := [path for i, path in enumerate(paths) if files[i] in files[:i]]:
         raise UserError(f"{repeated[0]} is given twice; an ensemble takes each checkpoint once")
