@@ -26,6 +26,7 @@ from data.scans.cohort import Case, pair_files
 from data.scans.grid import own_space
 from data.scans.open import cohort_of
 from data.scans.prepared import PreparedScan
+from data.settings import GridSettings, Loading
 from models.checkpoints import grid_at_test, load_rpn, load_strokeformer, require_channels, require_spacing
 from models.ensembles import RPNEnsemble, StrokeFormerEnsemble
 from models.pipeline import BATCH_SIZE, Prediction, TwoStage
@@ -37,6 +38,7 @@ from utils.errors import UserError
 from utils.regions.region import region_mask
 from utils.scores.lesions import lesion_rows
 from utils.scores.metrics import scan_scores
+from utils.settings import checked, filled
 
 __all__ = [
     "UserError",
@@ -198,6 +200,7 @@ def _opened(
         raise UserError(
             "rpn and model must be what load_rpn and load_strokeformer returned, in this order; exchange them"
         )
+    checked(filled(GridSettings(), {"scan_dim": scan_dim}))
     grid = grid_at_test(model, scan_dim, None, "the network of stage 2")
     require_channels(grid.scan_dim[0], model, "the network of stage 2")
     if rpn is not None:
@@ -213,7 +216,8 @@ def _predict(
     scan: PreparedScan, rpn: Proposer | None, model: Segmenter, batch_size: int = BATCH_SIZE, **sliding
 ) -> Prediction:
     regions_of = None if rpn is None else rpn_source(rpn, model.hparams["roi_size"])
-    return TwoStage(model, regions_of, SlidingWindow(**sliding), batch_size).predict(scan)
+    windows, loading = checked(SlidingWindow(**sliding)), checked(Loading(batch_size=batch_size))
+    return TwoStage(model, regions_of, windows, loading.batch_size).predict(scan)
 
 
 def _case_of(files: dict[str, Path]) -> Case:

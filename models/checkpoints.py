@@ -14,9 +14,12 @@ from data.scans.grid import ORIENTATION, Grid, size_text
 from data.settings import SCAN_DIM
 from models.ensembles import SHARED, Member, RPNEnsemble, StrokeFormerEnsemble
 from models.rpn.module import RPN
+from models.rpn.settings import RegionSettings
 from models.segmentation.module import StrokeFormer
+from models.segmentation.settings import DecisionSettings
 from utils.errors import UserError
 from utils.files import atomic_path
+from utils.settings import checked
 
 Paths = Path | str | Sequence[Path | str]
 Network = RPN | RPNEnsemble | StrokeFormer | StrokeFormerEnsemble
@@ -79,6 +82,7 @@ def load_rpn(path: Paths, score_threshold: float | None = None) -> RPN | RPNEnse
 
     A `UserError` says what is wrong with a checkpoint, or why several are no ensemble.
     """
+    checked(RegionSettings(score_threshold=score_threshold))
     members = _load_members(RPN, path, score_threshold=score_threshold)
     return members[0] if len(members) == 1 else RPNEnsemble(tuple(members))
 
@@ -88,6 +92,7 @@ def load_strokeformer(
 ) -> StrokeFormer | StrokeFormerEnsemble:
     """The StrokeFormer of a checkpoint, or the ensemble of several; what is given of `Decision` replaces their own."""
     decision = {"lesion_threshold": lesion_threshold, "smallest_lesion_cm3": smallest_lesion_cm3}
+    checked(DecisionSettings(**decision))
     members = _load_members(StrokeFormer, path, **decision)
     return members[0] if len(members) == 1 else StrokeFormerEnsemble(tuple(members))
 

@@ -50,7 +50,7 @@ class Inputs(Files):
 
     def __init__(self, cohort: Path, root: Path, ext: str = ".nii.gz") -> None:
         super().__init__(cohort, root, ext)
-        self.brain = sorted((root / "Brains").iterdir())[1]
+        self.brain, self.table = sorted((root / "Brains").iterdir())[1], root / "cohort.csv"
 
     def change(self, path: Path, change) -> None:
         """Write other voxels into a NIfTI."""
@@ -109,7 +109,7 @@ def test_sound_input_comes_through_every_door(cohort, networks, tmp_path, capsys
     in_memory = nib.Nifti1Image(np.asarray(scan.dataobj), scan.affine, scan.header)
     arrays = {"scan": np.asarray(scan.dataobj), "brain": np.asarray(brain.dataobj) > 0, "affine": scan.affine.tolist()}
     rpn, model = networks.loaded
-    for how in ({"scan": scan, "brain": brain}, {"scan": in_memory, "brain": files.brain}, arrays):
+    for how in ({"scan": scan}, {"scan": scan, "brain": brain}, {"scan": in_memory, "brain": files.brain}, arrays):
         same = segment(**how, rpn=rpn, model=model)
         np.testing.assert_array_equal(same.dataobj, mask.dataobj)
         np.testing.assert_array_equal(same.affine, mask.affine)
@@ -219,6 +219,11 @@ NPY = {
     "an archive": (lambda f: np.savez(f.scan.open("wb"), a=np.zeros(3)), "scan", "archive"),
     "a slice": (lambda f: f.edit_scan(lambda a: a[0, 0]), "scan", "has shape"),
     "two channels": (lambda f: f.edit_scan(lambda a: np.concatenate([a, a])), "scan", "has 2 channels"),
+    "a table without numbers": (
+        lambda f: f.table.write_text(f"scan,spacing_mm\n{f.scan.name},wide\n"),
+        "table",
+        "three numbers",
+    ),
 }
 FILES = [(".nii.gz", name) for name in NIFTI] + [(".npy", name) for name in NPY]
 
@@ -235,9 +240,16 @@ def test_broken_file_is_refused_at_every_door(cohort, networks, tmp_path, capsys
         assert why and named in why and complaint in why and ";" in why, (door, why)
     scan, brain = image_of(files.scan), image_of(files.brain)
     why = refusal_of(segment, scan, *networks.loaded, brain=brain)
-    is_image = not isinstance({"scan": scan, "brain": brain}[culprit], Path)
+    is_image = not isinstance({"scan": scan, "brain": brain}.get(culprit, named), str | Path)
     assert why and complaint in why and (why.startswith(f"{culprit} ") if is_image else named in why), why
     assert files_below(tmp_path) == before
+
+
+def test_brain_beside_a_scan_that_is_not_on_its_grid_is_not_returned_as_its_brain(cohort, tmp_path):
+    files = Inputs(cohort, tmp_path)
+    files.change(files.brain, lambda a: a[1:])
+    for scan in (files.scan, nib.load(files.scan)):
+        assert f"{files.brain} has shape" in refusal_of(find_brain, scan)
 
 
 MASKS = {
@@ -323,6 +335,33 @@ def test_every_function_names_what_it_refuses_by_its_own_keyword(networks):
     }
     for keyword, lines in refusals.items():
         assert all(line.startswith(f"{keyword} ") for line in lines), lines
+
+
+# What Python may give in the place of a number: the commands refuse it before they begin.
+NUMBERS = {
+    "overlap": -0.5,
+    "batch_size": -1,
+    "subvolume_depth": 0,
+    "scan_dim": (1, 24, 25),
+    "score_threshold": 20,
+    "lesion_threshold": 30,
+    "smallest_lesion_cm3": -1,
+}
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+def test_number_that_the_command_line_refuses_is_refused_from_python(cohort, networks, tmp_path, capsys, name):
+    files, value = Inputs(cohort, tmp_path), NUMBERS[name]
+    rpn, seg = networks.checkpoints
+    given = ["--scans", files.scan, "--rpn_ckpt_path", rpn, "--ckpt_path", seg, f"--{name}", *np.atleast_1d(value)]
+    assert f"--{name}" in message_of(test_strokeformer, capsys, *given)
+    if name == "score_threshold":
+        why = refusal_of(load_rpn, rpn, **{name: value})
+    elif name in ("lesion_threshold", "smallest_lesion_cm3"):
+        why = refusal_of(load_strokeformer, seg, **{name: value})
+    else:
+        why = refusal_of(segment, files.scan, *networks.loaded, brain=files.brain, **{name: value})
+    assert why.startswith(name) and ";" in why, why
 
 
 # --- surroundings --------------------------------------------------------------------------------------
