@@ -15,9 +15,12 @@ from data.scans.grid import ORIENTATION, Grid, size_text
 from data.settings import SCAN_DIM
 from models.ensembles import SHARED, Member, RPNEnsemble, StrokeFormerEnsemble
 from models.rpn.module import RPN
+from models.rpn.settings import RegionSettings
 from models.segmentation.module import StrokeFormer
+from models.segmentation.settings import DecisionSettings
 from utils.errors import UserError
 from utils.files import atomic_path, expanded
+from utils.settings import checked
 
 Paths = Path | str | Sequence[Path | str]
 Network = RPN | RPNEnsemble | StrokeFormer | StrokeFormerEnsemble
@@ -100,6 +103,7 @@ def load_rpn(path: Paths, score_threshold: float | None = None) -> RPN | RPNEnse
 
     A `UserError` says what is wrong with a checkpoint, or why several are no ensemble.
     """
+    checked(RegionSettings(score_threshold=score_threshold))
     members = _load_members(RPN, path, score_threshold=score_threshold)
     return members[0] if len(members) == 1 else RPNEnsemble(tuple(members))
 
@@ -109,13 +113,16 @@ def load_strokeformer(
 ) -> StrokeFormer | StrokeFormerEnsemble:
     """The StrokeFormer of a checkpoint, or the ensemble of several; what is given of `Decision` replaces their own."""
     decision = {"lesion_threshold": lesion_threshold, "smallest_lesion_cm3": smallest_lesion_cm3}
+    checked(DecisionSettings(**decision))
     members = _load_members(StrokeFormer, path, **decision)
     return members[0] if len(members) == 1 else StrokeFormerEnsemble(tuple(members))
 
 
 def _load_members(kind: type[Member], path: Paths, **hyperparameters: float | None) -> list[Member]:
     """Models of checkpoints, with the `hyperparameters` that are not None; refuses several that cannot be averaged."""
-    paths = paths_of(path)
+    paths = paths_of(path or ())
+    if not paths:
+        raise UserError("path names no checkpoint; give that of a .ckpt file")
     files = [Path(path).resolve() for path in paths]
     if repeated := [path for i, path in enumerate(paths) if files[i] in files[:i]]:
         raise UserError(f"{repeated[0]} is given twice; an ensemble takes each checkpoint once")

@@ -46,7 +46,7 @@ def one(workspace, tmp_path_factory) -> SimpleNamespace:
 
 
 def segment(one, name: str, *arguments) -> tuple[np.ndarray, Path]:
-    """``test_strokeformer.py`` in this process, with whatever is a little probable for lesion: its mask, its regions."""
+    """``test_strokeformer.py`` in this process, with what is a little probable for lesion: its mask, its regions."""
     given = ["--scans", one.scan, "--ckpt_path", one.seg, "--model_name", name, "--n_predictions", 0]
     given += ["--scores_dir", one.folder / "scores", "--lesion_threshold", 0.02, "--smallest_lesion_cm3", 0, *arguments]
     test_strokeformer.main(test_strokeformer.parse_args(list(map(str, given))))
@@ -244,7 +244,7 @@ def test_stages_of_two_contrasts_are_refused(one, tmp_path):
         segment(plain, "two", "--rpn_ckpt_path", flair, *GRID)
     with pytest.raises(UserError, match="network of stage 1 was trained on flair scans, not on t1w"):
         strokeformer.segment(plain.scan, load_rpn(flair), load_strokeformer(one.seg))
-    with pytest.raises(UserError, match="with contrast flair, but .* with t1w; an ensemble takes"):
+    with pytest.raises(UserError, match=r"with contrast flair, but .* with t1w; an ensemble takes"):
         load_strokeformer([one.seg, of_contrast(one.seg, "flair", tmp_path)])
     unknown = of_contrast(one.seg, None, tmp_path)
     assert load_strokeformer([unknown, one.seg]).contrast == "t1w"

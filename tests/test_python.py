@@ -114,7 +114,10 @@ def test_mask_of_another_grid_is_the_scripts_from_a_file_and_from_an_image(resul
         np.testing.assert_array_equal(mask.affine, written.affine)
         assert mask.header["sform_code"] == written.header["sform_code"]
     table = pd.read_csv(tmp_path / "scores/per_scan_scores.csv").drop(columns=["model_name", "scan"])
-    assert scores(mask, truth) == pytest.approx(table.iloc[0].to_dict(), nan_ok=True)
+    arrays = np.asarray(mask.dataobj) > 0, np.asarray(nib.load(truth).dataobj)
+    for found in (scores(mask, truth), scores(*arrays, affine=mask.affine)):
+        assert found == pytest.approx(table.iloc[0].to_dict(), nan_ok=True)
+    pd.testing.assert_frame_equal(lesions(*arrays, affine=mask.affine), lesions(mask, truth))
     volumes = pd.read_csv(tmp_path / "scores/volumes.csv").iloc[0]
     assert len(lesions(mask)) == volumes.predicted_lesions
     assert lesions(truth).volume_cm3.sum() == pytest.approx(volumes.true_cm3)

@@ -3,9 +3,12 @@
 `utils.cli` makes a parser of an instance, whose values are the defaults, and fills it from a command line.
 """
 
+from argparse import ArgumentTypeError
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar
+
+from utils.errors import UserError
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -74,6 +77,23 @@ def filled(settings: Settings, values: Mapping[str, Any], prefix: str = "") -> S
         elif declared := each.metadata.get("option"):
             changed[each.name] = values.get(_name(each.name, declared, prefix), value)
     return replace(settings, **changed)
+
+
+def checked(settings: Settings) -> Settings:
+    """Settings made in Python; a `UserError` names an argument with a value that the command line would refuse."""
+    for argument in arguments(settings):
+        read, value, count = argument.option.type, argument.value, argument.option.more.get("nargs", 1)
+        values = value if isinstance(value, list | tuple) else (value,)
+        if value is None or read is None:
+            continue
+        if isinstance(count, int) and len(values) != count:
+            raise UserError(f"{argument.name} is {value}; give {count} values")
+        try:
+            for each in values:
+                read(str(each))
+        except (ArgumentTypeError, ValueError) as error:
+            raise UserError(f"{argument.name}: {error}; give another value") from None
+    return settings
 
 
 def flat(settings: Any) -> dict[str, Any]:
