@@ -28,8 +28,7 @@ from models.export import __main__ as export
 from models.export import networks as onnx_networks
 from models.export.exported import NETWORKS, read_model
 from models.segmentation.settings import SlidingWindow
-from runner.detector import decode, suppress
-from runner.model import load_runner
+from runner.model import decode, load_runner, suppress
 from tests.drawn import dice
 from tests.running import BARE, ROOT
 from utils.errors import UserError

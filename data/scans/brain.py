@@ -4,7 +4,6 @@ deepbet is of Fisch et al. (2024, 10.1016/j.compbiomed.2024.108845). In other sc
 """
 
 import ctypes
-import re
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -17,7 +16,7 @@ from scipy import ndimage
 from scipy.optimize import minimize
 
 from data.files.listing import Paths, counted, find_volumes, require_present
-from data.files.names import BRAIN_MASK, MASK, SCAN, contrast_of, extension_of, role_of
+from data.files.names import BRAIN_MASK, MASK, SCAN, contrast_of, extension_of, role_of, standard_contrast
 from data.files.nifti import affine_of
 from data.files.space import Space, centred_space, resample
 from data.files.volumes import write_like
@@ -28,7 +27,6 @@ from data.scans.grid import UNKNOWN_MM
 from utils.errors import UserError
 from utils.scores.components import voxel_cm3
 
-T1W = re.compile(r"t1(w|c|ce|gd)?|mprage|mp2rage|unit1", re.IGNORECASE)  # what deepbet has learned
 # Of the head: where deepbet's first network sees that much brain, the head is the brain. It was 0.95 to 0.99 in
 # stripped T1w, DWI and FLAIR scans, 0.74 in ADC, and 0.46 in a head with skull and neck.
 STRIPPED = 0.7
@@ -50,7 +48,8 @@ BRAIN_SUFFIX, HEAD_SUFFIX = "_desc-brain_mask", "_desc-head_mask"  # behind a sc
 def find_brain(scan: np.ndarray, head: np.ndarray, contrast: str | None, own: Space | None) -> np.ndarray | None:
     """The brain of a scan in any units, (D, H, W) bool as its head; the head itself where the scan is stripped.
 
-    None where deepbet finds no brain or does not know the contrast, as the file's name spells it; no contrast is T1w.
+    None where deepbet finds no brain, or has not learned the contrast that the file's name spells: it has learned T1w,
+    and no contrast is taken for that.
 
     Args:
         own: where the scan lies; None where its voxel size is unknown.
@@ -58,7 +57,7 @@ def find_brain(scan: np.ndarray, head: np.ndarray, contrast: str | None, own: Sp
     ras = np.ascontiguousarray(scan.transpose(1, 2, 0))
     if is_stripped(ras, head):
         return head
-    if contrast is not None and not T1W.fullmatch(contrast):
+    if contrast is not None and standard_contrast(contrast) != "t1w":
         return None
     try:
         certain = _deepbet().run_model(ras.copy()) > CERTAIN

@@ -1,7 +1,7 @@
 """The networks of both stages as ONNX: what of them is arithmetic on tensors of known rank, and nothing else.
 
 torchvision's detectors do not export whole (pytorch/vision issue 9306), so stage 1 is cut where its boxes are sorted
-and suppressed: one network proposes candidates, another scores the boxes that `runner.detector` leaves of them.
+and suppressed: one network proposes candidates, another scores the boxes that `runner.model` leaves of them.
 """
 
 import warnings
