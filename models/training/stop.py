@@ -31,7 +31,7 @@ class Stop(pl.Callback):
         if os.getpid() != self.process:  # a worker of a loader, which is a fork
             os._exit(128 + number)
         self.number = number
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # or torch would raise that a worker has ended
+        signal.signal(signal.SIGCHLD, lambda *_: None)  # or torch would raise that a worker has ended
         for process in active_children():
             if not process.daemon:  # of another device; in a collective operation it would wait for the others
                 process.kill()
