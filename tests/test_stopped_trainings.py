@@ -139,7 +139,10 @@ def test_signal_ends_a_training_on_several_devices_with_all_its_processes(tmp_pa
     with pytest.raises(Stopped) as ended:
         train(task(tmp_path, stop_the_script, devices=(0, 1)))
     assert ended.value.code == 128 + signal.SIGTERM and time.monotonic() - started < 90
-    assert capfd.readouterr().err == stopped_line(signal.SIGTERM) and not active_children()
+    assert capfd.readouterr().err == stopped_line(signal.SIGTERM)
+    for process in active_children():
+        process.join(10)
+    assert not active_children()
 
 
 def test_signal_that_is_ignored_from_the_start_stays_so():
@@ -149,13 +152,19 @@ def test_signal_that_is_ignored_from_the_start_stays_so():
     assert not stop.number
 
 
-def test_signal_that_a_finalizer_would_swallow_is_taken_at_the_next_batch():
-    class Loader:
-        def __del__(self) -> None:
-            os.kill(os.getpid(), signal.SIGTERM)
+def __init__(self) -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
 
+
+def __del__(self) -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.mark.parametrize("method", ["__init__", "__del__"])
+def test_signal_while_a_loader_begins_or_ends_its_workers_is_taken_at_the_next_batch(method):
+    loader = type("Loader", (), {method: globals()[method]})
     with pytest.raises(Stopped), stoppable() as stop:
-        Loader()
+        loader()
         assert stop.number == signal.SIGTERM
         stop.on_train_batch_start(None, None, None, 0)
 

@@ -35,7 +35,7 @@ class Stop(pl.Callback):
         for process in active_children():
             if not process.daemon:  # of another device; in a collective operation it would wait for the others
                 process.kill()
-        if not _in_finalizer(frame):
+        if not _in_object(frame):
             self.leave()
 
     def leave(self) -> None:
@@ -75,8 +75,9 @@ def listen(handler: Any) -> dict[int, Any]:
     return {number: signal.signal(number, handler) for number in heeded}
 
 
-def _in_finalizer(frame: FrameType | None) -> bool:
-    """Whether an exception would be printed and lost, as where a loader ends its workers."""
-    while frame and frame.f_code.co_name != "__del__":
+def _in_object(frame: FrameType | None) -> bool:
+    """Whether an object is begun or ended, such as a loader with its workers: an exception would be printed and lost,
+    there or later."""
+    while frame and frame.f_code.co_name not in ("__init__", "__del__"):
         frame = frame.f_back
     return frame is not None
