@@ -31,11 +31,11 @@ class Stop(pl.Callback):
         if os.getpid() != self.process:  # a worker of a loader, which is a fork
             os._exit(128 + number)
         self.number = number
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # or torch would raise that a worker has ended
+        signal.signal(signal.SIGCHLD, lambda *_: None)  # or torch would raise that a worker has ended
         for process in active_children():
             if not process.daemon:  # of another device; in a collective operation it would wait for the others
                 process.kill()
-        if not _in_finalizer(frame):
+        if not _in_object(frame):
             self.leave()
 
     def leave(self) -> None:
@@ -75,8 +75,9 @@ def listen(handler: Any) -> dict[int, Any]:
     return {number: signal.signal(number, handler) for number in heeded}
 
 
-def _in_finalizer(frame: FrameType | None) -> bool:
-    """Whether an exception would be printed and lost, as where a loader ends its workers."""
-    while frame and frame.f_code.co_name != "__del__":
+def _in_object(frame: FrameType | None) -> bool:
+    """Whether an object is begun or ended, such as a loader with its workers: an exception would be printed and lost,
+    there or later."""
+    while frame and frame.f_code.co_name not in ("__init__", "__del__"):
         frame = frame.f_back
     return frame is not None
