@@ -15,7 +15,7 @@ from torchvision.ops import MultiScaleRoIAlign
 from data.scans import head
 from data.scans.head import Window
 from models.precision import autocast
-from models.rpn.anchors import ASPECT_RATIOS, REFERENCE_SIZE, SMALLEST_ANCHOR, STRIDES
+from models.rpn.settings import ASPECT_RATIOS, REFERENCE_SIZE, SMALLEST_ANCHOR, STRIDES
 from utils.errors import UserError
 
 FPN_CHANNELS = 64  # a quarter of torchvision's: grey slices with one class found as many lesions as with 128, in 60 %

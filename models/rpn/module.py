@@ -10,8 +10,8 @@ from torch import nn
 
 from data.scans.grid import Grid
 from data.scans.prepared import PreparedScan
-from models.rpn.anchors import ANCHOR_SIZES, REFERENCE_SIZE
 from models.rpn.detector import Detector, head_window
+from models.rpn.settings import ANCHOR_SIZES, REFERENCE_SIZE
 from models.schedule import optimise
 from utils.regions.region import Region, Shape
 from utils.regions.rules import ProposalBoxes, regions_of, select_boxes

@@ -13,10 +13,9 @@ from data.batches.datamodules import RPNDataModule, SliceDataset, stacked_scans
 from data.batches.slices import grid_of_slices
 from data.files.names import stem_of
 from models.checkpoints import load_model, store_hyperparameters
-from models.rpn.anchors import ANCHOR_SIZES, fit_anchors
 from models.rpn.calibration import calibration_summary, choose_threshold, coverage_curve
 from models.rpn.module import DEFAULT_THRESHOLD, MONITOR, RPN
-from models.rpn.settings import AUTO, RPNSettings
+from models.rpn.settings import ANCHOR_SIZES, AUTO, RPNSettings, fit_anchors
 from models.training.fit import Task, fit
 from models.training.settings import RPNTraining
 from utils.files import write_csv
