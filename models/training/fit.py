@@ -16,9 +16,8 @@ from data.scans.grid import Grid
 from models.checkpoints import MarkCheckpoint, read_checkpoint
 from models.rpn.module import RPN
 from models.training import runs
-from models.training.devices import fit_on_devices
+from models.training.devices import Stopped, fit_on_devices, stoppable
 from models.training.settings import RPNTraining, StrokeFormerTraining
-from models.training.stop import Stopped, stoppable
 from models.training.tracking import Draw, PredictionPictures, build_trainer, close_loggers, log_pictures
 from utils.errors import UserError
 from utils.files import write_json
