@@ -77,14 +77,11 @@ def fit_anchors(boxes: np.ndarray, shorter_side: int, image_size: int) -> tuple[
     """One size a pyramid level: the medians of four equal shares of the lesions, from small to large.
 
     On synthetic scans of 2 mm 46 % of the lesion boxes have an IoU of half or more with a well placed anchor of ATLAS,
-    and 87 % with one of the fitted sizes.
+    and 87 % with one of the fitted sizes, which are of `REFERENCE_SIZE`, each at least two strides of its level.
 
     Args:
         boxes: (N, 4) xyxy of training lesions, in pixels of slices whose shorter side is `shorter_side`.
         image_size: shorter side of the slices inside the network.
-
-    Returns:
-        Sizes at `REFERENCE_SIZE`, each at least two strides of its level.
     """
     sides = np.sqrt((boxes[:, 2:] - boxes[:, :2]).prod(1)) * image_size / shorter_side
     shares = (np.arange(len(SMALLEST_ON_LEVEL)) + 0.5) / len(SMALLEST_ON_LEVEL)

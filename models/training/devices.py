@@ -1,8 +1,5 @@
-"""The devices of a training: GPUs or, without any, as many processes on the CPU; several train by Lightning's DDP.
-
-Lightning spawns a process for each; all that comes before and after a training stays in the process of the script.
-A training that is stopped from outside ends with exit code 128 + signal, and the same command goes on.
-"""
+"""The devices of a training, GPUs or else processes on the CPU, and the signals that stop it, with exit code 128 +
+signal. Lightning spawns a process for each device; what comes before and after stays in the process of the script."""
 
 import os
 import re
@@ -118,19 +115,15 @@ class Stop(pl.Callback):
         """Replace Lightning's own handlers, which end a program with exit code 0."""
         listen(self.take if os.getpid() == self.process else signal.SIG_DFL)
 
-    def on_train_batch_start(self, trainer, module, batch, batch_index) -> None:
+    def on_train_batch_start(self, trainer, module, batch, batch_index, dataloader_index=0) -> None:
         self.leave()
 
-    def on_validation_batch_start(self, trainer, module, batch, batch_index, dataloader_index=0) -> None:
-        self.leave()
+    on_validation_batch_start = on_train_batch_start
 
 
 @contextmanager
 def stoppable() -> Iterator[Stop]:
-    """Raise `Stopped` from the block at a signal; the callback is for the block's trainer.
-
-    After that a signal ends the program at once.
-    """
+    """Raise `Stopped` at a signal from the block, whose trainer gets the callback; after that one ends the program."""
     stop = Stop()
     before = listen(stop.take)
     try:

@@ -40,12 +40,8 @@ def train_strokeformer(
     name: str,
     inputs: dict[str, str],
 ) -> Path:
-    """Train stage 2 inside regions; the path of its best checkpoint.
-
-    Args:
-        train, val: cases of the `cohort`.
-        name, inputs: as for `models.training.rpn.train_rpn`.
-    """
+    """Train stage 2 inside regions on cases of the `cohort`; the path of its best checkpoint. `name` and `inputs` are
+    as for `models.training.rpn.train_rpn`."""
     pl.seed_everything(settings.seed, verbose=False)
     model = StrokeFormer(**vars(settings.network))
     data = SegmentationDataModule(
@@ -80,12 +76,9 @@ def decide(
 def decision_table(predictions: Iterable[tuple[Prediction, np.ndarray]]) -> pd.DataFrame:
     """The scores of every `Decision` that may be chosen, a row each, on the scans' own grids as in an evaluation.
 
-    Args:
-        predictions: each with the true lesions, (D, H, W) bool on the scan's own grid.
-
-    ``dice`` is the mean over scans with lesions, NaN without any. ``lesion_f1`` of the 26-connected lesions, and the
-    numbers of ``found``, ``missed`` and ``false`` ones, are over all scans together: the F1 of a scan without lesions
-    is 0 or 1.
+    Predictions come with the true lesions, (D, H, W) bool on the scan's own grid. ``dice`` is the mean over scans with
+    lesions, NaN without any. ``lesion_f1`` of the 26-connected lesions, and the numbers of ``found``, ``missed`` and
+    ``false`` ones, are over all scans together: the F1 of a scan without lesions is 0 or 1.
     """
     rows = []
     for prediction, target in predictions:
@@ -119,14 +112,6 @@ def decision_summary(table: pd.DataFrame, decision: Decision) -> str:
     )
 
 
-def _scores(components: Components, kept: np.ndarray) -> dict[str, float]:
-    """The Dice of the voxels, NaN without lesion, and the counts of lesions; (N,) bool tells the predicted ones."""
-    common, true = components.common[:, kept], components.true_voxels.sum()
-    inside, predicted, found = common.sum(), components.predicted_voxels[kept].sum(), int(common.any(1).sum())
-    dice = float(overlap_scores(inside, predicted - inside, true - inside, 0)["dice"]) if true else np.nan
-    return {"dice": dice, "found": found, "missed": len(common) - found, "false": int((~common.any(0)).sum())}
-
-
 def draw_volumes(
     module: StrokeFormer, settings: StrokeFormerTraining, shown: list[Case], regions: Regions, cohort: Cohort
 ):
@@ -137,3 +122,11 @@ def draw_volumes(
         image, mask = prediction.scan.scan[0].astype(np.float32), prediction.scan.mask
         boxes = prediction.regions or []
         yield case.stem, plot_volume_prediction(image, mask, prediction.lesions_on_grid, boxes, case.name)
+
+
+def _scores(components: Components, kept: np.ndarray) -> dict[str, float]:
+    """The Dice of the voxels, NaN without lesion, and the counts of lesions; (N,) bool tells the predicted ones."""
+    common, true = components.common[:, kept], components.true_voxels.sum()
+    inside, predicted, found = common.sum(), components.predicted_voxels[kept].sum(), int(common.any(1).sum())
+    dice = float(overlap_scores(inside, predicted - inside, true - inside, 0)["dice"]) if true else np.nan
+    return {"dice": dice, "found": found, "missed": len(common) - found, "false": int((~common.any(0)).sum())}
