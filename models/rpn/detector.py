@@ -34,10 +34,8 @@ ANCHOR_SAMPLES, BOX_SAMPLES = 256, 32  # that a slice's loss looks at
 
 
 class Detector(nn.Module):
-    """Faster R-CNN on slices of one shape, with one foreground class and one anchor size a pyramid level.
-
-    It spends nothing on the air around the heads. Arguments as of `models.rpn.module.RPN`.
-    """
+    """Faster R-CNN on slices of one shape, with one foreground class and one anchor size a pyramid level, that spends
+    nothing on the air around the heads. Arguments as of `models.rpn.module.RPN`."""
 
     def __init__(
         self,

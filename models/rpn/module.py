@@ -60,8 +60,6 @@ class RPN(pl.LightningModule):
         self.detector = Detector(in_channels, anchor_sizes, image_size, slice_side, backbone_weights)
         self.val_slices: list[tuple[dict, dict]] = []  # detections and targets
 
-    # --- training ------------------------------------------------------------------------------------
-
     def training_step(self, batch, batch_index):
         images, targets = batch
         return self._log_losses("train", self.detector(images, targets), len(images))
@@ -108,14 +106,10 @@ class RPN(pl.LightningModule):
         lr = self.hparams["lr"]
         return optimise(self, WARMUP_STEPS, lr / 10, lr, lr / 100)
 
-    # --- inference -----------------------------------------------------------------------------------
-
     @torch.inference_mode()
     def detect(self, slices: Iterable[torch.Tensor], batch_size: int = 32) -> list[dict[str, torch.Tensor]]:
-        """Detections of slices (C, H, W) float32 in [0, 1] of one shape, on the CPU.
-
-        A dict a slice: ``boxes`` (N, 4) xyxy in voxels, ``scores`` (N,) in [0, 1], ``labels`` (N,), best first.
-        """
+        """Detections of slices (C, H, W) float32 in [0, 1] of one shape, on the CPU and best first: for each slice
+        ``boxes`` (N, 4) xyxy in voxels, ``scores`` (N,) in [0, 1] and ``labels`` (N,)."""
         self.eval()
         slices, detections = list(slices), []
         window = head_window(slices) if slices else None  # one for all, so that batches do not change the detections

@@ -92,11 +92,8 @@ def average_windows(
 ) -> np.ndarray:
     """Maps (K, D, H, W) float32, where windows overlap their mean, weighted with a Gaussian about their middle.
 
-    Args:
-        predict: from windows (B, C, *window) float32 to maps (B, K, *window).
-        scan: (C, D, H, W) in [0, 1].
-        starts: of windows that cover all of the (D, H, W) bool `inside`.
-        outside: (K,) value of each map where not `inside`.
+    The windows at `starts` of a scan (C, D, H, W) in [0, 1] cover all of the (D, H, W) bool `inside`; `predict` makes
+    maps (B, K, *window) of them, (B, C, *window) float32. `outside` is as of `slide`.
     """
     volume = np.empty((len(outside), *inside.shape), np.float32)
     volume[:] = np.reshape(outside, (-1, 1, 1, 1))

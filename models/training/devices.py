@@ -104,7 +104,10 @@ class Stop(pl.Callback):
         for process in active_children():
             if not process.daemon:  # of another device; in a collective operation it would wait for the others
                 process.kill()
-        if not _in_finalizer(frame):
+        # Out of a finalizer, as where a loader ends its workers, an exception would be printed and lost.
+        while frame and frame.f_code.co_name != "__del__":
+            frame = frame.f_back
+        if frame is None:
             self.leave()
 
     def leave(self) -> None:
@@ -138,10 +141,3 @@ def listen(handler: Any) -> dict[int, Any]:
     """Set the handler of the signals, but for those that are ignored (``nohup``); the handlers before."""
     heeded = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
     return {number: signal.signal(number, handler) for number in heeded}
-
-
-def _in_finalizer(frame: FrameType | None) -> bool:
-    """Whether an exception would be printed and lost, as where a loader ends its workers."""
-    while frame and frame.f_code.co_name != "__del__":
-        frame = frame.f_back
-    return frame is not None

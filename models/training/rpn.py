@@ -49,13 +49,8 @@ def build_rpn(
 
 
 def train_rpn(settings: RPNTraining, train: pd.DataFrame, val: pd.DataFrame, name: str, inputs: dict[str, str]) -> Path:
-    """Train stage 1; the path of its best checkpoint.
-
-    Args:
-        train, val: slices, rows of `data.batches.cutting.COLUMNS` with full paths.
-        name: of the run's folder.
-        inputs: of `models.training.runs.inputs_of`; a begun training of other inputs is refused.
-    """
+    """Train stage 1 on slices, rows of `data.batches.cutting.COLUMNS` with full paths; the path of its best checkpoint.
+    The run's folder has the `name`; where it holds a training of other `inputs` (`runs.inputs_of`), it is refused."""
     pl.seed_everything(settings.seed, verbose=False)
     network, grid = settings.network, grid_of_slices(train)
     slice_side = min(grid.shape[1:])

@@ -20,14 +20,9 @@ PRECISIONS = {"32-true": "float32", "bf16-mixed": "bfloat16", "16-mixed": "float
 shared_option = partial(option, on_resume=MAY_DIFFER, shared=True)
 
 
-precision_option = partial(
-    option,
-    str,
-    "of the networks' numbers; auto is bf16-mixed where the hardware computes in it, else 32-true",
-    "auto",
-    shared=True,
-    choices=("auto", *PRECISIONS),
-)
+def precision_option():
+    what = "of the networks' numbers; auto is bf16-mixed where the hardware computes in it, else 32-true"
+    return option(str, what, "auto", shared=True, choices=("auto", *PRECISIONS))
 
 
 @dataclass(frozen=True)
