@@ -27,16 +27,12 @@ Detections = dict[int, dict[str, torch.Tensor]]  # of a volume by slice index, e
 
 
 class RPN(pl.LightningModule):
-    """Faster R-CNN with one foreground class on slices (C, H, W) in [0, 1].
+    """Faster R-CNN with one foreground class on slices (C, H, W) in [0, 1]; arguments as of `RPNSettings`, and others:
 
     Args:
         anchor_sizes: in pixels of a slice with a shorter side of `REFERENCE_SIZE`, one a pyramid level.
-        image_size: pixels to which `slice_side` is resized inside; anchors scale with it.
-        slice_side: shorter side of the training's slices in voxels, so that voxels of slices of any size are enlarged
-            alike; None for that of each slice.
-        consistency: rule by which boxes of slices become regions, ``linked`` or ``grouped`` (`utils.regions.rules`).
-        score_threshold: evidence, or score, from which on boxes propose a region.
-        backbone_weights: file with a state dict of torchvision's resnet18.
+        slice_side: shorter side of the training's slices in voxels, which is resized to `image_size`, so that voxels
+            of slices of any size are enlarged alike; None for that of each slice.
     """
 
     grid: Grid | None = None  # of a checkpoint
