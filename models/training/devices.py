@@ -118,10 +118,11 @@ class Stop(pl.Callback):
         """Replace Lightning's own handlers, which end a program with exit code 0."""
         listen(self.take if os.getpid() == self.process else signal.SIG_DFL)
 
-    def on_train_batch_start(self, trainer, module, batch, batch_index, dataloader_index=0) -> None:
+    def on_train_batch_start(self, trainer, module, batch, batch_index) -> None:
         self.leave()
 
-    on_validation_batch_start = on_train_batch_start
+    def on_validation_batch_start(self, trainer, module, batch, batch_index, dataloader_index=0) -> None:
+        self.leave()
 
 
 @contextmanager

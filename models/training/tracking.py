@@ -146,11 +146,12 @@ class SeededSteps(pl.Callback):
     def __init__(self, seed: int) -> None:
         self.seed = seed
 
-    def on_train_batch_start(self, trainer, module, batch, batch_index, dataloader_index=0) -> None:
+    def on_train_batch_start(self, trainer, module, batch, batch_index) -> None:
         place = trainer.current_epoch, batch_index, trainer.global_rank
         torch.manual_seed(int(np.random.SeedSequence([self.seed, *place]).generate_state(1, np.uint64)[0]))
 
-    on_validation_batch_start = on_train_batch_start
+    def on_validation_batch_start(self, trainer, module, batch, batch_index, dataloader_index=0) -> None:
+        self.on_train_batch_start(trainer, module, batch, batch_index)
 
 
 class FiniteLoss(pl.Callback):
