@@ -24,9 +24,9 @@ from data.batches.workers import require_room, size_of_batch
 from data.scans.grid import Grid
 from data.settings import Loading
 from models.training import runs
+from models.training.devices import SIGNALS, Stopped, stoppable
 from models.training.fit import Task, train
 from models.training.settings import Logging, Run, StrokeFormerTraining
-from models.training.stop import SIGNALS, Stopped, stoppable
 from tests.running import BARE, GRID, ROI, ROOT, run_script, start_script, wait_for
 from utils import cli
 from utils.errors import UserError
