@@ -69,7 +69,7 @@ def open_scans(settings: Settings) -> tuple:
 
 def build_networks(settings: Settings) -> tuple:
     """Both untrained networks, stage 1 with anchors that a fold chooses later."""
-    from models.rpn.anchors import SMALLEST_ON_LEVEL
+    from models.rpn.settings import SMALLEST_ON_LEVEL
     from models.segmentation.module import StrokeFormer
     from models.training.rpn import build_rpn
 

@@ -21,7 +21,7 @@ from common import ROI, ROI_SIZE, SHIFT, cut, draw, draw_development, link, prin
 from data.batches.datamodules import stacked_scans
 from data.batches.slices import read_slice_table
 from models.checkpoints import load_rpn
-from models.rpn.calibration import coverage_curve
+from models.training.rpn import coverage_curve
 from utils.files import read_json, write_csv
 
 N_TEST, TRAIN_SEED = 30, 21

@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 
 LIBRARIES = ["matplotlib.pyplot", "monai", "nibabel", "pandas", "pytorch_lightning", "torchvision"]
+LIBRARIES += ["nilearn.plotting", "pytorch_grad_cam", "wandb.apis.public", "wandb.sdk.wandb_init"]
 
 
 def take_job() -> dict:

@@ -1,4 +1,4 @@
-"""What is lesion, given its probability. `models.segmentation.thresholds` chooses it."""
+"""What is lesion, given its probability. `models.training.strokeformer` chooses it."""
 
 from dataclasses import dataclass
 
