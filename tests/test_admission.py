@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from data.batches.cutting import cut_cohort
-from data.scans.admission import FACTS_FILE, admit
 from data.scans.cohort import Case
 from data.scans.grid import Grid
+from data.scans.open import FACTS_FILE, admit
 from data.scans.prepared import brains_in, cached_scan
 from tests.drawn import ball
 from tests.test_grid import case_of
@@ -48,7 +48,7 @@ def looks(monkeypatch) -> list[str]:
 
     from data.scans.checks import read_scan
 
-    monkeypatch.setattr("data.scans.admission.read_scan", partial(recorded, read=read_scan))
+    monkeypatch.setattr("data.scans.open.read_scan", partial(recorded, read=read_scan))
     return names
 
 

@@ -14,10 +14,10 @@ from data.files.space import Space, resample, share_outside
 from data.files.volumes import read_volume, write_like, write_volume
 from data.phantom.cohort import make_subject
 from data.phantom.settings import PhantomSettings
-from data.scans.admission import admit
 from data.scans.brain import with_brains
 from data.scans.cohort import Case, pair_cases
-from data.scans.grid import Grid, choose_spacing, print_unknown_network_spacing
+from data.scans.grid import Grid, choose_spacing
+from data.scans.open import Cohort, admit
 from data.scans.prepared import PreparedScan, cached_scan, prepare_scan
 from models.checkpoints import grid_at_test, load_model, require_spacing
 from models.segmentation.module import StrokeFormer
@@ -295,8 +295,9 @@ def test_scans_of_unknown_voxel_size_are_taken_for_the_networks_and_said_once(tm
 
 def test_network_of_unknown_voxel_size_takes_every_scan_as_it_is_and_says_so(tmp_path, capsys):
     cases = cases_of_sizes(tmp_path, 2, None)
-    print_unknown_network_spacing(cases, Grid((1, 24, 30, 26)))
-    admit(cases, Grid((1, 24, 30, 26)), tmp_path / "none are found")
+    grid = Grid((1, 24, 30, 26))
+    Cohort((cases,), grid).on(grid, None, "a.ckpt", None)
+    admit(cases, grid, tmp_path / "none are found")
     assert capsys.readouterr().out == (
         "The network was trained on scans of unknown voxel size: these are taken as they are\n"
     )

@@ -10,12 +10,12 @@ from scipy import ndimage
 
 import test_strokeformer
 from data.files.volumes import read_volume, write_volume
-from data.scans.admission import admit
 from data.scans.brain import use_head
 from data.scans.checks import read_lesions
 from data.scans.cohort import pair_cases
 from data.scans.grid import Grid
 from data.scans.head import head_mask
+from data.scans.open import admit
 from data.scans.prepared import brains_in
 from models.checkpoints import store_hyperparameters
 from strokeformer import lesions, scores

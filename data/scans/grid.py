@@ -104,12 +104,6 @@ def print_unknown_spacing(cases: Sequence[Case], grid: Grid) -> None:
         )
 
 
-def print_unknown_network_spacing(cases: list[Case], grid: Grid) -> None:
-    """One line on a network of unknown voxel size, where that of scans is known."""
-    if grid.spacing_mm is None and not grid.resize_to and any(space_of(case) for case in cases):
-        print("The network was trained on scans of unknown voxel size: these are taken as they are")
-
-
 def own_space(case: Case, spacing_mm: Spacing | None = None) -> Space:
     """Where a case's scan lies; voxels of unknown size are taken for that of a network, or for 1 mm."""
     return space_of(case) or Space(read_header(case.scan).shape[1:], affine_of(spacing_mm or UNKNOWN_MM))

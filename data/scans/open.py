@@ -1,18 +1,72 @@
-"""From paired scans and a grid to a cohort: scans with brains, checked and ready to be prepared."""
+"""From paired scans and a grid to a cohort, and its admission: one look at all voxels before any long work.
+
+Where scans are kept prepared, admission prepares them and keeps its facts beside them: the next start reads no voxel.
+"""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 
+import numpy as np
+
 from data.files.listing import Paths
-from data.scans.admission import Facts, admit
-from data.scans.brain import Finder, with_brains
-from data.scans.checks import check_headers
+from data.files.space import share_outside
+from data.scans.brain import Finder, brain_origin, brain_path, print_heads, read_brain, store_brain, with_brains
+from data.scans.checks import (
+    check_headers,
+    find_head,
+    lies_in,
+    print_numbered,
+    read_lesions,
+    read_scan,
+    require_mask_in_head,
+    space_of,
+)
 from data.scans.cohort import Case
-from data.scans.contrast import require_contrast
-from data.scans.grid import Grid, choose_spacing, print_unknown_network_spacing
-from data.scans.prepared import PreparedScan, brains_in, cached_scan, prepare_scan, prepared_key
-from utils.files import require_writable
+from data.scans.contrast import require_contrast, require_look
+from data.scans.fingerprints import case_files, content_digest
+from data.scans.grid import (
+    CUT_OFF,
+    Grid,
+    centre_of,
+    choose_spacing,
+    own_space,
+    print_cut,
+    print_unknown_spacing,
+    print_worst,
+    shape_that_holds,
+    too_large,
+)
+from data.scans.prepared import PreparedScan, brains_in, cached_scan, place, prepare_scan, prepared_key, store
+from utils.errors import UserError
+from utils.files import read_json, require_writable, write_json
+from utils.parallel import map_in_order
+from utils.progress import progress
+
+OUTSIDE = 0.05  # of the lesion voxels of a scan, from which on a line is printed
+FACTS_FILE = "facts.json"
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is known of a case; shares are in [0, 1], those of a lesion 0 where there is none.
+
+    digest: of its files.
+    brain: how it came to be (`data.scans.brain.brain_origin`).
+    labels: the largest value of its mask; above 1 where that numbers its lesions.
+    lesion: share of the scan's voxels that are lesion.
+    brain_cut, lesion_cut: share of it that lies beyond the grid.
+    lesion_outside: share of it that lies outside the brain.
+    """
+
+    digest: str
+    brain: str
+    labels: int
+    lesion: float
+    brain_cut: float
+    lesion_cut: float
+    lesion_outside: float
 
 
 @dataclass(frozen=True)
@@ -55,7 +109,8 @@ class Cohort:
             contrast: that of the scans, in the place of what their names say and of how they look.
         """
         require_contrast((case.name for case in self.cases), learned, network, contrast)
-        print_unknown_network_spacing(self.cases, grid)
+        if grid.spacing_mm is None and not grid.resize_to and any(space_of(case) for case in self.cases):
+            print("The network was trained on scans of unknown voxel size: these are taken as they are")
         return replace(self, grid=grid, contrast=None if contrast else learned)
 
     def cached_in(self, cache_dir: Path, argument: str, copies: int = 1) -> "Cohort":
@@ -65,7 +120,7 @@ class Cohort:
         return replace(self, cache_dir=cache_dir, brains=brains_in(cache_dir))
 
     def admit(self, num_workers: int = 0, finder: Finder | None = None) -> Mapping[Case, Facts]:
-        """Look at all voxels, find the brains that are missing, prepare what is kept; raises as `admission.admit`."""
+        """Look at all voxels, find the brains that are missing, prepare what is kept; raises as `admit`."""
         return admit(self.everything, self.grid, self.brains, num_workers, self.cache_dir, finder, self.contrast)
 
     def prepare(self, case: Case) -> PreparedScan:
@@ -96,3 +151,122 @@ def cohort_of(*sides: list[Case], grid: Grid, augmented: Sequence[Case] = ()) ->
     cohort = Cohort(sides, grid, tuple(augmented))
     check_headers(cohort.everything, grid.scan_dim, grid.resize_to)
     return cohort
+
+
+# --- admission -----------------------------------------------------------------------------------------
+
+
+def admit(
+    cases: Sequence[Case],
+    grid: Grid,
+    brains: Path,
+    num_workers: int = 0,
+    cache_dir: Path | None = None,
+    finder: Finder | None = None,
+    contrast: str | None = None,
+) -> dict[Case, Facts]:
+    """Look at all cases, find the brains that nobody gave, and print a line on small losses.
+
+    Args:
+        brains: folder of the brains that are found.
+        cache_dir: where scans and facts are kept; None for neither.
+        finder: what finds brains, and has printed where it does not; None for `data.scans.brain.find_brain`.
+        contrast: that the scans must look like; None for any.
+
+    Raises:
+        UserError: the first case with impossible voxels, a mask outside the head, a brain of too many litres, or one
+            that the grid would cut.
+    """
+    print_unknown_spacing(cases, grid)
+    facts = {case: _recall(case, grid, cache_dir) for case in cases}
+    look = partial(_look, grid=grid, brains=brains, cache_dir=cache_dir, finder=finder, contrast=contrast)
+    # A brain takes long to find: none is looked for before all scans have passed.
+    for what, find in (("Checking scans", False), ("Finding brains", True)):
+        unknown = [case for case in cases if facts[case] is None]
+        results = map_in_order(partial(look, find=find), unknown, num_workers)
+        facts.update(zip(unknown, progress(results, what, len(unknown)), strict=True))
+    known = {case: of_case for case, of_case in facts.items() if of_case is not None}
+    if finder is None:
+        print_heads([case for case in known if known[case].brain == "head"])
+    print_cut({case.name: of_case.brain_cut for case, of_case in known.items()})
+    of_masks = {case.mask.name: of_case for case, of_case in known.items() if case.mask is not None}
+    print_numbered({name: of_mask.labels for name, of_mask in of_masks.items()})
+    print_worst(
+        {name: of_mask.lesion_cut for name, of_mask in of_masks.items()},
+        0,
+        "--scan_dim cuts {share:.0%} of the lesions off in {name}{more}; give a larger one",
+    )
+    print_worst(
+        {name: of_mask.lesion_outside for name, of_mask in of_masks.items()},
+        OUTSIDE,
+        "{share:.0%} of the lesion voxels of {name} lie outside the brain{more} and are not looked at; check the mask, "
+        "or give a brain mask with --brains_dir",
+    )
+    return known
+
+
+def _look(
+    case: Case,
+    grid: Grid,
+    brains: Path,
+    cache_dir: Path | None,
+    find: bool,
+    finder: Finder | None,
+    contrast: str | None,
+) -> Facts | None:
+    """The facts of a case; None for one whose brain has yet to be found, unless `find` asks for that."""
+    folder = cache_dir and cache_dir / prepared_key(case, grid)  # first: the files may change meanwhile
+    scan = read_scan(case)
+    mask, labels = (None, 1) if case.mask is None else read_lesions(case.mask)
+    brain, own = _brain_of(case, scan, mask, brains, find, finder), own_space(case, grid.spacing_mm)
+    if brain is None:
+        return None
+    require_look(scan[0], brain, own.spacing_mm, case.scan, contrast)
+    space = grid.space_about(brain, own)
+    brain_cut = share_outside(brain, own, space)
+    if brain_cut > CUT_OFF:
+        needed = shape_that_holds(brain, own, own, centre_of(brain), grid.spacing_mm)
+        raise UserError(too_large(case, brain_cut, grid.scan_dim, needed))
+    lesions = np.zeros_like(brain) if mask is None else mask
+    facts = Facts(
+        digest=content_digest(case_files(case)),
+        brain=brain_origin(case, brains),
+        labels=labels,
+        lesion=float(lesions.mean()),
+        brain_cut=brain_cut,
+        lesion_cut=share_outside(lesions, own, space),
+        lesion_outside=int(np.count_nonzero(lesions & ~brain)) / max(int(np.count_nonzero(lesions)), 1),
+    )
+    if folder is not None:
+        store(place(case, scan, brain, mask, own, space), folder)
+        write_json(folder / FACTS_FILE, asdict(facts))
+    return facts
+
+
+def _brain_of(
+    case: Case, scan: np.ndarray, mask: np.ndarray | None, brains: Path, find: bool, finder: Finder | None
+) -> np.ndarray | None:
+    """The brain of a case, whose lesions lie in it or in the head; None for one that has yet to be found.
+
+    It is found at once where the lesions lie outside the head: that may be wrong, and the brain is then right.
+    """
+    brain = read_brain(case, brains) if brain_path(case, brains) else None
+    head = find_head(scan, case, brain)
+    if brain is None:
+        if not find and (mask is None or lies_in(mask, head)):
+            return None
+        store_brain(case, brains, scan, head, finder)
+        brain = read_brain(case, brains)
+    if mask is not None:
+        require_mask_in_head(mask, head | brain, case)
+    return brain
+
+
+def _recall(case: Case, grid: Grid, cache_dir: Path | None) -> Facts | None:
+    """The facts of a case whose files have not changed since; None where they are not known."""
+    if cache_dir is None:
+        return None
+    try:
+        return Facts(**read_json(cache_dir / prepared_key(case, grid) / FACTS_FILE))
+    except (UserError, TypeError):  # without them the scan is looked at again
+        return None

@@ -8,11 +8,10 @@ from pathlib import Path
 
 from data.batches.datamodules import scan_loader
 from data.files.names import result_name
-from data.scans.admission import Facts
 from data.scans.cohort import Case
 from data.scans.fingerprints import PREPARATION_VERSION, check_sources, combined, content_digest, fingerprint
 from data.scans.folds import Fold, cases_of, held_out, read_begun_folds, read_folds, usable_augmented, write_folds
-from data.scans.open import Cohort
+from data.scans.open import Cohort, Facts
 from models.cross_validation.results import RESULTS_VERSION, fold_name, has_results
 from models.cross_validation.settings import CrossValidationSettings
 from models.training.runs import best_checkpoint, inputs_of, is_finished, is_trained, run_folder
