@@ -26,15 +26,11 @@ def main(settings: Settings) -> None:
     settings.training.logging.require_wandb_mode()
     cohort, origins = open_scans(settings)  # first: a wrong path is refused before the heavy libraries load
 
-    from data.batches.workers import require_room
     from models.cross_validation.folds import missing_folds
     from models.cross_validation.validation import CrossValidation, check_settings
-    from models.precision import use_precision
-    from models.training.devices import require_devices
+    from models.training.devices import use_machine
 
-    require_devices(settings.training.logging.devices)
-    require_room(settings.num_workers)
-    use_precision(settings.training.logging.precision)
+    use_machine(settings.training.logging, settings.num_workers)
     check_networks(settings)
     settings = settings.with_groups().with_spacing(cohort.grid.spacing_mm)
     validation = CrossValidation(settings, cohort, origins)

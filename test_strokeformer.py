@@ -59,8 +59,7 @@ def main(settings: Settings) -> None:
     name, outputs, seed = settings.model_name or run_name(settings.ckpt_path), settings.outputs, settings.seed
     folder = Path(outputs.scores_dir) / name
     pipeline, grid = load_pipeline(settings, [case.name for case in cohort.cases])
-    learned = pipeline.segmenter.contrast
-    cohort = cohort.on(grid, learned, settings.ckpt_path[0], settings.contrast)
+    cohort = cohort.on(grid, pipeline.segmenter.contrast, settings.ckpt_path[0], settings.contrast)
     cohort = replace(cohort, brains=folder / "brains")
     cohort.admit(settings.loading.num_workers)
     scans = scan_loader(cohort.cases, cohort.prepare, settings.loading.num_workers)

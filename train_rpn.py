@@ -34,15 +34,11 @@ def main(settings: Settings) -> None:
     require_one_size(train, val)
     print_shared_subjects(train.subject, val.subject)
 
-    from data.batches.workers import require_room
-    from models.precision import use_precision
-    from models.training.devices import require_devices
+    from models.training.devices import use_machine
     from models.training.rpn import train_rpn
     from models.training.runs import run_folder
 
-    require_devices(training.logging.devices)
-    require_room(training.loading.num_workers)
-    use_precision(training.logging.precision)
+    use_machine(training.logging, training.loading.num_workers)
     store = run_folder(training.run, name) / "fingerprints.json"
     inputs = admit_slices({"train": train, "val": val}, store, training.loading.num_workers)
     print(f"Best checkpoint: {train_rpn(training, train, val, name, inputs)}")

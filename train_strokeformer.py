@@ -30,33 +30,26 @@ def main(settings: Settings) -> None:
     from data.scans.grid import grid_of
     from data.scans.open import open_cohort
 
-    folders, training, ext = settings.data, settings.training, settings.ext
-    training.logging.require_wandb_mode()
-    # First: a wrong path is refused before the heavy libraries load.
-    train = pair_cases([folders.train_scans], [folders.train_masks], ext, ("--train_scans", "--train_masks"))
-    val = pair_cases([folders.val_scans], [folders.val_masks], ext, ("--val_scans", "--val_masks"))
+    folders, training, name = settings.data, settings.training, settings.training.run.model_prefix
+    training.logging.require_wandb_mode()  # first: wrong arguments and paths are refused before heavy libraries load
+    train = pair_cases([folders.train_scans], [folders.train_masks], settings.ext, ("--train_scans", "--train_masks"))
+    val = pair_cases([folders.val_scans], [folders.val_masks], settings.ext, ("--val_scans", "--val_masks"))
     cohort = open_cohort(train, val, grid=grid_of(training.grid), brains_dir=settings.brains_dir)
-    train, val = cohort.sides  # with their brain masks
-    refuse_twins(train, val)
+    refuse_twins(*cohort.sides)
     print_shared_subjects(*([case.subject for case in side] for side in cohort.sides))
 
-    from data.batches.workers import require_room
-    from models.precision import use_precision
     from models.regions import rpn_spacing
     from models.segmentation.module import StrokeFormer
-    from models.training.devices import require_devices
+    from models.training.devices import use_machine
     from models.training.strokeformer import train_strokeformer
 
-    require_devices(training.logging.devices)
-    require_room(training.loading.num_workers)
-    use_precision(training.logging.precision)
+    use_machine(training.logging, training.loading.num_workers)
     StrokeFormer(**vars(training.network))  # an argument that does not fit is refused now
     cohort = cohort.with_spacing(training.grid.spacing or rpn_spacing(settings.regions))
     cohort = cohort.cached_in(Path(training.run.default_root_dir) / "cache", "--default_root_dir")
     training = replace(training, grid=replace(training.grid, spacing=cohort.grid.spacing_mm))
     regions, inputs = propose(settings, cohort)
-    name = training.run.model_prefix
-    print(f"Best checkpoint: {train_strokeformer(training, train, val, regions, cohort, name, inputs)}")
+    print(f"Best checkpoint: {train_strokeformer(training, *cohort.sides, regions, cohort, name, inputs)}")
 
 
 def propose(settings: Settings, cohort) -> tuple:

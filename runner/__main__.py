@@ -48,8 +48,6 @@ def main(settings: Settings) -> None:
     from data.files.listing import counted
     from data.files.names import SCAN
     from data.scans.brain import use_head
-    from data.scans.cohort import pair_cases
-    from data.scans.open import open_cohort
     from models.export.exported import read_model
     from models.pipeline import TwoStage
     from models.segmentation.settings import SlidingWindow
@@ -57,12 +55,9 @@ def main(settings: Settings) -> None:
     from utils.provenance import describe_run
 
     model = read_model(settings.model)
-    grid = replace(model.grid, scan_dim=settings.scan_dim or model.grid.scan_dim)
-    cohort = open_cohort(pair_cases(settings.scans, None), grid=grid, brains_dir=settings.brains_dir)
-    require_writable(settings.out_dir, "--out_dir")
+    cohort = open_scans(settings, model.grid)
     runner = load_runner(settings.model, model, settings.num_threads)
-    cohort = cohort.on(grid, model.contrast, settings.model, settings.contrast)
-    cohort = replace(cohort, brains=Path(settings.out_dir) / "heads")  # no brains/: those are of a network
+    cohort = cohort.on(cohort.grid, model.contrast, settings.model, settings.contrast)
     if unmasked := [case.name for case in cohort.cases if case.brain is None]:  # nothing here can find a brain
         print(
             f"{counted(len(unmasked), SCAN)} without brain mask (e.g. {unmasked[0]}): all that is not air is taken for "
@@ -74,6 +69,17 @@ def main(settings: Settings) -> None:
     record = {**describe_run(settings, PACKAGES), "inputs": {"model": model.digests}}
     write_json(Path(settings.out_dir) / "run.json", record)
     print(f"Results are in {settings.out_dir}")
+
+
+def open_scans(settings: Settings, grid):
+    """The cohort on the grid of a model, once all headers and the output folder have been checked."""
+    from data.scans.cohort import pair_cases
+    from data.scans.open import open_cohort
+
+    grid = replace(grid, scan_dim=settings.scan_dim or grid.scan_dim)
+    cohort = open_cohort(pair_cases(settings.scans, None), grid=grid, brains_dir=settings.brains_dir)
+    require_writable(settings.out_dir, "--out_dir")
+    return replace(cohort, brains=Path(settings.out_dir) / "heads")  # no brains/: those are of a network
 
 
 def segment_cohort(cohort, pipeline, settings: Settings) -> None:

@@ -142,13 +142,7 @@ def read_brain(case: Case, folder: Path) -> np.ndarray:
     brain = read_binary(path)
     if not brain.any():
         raise UserError(f"{path} is empty; fix it or take it out")
-    _require_size(brain, case, brain_origin(case, folder))
-    return brain
-
-
-def _require_size(brain: np.ndarray, case: Case, origin: str) -> None:
-    """Refuse what has too many litres for a brain, or for the head that is used as one; `origin` of `brain_origin`."""
-    litres, (least, most) = _litres(brain, space_of(case)), BRAIN_LITRES
+    origin, litres, (least, most) = brain_origin(case, folder), _litres(brain, space_of(case)), BRAIN_LITRES
     crop = f"crop the scan to the head, or give a brain mask with {BRAINS_DIR}"
     if origin == "head" and litres > HEAD_LITRES:
         raise UserError(
@@ -159,6 +153,7 @@ def _require_size(brain: np.ndarray, case: Case, origin: str) -> None:
     if origin != "head" and litres > (HEAD_LITRES if case.brain else most):
         what, fix = (f"{case.brain} holds", "fix the mask") if case.brain else (f"{case.scan} shows", crop)
         raise UserError(f"{what} a brain of {litres:.1f} L, outside the range of {least} to {most} L; {fix}")
+    return brain
 
 
 def _litres(mask: np.ndarray, own: Space | None) -> float:

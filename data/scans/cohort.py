@@ -108,10 +108,6 @@ class Identity(NamedTuple):
     def of_session(self) -> tuple[str, str | None, str | None]:
         return self[:3]
 
-    def may_be(self, other: "Identity") -> bool:
-        """Whether both, of one session, agree in what both tell."""
-        return all(a == b for a, b in zip(self[3:], other[3:], strict=True) if a and b)
-
 
 def identity(path: Path) -> Identity:
     return Identity(subject_of(path), *(bids_entity(path, entity) for entity in ("ses", "augmented", "acq", "run")))
@@ -139,7 +135,8 @@ def match_by_identity(by_scan: dict[Identity, Path], by_mask: dict[Identity, Pat
         sessions[key.of_session].append(key)
     mask_of = {key: key for key in by_scan if key in by_mask}
     for key in (key for key in by_mask if key not in by_scan):
-        fitting = [scan for scan in sessions[key.of_session] if key.may_be(scan)]
+        others = sessions[key.of_session]  # of which it may be those that agree in what both names tell
+        fitting = [o for o in others if all(a == b for a, b in zip(key[3:], o[3:], strict=True) if a and b)]
         if len(fitting) > 1:
             raise UserError(_lacks(by_mask[key], *((scan, by_scan[scan]) for scan in fitting[:2])))
         for scan in fitting:

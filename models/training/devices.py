@@ -16,11 +16,20 @@ import torch
 from pytorch_lightning.strategies import DDPStrategy
 from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 
+from data.batches.workers import require_room
 from models.precision import use_precision
 from models.rpn.module import RPN
+from models.training.settings import Logging
 from utils.errors import UserError
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)  # SLURM and docker stop, Ctrl-C, a closed terminal
+
+
+def use_machine(settings: Logging, num_workers: int) -> None:
+    """Refuse GPUs that are not there and workers without room, and compute with ``--precision``."""
+    require_devices(settings.devices)
+    require_room(num_workers)
+    use_precision(settings.precision)
 
 
 def require_devices(devices: Sequence[int]) -> None:
