@@ -11,7 +11,9 @@ TOLERANCE = 1e-8  # of the residual, relative to the right-hand side: beyond flo
 
 
 def blend(recipient: np.ndarray, donor: np.ndarray, region: np.ndarray, share: np.ndarray | None = None) -> np.ndarray:
-    """The recipient with the gradients of a donor inside a region (equations 7 to 11 of the paper), of its dtype.
+    """The recipient with the gradients of a donor inside a region (equations 7 to 11 of the paper), in 2D or 3D.
+
+    Outside the region it is the recipient, bit for bit.
 
     Args:
         recipient: (H, W) or (D, H, W) float, any units.
