@@ -8,7 +8,7 @@ from markupsafe import Markup
 
 from data.files.names import result_name
 from data.scans.cohort import Case
-from models.cross_validation.validation import CrossValidation
+from models.cross_validation.state import CrossValidation
 from models.evaluation.settings import Outputs, RPNOutputs
 from models.training.runs import folder_of
 from report.charts import plot_bland_altman, plot_dice_by_volume, plot_recall_by_volume, plot_scores, plot_volumes
@@ -84,18 +84,18 @@ def report_rpn(name: str, n_scans: int, outputs: RPNOutputs, seed: int, checkpoi
     return write_page(folder / REPORT_FILE, f"{name}: region proposals", facts, parts)
 
 
-def report_cross_validation(validation: CrossValidation, results: list[dict], summary: pd.DataFrame) -> Path:
+def report_cross_validation(cv: CrossValidation, results: list[dict], summary: pd.DataFrame) -> Path:
     """Write ``<model_prefix>_report.html`` beside the summary of a cross-validation; returns its path.
 
     Args:
         results: of all its folds (`models.cross_validation.folds.all_results`).
         summary: of these (`utils.scores.intervals.summarise_folds`).
     """
-    settings, rows = validation.settings, pd.DataFrame(results)
+    settings, rows = cv.settings, pd.DataFrame(results)
     k, seed, prefix = rows.fold.nunique(), settings.seed, settings.training.run.model_prefix
-    rpn_names, names = zip(*map(validation.names, range(k)), strict=True)
-    rpn_runs, runs = zip(*map(validation.folders, range(k)), strict=True)
-    scores_dir, cases = Path(settings.outputs.scores_dir), validation.cohort.cases
+    rpn_names, names = zip(*map(cv.names, range(k)), strict=True)
+    rpn_runs, runs = zip(*map(cv.folders, range(k)), strict=True)
+    scores_dir, cases = Path(settings.outputs.scores_dir), cv.cohort.cases
     folds = rows.assign(folds=[estimate.mean for estimate in rows.estimate]).groupby(["stage", "score"]).folds.agg(list)
     by_fold = summary.drop(columns="folds").join(folds, on=["stage", "score"])
     stage_1, stage_2 = (by_fold[by_fold.stage == stage] for stage in ("rpn", "strokeformer"))
@@ -109,7 +109,7 @@ def report_cross_validation(validation: CrossValidation, results: list[dict], su
         _covered("Lesions inside the regions", settings.rpn_outputs.scores_dir, rpn_names, seed),
         _scans(scores_dir, scans, lesions, cases),
         _all_scans(scans),
-        *_origin([*rpn_runs, *runs], validation.folder / "run.json"),
+        *_origin([*rpn_runs, *runs], cv.folder / "run.json"),
     ]
     facts = {"folds": k, "test scans": len(scans), "subjects": len({case.subject for case in cases})}
     return write_page(scores_dir / f"{prefix}_{REPORT_FILE}", f"{prefix}: cross-validation", facts, parts)

@@ -71,122 +71,122 @@ class CrossValidation:
         return scan_loader(cases, self.cohort.prepare, self.settings.num_workers)
 
 
-def check_settings(validation: CrossValidation) -> None:
+def check_settings(cv: CrossValidation) -> None:
     """Refuse, before any scan is read, impossible folds, and other settings than those of a begun run."""
-    folds = validation.settings.folds
-    if is_trained(validation.folder):
-        raise UserError(f"{validation.folder} holds a training; choose another --model_prefix for the cross-validation")
-    if is_begun(validation, folds.k):
-        require_settings(validation.folder, validation.settings)
-    k = number_of_folds(validation)
+    folds = cv.settings.folds
+    if is_trained(cv.folder):
+        raise UserError(f"{cv.folder} holds a training; choose another --model_prefix for the cross-validation")
+    if is_begun(cv, folds.k):
+        require_settings(cv.folder, cv.settings)
+    k = number_of_folds(cv)
     if beyond := [number for number in folds.folds_to_run or () if number >= k]:
         raise UserError(f"--folds_to_run {beyond[0]}: there are {k} folds, from 0 to {k - 1}")
-    if known_folds(validation) is None:
-        held_out(len(_subjects(validation)), folds.k, folds.splits)
+    if known_folds(cv) is None:
+        held_out(len(_subjects(cv)), folds.k, folds.splits)
 
 
 # --- folds ---------------------------------------------------------------------------------------------
 
 
-def number_of_folds(validation: CrossValidation) -> int:
-    known = known_folds(validation)
-    return validation.settings.folds.k if known is None else len(known)
+def number_of_folds(cv: CrossValidation) -> int:
+    known = known_folds(cv)
+    return cv.settings.folds.k if known is None else len(known)
 
 
-def known_folds(validation: CrossValidation) -> list[Fold] | None:
+def known_folds(cv: CrossValidation) -> list[Fold] | None:
     """The folds of ``--folds`` or of the run as it was begun; None where nothing has been trained yet."""
-    folds = validation.settings.folds
+    folds = cv.settings.folds
     if folds.folds:
-        return read_folds(folds.folds, _subjects(validation))
-    if is_begun(validation, folds.k):
-        return read_begun_folds(validation.folds_file, _subjects(validation))
+        return read_folds(folds.folds, _subjects(cv))
+    if is_begun(cv, folds.k):
+        return read_begun_folds(cv.folds_file, _subjects(cv))
     return None
 
 
-def _subjects(validation: CrossValidation) -> set[str]:
-    return {case.subject for case in validation.cohort.cases}
+def _subjects(cv: CrossValidation) -> set[str]:
+    return {case.subject for case in cv.cohort.cases}
 
 
 # --- networks ------------------------------------------------------------------------------------------
 
 
-def is_begun(validation: CrossValidation, k: int) -> bool:
+def is_begun(cv: CrossValidation, k: int) -> bool:
     """Whether a network of the first `k` folds has learned anything."""
-    folders = (folder for number in range(k) for folder in validation.folders(number))
-    return validation.folds_file.exists() and any(map(is_trained, folders))
+    folders = (folder for number in range(k) for folder in cv.folders(number))
+    return cv.folds_file.exists() and any(map(is_trained, folders))
 
 
-def record_or_refuse(validation: CrossValidation, folds: list[Fold]) -> None:
+def record_or_refuse(cv: CrossValidation, folds: list[Fold]) -> None:
     """Record the run, or refuse a begun one of other settings, folds or data.
 
     A network belongs to the scans that it learned from, and to the stage 1 that proposed its regions. Other scans may
     change or be new: then the fold is tested anew.
     """
-    settings = validation.settings
+    settings = cv.settings
     inputs = {"folds.json": combined({str(number): repr(fold) for number, fold in enumerate(folds)})}
-    open_run(validation.folder, settings, inputs, is_begun(validation, len(folds)))
-    if validation.cohort.augmented:
-        check_sources(Path(settings.folds.augmented_dir), validation.digests)
+    open_run(cv.folder, settings, inputs, is_begun(cv, len(folds)))
+    if cv.cohort.augmented:
+        check_sources(Path(settings.folds.augmented_dir), cv.digests)
     for number, fold in enumerate(folds):
-        rpn_folder, folder = validation.folders(number)
+        rpn_folder, folder = cv.folders(number)
         if is_trained(rpn_folder):
-            require_inputs(rpn_folder, fold_inputs(validation, fold))
+            require_inputs(rpn_folder, fold_inputs(cv, fold))
         if is_trained(folder):
             finished = is_finished(rpn_folder, settings.rpn.run.max_epochs)
-            proposer = rpn_digest(validation, number) if finished else "yet to be trained"
-            require_inputs(folder, fold_inputs(validation, fold, proposer))
+            proposer = rpn_digest(cv, number) if finished else "yet to be trained"
+            require_inputs(folder, fold_inputs(cv, fold, proposer))
     k, splits = settings.folds.k, list(settings.folds.splits)
-    write_folds(validation.folds_file, folds, seed=settings.seed, k=k, splits=splits)
+    write_folds(cv.folds_file, folds, seed=settings.seed, k=k, splits=splits)
 
 
-def fold_inputs(validation: CrossValidation, fold: Fold, proposer: str | None = None) -> dict[str, str]:
+def fold_inputs(cv: CrossValidation, fold: Fold, proposer: str | None = None) -> dict[str, str]:
     """What the networks of a fold learn from; `proposer`, the digest of its stage 1, for stage 2 alone."""
-    train, val, _ = validation.sides(fold)
-    return inputs_of(train, val, validation.digests, proposer)
+    train, val, _ = cv.sides(fold)
+    return inputs_of(train, val, cv.digests, proposer)
 
 
-def network_digests(validation: CrossValidation, number: int) -> dict[str, str]:
+def network_digests(cv: CrossValidation, number: int) -> dict[str, str]:
     """The digests of both networks of a fold."""
-    _, folder = validation.folders(number)
-    return {"rpn": rpn_digest(validation, number), "strokeformer": content_digest([best_checkpoint(folder)])}
+    _, folder = cv.folders(number)
+    return {"rpn": rpn_digest(cv, number), "strokeformer": content_digest([best_checkpoint(folder)])}
 
 
-def rpn_digest(validation: CrossValidation, number: int) -> str:
+def rpn_digest(cv: CrossValidation, number: int) -> str:
     """The digest of the stage 1 that proposes the regions of a fold."""
-    rpn_folder, folder = validation.folders(number)
+    rpn_folder, folder = cv.folders(number)
     return fingerprint({"rpn": [best_checkpoint(rpn_folder)]}, folder / "fingerprints.json")["rpn"]
 
 
 # --- results -------------------------------------------------------------------------------------------
 
 
-def has_current_results(validation: CrossValidation, number: int, fold: Fold) -> bool:
+def has_current_results(cv: CrossValidation, number: int, fold: Fold) -> bool:
     """Whether all that a fold leaves is there already, of the same networks, scans, settings and versions."""
-    epochs = (run.max_epochs for run in (validation.settings.rpn.run, validation.settings.training.run))
-    if not all(map(is_finished, validation.folders(number), epochs)):
+    epochs = (run.max_epochs for run in (cv.settings.rpn.run, cv.settings.training.run))
+    if not all(map(is_finished, cv.folders(number), epochs)):
         return False
-    same = has_results(validation.folder, number, identity_of_test(validation, number, fold))
-    return same and _has_outputs(validation, number, validation.sides(fold)[2])
+    same = has_results(cv.folder, number, identity_of_test(cv, number, fold))
+    return same and _has_outputs(cv, number, cv.sides(fold)[2])
 
 
-def identity_of_test(validation: CrossValidation, number: int, fold: Fold) -> Mapping[str, object]:
+def identity_of_test(cv: CrossValidation, number: int, fold: Fold) -> Mapping[str, object]:
     """What distinguishes the results of a fold's test from others: its networks, how it was tested, its table rows."""
-    scans = {case.name: validation.digests[case.name] for case in validation.sides(fold)[2]}
-    outputs = validation.settings.rpn_outputs, validation.settings.outputs
-    of_stages = zip(outputs, validation.names(number), strict=True)
+    scans = {case.name: cv.digests[case.name] for case in cv.sides(fold)[2]}
+    outputs = cv.settings.rpn_outputs, cv.settings.outputs
+    of_stages = zip(outputs, cv.names(number), strict=True)
     # Another test of the same name would replace these rows of the tables of scores.
     tables = {f"{name}/{path.name}": rows_of(path, name) for of, name in of_stages for path in of.tables}
-    settings = repr(sorted(settings_of_results(validation.settings).items()))
+    settings = repr(sorted(settings_of_results(cv.settings).items()))
     versions = f"{PREPARATION_VERSION}, {RESULTS_VERSION}"
     return {
-        "networks": network_digests(validation, number),
+        "networks": network_digests(cv, number),
         "test": combined({**scans, "settings": settings, "versions": versions}),
         "tables": combined(tables),
     }
 
 
-def _has_outputs(validation: CrossValidation, number: int, test: list[Case]) -> bool:
+def _has_outputs(cv: CrossValidation, number: int, test: list[Case]) -> bool:
     """Whether regions and predictions of a fold are where they were written."""
-    folder = Path(validation.settings.outputs.scores_dir) / validation.names(number)[1] / "predictions"
-    files = [validation.regions_file(number), *(folder / result_name(case.scan, "prediction") for case in test)]
+    folder = Path(cv.settings.outputs.scores_dir) / cv.names(number)[1] / "predictions"
+    files = [cv.regions_file(number), *(folder / result_name(case.scan, "prediction") for case in test)]
     return all(file.exists() for file in files)
