@@ -18,12 +18,7 @@ from utils.plots import DPI
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the page under a title of its own.
-
-    note: a sentence or two on how to read it.
-    parts: HTML, as the functions below make it.
-    folded: whether the reader opens it with a click.
-    """
+    """A part of the page under a title; a `note` says how to read it, and if it is `folded` a click opens it."""
 
     title: str
     parts: list[Markup]
@@ -39,9 +34,6 @@ def write_page(path: Path | str, title: str, facts: dict, sections: list[Section
     with atomic_path(path) as temporary:
         temporary.write_text(html, encoding="utf-8")
     return Path(path)
-
-
-# --- parts ---------------------------------------------------------------------------------------------
 
 
 def chart(figure: Figure, label: str) -> Markup:

@@ -40,14 +40,13 @@ def report_strokeformer(
     outputs: Outputs,
     seed: int,
     checkpoints: Sequence[str],
-    rpn_checkpoints: Sequence[str] = (),
+    rpn_checkpoints: Sequence[str],
 ) -> Path:
     """Write ``report.html`` into the folder of an evaluation of stage 2, beside its predictions; returns its path.
 
     Args:
         name: of the model in the tables of `outputs`.
         cases: that were segmented; those with masks were scored.
-        seed: of the intervals.
     """
     scores_dir, folder = Path(outputs.scores_dir), Path(outputs.scores_dir) / name
     if any(case.mask is not None for case in cases):
@@ -71,13 +70,11 @@ def report_strokeformer(
 def report_rpn(name: str, n_scans: int, outputs: RPNOutputs, seed: int, checkpoint: str) -> Path:
     """Write ``report.html`` into the folder of an evaluation of stage 1; arguments as for `report_strokeformer`."""
     folder = Path(outputs.scores_dir) / name
-    missed = "The slices in which the regions leave out most lesion."
-    shown = "What was detected and proposed in some slices."
     parts = [
         _scores("Scores", _intervals(outputs, name), STAGE_1_SCORES),
         _covered("Lesions by volume", outputs.scores_dir, [name], seed),
-        _slices("Misses", folder / "misses", missed),
-        _slices("Slices", folder / "predictions", shown, folded=True),
+        _slices("Misses", folder / "misses", "The slices in which the regions leave out most lesion."),
+        _slices("Slices", folder / "predictions", "What was detected and proposed in some slices.", folded=True),
         *_origin([folder_of(checkpoint)], folder / "run.json"),
     ]
     facts = {"scans": n_scans, "checkpoint": checkpoint}
@@ -87,9 +84,7 @@ def report_rpn(name: str, n_scans: int, outputs: RPNOutputs, seed: int, checkpoi
 def report_cross_validation(cv: CrossValidation, results: list[dict], summary: pd.DataFrame) -> Path:
     """Write ``<model_prefix>_report.html`` beside the summary of a cross-validation; returns its path.
 
-    Args:
-        results: of all its folds (`models.cross_validation.folds.all_results`).
-        summary: of these (`utils.scores.intervals.summarise_folds`).
+    `results` are those of `models.cross_validation.folds.all_results`, `summary` is made by `summarise_folds`.
     """
     settings, rows = cv.settings, pd.DataFrame(results)
     k, seed, prefix = rows.fold.nunique(), settings.seed, settings.training.run.model_prefix
@@ -111,11 +106,8 @@ def report_cross_validation(cv: CrossValidation, results: list[dict], summary: p
         _all_scans(scans),
         *_origin([*rpn_runs, *runs], cv.folder / "run.json"),
     ]
-    facts = {"folds": k, "test scans": len(scans), "subjects": len({case.subject for case in cases})}
+    facts = {"folds": k, "test scans": len(scans), "subjects": len(cv.subjects)}
     return write_page(scores_dir / f"{prefix}_{REPORT_FILE}", f"{prefix}: cross-validation", facts, parts)
-
-
-# --- tables --------------------------------------------------------------------------------------------
 
 
 def _read_rows(path: Path, names: Iterable[str]) -> pd.DataFrame:
@@ -134,9 +126,6 @@ def _read_scans(scores_dir: Path, names: Sequence[str]) -> pd.DataFrame:
     """A row a scan: its volumes and its scores."""
     volumes, scores = (_read_rows(scores_dir / file, names) for file in (VOLUMES_FILE, PER_SCAN_FILE))
     return volumes.merge(scores, on=["model_name", "scan"])
-
-
-# --- sections ------------------------------------------------------------------------------------------
 
 
 def _scores(title: str, scores: pd.DataFrame, charted: list[str], note: str = "") -> Section:

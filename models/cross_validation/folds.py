@@ -8,17 +8,15 @@ from data.batches.cutting import cut_cohort
 from data.files.listing import counted
 from data.scans.folds import Fold, cases_of, lesion_loads, make_folds
 from models.checkpoints import load_model
-from models.cross_validation.results import missing_results, read_results, results_file, write_results
 from models.cross_validation.state import (
     CrossValidation,
-    fold_inputs,
     has_current_results,
     identity_of_test,
-    known_folds,
-    network_digests,
-    number_of_folds,
+    missing_results,
+    read_results,
     record_or_refuse,
-    rpn_digest,
+    results_file,
+    write_results,
 )
 from models.evaluation.proposals import evaluate_rpn
 from models.evaluation.segmentation import evaluate_strokeformer
@@ -44,7 +42,7 @@ def get_ready(cv: CrossValidation) -> tuple[list[Fold], pd.DataFrame]:
     settings, cohort = cv.settings, cv.cohort
     with locked(cv.folds_file):
         cv.facts = cohort.admit(settings.num_workers)
-        if (folds := known_folds(cv)) is None:
+        if (folds := cv.known_folds()) is None:
             loads = lesion_loads({case: cv.facts[case].lesion for case in cohort.cases})
             folds = make_folds(loads, settings.folds.k, settings.folds.splits, settings.seed)
         record_or_refuse(cv, folds)
@@ -79,12 +77,11 @@ def _train(number: int, cv: CrossValidation, fold: Fold, slices: pd.DataFrame) -
         used = len(train) - len(cases_of(cohort.cases, fold.train))
         print(f"{used} of {len(cohort.augmented)} augmented scans are made of training subjects alone and used")
     train_slices, val_slices = (slices[slices.volume.isin([case.name for case in side])] for side in (train, val))
-    inputs = fold_inputs(cv, fold)
-    rpn = load_model(RPN, train_rpn(settings.rpn, train_slices, val_slices, rpn_name, inputs))
+    rpn = load_model(RPN, train_rpn(settings.rpn, train_slices, val_slices, rpn_name, cv.inputs(fold)))
     scans = cv.scans_of([*train, *val, *test])
     regions = collect_regions(rpn_source(rpn, settings.training.network.roi_size), scans)
     write_regions(cv.regions_file(number), regions)
-    inputs = fold_inputs(cv, fold, rpn_digest(cv, number))
+    inputs = cv.inputs(fold, cv.rpn_digest(number))
     checkpoint = train_strokeformer(settings.training, train, val, regions, cohort, name, inputs)
     return rpn, pipeline_of(load_model(StrokeFormer, checkpoint), settings.training, regions)
 
@@ -101,12 +98,9 @@ def _test(number: int, cv: CrossValidation, fold: Fold, rpn: RPN, pipeline: TwoS
     return {"rpn": proposals, "strokeformer": lesions or {}}
 
 
-# --- all folds -----------------------------------------------------------------------------------------
-
-
 def missing_folds(cv: CrossValidation) -> list[int]:
     """The folds that have not been run to their end."""
-    return missing_results(cv.folder, number_of_folds(cv))
+    return missing_results(cv.folder, cv.number_of_folds())
 
 
 def all_results(cv: CrossValidation) -> list[dict]:
@@ -116,13 +110,13 @@ def all_results(cv: CrossValidation) -> list[dict]:
             f"{counted(len(missing), 'fold')} of {cv.folder} yet to run; give the same command with "
             f"--folds_to_run {' '.join(map(str, missing))}"
         )
-    folder, numbers = cv.folder, range(number_of_folds(cv))
-    return [row for number in numbers for row in read_results(folder, number, network_digests(cv, number))]
+    numbers = range(cv.number_of_folds())
+    return [row for number in numbers for row in read_results(cv.folder, number, cv.network_digests(number))]
 
 
 def order_tables(cv: CrossValidation) -> None:
     """Put the folds' rows in all tables of scores into their order, whichever fold ended first."""
-    numbers = range(number_of_folds(cv))
+    numbers = range(cv.number_of_folds())
     for stage, outputs in enumerate((cv.settings.rpn_outputs, cv.settings.outputs)):
         for table in outputs.tables:
             order_rows(table, [cv.names(number)[stage] for number in numbers])

@@ -52,11 +52,7 @@ def evaluate_rpn(
     roi_size: tuple[int, int, int],
     batch_size: int,
 ) -> dict[str, Estimate]:
-    """Score the proposals of volumes with masks; writes what docs/outputs.md lists.
-
-    Args:
-        scans: `PreparedScan` by `PreparedScan`.
-        seed: of the choice of pictures and of the intervals.
+    """Score the proposals of prepared scans with masks; writes what docs/outputs.md lists.
 
     Returns:
         The scores by column name of ``rpn_scores.csv``, and the lesion recall by volume.
@@ -110,9 +106,6 @@ def _save_scores(
 
 def _means(estimates: dict[str, Estimate]) -> dict[str, float]:
     return {score: estimate.mean for score, estimate in estimates.items()}
-
-
-# --- of a scan -----------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)

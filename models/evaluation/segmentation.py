@@ -49,7 +49,6 @@ def evaluate_strokeformer(
 
     Args:
         scans: the prepared scans of `cases`, in their order.
-        seed: of the choice of pictures and of the intervals.
         keep: is given each case with its prediction.
 
     Returns:
@@ -81,9 +80,6 @@ def evaluate_strokeformer(
         write_regions(folder / "regions.json", regions)
     outputs.update(name, {VOLUMES_FILE: pd.DataFrame(volumes)})
     return _save_scores(outputs, name, scored, seed) if scored else None
-
-
-# --- scores --------------------------------------------------------------------------------------------
 
 
 def _volumes(scan: PreparedScan, prediction: np.ndarray, target: np.ndarray | None) -> dict:
@@ -123,9 +119,6 @@ def _save_scores(outputs: Outputs, name: str, scored: list[CaseScores], seed: in
     }
     outputs.update(name, tables)
     return estimates
-
-
-# --- maps ----------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
