@@ -42,9 +42,8 @@ def chart(figure: Figure, label: str) -> Markup:
     with rc_context({"svg.fonttype": "none", "font.family": "sans-serif"}):  # text to search, in the page's own font
         figure.savefig(stream, format="svg", metadata={"Date": None})
     figure.clear()
-    drawing = stream.getvalue()
-    drawing = drawing[drawing.index("<svg") :]  # a page has a head of its own
-    return Markup(f'<figure class="chart" role="img" aria-label="{escape(label)}">{drawing}</figure>')
+    _, tag, drawing = stream.getvalue().partition("<svg")  # a page has a head of its own
+    return Markup(f'<figure class="chart" role="img" aria-label="{escape(label)}">{tag}{drawing}</figure>')
 
 
 def picture(source: Figure | Path, label: str, small: bool = False) -> Markup:

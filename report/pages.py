@@ -44,9 +44,7 @@ def report_strokeformer(
 ) -> Path:
     """Write ``report.html`` into the folder of an evaluation of stage 2, beside its predictions; returns its path.
 
-    Args:
-        name: of the model in the tables of `outputs`.
-        cases: that were segmented; those with masks were scored.
+    `name` is that of the model in the tables of `outputs`; those of the `cases` that have masks were scored.
     """
     scores_dir, folder = Path(outputs.scores_dir), Path(outputs.scores_dir) / name
     if any(case.mask is not None for case in cases):
@@ -132,8 +130,8 @@ def _scores(title: str, scores: pd.DataFrame, charted: list[str], note: str = ""
     """The `charted` ones of the scores, as a table and as `plot_scores` has them."""
     main = scores[scores.score.isin(charted)]
     shown = main.drop(columns=["folds", "stage"], errors="ignore")
-    how = "Bars are 95 % intervals by the bootstrap over scans."
-    return Section(title, [chart(plot_scores(main), title), table(shown)], how + note)
+    note = f"Bars are 95 % intervals by the bootstrap over scans.{note}"
+    return Section(title, [chart(plot_scores(main), title), table(shown)], note)
 
 
 def _by_volume(scans: pd.DataFrame, lesions: pd.DataFrame, seed: int) -> Section:

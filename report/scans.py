@@ -17,9 +17,7 @@ from report.page import picture
 from utils.plots import DETECTION, MAX_SLICES, PREDICTION, TARGET, plot_volume_prediction, slices_to_show
 
 PERCENTILES = (0.5, 99.5)  # of the head's intensities, between which they are shown
-# What a voxel of lesion is, and its colour.
-FOUND, MISSED, FALSE = 1, 2, 3
-COLOURS = {FOUND: TARGET, MISSED: DETECTION, FALSE: PREDICTION}
+FOUND, MISSED, FALSE = 1, 2, 3  # what a voxel of lesion is
 LARGEST_VOXELS = 2e6  # of a view; scans of more are shown on a coarser grid, so that the page stays small
 
 
@@ -103,7 +101,7 @@ def view(scan: np.ndarray, kinds: np.ndarray, affine: np.ndarray, centre: tuple[
             place_evenly(lesions, "nearest"),
             bg_img=place_evenly(head, "continuous"),
             cut_coords=tuple(nib.affines.apply_affine(affine, (h, w, d))),
-            cmap=ListedColormap(list(COLOURS.values())),
+            cmap=ListedColormap([TARGET, DETECTION, PREDICTION]),  # of FOUND, MISSED and FALSE
             threshold=0.5,
             vmin=FOUND - 0.5,
             vmax=FALSE + 0.5,

@@ -190,9 +190,6 @@ def _fold_checkpoints(folder: Path, prefix: str) -> list[str]:
     return [os.path.normpath(best_checkpoint(folder.parent / root / name)) for name in names]
 
 
-# --- results -------------------------------------------------------------------------------------------
-
-
 def has_current_results(cv: CrossValidation, number: int, fold: Fold) -> bool:
     """Whether all that a fold leaves is there already, of the same networks, scans, settings and versions."""
     epochs = (run.max_epochs for run in (cv.settings.rpn.run, cv.settings.training.run))
@@ -234,10 +231,9 @@ def write_results(folder: Path, number: int, rows: list[dict], tested: Mapping[s
     `tested` distinguishes this test from others; its ``networks`` are the digests of what was tested.
     """
     plain = []
-    for row in rows:
-        estimate = row["estimate"]  # JSON's numbers keep every digit; NaN is kept as well
-        lists = {"part": estimate.part.tolist(), "whole": estimate.whole.tolist()}
-        plain.append({**row, "estimate": {**vars(estimate), **lists}})
+    for row in rows:  # JSON's numbers keep every digit; NaN is kept as well
+        estimate = {name: np.asarray(value).tolist() for name, value in vars(row["estimate"]).items()}
+        plain.append({**row, "estimate": estimate})
     write_json(results_file(folder, number), {**tested, "rows": plain})
 
 

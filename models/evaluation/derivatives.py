@@ -82,7 +82,7 @@ class Derivative:
 def prediction_settings(
     name: str, files: Mapping[str, Sequence[str] | None], decision: Decision, flip_average: bool
 ) -> dict:
-    """What made the predictions of a model, for the sidecars; `files` are checkpoints and regions by their name there."""
+    """What made predictions, for the sidecars; `files` are the checkpoints and regions by their name there."""
     settings: dict[str, object] = {"Model": name}
     for key, paths in files.items():
         names, digests = [Path(path).name for path in paths or ()], [_sha256(path) for path in paths or ()]
@@ -101,9 +101,8 @@ def _sha256(path: Path | str) -> str:
 def plan_derivative(folder: Path | str, cases: list[Case]) -> Derivative:
     """The data set that will hold the lesions of the scans; nothing is written yet.
 
-    Raises:
-        UserError: a folder that takes no files, that is another data set, or that holds the scans; a ``.npy`` scan,
-            one whose name BIDS cannot take, or two that would get the same name, in this run or an earlier one.
+    Refuses a folder that takes no files, that is another data set, or that holds the scans; a ``.npy`` scan, one whose
+    name BIDS cannot take, or two that would get the same name, in this run or an earlier one.
     """
     folder = absolute(folder)
     if (folder / DESCRIPTION).exists() and not is_own(folder):

@@ -63,11 +63,15 @@ def evaluate_rpn(
     misses: list[Miss] = []
     layers = find_layers(model, outputs.target_layers)
     for scan, n_pictures in zip(progress(scans, f"Testing {name}"), drawn, strict=True):
-        proposals = _propose(model, scan, roi_size, batch_size)
-        regions[scan.name], proposed = proposals.regions, proposals.proposed
-        counts[scan.name] = count_proposals(proposed, proposals.mask, scan.brain)
+        assert scan.mask is not None  # stage 1 is tested on slices with masks
+        detections = model.detect_volume(scan, batch_size)
+        proposing = model.keep(scan, detections, roi_size)
+        regions[scan.name] = regions_of(proposing, scan.brain, roi_size, model.hparams["consistency"])
+        proposed = region_mask(regions[scan.name], scan.space.shape)
+        proposals = ScanProposals(scan, scan.mask, detections, proposing, regions[scan.name], proposed)
+        counts[scan.name] = count_proposals(proposed, scan.mask, scan.brain)
         slices += proposals.slices()
-        lesions.append(lesions_covered(proposed, proposals.mask, scan.spacing_mm).assign(scan=scan.name))
+        lesions.append(lesions_covered(proposed, scan.mask, scan.spacing_mm).assign(scan=scan.name))
         misses = nlargest(WORST_MISSES, [*misses, *proposals.miss()], key=itemgetter(0))
         shown = proposals.slices_to_show(n_pictures)
         for z in shown:
@@ -149,11 +153,3 @@ class ScanProposals:
 
     def file(self, z: int) -> str:
         return f"{stem_of(self.scan.name)}_slice-{z:03d}.png"
-
-
-def _propose(model: RPN, scan: PreparedScan, roi_size: tuple[int, int, int], batch_size: int) -> ScanProposals:
-    assert scan.mask is not None  # stage 1 is tested on slices with masks
-    detections = model.detect_volume(scan, batch_size)
-    proposing = model.keep(scan, detections, roi_size)
-    regions = regions_of(proposing, scan.brain, roi_size, model.hparams["consistency"])
-    return ScanProposals(scan, scan.mask, detections, proposing, regions, region_mask(regions, scan.space.shape))

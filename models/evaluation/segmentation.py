@@ -47,9 +47,7 @@ def evaluate_strokeformer(
 ) -> dict[str, Estimate] | None:
     """Segment scans and, where they have masks, score them; writes what docs/outputs.md lists.
 
-    Args:
-        scans: the prepared scans of `cases`, in their order.
-        keep: is given each case with its prediction.
+    `scans` are the prepared `cases`, in their order; `keep` is given each case with its prediction.
 
     Returns:
         Mean scores by column name of ``scores.csv``, or None without masks.
