@@ -102,10 +102,7 @@ def lesion_probability(
     affine: ArrayLike | None = None,
     **windows,
 ) -> Image:
-    """The probability of lesion from which `segment` decides, float32 in [0, 1]; 0 outside the proposed regions.
-
-    Arguments and errors are those of `segment`.
-    """
+    """Probability of lesion, float32 in [0, 1], from which `segment` decides, with its arguments; 0 outside regions."""
     with _opened(scan, rpn, model, brain, scan_dim, contrast, affine) as (case, prepared):
         return _image(_predict(prepared, rpn, model, **windows).lesion_probability, case)
 

@@ -40,7 +40,14 @@ def parse_args(argv: Sequence[str] | None = None) -> Settings:
 def main(settings: Settings) -> None:
     if settings.outputs.target_layers == LIST:
         return print_layers(settings)
-    table = read_slices(settings)  # first: a wrong path is refused before the heavy libraries load
+    from data.batches.slices import check_slices, read_slice_table
+
+    loading = settings.loading
+    table = read_slice_table(
+        settings.scans, settings.masks
+    )  # first: wrong paths are refused before heavy libraries load
+    settings.outputs.require_writable()
+    check_slices(table, settings.resize_to, loading.num_workers)
 
     from data.batches.datamodules import stacked_scans
     from models.checkpoints import run_name
@@ -50,22 +57,12 @@ def main(settings: Settings) -> None:
     from utils.scores.intervals import print_scores
 
     model, outputs, seed = load_network(settings, table), settings.outputs, settings.seed
-    loading = settings.loading
     name = settings.model_name or run_name(settings.ckpt_path)
     scans = stacked_scans(table, loading.num_workers, settings.resize_to)
     scores = evaluate_rpn(model, scans, name, outputs, seed, settings.roi_size, loading.batch_size)
     save_run(Path(outputs.scores_dir) / name, settings)
     print_scores(scores, Path(outputs.scores_dir) / name)
     print(f"The report is {report_rpn(name, len(scans), outputs, seed, settings.ckpt_path)}")
-
-
-def read_slices(settings: Settings):
-    from data.batches.slices import check_slices, read_slice_table
-
-    table = read_slice_table(settings.scans, settings.masks)
-    settings.outputs.require_writable()
-    check_slices(table, settings.resize_to, settings.loading.num_workers)
-    return table
 
 
 def load_network(settings: Settings, table):

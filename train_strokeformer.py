@@ -35,7 +35,8 @@ def main(settings: Settings) -> None:
     train = pair_cases([folders.train_scans], [folders.train_masks], settings.ext, ("--train_scans", "--train_masks"))
     val = pair_cases([folders.val_scans], [folders.val_masks], settings.ext, ("--val_scans", "--val_masks"))
     cohort = open_cohort(train, val, grid=grid_of(training.grid), brains_dir=settings.brains_dir)
-    refuse_twins(*cohort.sides)
+    train, val = cohort.sides  # with their brain masks
+    refuse_twins(train, val)
     print_shared_subjects(*([case.subject for case in side] for side in cohort.sides))
 
     from models.regions import rpn_spacing
@@ -49,7 +50,7 @@ def main(settings: Settings) -> None:
     cohort = cohort.cached_in(Path(training.run.default_root_dir) / "cache", "--default_root_dir")
     training = replace(training, grid=replace(training.grid, spacing=cohort.grid.spacing_mm))
     regions, inputs = propose(settings, cohort)
-    print(f"Best checkpoint: {train_strokeformer(training, *cohort.sides, regions, cohort, name, inputs)}")
+    print(f"Best checkpoint: {train_strokeformer(training, train, val, regions, cohort, name, inputs)}")
 
 
 def propose(settings: Settings, cohort) -> tuple:
