@@ -19,8 +19,8 @@ from data.files.names import CONTRASTS, contrast_of, standard_contrast
 from data.files.nifti import affine_of
 from data.files.space import Space
 from data.phantom.cohort import make_subject
-from data.phantom.settings import PhantomSettings
 from data.scans.contrast import LEAST_T1W, brighter_inside, common_contrast, require_contrast
+from data.settings import PhantomSettings
 from models.checkpoints import load_rpn, load_strokeformer, read_checkpoint
 from models.ensembles import StrokeFormerEnsemble
 from models.regions import region_source
