@@ -411,6 +411,6 @@ def test_cohort_of_mixed_voxel_sizes_is_cut_on_one_grid(tmp_path):
     lines = (tmp_path / "slices/slices.csv").read_text().splitlines()
     assert len({line.split(",")[0].split("_slice")[0] for line in lines[1:]}) == 3
     assert all(line.split(",")[6] == "2.0 2.0 2.0" for line in lines[1:])
-    brains = [np.load(path).sum() for path in sorted((tmp_path / "slices/Brains").iterdir())]
+    brains = [np.load(path).sum() for path in sorted((tmp_path / "slices/Brains").glob("*.npy"))]
     assert brains == pytest.approx([brains[0]] * 3, rel=0.05)  # one ball of 20 mm
     assert [case.brain is not None for case in with_brains(pair_cases([tmp_path / "Scans"], None), None)] == [True] * 3
