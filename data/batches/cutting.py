@@ -14,8 +14,7 @@ from data.scans.grid import Grid
 from data.scans.prepared import PreparedScan, prepared_key
 from utils.errors import UserError
 from utils.files import atomic_path, read_json, write_csv, write_json
-from utils.parallel import map_in_order
-from utils.progress import progress
+from utils.progress import map_in_order
 
 EIGHT_CONNECTED = np.ones((3, 3), bool)
 # Of ``slices.csv`` and, with full paths, of a table of slices in memory.
@@ -76,7 +75,7 @@ def cut_cohort(
     rows = _remove_outdated(records, out_dir)
     missing = [(case, records[case]) for case in cases if case not in rows]
     work = partial(write_slices, prepare=prepare, out_dir=out_dir)
-    cut = progress(map_in_order(work, missing, num_workers), "Cutting slices", len(missing))
+    cut = map_in_order(work, missing, num_workers, "Cutting slices")
     rows.update({case: of_case for (case, _), of_case in zip(missing, cut, strict=True)})
     table = pd.DataFrame([row for case in cases for row in rows[case]], columns=COLUMNS)
     # Written last: its presence says that all slices are there.

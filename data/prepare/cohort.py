@@ -23,8 +23,7 @@ from data.scans.cohort import BRAINS, Case
 from data.scans.fingerprints import PREPARATION_VERSION, combined
 from data.scans.prepared import brains_in
 from utils.errors import UserError
-from utils.parallel import map_in_order
-from utils.progress import progress
+from utils.progress import map_in_order
 from utils.scores.components import lesion_load
 
 
@@ -42,7 +41,7 @@ def attempt_all(
 ) -> tuple[dict[Case, Any], list[str]]:
     """The result for each case that is not refused, and the reasons of the refusals, which do not stop the others."""
     results, reasons = {}, []
-    attempts = progress(map_in_order(partial(_attempt, work), cases, num_workers), what, len(cases))
+    attempts = map_in_order(partial(_attempt, work), cases, num_workers, what)
     for case, (result, reason) in zip(cases, attempts, strict=True):
         if reason is None:
             results[case] = result

@@ -30,8 +30,7 @@ from data.scans.grid import (
 from data.scans.prepared import place, prepared_key, store
 from utils.errors import UserError
 from utils.files import read_json, write_json
-from utils.parallel import map_in_order
-from utils.progress import progress
+from utils.progress import map_in_order
 
 OUTSIDE = 0.05  # of the lesion voxels of a scan, from which on a line is printed
 FACTS_FILE = "facts.json"
@@ -86,8 +85,7 @@ def admit(
         unknown = [case for case in cases if facts[case] is None]
         look = partial(_look, grid=grid, brains=brains, cache_dir=cache_dir, find=find, finder=finder)
         look = partial(look, contrast=contrast)
-        results = map_in_order(look, unknown, num_workers)
-        facts.update(zip(unknown, progress(results, what, len(unknown)), strict=True))
+        facts.update(zip(unknown, map_in_order(look, unknown, num_workers, what), strict=True))
     known = {case: of_case for case, of_case in facts.items() if of_case is not None}
     if finder is None:
         print_heads([case for case in known if known[case].brain == "head"])
