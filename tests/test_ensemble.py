@@ -19,7 +19,7 @@ from models.segmentation.module import StrokeFormer
 from strokeformer import lesion_probability, propose, segment
 from tests.test_prepare import run_here
 from utils.errors import UserError
-from utils.regions.linked import LOWEST_SCORE, link_boxes, pooled
+from utils.regions.rules import LOWEST_SCORE, link_boxes, pooled
 from utils.scores.decision import Decision
 
 BOX, FAR = (10, 10, 16, 16), (30, 30, 36, 36)

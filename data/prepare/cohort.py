@@ -24,7 +24,7 @@ from data.scans.fingerprints import PREPARATION_VERSION, combined
 from data.scans.prepared import brains_in
 from utils.errors import UserError
 from utils.progress import map_in_order
-from utils.scores.components import lesion_load
+from utils.scores.masks import lesion_load
 
 
 @dataclass(frozen=True)

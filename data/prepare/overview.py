@@ -19,7 +19,7 @@ from data.prepare.records import read_record, record_path
 from data.scans.head import normalise
 from utils.plots import DPI, HEAT, TARGET, outline, save_figure, show_slice
 from utils.progress import progress
-from utils.scores.components import lesion_load
+from utils.scores.masks import lesion_load
 from utils.scores.metrics import SIZE_BINS, size_bin
 
 ONE_SIDED = 0.9  # share of the lesion voxels on one side from which on a lesion is left or right

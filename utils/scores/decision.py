@@ -6,7 +6,7 @@ import numpy as np
 from scipy import ndimage
 
 from utils.regions.region import bounding_box
-from utils.scores.components import TWENTY_SIX_CONNECTED, Spacing, voxel_cm3
+from utils.scores.masks import TWENTY_SIX_CONNECTED, Spacing, voxel_cm3
 
 
 @dataclass(frozen=True)
