@@ -14,7 +14,7 @@ from models.rpn.module import RPN, Detections
 from models.segmentation.module import StrokeFormer
 from utils.regions.region import Region, Shape
 from utils.regions.rules import pooled, regions_of, select_boxes
-from utils.scores.decision import Decision
+from utils.scores.masks import Decision
 
 # Hyperparameters that members have in common, besides their grid; windows may differ.
 SHARED = ("in_channels", "num_classes", "roi_size")

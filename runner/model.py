@@ -13,7 +13,7 @@ from runner.detector import Detector, Network
 from utils.errors import UserError
 from utils.regions.region import Region
 from utils.regions.rules import regions_of, select_boxes
-from utils.scores.decision import Decision
+from utils.scores.masks import Decision
 
 
 @dataclass(frozen=True)

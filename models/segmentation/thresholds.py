@@ -6,8 +6,7 @@ import numpy as np
 import pandas as pd
 
 from models.pipeline import Prediction
-from utils.scores.decision import Decision
-from utils.scores.masks import Components, find_components, overlap_scores, voxel_cm3
+from utils.scores.masks import Components, Decision, find_components, overlap_scores, voxel_cm3
 
 THRESHOLDS = (0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
 SMALLEST_CM3 = (0.0, 0.02, 0.05, 0.1, 0.2)

@@ -65,7 +65,10 @@ def select_boxes(
         threshold: of a box's score (``grouped``) or of its candidate's evidence (``linked``).
         rule: ``linked`` or, of one network, ``grouped``.
     """
-    networks, slices, boxes, scores = _stack(detections)
+    by_slice = [(network, z, one) for network, slices in enumerate(detections) for z, one in slices.items()]
+    boxes, scores = ([np.asarray(one[part]) for *_, one in by_slice] for part in ("boxes", "scores"))
+    networks, slices = (np.repeat([each[i] for each in by_slice], [*map(len, scores)]).astype(int) for i in (0, 1))
+    boxes, scores = np.concatenate([np.zeros((0, 4)), *boxes]), np.concatenate([np.zeros(0), *scores])
     above = scores >= (LOWEST_SCORE if rule == "linked" else threshold)
     networks, slices, boxes, scores = networks[above], slices[above], boxes[above], scores[above]
     if rule == "grouped":
@@ -83,14 +86,6 @@ def regions_of(kept: ProposalBoxes, brain: np.ndarray, roi_size: Shape, rule: st
     for z in np.unique(kept.slices):
         consolidated[z] = enclosing_box(kept.in_slice(z))
     return grouped_regions(consolidated, brain, roi_size)
-
-
-def _stack(detections: Sequence[Detections]) -> tuple[np.ndarray, ...]:
-    """Network and slice (N,) int, box (N, 4) and score (N,) of every detection."""
-    by_slice = [(network, z, one) for network, slices in enumerate(detections) for z, one in slices.items()]
-    boxes, scores = ([np.asarray(one[part]) for *_, one in by_slice] for part in ("boxes", "scores"))
-    networks, slices = (np.repeat([each[i] for each in by_slice], [*map(len, scores)]).astype(int) for i in (0, 1))
-    return networks, slices, np.concatenate([np.zeros((0, 4)), *boxes]), np.concatenate([np.zeros(0), *scores])
 
 
 # --- linked ------------------------------------------------------------------------------------------
