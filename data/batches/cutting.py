@@ -34,7 +34,7 @@ def write_slices(item: tuple[Case, str], prepare: Callable[[Case], PreparedScan]
     spacing = " ".join(map(str, prepared.spacing_mm or []))
     brain = brain_path(out_dir / "Scans" / case.name, case.name)
     _save(brain, prepared.brain)
-    write_json(place_path(brain), prepared.space.as_json)
+    write_json(brain.with_suffix(".json"), prepared.space.as_json)  # slices have no affine
     for z in np.flatnonzero(prepared.brain.any((1, 2))).tolist():
         scan_file = f"{case.stem}_slice-{z:03d}.npy"
         mask_file = f"{stem_of(case.mask)}_slice-{z:03d}.npy"
@@ -55,11 +55,6 @@ def _save(path: Path, array: np.ndarray) -> None:
 def brain_path(scan: Path | str, volume: str) -> Path:
     """The brain mask of the volume that a scan slice is of."""
     return Path(scan).parent.parent / BRAINS / f"{stem_of(volume)}.npy"
-
-
-def place_path(brain: Path) -> Path:
-    """Where the grid of the volume with a brain mask is kept; slices have no affine."""
-    return brain.with_suffix(".json")
 
 
 def cut_cohort(

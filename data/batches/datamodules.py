@@ -14,7 +14,7 @@ import torch
 from torch.utils._pytree import tree_leaves
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from data.batches.cutting import brain_path, lesion_boxes, place_path
+from data.batches.cutting import brain_path, lesion_boxes
 from data.batches.slices import parse_spacing, read_slice
 from data.batches.transforms import apply_transforms, build_transforms
 from data.batches.windows import RegionWindows, TrainingWindows
@@ -65,7 +65,7 @@ def _stack_volume(volume: tuple[str, pd.DataFrame], resize_to: tuple[int, int] |
         raise UserError(f"{path} has shape {brain.shape}, its slices make {mask.shape}; cut the slices anew")
     spacing_mm = parse_spacing(rows.spacing_mm.iloc[0])
     own = space = Space(mask.shape, affine_of(spacing_mm or UNKNOWN_MM))
-    if is_placed := (place := place_path(path)).is_file():
+    if is_placed := (place := path.with_suffix(".json")).is_file():
         own = space = space_from_json(read_json(place))
     if resize_to:
         space = resized_space(own, (len(mask) - 1) / 2, len(mask), resize_to)
@@ -91,10 +91,7 @@ def _stack(paths: pd.Series, slices: pd.Series, depth: int, volume: str) -> np.n
 
 
 def require_room(num_workers: int, batch_bytes: int = 0) -> None:
-    """Refuse workers without room, for which torch would wait for ever; allows this process all files that it may open.
-
-    `batch_bytes` is the size of a batch.
-    """
+    """Refuse workers without room, for which torch would wait for ever; lets this process open all files that it may."""
     if not num_workers:
         return
     _, files = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -153,8 +150,7 @@ def balanced_indices(sick: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 def batch_loader(items: Dataset, sampler: Iterable, loading: Loading, collate: Callable | None = None) -> DataLoader:
     """A loader of the batches that `sampler` makes of `items`."""
-    # A GPU takes batches from pinned memory while it computes. A CPU has no use for that, nor for the memory of workers
-    # that wait for the next epoch.
+    # A CPU has no use for pinned memory, nor for that of workers that wait for the next epoch.
     on_gpu = torch.cuda.is_available()
     if loading.num_workers:
         require_room(loading.num_workers, size_of_batch(items, sampler, loading.batch_size))
@@ -225,9 +221,7 @@ class RPNDataModule(pl.LightningDataModule):
 
 
 class SegmentationDataModule(pl.LightningDataModule):
-    """Windows for stage 2: drawn over training scans, as many as it takes to see their regions once, and laid over the
-    regions of validation scans, or over whole volumes where `regions` is None.
-    """
+    """Windows for stage 2, for training as many as see all regions once; without `regions` all of a volume is one."""
 
     def __init__(
         self,

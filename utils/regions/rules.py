@@ -58,12 +58,9 @@ class ProposalBoxes:
 def select_boxes(
     detections: Sequence[Detections], threshold: float, rule: str, shape: Shape, roi_size: Shape
 ) -> ProposalBoxes:
-    """The boxes that the rule lets propose regions.
+    """The boxes that a rule of `RULES` lets propose regions, given each network's detections; ``grouped`` takes one.
 
-    Args:
-        detections: of each network.
-        threshold: of a box's score (``grouped``) or of its candidate's evidence (``linked``).
-        rule: ``linked`` or, of one network, ``grouped``.
+    The threshold is that of a box's score (``grouped``) or of its candidate's evidence (``linked``).
     """
     by_slice = [(network, z, one) for network, slices in enumerate(detections) for z, one in slices.items()]
     boxes, scores = ([np.asarray(one[part]) for *_, one in by_slice] for part in ("boxes", "scores"))

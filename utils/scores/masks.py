@@ -153,8 +153,7 @@ class Decision:
     def classes(self, probabilities: np.ndarray, spacing_mm: Spacing, detected: np.ndarray | None = None) -> np.ndarray:
         """The class of each voxel, (D, H, W) uint8, of class probabilities (K, D, H, W); class 0 is background.
 
-        Args:
-            detected: (D, H, W) bool, of which a component must have a voxel (`detected_mask`); None for no such rule.
+        A component must have a voxel of `detected` (D, H, W) bool (`detected_mask`), unless that is None.
         """
         lesion = 1 - probabilities[0] > self.threshold
         if self.smallest_cm3 or detected is not None:

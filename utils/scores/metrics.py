@@ -31,9 +31,8 @@ CONVENTIONS = ("atlas", "isles", "strict")
 def scan_scores(prediction: np.ndarray, target: np.ndarray, spacing_mm: Spacing | None) -> dict[str, float]:
     """All scores of one scan, in the order of their columns in ``scores.csv``.
 
-    Returns:
-        ``OVERLAP_SCORES``, then ``hd95`` and ``assd`` in mm, ``lesion_f1``, ``lesion_count_difference``,
-        ``volume_difference`` in cm3, without sign, and the other scores of `lesion_scores`.
+    `OVERLAP_SCORES`, `surface_scores`, ``lesion_f1``, ``lesion_count_difference``, ``volume_difference`` (cm3, without
+    sign) and the other `lesion_scores`.
     """
     prediction, target = as_masks(prediction=prediction, target=target)
     box = bounding_box(prediction | target)
