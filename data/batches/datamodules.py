@@ -91,7 +91,7 @@ def _stack(paths: pd.Series, slices: pd.Series, depth: int, volume: str) -> np.n
 
 
 def require_room(num_workers: int, batch_bytes: int = 0) -> None:
-    """Refuse workers without room, for which torch would wait for ever; lets this process open all files that it may."""
+    """Refuse workers without room, for which torch would wait for ever; lets this process open all files it may."""
     if not num_workers:
         return
     _, files = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -174,10 +174,11 @@ class SliceDataset(Dataset):
 
     def __init__(self, table: pd.DataFrame, transforms: Sequence[str] | None = None, seed: int = 0) -> None:
         self.scans, self.masks = list(table.scan), list(table["mask"])
+        self.places = list(zip(table.volume, table.slice, strict=True))
         self.transforms, self.seed = build_transforms(transforms, spatial_dims=2), seed
 
     def __len__(self) -> int:
-        return len(self.scans)
+        return len(self.places)
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         epoch, index = key

@@ -63,9 +63,10 @@ def select_boxes(
     The threshold is that of a box's score (``grouped``) or of its candidate's evidence (``linked``).
     """
     by_slice = [(network, z, one) for network, slices in enumerate(detections) for z, one in slices.items()]
-    boxes, scores = ([np.asarray(one[part]) for *_, one in by_slice] for part in ("boxes", "scores"))
-    networks, slices = (np.repeat([each[i] for each in by_slice], [*map(len, scores)]).astype(int) for i in (0, 1))
-    boxes, scores = np.concatenate([np.zeros((0, 4)), *boxes]), np.concatenate([np.zeros(0), *scores])
+    all_boxes, all_scores = ([np.asarray(one[part]) for *_, one in by_slice] for part in ("boxes", "scores"))
+    n_boxes = [*map(len, all_scores)]
+    networks, slices = (np.repeat([each[i] for each in by_slice], n_boxes).astype(int) for i in (0, 1))
+    boxes, scores = np.concatenate([np.zeros((0, 4)), *all_boxes]), np.concatenate([np.zeros(0), *all_scores])
     above = scores >= (LOWEST_SCORE if rule == "linked" else threshold)
     networks, slices, boxes, scores = networks[above], slices[above], boxes[above], scores[above]
     if rule == "grouped":
