@@ -26,7 +26,7 @@ def main(settings: Settings) -> None:
     settings.training.logging.require_wandb_mode()
     cohort, origins = open_scans(settings)  # first: a wrong path is refused before the heavy libraries load
 
-    from data.batches.datamodules import require_room
+    from data.batches.workers import require_room
     from models.cross_validation.folds import missing_folds
     from models.cross_validation.validation import CrossValidation, check_settings
     from models.precision import use_precision

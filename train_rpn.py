@@ -34,7 +34,7 @@ def main(settings: Settings) -> None:
     require_one_size(train, val)
     print_shared_subjects(train.subject, val.subject)
 
-    from data.batches.datamodules import require_room
+    from data.batches.workers import require_room
     from models.precision import use_precision
     from models.training.devices import require_devices
     from models.training.rpn import train_rpn

@@ -40,7 +40,7 @@ def main(settings: Settings) -> None:
     refuse_twins(train, val)
     print_shared_subjects(*([case.subject for case in side] for side in cohort.sides))
 
-    from data.batches.datamodules import require_room
+    from data.batches.workers import require_room
     from models.precision import use_precision
     from models.regions import rpn_spacing
     from models.segmentation.module import StrokeFormer

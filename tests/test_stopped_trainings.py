@@ -19,8 +19,9 @@ import torch
 from torch import nn
 from torch.multiprocessing import ProcessRaisedException
 
-from data.batches import datamodules
-from data.batches.datamodules import EpochSampler, batch_loader, require_room, scan_loader, size_of_batch
+from data.batches import workers
+from data.batches.datamodules import EpochSampler, batch_loader, scan_loader
+from data.batches.workers import require_room, size_of_batch
 from data.scans.grid import Grid
 from data.settings import Loading
 from models.training import runs
@@ -225,7 +226,7 @@ def test_other_errors_of_a_worker_keep_their_traceback():
 def shared_memory(monkeypatch):
     """Sets how many bytes are free."""
     usage = namedtuple("usage", "free")
-    return lambda free: monkeypatch.setattr(datamodules.shutil, "disk_usage", lambda path: usage(free))
+    return lambda free: monkeypatch.setattr(workers.shutil, "disk_usage", lambda path: usage(free))
 
 
 def test_workers_without_room_in_shared_memory_are_refused(shared_memory):
@@ -248,7 +249,7 @@ def test_room_is_that_of_two_batches_for_each_worker(shared_memory):
 
 def limited(files: int, hard: int) -> subprocess.CompletedProcess:
     """Workers in a process that may open so many files."""
-    program = "import resource\nfrom data.batches.datamodules import require_room\nrequire_room(2)\n"
+    program = "import resource\nfrom data.batches.workers import require_room\nrequire_room(2)\n"
     return subprocess.run(
         [sys.executable, "-c", program + "print(resource.getrlimit(resource.RLIMIT_NOFILE)[0])"],
         env={**BARE, "PYTHONPATH": str(ROOT)},

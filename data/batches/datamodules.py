@@ -1,23 +1,19 @@
 """Loaders of whole scans, the items of an epoch, and the Lightning data modules of the two stages."""
 
-import resource
-import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from itertools import islice
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytorch_lightning as pl
 import torch
-from torch.utils._pytree import tree_leaves
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from data.batches.cutting import brain_path, lesion_boxes
 from data.batches.slices import parse_spacing, read_slice
 from data.batches.transforms import apply_transforms, build_transforms
 from data.batches.windows import RegionWindows, TrainingWindows
+from data.batches.workers import require_room, size_of_batch
 from data.files.nifti import affine_of
 from data.files.space import Shape, Space, resample, resized_space, space_from_json
 from data.scans.cohort import Case
@@ -29,11 +25,6 @@ from data.settings import Loading
 from utils.errors import UserError
 from utils.files import read_json
 from utils.regions.region import Region, whole_volume
-
-# Room for the workers of a loader: what they hand over lies in shared memory, each tensor as an open file.
-SHARED_MEMORY = Path("/dev/shm")
-LEAST_FILES, LEAST_BYTES = 256, 32 * 2**20
-AHEAD = 2  # batches that each worker makes ahead; torch's default
 
 # --- whole scans ---------------------------------------------------------------------------------------
 
@@ -87,34 +78,6 @@ def _stack(paths: pd.Series, slices: pd.Series, depth: int, volume: str) -> np.n
     return stack
 
 
-# --- workers -----------------------------------------------------------------------------------------
-
-
-def require_room(num_workers: int, batch_bytes: int = 0) -> None:
-    """Refuse workers without room, for which torch would wait for ever; lets this process open all files it may."""
-    if not num_workers:
-        return
-    _, files = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if files != resource.RLIM_INFINITY and files < LEAST_FILES:
-        raise UserError(
-            f"--num_workers {num_workers}: a process may open {files} files, and loader workers need {LEAST_FILES}; "
-            "raise the limit (ulimit -n 4096), or give --num_workers 0"
-        )
-    resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
-    needed = max(LEAST_BYTES, AHEAD * num_workers * batch_bytes)
-    if SHARED_MEMORY.exists() and (free := shutil.disk_usage(SHARED_MEMORY).free) < needed:
-        raise UserError(
-            f"--num_workers {num_workers}: {SHARED_MEMORY} has {free / 1e6:.0f} MB free, and loader workers need "
-            f"{needed / 1e6:.0f} MB; enlarge it (docker run --shm-size=1g, or --ipc=host), or give --num_workers 0"
-        )
-
-
-def size_of_batch(items: Dataset, sampler: Iterable, batch_size: int) -> int:
-    """Bytes of a batch, if all items are as large as the first."""
-    leaves = [leaf for key in islice(sampler, 1) for leaf in tree_leaves(items[key])]
-    return batch_size * sum(leaf.nbytes for leaf in leaves)
-
-
 # --- batches -------------------------------------------------------------------------------------------
 
 
@@ -150,7 +113,8 @@ def balanced_indices(sick: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 def batch_loader(items: Dataset, sampler: Iterable, loading: Loading, collate: Callable | None = None) -> DataLoader:
     """A loader of the batches that `sampler` makes of `items`."""
-    # A CPU has no use for pinned memory, nor for that of workers that wait for the next epoch.
+    # A GPU takes batches from pinned memory while it computes. A CPU has no use for that, nor for the memory of workers
+    # that wait for the next epoch.
     on_gpu = torch.cuda.is_available()
     if loading.num_workers:
         require_room(loading.num_workers, size_of_batch(items, sampler, loading.batch_size))
