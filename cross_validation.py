@@ -28,7 +28,7 @@ def main(settings: Settings) -> None:
 
     from data.batches.workers import require_room
     from models.cross_validation.folds import missing_folds
-    from models.cross_validation.validation import CrossValidation, check_settings
+    from models.cross_validation.state import CrossValidation, check_settings
     from models.precision import use_precision
     from models.training.devices import require_devices
 
@@ -37,14 +37,14 @@ def main(settings: Settings) -> None:
     use_precision(settings.training.logging.precision)
     check_networks(settings)
     settings = settings.with_groups().with_spacing(cohort.grid.spacing_mm)
-    validation = CrossValidation(settings, cohort, origins)
-    check_settings(validation)
+    cv = CrossValidation(settings, cohort, origins)
+    check_settings(cv)
     if not settings.folds.aggregate:
-        run_folds(validation)
-    if settings.folds.folds_to_run and (missing := missing_folds(validation)):
+        run_folds(cv)
+    if settings.folds.folds_to_run and (missing := missing_folds(cv)):
         print(f"Folds yet to run: {', '.join(map(str, missing))}; --aggregate sums up when they have been")
     else:
-        sum_up(validation)
+        sum_up(cv)
 
 
 def open_scans(settings: Settings) -> tuple:
@@ -69,7 +69,7 @@ def open_scans(settings: Settings) -> tuple:
 
 def build_networks(settings: Settings) -> tuple:
     """Both untrained networks, stage 1 with anchors that a fold chooses later."""
-    from models.rpn.anchors import SMALLEST_ON_LEVEL
+    from models.rpn.settings import SMALLEST_ON_LEVEL
     from models.segmentation.module import StrokeFormer
     from models.training.rpn import build_rpn
 
@@ -96,34 +96,34 @@ def print_layers(settings: Settings) -> None:
         print(layers_of(rpn).table("--rpn_target_layers"))
 
 
-def run_folds(validation) -> None:
+def run_folds(cv) -> None:
     """Run the folds of ``--folds_to_run``, or all, where ``--launcher`` says."""
     from models.cross_validation.folds import get_ready, run_fold
     from models.cross_validation.launchers import choose_launcher
 
-    settings = validation.settings
+    settings = cv.settings
     devices = len(settings.training.logging.devices)
     launch = choose_launcher(settings.launcher, devices)  # first: a missing cluster is refused before scans are read
-    folds, slices = get_ready(validation)
-    needed = [Path(settings.cohort.scans_dir), Path(settings.cohort.masks_dir), validation.folds_file]
-    work = partial(run_fold, validation=validation, folds=folds, slices=slices)
+    folds, slices = get_ready(cv)
+    needed = [Path(settings.cohort.scans_dir), Path(settings.cohort.masks_dir), cv.folds_file]
+    work = partial(run_fold, cv=cv, folds=folds, slices=slices)
     launch(work, settings.folds.folds_to_run or range(len(folds)), needed)
 
 
-def sum_up(validation) -> None:
+def sum_up(cv) -> None:
     """Save and print every score over the folds, and write the report."""
     from models.cross_validation.folds import all_results, order_tables
     from models.training.tracking import log_report
     from report.pages import report_cross_validation
     from utils.scores.intervals import print_summary, summarise_folds
 
-    settings, results = validation.settings, all_results(validation)
-    order_tables(validation)
+    settings, results = cv.settings, all_results(cv)
+    order_tables(cv)
     summary, run = summarise_folds(results, settings.seed), settings.training.run
     print_summary(summary, Path(settings.outputs.scores_dir) / f"{run.model_prefix}_summary.csv")
-    page = report_cross_validation(validation, results, summary)
+    page = report_cross_validation(cv, results, summary)
     means = dict(zip(summary.stage + " " + summary.score, summary["mean"], strict=True))
-    log_report(validation.folder, run, settings.training.logging, page, means)
+    log_report(cv.folder, run, settings.training.logging, page, means)
     print(f"The report is {page}")
 
 

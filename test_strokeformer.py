@@ -90,7 +90,7 @@ def open_scans(settings: Settings) -> tuple:
 
 def with_checkpoints(settings: Settings) -> Settings:
     """With checkpoints in the place of folders of cross-validations, so that all that follows names the files."""
-    from models.cross_validation.results import checkpoints_in
+    from models.cross_validation.state import checkpoints_in
 
     ckpt_path, proposers = checkpoints_in(settings.ckpt_path), settings.regions.rpn_ckpt_path
     if settings.outputs.target_layers and len(ckpt_path) > 1:

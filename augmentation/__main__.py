@@ -1,7 +1,4 @@
-"""Make new training scans: ``python -m augmentation --scans_dir DIR --masks_dir DIR --out_dir data/Augmented``.
-
-Lesions of sick slices are moved onto healthy ones that are like them, by Poisson image editing.
-"""
+"""Make new training scans: ``python -m augmentation --scans_dir DIR --masks_dir DIR --out_dir data/Augmented``."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,13 +15,13 @@ from data.scans.cohort import cases_in, refuse_augmented
 from data.scans.fingerprints import fingerprint_cases
 from data.scans.grid import Grid
 from data.scans.open import cohort_of
-from data.settings import CohortFolders, workers_option
+from data.settings import CohortFolders, augmented_option, workers_option
 from utils import cli
 from utils.errors import UserError
 from utils.files import require_writable
 from utils.provenance import open_run
-from utils.settings import MAY_DIFFER, option
-from utils.validators import pathname, positive_int
+from utils.settings import option
+from utils.validators import positive_int
 
 BYTES_PER_VOXEL = 5  # float32 scan and uint8 mask
 
@@ -36,12 +33,7 @@ class Settings:
     cohort: CohortFolders = CohortFolders()
     transfer: TransferSettings = TransferSettings()
     copies: int = option(positive_int, "augmented scans of each scan", 1)
-    out_dir: str = option(
-        pathname,
-        "folder for Scans/, Masks/ and provenance.json of the augmented scans",
-        "data/ATLAS_2/Processed/Augmented/",
-        on_resume=MAY_DIFFER,
-    )
+    out_dir: str = augmented_option("folder for")
     num_workers: int = workers_option()
 
 

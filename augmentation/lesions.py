@@ -31,8 +31,7 @@ class Lesion:
 def cut_lesion(image: np.ndarray, mask: np.ndarray, healthy: np.ndarray) -> Lesion:
     """Cut a lesion out of an image (C, [D,] H, W) with enough around it to turn it in plane, and a voxel of margin.
 
-    The masks, `mask` not empty, and `healthy`, the brain without lesions, are ([D,] H, W) bool. Beyond the array the
-    border of the image goes on, and masks end.
+    `mask`, not empty, and `healthy`, the brain without lesions, are ([D,] H, W) bool. Beyond it the border goes on.
     """
     spans = bounding_box(mask)
     reach = [span.stop - span.start for span in spans]
@@ -66,10 +65,7 @@ def vary(
 
 
 def turn_and_shrink(lesion: Lesion, angle: float, scale: float) -> Lesion:
-    """The lesion turned in plane by `angle` degrees and `scale` times as wide; the same one where nothing would stay.
-
-    Its window keeps its size and its middle.
-    """
+    """The lesion turned in plane by degrees and `scale` times as wide, in its window; the same if nothing stays."""
     sine, cosine = np.sin(np.deg2rad(angle)), np.cos(np.deg2rad(angle))
     matrix = np.eye(lesion.mask.ndim)
     matrix[-2:, -2:] = [[cosine, sine], [-sine, cosine]]
@@ -91,19 +87,16 @@ def place(lesion: Lesion, centre: tuple[float, ...], allowed: np.ndarray) -> tup
         What fits of the lesion, its mask not empty, its centre where whole voxels put it, and the window of the
         recipient that it belongs to; None where less than `LEAST_KEPT` of it may stay.
     """
-    targets, sources, centred = [], [], []
-    for middle, size, n in zip(centre, lesion.mask.shape, allowed.shape, strict=True):
-        start = round(middle - (size - 1) / 2)
-        span = slice(min(max(start, 0), n), max(min(start + size, n), 0))
-        targets.append(span)
-        sources.append(slice(span.start - start, span.stop - start))
-        centred.append(start + (size - 1) / 2)
-    target, source = tuple(targets), tuple(sources)
+    shape = np.array(lesion.mask.shape)
+    start = np.round(np.array(centre) - (shape - 1) / 2).astype(int)
+    low, high = np.clip([start, start + shape], 0, allowed.shape)
+    target, source = tuple(map(slice, low, high)), tuple(map(slice, low - start, high - start))
     mask = lesion.mask[source] & allowed[target]
     if mask.sum() < max(LEAST_KEPT * lesion.mask.sum(), 1):
         return None
     every = (slice(None), *source)
-    placed = replace(lesion, patch=lesion.patch[every], tissue=lesion.tissue[every], mask=mask, centre=tuple(centred))
+    whole_voxels = tuple(start + (shape - 1) / 2)
+    placed = replace(lesion, patch=lesion.patch[every], tissue=lesion.tissue[every], mask=mask, centre=whole_voxels)
     return placed, target
 
 
@@ -123,10 +116,7 @@ def place_anywhere(
 
 
 def allowed_region(image: np.ndarray, brain: np.ndarray, inner: np.ndarray, lesion: np.ndarray) -> np.ndarray:
-    """Where a new lesion may be: in the brain, but for its rim, its ventricles and the lesions it has.
-
-    All are ([D,] H, W): the first channel in any units, and masks; `inner` is the brain without its rim.
-    """
+    """Where a new lesion may be, ([D,] H, W) bool: in the `inner` brain, but for ventricles and the lesions it has."""
     allowed = np.zeros(brain.shape, bool)
     box = box_around(brain)  # the air around it takes most of the time
     allowed[box] = inner[box] & ~ventricles(image[box], brain[box]) & ~ndimage.binary_dilation(lesion[box])
@@ -134,11 +124,8 @@ def allowed_region(image: np.ndarray, brain: np.ndarray, inner: np.ndarray, lesi
 
 
 def ventricles(image: np.ndarray, brain: np.ndarray) -> np.ndarray:
-    """Dark voxels deep inside the brain: the CSF of the ventricles on T1w, FLAIR and DWI, and old cavities.
-
-    The darkest of three classes (multi-level Otsu) is CSF.
-    """
-    try:
+    """Dark voxels deep inside the brain: the CSF of the ventricles on T1w, FLAIR and DWI, and old cavities."""
+    try:  # the darkest of three classes (multi-level Otsu) is CSF
         darkest = threshold_multiotsu(image[brain], 3)[0] if brain.any() else -np.inf
     except ValueError:  # fewer than three different values
         return np.zeros(brain.shape, bool)

@@ -108,6 +108,6 @@ def _write_one(
         donors = sorted({origin["donor"] for origin in made.origins})
         # Written last: its presence says that the volumes are whole.
         origin = {"mask": mask_name, "recipient": case.subject, "recipient_scan": case.name, "donors": donors}
-        sources = {scan: digests[scan] for scan in {case.name, *(origin["scan"] for origin in made.origins)}}
+        sources = {scan: digests[scan] for scan in sorted({case.name, *(origin["scan"] for origin in made.origins)})}
         write_json(record, {**origin, "sources": sources, "made_of": made_of, "lesions": made.origins})
     return name, read_json(record)

@@ -1,14 +1,12 @@
 """One augmented scan: lesions of other subjects' scans moved into it by Poisson image editing."""
 
-from collections import defaultdict
 from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy import ndimage
 
-from augmentation.cohort import IndexedCohort, Scan
+from augmentation.cohort import Criteria, IndexedCohort, Pair, Scan, find_pairs
 from augmentation.lesions import Lesion, allowed_region, cut_lesion, place, place_anywhere, vary
-from augmentation.pairs import Criteria, Pair, find_pairs
 from augmentation.poisson import blend, soft_rim
 from data.batches.cutting import EIGHT_CONNECTED
 from data.settings import seed_option
@@ -72,11 +70,9 @@ def augment(cohort: IndexedCohort, recipient: int, copy: int, settings: Transfer
     result = Augmented(scan, scan.image.copy(), scan.lesions.copy(), [])
 
     def partners(rows: np.ndarray) -> list[Pair]:
-        """One pair for each healthy slice."""
-        by_slice: dict[int, list[Pair]] = defaultdict(list)
-        for pair in find_pairs(index, rows, donors, cohort.slice_of, rng, settings.criteria):
-            by_slice[pair.healthy].append(pair)
-        return [options[rng.integers(len(options))] for options in by_slice.values()]
+        """One pair for each healthy slice that has any."""
+        options = [find_pairs(index, row, donors, cohort.slice_of, rng, settings.criteria) for row in rows]
+        return [pairs[rng.integers(len(pairs))] for pairs in options if pairs]
 
     if settings.mode == "slice":
         for pair in partners(healthy[: round(SLICES * len(healthy))]):

@@ -1,9 +1,6 @@
 """StrokeFormer beside what users would take in its place, at equal cost, on the same synthetic heads.
 
-    python benchmarks/peers.py --out_dir runs/peers                                # all contestants, then the table
-    python benchmarks/peers.py --out_dir runs/peers --contestants ours segresnet   # some of them
-    python benchmarks/peers.py --out_dir runs/peers --budget quarter               # with less training
-    python benchmarks/peers.py --out_dir runs/peers --table                        # print what is there
+    python benchmarks/peers.py --out_dir runs/peers [--contestants ours segresnet] [--budget quarter] [--table]
 
 Heads with skull at 2 mm: 40 for training, 10 for validation, 60 to test on, and 60 shifted ones with stronger warps and
 fainter lesions. Every contestant has the same processor time to train, ``full`` being 90 minutes of two cores. The
@@ -16,7 +13,6 @@ what that part brings.
 """
 
 import argparse
-import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -40,7 +36,6 @@ from models.checkpoints import load_rpn, load_strokeformer
 from models.pipeline import TwoStage
 from models.regions import rpn_source
 from models.segmentation import module as strokeformer
-from models.segmentation.settings import SlidingWindow
 from utils.compare.__main__ import compare
 from utils.files import atomic_path, read_json, write_csv, write_json
 from utils.progress import progress
@@ -69,25 +64,13 @@ class Ours:
 
     true_boxes: regions around the lesions in place of proposed ones: what is left when stage 1 errs no more.
     identity: no transformer in the network of stage 2.
-    trained_as: the contestant before it that has the same networks.
-    must_be_detected: whether a lesion counts only where stage 1 has detected something.
-    overlap: of the windows of stage 2; None for the default.
     """
 
     true_boxes: bool = False
     identity: bool = False
-    trained_as: str | None = None
-    must_be_detected: bool = True
-    overlap: float | None = None
 
 
-OURS = {
-    "ours": Ours(),
-    "true_boxes": Ours(true_boxes=True),
-    "identity": Ours(identity=True),
-    "unseen": Ours(trained_as="ours", must_be_detected=False),
-    "no_overlap": Ours(trained_as="ours", overlap=0.0),
-}
+OURS = {"ours": Ours(), "true_boxes": Ours(true_boxes=True), "identity": Ours(identity=True)}
 CONTESTANTS = [*OURS, "segresnet"]
 Predict = Callable[[PreparedScan], np.ndarray]  # from a prepared scan to its lesions, (D, H, W) bool on its own grid
 
@@ -122,16 +105,9 @@ def prepared(folder: Path) -> list[PreparedScan]:
 
 def train_stage_1(train: Path, val: Path, run_dir: Path, epochs: int, seed: int) -> Path:
     """The checkpoint of stage 1, trained once for all contestants of ours."""
+    data = common.training_data(common.cut(train), common.cut(val))
     common.run(
-        *[
-            "train_rpn.py",
-            *common.training_data(common.cut(train), common.cut(val)),
-            *common.ROI,
-            *STAGE_1,
-            *BOTH,
-            "--seed",
-            seed,
-        ],
+        *["train_rpn.py", *data, *common.ROI, *STAGE_1, *BOTH],
         *["--max_epochs", epochs, "--patience", epochs, "--seed", seed],
         *["--model_prefix", "rpn", "--default_root_dir", run_dir],
     )
@@ -177,9 +153,6 @@ def leave_transformers_out() -> None:
 
 def train_contestant(out_dir: Path, run_dir: Path, name: str, budget: str, seed: int) -> None:
     """Train and note the processor time that it took; of stage 1 as well, where it is not trained already."""
-    if name in OURS and (same := OURS[name].trained_as):
-        shutil.copy(run_dir / f"{same}.json", run_dir / f"{name}.json")
-        return
     before = common.processor_seconds()
     if name in OURS:
         train_ours(out_dir, run_dir, name, budget, seed)
@@ -198,18 +171,11 @@ def load_ours(run_dir: Path, name: str) -> tuple[Predict, int]:
     variant = OURS[name]
     if variant.identity:
         leave_transformers_out()
-    model = load_strokeformer(run_dir / (variant.trained_as or name) / "checkpoints/best.ckpt")
+    model = load_strokeformer(run_dir / name / "checkpoints/best.ckpt")
     rpn = None if variant.true_boxes else load_rpn(run_dir / "rpn/checkpoints/best.ckpt")
     regions_of = rpn_source(rpn, common.ROI_SIZE) if rpn else common.true_regions
-    pipeline = TwoStage(model, regions_of, SlidingWindow(overlap=variant.overlap))
-
-    def predict(scan: PreparedScan) -> np.ndarray:
-        found = pipeline.predict(scan)
-        if variant.must_be_detected:
-            return found.lesions
-        return found.decision.classes(found.own_probabilities, scan.own.spacing_mm) > 0
-
-    return predict, size_of(model) + (size_of(rpn) if rpn else 0)
+    pipeline = TwoStage(model, regions_of)
+    return lambda scan: pipeline.predict(scan).lesions, size_of(model) + (size_of(rpn) if rpn else 0)
 
 
 def load_peer(run_dir: Path) -> tuple[Predict, int]:

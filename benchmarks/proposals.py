@@ -1,8 +1,6 @@
 """Train and test stage 1 on synthetic cohorts at 2 mm, as rows of an ablation.
 
-    python benchmarks/proposals.py --out_dir runs/proposals                                # the method as it is advised
-    python benchmarks/proposals.py --out_dir runs/proposals --variants no_ema native_size  # with one thing changed
-    python benchmarks/proposals.py --out_dir runs/proposals --table                        # print what is there
+    python benchmarks/proposals.py --out_dir runs/proposals [--variants no_ema native_size] [--table]
 
 Three cohorts of their own seeds: 40 training and 10 validation subjects; 30 test subjects drawn alike; 30 shifted ones,
 with stronger warps and fainter lesions. ``rows/`` in the folder gets a table for each variant, seed and test cohort;
@@ -21,7 +19,7 @@ from common import ROI, ROI_SIZE, SHIFT, cut, draw, draw_development, link, prin
 from data.batches.datamodules import stacked_scans
 from data.batches.slices import read_slice_table
 from models.checkpoints import load_rpn
-from models.rpn.calibration import coverage_curve
+from models.training.rpn import coverage_curve
 from utils.files import read_json, write_csv
 
 N_TEST, TRAIN_SEED = 30, 21
@@ -29,11 +27,8 @@ BUDGETS = (0.25, 0.35)
 SCORES = ["lesion_coverage", "lesion_recall", "lesion_recall, under 1 cm3", "proposed_fraction"]
 COLUMNS = [*SCORES, *(f"recall_at_{budget}" for budget in BUDGETS), "minutes"]
 BATCH_SIZE = 16
-BASE = {
-    "--dataset_anchors": ["auto"],
-    "--transforms": ["flip", "affine", "contrast", "lesion_contrast"],
-    "--lr": ["1e-3"],
-}
+TRANSFORMS = ["flip", "affine", "contrast", "lesion_contrast"]
+BASE = {"--dataset_anchors": ["auto"], "--transforms": TRANSFORMS, "--lr": ["1e-3"]}
 ANYWHERE = ["--mode", "volume", "--lesions", 3]
 CRISP = [*ANYWHERE, "--rim", 0]
 SMALL = [*CRISP, "--min_scale", 0.3]

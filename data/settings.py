@@ -1,9 +1,9 @@
-"""Settings of data: where a cohort lies, on which grid it is brought, how it is split and loaded."""
+"""Settings of data: where a cohort lies or how it is drawn, on which grid it is brought, how it is split and loaded."""
 
 from dataclasses import dataclass
 
 from utils.settings import MAY_DIFFER, option
-from utils.validators import SplitsAction, extension, non_negative_int, pathname, positive_float, positive_int
+from utils.validators import SplitsAction, extension, fraction, non_negative_int, pathname, positive_float, positive_int
 
 SCAN_DIM = (1, 189, 192, 192)  # (C, D, H, W), of ATLAS
 TRANSFORMS = ("flip", "affine", "contrast", "noise", "bias_field", "resolution", "lesion_contrast")
@@ -38,6 +38,21 @@ def pattern_option(what: str, where: str, condition: str = ""):
     return option(str, f"{names}; by default what the names say", metavar="PATTERN")
 
 
+def augmented_option(folder: str):
+    what = f"{folder} Scans/, Masks/ and provenance.json of the augmented scans"
+    return option(pathname, what, "data/ATLAS_2/Processed/Augmented/", on_resume=MAY_DIFFER)
+
+
+def shape_option(otherwise: str, default: tuple[int, int, int, int] | None = None):
+    what = f"shape that scans are centre-cropped or padded to{otherwise}"
+    return option(positive_int, what, default, nargs=4, metavar=("C", "D", "H", "W"))
+
+
+def spacing_option(otherwise: str):
+    what = f"voxel size in mm that scans are resampled to{otherwise}"
+    return option(positive_float, what, nargs=3, metavar=("D", "H", "W"))
+
+
 def resize_option():
     what = "in-plane size that whole slices are resampled to, in place of cropping"
     return option(positive_int, what, nargs=2, metavar=("H", "W"))
@@ -69,13 +84,7 @@ class TrainingFolders:
 class GridSettings:
     """Grid."""
 
-    scan_dim: tuple[int, int, int, int] = option(
-        positive_int,
-        "shape that scans are centre-cropped or padded to",
-        SCAN_DIM,
-        nargs=4,
-        metavar=("C", "D", "H", "W"),
-    )
+    scan_dim: tuple[int, int, int, int] = shape_option("", SCAN_DIM)
     resize_to: tuple[int, int] | None = resize_option()
 
 
@@ -83,11 +92,8 @@ class GridSettings:
 class TrainingGrid(GridSettings):
     """Grid."""
 
-    spacing: tuple[float, float, float] | None = option(
-        positive_float,
-        "voxel size in mm that scans are resampled to; by default that of --rpn_ckpt_path, or the median of the scans",
-        nargs=3,
-        metavar=("D", "H", "W"),
+    spacing: tuple[float, float, float] | None = spacing_option(
+        "; by default that of --rpn_ckpt_path, or the median of the scans"
     )
 
 
@@ -125,9 +131,31 @@ class FoldSettings:
         None, "run nothing: sum up the folds that have been run", False, on_resume=MAY_DIFFER, exclusive="part"
     )
     use_augmented: bool = option(None, "add augmented scans to the training folds where there are any", False)
-    augmented_dir: str = option(
-        pathname,
-        "folder with Scans/, Masks/ and provenance.json of the augmented scans",
-        "data/ATLAS_2/Processed/Augmented/",
-        on_resume=MAY_DIFFER,
+    augmented_dir: str = augmented_option("folder with")
+
+
+# They fix the files of a synthetic cohort, and are kept beside them in ``phantom.json``.
+@dataclass(frozen=True)
+class PhantomSettings:
+    """Synthetic cohort."""
+
+    n_subjects: int = option(positive_int, "subjects, one scan each", 30)
+    modality: str = option(str, "contrast of the scans", "t1w", choices=("t1w", "flair", "dwi"))
+    spacing: tuple[float, float, float] = option(
+        positive_float,
+        "voxel size in mm: one number, or three along D H W (3 1 1 has thick axial slices)",
+        (1.0, 1.0, 1.0),
+        nargs="+",
     )
+    mask_spacing: tuple[float, float, float] | None = option(
+        positive_float,
+        "voxel size of the masks in mm, as --spacing, where they have a grid of their own; .nii and .nii.gz only",
+        nargs="+",
+    )
+    oblique: bool = option(None, "tilt the slices against the scanner, as in ISLES 2022; not with .npy", False)
+    stripped: bool = option(None, "brains alone, without skull, scalp, eyes and neck", False)
+    seed: int = option(non_negative_int, "seed of the cohort", 0)
+    ext: str = extension_option()
+    healthy_fraction: float = option(fraction, "share of subjects without lesion", 0.1)
+    lesion_contrast: float = option(fraction, "1 for a core as dark as CSF, 0 for none to be seen", 1.0)
+    warp_mm: float = option(positive_float, "standard deviation of the smooth warp in mm", 3.0)

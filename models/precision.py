@@ -51,8 +51,3 @@ class ScaledGradients(MixedPrecision):
 
     def forward_context(self):
         return nullcontext()
-
-
-def gradient_scaling() -> list[MixedPrecision]:
-    """Plugins that a Lightning trainer needs for the precision."""
-    return [ScaledGradients("16-mixed", "cuda")] if _precision == "16-mixed" else []

@@ -1,5 +1,7 @@
 """Charts of scores over scans, lesions and folds, as figures without pyplot."""
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -13,6 +15,7 @@ from utils.scores.intervals import estimate
 from utils.scores.proposals import VOLUME_BINS_CM3
 
 COLOUR = "#0072B2"
+POINTS: dict[str, Any] = {"color": COLOUR, "alpha": 0.75, "linestyle": "", "marker": "o", "markersize": 5}
 NAMED = 3  # scans whose names stand in a chart
 LIMITS_SD = 1.96  # of a normal distribution, 95 % lie within so many standard deviations
 
@@ -20,9 +23,8 @@ LIMITS_SD = 1.96  # of a normal distribution, 95 % lie within so many standard d
 def plot_scores(scores: pd.DataFrame) -> Figure:
     """Scores in [0, 1] with their intervals, a line each, and those of single folds as ticks.
 
-    Args:
-        scores: columns ``score``, ``mean``, ``low`` and ``high`` (NaN without an interval) and, where there are folds,
-            ``folds``, the list of theirs.
+    `scores` has the columns ``score``, ``mean``, ``low`` and ``high`` (NaN without an interval) and, where there are
+    folds, ``folds``, the list of theirs.
     """
     figure, axes = _axes(6.4, 0.42 * len(scores) + 1.0)
     rows = np.arange(len(scores))[::-1]
@@ -37,7 +39,7 @@ def plot_scores(scores: pd.DataFrame) -> Figure:
 def plot_dice_by_volume(scans: pd.DataFrame) -> Figure:
     """The Dice over the volume of the lesions; `scans` has the columns ``scan``, ``dice`` and ``true_cm3``, above 0."""
     figure, axes = _axes()
-    _plot_points(axes, scans.true_cm3, scans.dice)
+    axes.plot(scans.true_cm3, scans.dice, **POINTS)
     axes.set(xscale="log", xlabel="volume of the lesions of a scan, cm³", ylabel="Dice", ylim=(-0.03, 1.03))
     _plain_numbers(axes)
     _name_points(axes, scans.nsmallest(NAMED, "dice"), "true_cm3", "dice")
@@ -70,13 +72,12 @@ def plot_bland_altman(scans: pd.DataFrame) -> Figure:
     """
     figure, axes = _axes()
     both = scans.assign(mean=(scans.predicted_cm3 + scans.true_cm3) / 2, change=scans.predicted_cm3 - scans.true_cm3)
-    _plot_points(axes, both["mean"], both.change)
+    axes.plot(both["mean"], both.change, **POINTS)
     bias, spread = both.change.mean(), both.change.std()
     axes.axhline(bias, color=PREDICTION, label=f"mean {bias:+.2f} cm³")
     if len(both) > 1:
         low, high = bias - LIMITS_SD * spread, bias + LIMITS_SD * spread
-        label = f"95 % limits of agreement {low:+.2f}, {high:+.2f}"
-        axes.axhline(low, color="0.4", linestyle="--", label=label)
+        axes.axhline(low, color="0.4", linestyle="--", label=f"95 % limits of agreement {low:+.2f}, {high:+.2f}")
         axes.axhline(high, color="0.4", linestyle="--")
     axes.set_xscale("symlog", linthresh=1, linscale=0.5)  # volumes from nothing to hundreds of cm³
     axes.set_xlim(left=0)
@@ -103,10 +104,6 @@ def _axes(width: float = 5.6, height: float = 3.8) -> tuple[Figure, Axes]:
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     return figure, axes
-
-
-def _plot_points(axes: Axes, x: pd.Series, y: pd.Series) -> None:
-    axes.plot(x, y, color=COLOUR, alpha=0.75, linestyle="", marker="o", markersize=5)
 
 
 def _plain_numbers(axes: Axes) -> None:

@@ -18,12 +18,7 @@ from utils.plots import DPI
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the page under a title of its own.
-
-    note: a sentence or two on how to read it.
-    parts: HTML, as the functions below make it.
-    folded: whether the reader opens it with a click.
-    """
+    """A part of the page under a title; a `note` says how to read it, and if it is `folded` a click opens it."""
 
     title: str
     parts: list[Markup]
@@ -41,18 +36,14 @@ def write_page(path: Path | str, title: str, facts: dict, sections: list[Section
     return Path(path)
 
 
-# --- parts ---------------------------------------------------------------------------------------------
-
-
 def chart(figure: Figure, label: str) -> Markup:
     """A figure as a drawing that stays sharp at any size; `label` is for those who cannot see it."""
     stream = io.StringIO()
     with rc_context({"svg.fonttype": "none", "font.family": "sans-serif"}):  # text to search, in the page's own font
         figure.savefig(stream, format="svg", metadata={"Date": None})
     figure.clear()
-    drawing = stream.getvalue()
-    drawing = drawing[drawing.index("<svg") :]  # a page has a head of its own
-    return Markup(f'<figure class="chart" role="img" aria-label="{escape(label)}">{drawing}</figure>')
+    _, tag, drawing = stream.getvalue().partition("<svg")  # a page has a head of its own
+    return Markup(f'<figure class="chart" role="img" aria-label="{escape(label)}">{tag}{drawing}</figure>')
 
 
 def picture(source: Figure | Path, label: str, small: bool = False) -> Markup:

@@ -8,7 +8,7 @@ from markupsafe import Markup
 
 from data.files.names import result_name
 from data.scans.cohort import Case
-from models.cross_validation.validation import CrossValidation
+from models.cross_validation.state import CrossValidation
 from models.evaluation.settings import Outputs, RPNOutputs
 from models.training.runs import folder_of
 from report.charts import plot_bland_altman, plot_dice_by_volume, plot_recall_by_volume, plot_scores, plot_volumes
@@ -40,14 +40,11 @@ def report_strokeformer(
     outputs: Outputs,
     seed: int,
     checkpoints: Sequence[str],
-    rpn_checkpoints: Sequence[str] = (),
+    rpn_checkpoints: Sequence[str],
 ) -> Path:
     """Write ``report.html`` into the folder of an evaluation of stage 2, beside its predictions; returns its path.
 
-    Args:
-        name: of the model in the tables of `outputs`.
-        cases: that were segmented; those with masks were scored.
-        seed: of the intervals.
+    `name` is that of the model in the tables of `outputs`; those of the `cases` that have masks were scored.
     """
     scores_dir, folder = Path(outputs.scores_dir), Path(outputs.scores_dir) / name
     if any(case.mask is not None for case in cases):
@@ -71,31 +68,27 @@ def report_strokeformer(
 def report_rpn(name: str, n_scans: int, outputs: RPNOutputs, seed: int, checkpoint: str) -> Path:
     """Write ``report.html`` into the folder of an evaluation of stage 1; arguments as for `report_strokeformer`."""
     folder = Path(outputs.scores_dir) / name
-    missed = "The slices in which the regions leave out most lesion."
-    shown = "What was detected and proposed in some slices."
     parts = [
         _scores("Scores", _intervals(outputs, name), STAGE_1_SCORES),
         _covered("Lesions by volume", outputs.scores_dir, [name], seed),
-        _slices("Misses", folder / "misses", missed),
-        _slices("Slices", folder / "predictions", shown, folded=True),
+        _slices("Misses", folder / "misses", "The slices in which the regions leave out most lesion."),
+        _slices("Slices", folder / "predictions", "What was detected and proposed in some slices.", folded=True),
         *_origin([folder_of(checkpoint)], folder / "run.json"),
     ]
     facts = {"scans": n_scans, "checkpoint": checkpoint}
     return write_page(folder / REPORT_FILE, f"{name}: region proposals", facts, parts)
 
 
-def report_cross_validation(validation: CrossValidation, results: list[dict], summary: pd.DataFrame) -> Path:
+def report_cross_validation(cv: CrossValidation, results: list[dict], summary: pd.DataFrame) -> Path:
     """Write ``<model_prefix>_report.html`` beside the summary of a cross-validation; returns its path.
 
-    Args:
-        results: of all its folds (`models.cross_validation.folds.all_results`).
-        summary: of these (`utils.scores.intervals.summarise_folds`).
+    `results` are those of `models.cross_validation.folds.all_results`, `summary` is made by `summarise_folds`.
     """
-    settings, rows = validation.settings, pd.DataFrame(results)
+    settings, rows = cv.settings, pd.DataFrame(results)
     k, seed, prefix = rows.fold.nunique(), settings.seed, settings.training.run.model_prefix
-    rpn_names, names = zip(*map(validation.names, range(k)), strict=True)
-    rpn_runs, runs = zip(*map(validation.folders, range(k)), strict=True)
-    scores_dir, cases = Path(settings.outputs.scores_dir), validation.cohort.cases
+    rpn_names, names = zip(*map(cv.names, range(k)), strict=True)
+    rpn_runs, runs = zip(*map(cv.folders, range(k)), strict=True)
+    scores_dir, cases = Path(settings.outputs.scores_dir), cv.cohort.cases
     folds = rows.assign(folds=[estimate.mean for estimate in rows.estimate]).groupby(["stage", "score"]).folds.agg(list)
     by_fold = summary.drop(columns="folds").join(folds, on=["stage", "score"])
     stage_1, stage_2 = (by_fold[by_fold.stage == stage] for stage in ("rpn", "strokeformer"))
@@ -109,13 +102,10 @@ def report_cross_validation(validation: CrossValidation, results: list[dict], su
         _covered("Lesions inside the regions", settings.rpn_outputs.scores_dir, rpn_names, seed),
         _scans(scores_dir, scans, lesions, cases),
         _all_scans(scans),
-        *_origin([*rpn_runs, *runs], validation.folder / "run.json"),
+        *_origin([*rpn_runs, *runs], cv.folder / "run.json"),
     ]
-    facts = {"folds": k, "test scans": len(scans), "subjects": len({case.subject for case in cases})}
+    facts = {"folds": k, "test scans": len(scans), "subjects": len(cv.subjects)}
     return write_page(scores_dir / f"{prefix}_{REPORT_FILE}", f"{prefix}: cross-validation", facts, parts)
-
-
-# --- tables --------------------------------------------------------------------------------------------
 
 
 def _read_rows(path: Path, names: Iterable[str]) -> pd.DataFrame:
@@ -136,15 +126,12 @@ def _read_scans(scores_dir: Path, names: Sequence[str]) -> pd.DataFrame:
     return volumes.merge(scores, on=["model_name", "scan"])
 
 
-# --- sections ------------------------------------------------------------------------------------------
-
-
 def _scores(title: str, scores: pd.DataFrame, charted: list[str], note: str = "") -> Section:
     """The `charted` ones of the scores, as a table and as `plot_scores` has them."""
     main = scores[scores.score.isin(charted)]
     shown = main.drop(columns=["folds", "stage"], errors="ignore")
-    how = "Bars are 95 % intervals by the bootstrap over scans."
-    return Section(title, [chart(plot_scores(main), title), table(shown)], how + note)
+    note = f"Bars are 95 % intervals by the bootstrap over scans.{note}"
+    return Section(title, [chart(plot_scores(main), title), table(shown)], note)
 
 
 def _by_volume(scans: pd.DataFrame, lesions: pd.DataFrame, seed: int) -> Section:

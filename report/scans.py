@@ -17,20 +17,15 @@ from report.page import picture
 from utils.plots import DETECTION, MAX_SLICES, PREDICTION, TARGET, plot_volume_prediction, slices_to_show
 
 PERCENTILES = (0.5, 99.5)  # of the head's intensities, between which they are shown
-# What a voxel of lesion is, and its colour.
-FOUND, MISSED, FALSE = 1, 2, 3
-COLOURS = {FOUND: TARGET, MISSED: DETECTION, FALSE: PREDICTION}
+FOUND, MISSED, FALSE = 1, 2, 3  # what a voxel of lesion is
 LARGEST_VOXELS = 2e6  # of a view; scans of more are shown on a coarser grid, so that the page stays small
 
 
 def ranked(scans: pd.DataFrame) -> dict[str, pd.Series]:
     """The worst, the median and the best scan by Dice among those with lesions or, without any, among all.
 
-    Without masks those with most, with middling and with least predicted lesion. Fewer than three scans are shown once
-    each.
-
-    Args:
-        scans: rows of ``volumes.csv`` and, where there are masks, the scan's ``dice``.
+    Without masks those with most, with middling and with least predicted lesion. Fewer than three scans come once each.
+    `scans` are rows of ``volumes.csv`` with, where there are masks, the scan's ``dice``.
     """
     if "dice" in scans:
         sick = scans[scans.true_lesions > 0]
@@ -48,18 +43,16 @@ def ranked(scans: pd.DataFrame) -> dict[str, pd.Series]:
 def show_scan(
     case: Case, rank: str, row: pd.Series, lesions: pd.DataFrame | None, prediction_file: Path
 ) -> list[Markup]:
-    """Slices of a scan with its lesions, and a view to move in.
-
-    Args:
-        rank, row: an item of `ranked`.
-        lesions: its rows of ``per_lesion_scores.csv``; None without masks.
-    """
+    """Slices of an item of `ranked`, and a view to move in; `lesions` are its rows of ``per_lesion_scores.csv``."""
     scan = read_scan(case)[0]
     low, high = np.percentile(scan[scan != 0], PERCENTILES)
     scan = np.clip((scan - low) / max(high - low, 1e-12), 0, 1)
     prediction = read_volume(prediction_file).array[0] > 0
     target = None if case.mask is None else read_mask(case)
-    title = f"{rank.capitalize()}: {case.name}, {_scores(row)}"
+    scores = f"{row.predicted_lesions} predicted lesions"
+    if not pd.isna(row.get("dice", np.nan)):
+        scores = f"Dice {row.dice:.3f}, {row.predicted_lesions} predicted and {row.true_lesions} true lesions"
+    title = f"{rank.capitalize()}: {case.name}, {scores}"
     slices = slices_to_show(prediction if target is None else prediction | target, scan)
     slices = slices if lesions is None else wrong_first(lesions, slices)
     kinds, space = lesion_kinds(prediction, target), space_of(case)
@@ -72,19 +65,11 @@ def show_scan(
 def wrong_first(lesions: pd.DataFrame, others: list[int]) -> list[int]:
     """Up to `MAX_SLICES` slices in order: through missed lesions, through false ones, through found ones, and others.
 
-    Args:
-        lesions: rows of ``per_lesion_scores.csv``; of each kind the largest come first.
-        others: slices to fill up with.
+    `lesions` are rows of ``per_lesion_scores.csv``; of each kind the largest come first.
     """
     kind = np.select([lesions.kind == "false_lesion", lesions.found.fillna(False).astype(bool)], [1, 2], 0)
     ordered = lesions.assign(rank=kind).sort_values(["rank", "voxels"], ascending=[True, False])
     return sorted(list(dict.fromkeys([*ordered["slice"].astype(int), *others]))[:MAX_SLICES])
-
-
-def _scores(row: pd.Series) -> str:
-    if pd.isna(row.get("dice", np.nan)):
-        return f"{row.predicted_lesions} predicted lesions"
-    return f"Dice {row.dice:.3f}, {row.predicted_lesions} predicted and {row.true_lesions} true lesions"
 
 
 def _centre(kinds: np.ndarray, slices: list[int]) -> tuple[int, int, int]:
@@ -95,9 +80,6 @@ def _centre(kinds: np.ndarray, slices: list[int]) -> tuple[int, int, int]:
     return z, int(h), int(w)
 
 
-# --- views ---------------------------------------------------------------------------------------------
-
-
 def lesion_kinds(prediction: np.ndarray, target: np.ndarray | None) -> np.ndarray:
     """`FOUND`, `MISSED` or `FALSE` for each voxel of lesion, uint8; 0 elsewhere. Without `target` all is `FALSE`."""
     target = np.zeros_like(prediction) if target is None else target
@@ -105,13 +87,9 @@ def lesion_kinds(prediction: np.ndarray, target: np.ndarray | None) -> np.ndarra
 
 
 def view(scan: np.ndarray, kinds: np.ndarray, affine: np.ndarray, centre: tuple[int, int, int]) -> Markup:
-    """A frame with three planes of a scan through a point; a click moves them.
+    """A frame with three planes of a scan (D, H, W) in [0, 1] through a voxel, the `centre`; a click moves them.
 
-    Args:
-        scan: (D, H, W) in [0, 1].
-        kinds: (D, H, W), see `lesion_kinds`.
-        affine: (4, 4) from voxel (H, W, D) to mm in RAS.
-        centre: (D, H, W) voxel to begin at.
+    `kinds` is made by `lesion_kinds`; `affine` (4, 4) leads from voxel (H, W, D) to mm in RAS.
     """
     from nilearn.plotting import view_img  # here, since it takes seconds
 
@@ -123,7 +101,7 @@ def view(scan: np.ndarray, kinds: np.ndarray, affine: np.ndarray, centre: tuple[
             place_evenly(lesions, "nearest"),
             bg_img=place_evenly(head, "continuous"),
             cut_coords=tuple(nib.affines.apply_affine(affine, (h, w, d))),
-            cmap=ListedColormap(list(COLOURS.values())),
+            cmap=ListedColormap([TARGET, DETECTION, PREDICTION]),  # of FOUND, MISSED and FALSE
             threshold=0.5,
             vmin=FOUND - 0.5,
             vmax=FALSE + 0.5,

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy.ndimage import binary_erosion
 
-from augmentation.cohort import Scan
+from augmentation.cohort import Criteria, Scan, count_cells, find_pairs, index_slices, iou, iou_bound, join
 from augmentation.lesions import (
     LEAST_KEPT,
     allowed_region,
@@ -22,7 +22,6 @@ from augmentation.lesions import (
     vary,
     ventricles,
 )
-from augmentation.pairs import Criteria, count_cells, find_pairs, index_slices, iou, iou_bound, join
 from data.batches.cutting import cut_cohort
 from data.scans.brain import with_brains
 from data.scans.cohort import augmented_cases, pair_cases
@@ -66,7 +65,7 @@ def slices():
 def partners(slices, z, **criteria):
     index, read = slices
     (row,) = np.flatnonzero((index.volume == 0) & (index.z == z))
-    pairs = find_pairs(index, [row], index.volume > 0, read, np.random.default_rng(0), Criteria(**criteria))
+    pairs = find_pairs(index, row, index.volume > 0, read, np.random.default_rng(0), Criteria(**criteria))
     return {(index.volume[pair.sick], index.z[pair.sick]) for pair in pairs}
 
 
@@ -81,10 +80,10 @@ def test_the_search_ends_with_enough_partners_and_looks_at_so_many_candidates_on
     index, read = slices
     looked_at = []
     counting = (index, lambda row: looked_at.append(row) or read(row))
-    monkeypatch.setattr("augmentation.pairs.PARTNERS", 1)
+    monkeypatch.setattr("augmentation.cohort.PARTNERS", 1)
     assert len(partners(counting, 10, min_ssim=0)) == 1
     looked_at.clear()
-    monkeypatch.setattr("augmentation.pairs.CANDIDATES", 2)
+    monkeypatch.setattr("augmentation.cohort.CANDIDATES", 2)
     partners(counting, 10, min_ssim=1)
     assert len(looked_at) <= 3  # the healthy slice and two candidates
 

@@ -17,7 +17,7 @@ from torch import nn
 
 import cross_validation
 import models.cross_validation.folds
-import models.cross_validation.validation
+import models.cross_validation.state
 import models.training.fit
 import models.training.rpn
 import models.training.strokeformer
@@ -265,7 +265,7 @@ def require_current_scores(bench: Bench) -> None:
 def test_fold_that_is_not_tested_again_has_the_scores_that_it_would_get(tmp_path_factory, steps):
     bench = Bench(tmp_path_factory.mktemp("kept"))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(models.cross_validation.validation, "_has_outputs", lambda *_: True)
+        patch.setattr(models.cross_validation.state, "_has_outputs", lambda *_: True)
         for what, which, stop_after in steps:
             change_cohort(bench, what, which)
             if bench.run(stop_after=stop_after) == "done":

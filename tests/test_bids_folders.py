@@ -182,19 +182,19 @@ def test_masks_of_brains_and_tissue_are_no_lesion_masks_wherever_they_lie(folder
 
 
 def test_spacing_is_the_median_and_the_grid_holds_every_brain(folder, tmp_path):
-    sizes = {"a": (6.75, "LPS"), "b": (7.5, "RAS"), "c": (9.0, "PSR"), "d": (7.5, "LAS")}
+    sizes = {"a": (9.0, "LPS"), "b": (10.0, "RAS"), "c": (12.0, "PSR"), "d": (10.0, "LAS")}
     for name, (spacing, axes) in sizes.items():
         folder.add(f"sub-{name}_T1w", f"sub-{name}_lesion", axes, spacing, (20, 24, 18 + ord(name) % 5))
     done = folder.prepare()
-    assert "Voxels of 7.5 x 7.5 x 7.5 mm (D x H x W; the median" in done.out
+    assert "Voxels of 10 x 10 x 10 mm (D x H x W; the median" in done.out
     assert "2 scans of another size will be resampled" in done.out
-    assert set(folder.table.spacing_mm) == {"7.5 7.5 7.5"} and folder.table["shape"].nunique() == 1
+    assert set(folder.table.spacing_mm) == {"10.0 10.0 10.0"} and folder.table["shape"].nunique() == 1
     kept = folder.table.lesion_cm3 / folder.table.source_lesion_cm3
     assert kept[[1, 3]].tolist() == [1, 1] and kept.between(0.6, 1.4).all()
     for path in (folder.out_dir / "Brains").iterdir():
         own = nib.load(folder.brains / f"{path.stem}.nii.gz")
         own_mm3 = np.count_nonzero(own.dataobj) * np.prod(own.header.get_zooms())
-        assert np.load(path).sum() * 7.5**3 == pytest.approx(own_mm3, rel=0.1)
+        assert np.load(path).sum() * 1000 == pytest.approx(own_mm3, rel=0.1)
     restored = restore(folder.out_dir / "Masks", folder.out_dir, tmp_path / "native")
     for path, case in zip(restored, find_cases(folder.root, LAYOUTS["bids"]), strict=True):
         if "sub-b" in path.name or "sub-d" in path.name:  # not resampled

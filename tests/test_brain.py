@@ -9,13 +9,13 @@ from deepbet import BrainExtraction
 from data.files.space import Space, centred_space, resample
 from data.files.volumes import read_volume, write_volume
 from data.phantom.cohort import make_subject
-from data.phantom.settings import PhantomSettings
 from data.scans.admission import admit
 from data.scans.brain import _deepbet, find_brain, is_stripped, read_brain, with_brains
 from data.scans.checks import check_headers
 from data.scans.cohort import pair_cases
 from data.scans.grid import Grid
 from data.scans.head import head_mask
+from data.settings import PhantomSettings
 from tests.drawn import ball, dice
 from tests.running import ROOT
 from utils.errors import UserError

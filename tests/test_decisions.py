@@ -11,8 +11,8 @@ from hypothesis.extra.numpy import arrays
 from scipy.ndimage import label
 
 from models.pipeline import Prediction
-from models.segmentation import thresholds
-from models.segmentation.thresholds import choose_decision, decision_summary, decision_table
+from models.training import strokeformer
+from models.training.strokeformer import choose_decision, decision_summary, decision_table
 from tests import drawn
 from utils.regions.region import Region
 from utils.scores.masks import Decision
@@ -78,8 +78,8 @@ def test_table_holds_the_scores_of_what_each_decision_would_predict(monkeypatch)
     scans = [drawn.prepared(f"{n}.npy", brain[None] * 1.0, brain, mask) for n, mask in enumerate(masks)]
     found = {scan.name: probabilities_of(lesion) for scan, lesion in zip(scans, lesions, strict=True)}
     seen = dict(zip(found, [rng.random(SHAPE) > 0.9, None, two_lesions() == 0.4], strict=True))
-    monkeypatch.setattr(thresholds, "THRESHOLDS", (0.1, 0.3, 0.5))
-    monkeypatch.setattr(thresholds, "SMALLEST_CM3", (0.0, 0.003))
+    monkeypatch.setattr(strokeformer, "THRESHOLDS", (0.1, 0.3, 0.5))
+    monkeypatch.setattr(strokeformer, "SMALLEST_CM3", (0.0, 0.003))
     predictions = [Prediction(s, voxels_of(seen[s.name]), found[s.name], Decision()) for s in scans]
     table = decision_table((prediction, prediction.scan.mask) for prediction in predictions)
     assert len(table) == 6

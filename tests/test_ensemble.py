@@ -12,7 +12,7 @@ import torch
 
 from data.scans.cohort import pair_cases
 from models.checkpoints import load_rpn, load_strokeformer, read_checkpoint, store_hyperparameters
-from models.cross_validation.results import checkpoints_in
+from models.cross_validation.state import checkpoints_in
 from models.evaluation.derivatives import prediction_settings
 from models.rpn.module import RPN
 from models.segmentation.module import StrokeFormer

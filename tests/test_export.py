@@ -262,6 +262,7 @@ def test_folder_tells_all_that_surrounds_the_networks(files, models):
         load_strokeformer(files.seg),
     )
     assert content["grid"] == {"scan_dim": [1, 24, 25, 29], "resize_to": None, "spacing_mm": [8.0, 8.0, 8.0]}
+    assert content["contrast"] == "t1w" == read_model(models.half).contrast
     assert content["orientation"] == "RAS" and content["normalisation_percentiles"] == [1, 99]
     one, two = content["stage_1"], content["stage_2"]
     assert (one["score_threshold"], one["consistency"]) == (0.01, "linked")
@@ -318,6 +319,11 @@ def test_runner_refuses_scans_that_the_script_refuses(files, models, tmp_path):
     assert "two.npy has 2 channels" in refusal(models.full, tmp_path / "two.npy", out_dir)
     write_volume(tmp_path / "flat.npy", np.random.default_rng(0).random((1, 1, 25, 29), np.float32))
     assert "flat.npy is a single slice" in refusal(models.full, tmp_path / "flat.npy", out_dir)
+    flair = tmp_path / "sub-1_FLAIR.npy"
+    shutil.copy(next(files.scans.iterdir()), flair)
+    line = f"sub-1_FLAIR.npy is of flair by its name, but {models.full} was trained on t1w scans; take a network of"
+    assert line in refusal(models.full, flair, out_dir)
+    assert "was trained on t1w scans, not on flair" in refusal(models.full, flair, out_dir, "--contrast", "flair")
     small = refusal(models.full, files.scans, out_dir, "--scan_dim", 1, 8, 8, 8)
     assert "give at least --scan_dim 1" in small
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from models.cross_validation.results import has_results, missing_results, read_results, results_file, write_results
+from models.cross_validation.state import has_results, missing_results, read_results, results_file, write_results
 from utils.errors import UserError
 from utils.files import update_table
 from utils.scores.intervals import Estimate

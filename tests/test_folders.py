@@ -98,7 +98,7 @@ def test_script_takes_a_datalad_tree_as_it_is_and_says_what_it_takes(tmp_path):
         ),
         ("sub-01_T1lesion_mask.npy", "--scans sub-01_T1lesion_mask.npy is a mask by its name; give scans here"),
         ("latin", r"--scans: 'latin/M\udcfcller_T1.npy' is a name that is not UTF-8; rename it"),
-        ("dicom", ".nii, .npy volume, but IM1; convert such files first: dcm2niix -z y -o NEW_FOLDER dicom"),
+        ("dicom", ".nii, .npy volume, but IM1; convert such files first: dcm2niix -z y dicom"),
     ],
 )
 def test_scripts_refuse_what_they_would_have_dropped(tmp_path, scans, complaint):
@@ -114,9 +114,9 @@ def test_scripts_refuse_what_they_would_have_dropped(tmp_path, scans, complaint)
 
 
 FOREIGN = {
-    "IM-0001-0001": "dcm2niix -z y -o NEW_FOLDER {folder}",
-    "1.2.840.113619.2.5": "dcm2niix -z y -o NEW_FOLDER {folder}",
-    "a.IMA": "dcm2niix -z y -o NEW_FOLDER {folder}",
+    "IM-0001-0001": "dcm2niix -z y {folder}",
+    "1.2.840.113619.2.5": "dcm2niix -z y {folder}",
+    "a.IMA": "dcm2niix -z y {folder}",
     "brain.mgz": "mri_convert {folder}/brain.mgz {folder}/brain.nii.gz",
     "a.hdr": "nib-convert {folder}/a.img {folder}/a.nii.gz",
     "a.nrrd": "c3d {folder}/a.nrrd -o {folder}/a.nii.gz",

@@ -13,12 +13,12 @@ from data.files.names import PREDICTION_SUFFIX
 from data.files.space import Space, resample, share_outside
 from data.files.volumes import read_volume, write_like, write_volume
 from data.phantom.cohort import make_subject
-from data.phantom.settings import PhantomSettings
 from data.scans.admission import admit
 from data.scans.brain import with_brains
 from data.scans.cohort import Case, pair_cases
 from data.scans.grid import Grid, choose_spacing, print_unknown_network_spacing
 from data.scans.prepared import PreparedScan, cached_scan, prepare_scan
+from data.settings import PhantomSettings
 from models.checkpoints import grid_at_test, load_model, require_spacing
 from models.segmentation.module import StrokeFormer
 from tests.drawn import ball, dice

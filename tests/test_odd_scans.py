@@ -115,6 +115,11 @@ def test_head_in_place_of_a_brain_has_up_to_8_litres(tmp_path, no_skulls, size, 
             admit([case], BALL, found, finder=finder)
 
 
+def test_whole_head_that_was_left_as_a_brain_mask_may_be_given(tmp_path):
+    case = case_of(tmp_path, *ball(), affine=np.diag([10.0, 10, 10, 1]))  # of 3 L
+    assert admit([case], BALL, tmp_path / "none are found")[case].brain == "given"
+
+
 # --- masks that number their lesions ---------------------------------------------------------------------
 
 LINE = "2 masks number their lesions (e.g. sub-0_label-L_mask.npy holds 1 to 2): each label above 0 is lesion\n"

@@ -19,8 +19,8 @@ from data.files.names import CONTRASTS, contrast_of, standard_contrast
 from data.files.nifti import affine_of
 from data.files.space import Space
 from data.phantom.cohort import make_subject
-from data.phantom.settings import PhantomSettings
 from data.scans.contrast import LEAST_T1W, brighter_inside, common_contrast, require_contrast
+from data.settings import PhantomSettings
 from models.checkpoints import load_rpn, load_strokeformer, read_checkpoint
 from models.ensembles import StrokeFormerEnsemble
 from models.regions import region_source
@@ -46,7 +46,7 @@ def one(workspace, tmp_path_factory) -> SimpleNamespace:
 
 
 def segment(one, name: str, *arguments) -> tuple[np.ndarray, Path]:
-    """``test_strokeformer.py`` in this process, with what is a little probable for lesion: its mask, its regions."""
+    """``test_strokeformer.py`` in this process, where a little probability is lesion: its mask and its regions."""
     given = ["--scans", one.scan, "--ckpt_path", one.seg, "--model_name", name, "--n_predictions", 0]
     given += ["--scores_dir", one.folder / "scores", "--lesion_threshold", 0.02, "--smallest_lesion_cm3", 0, *arguments]
     test_strokeformer.main(test_strokeformer.parse_args(list(map(str, given))))
@@ -76,7 +76,7 @@ def test_a_drawn_region_holds_the_same_voxels_of_the_scan_on_every_grid(one, tmp
     inside = np.zeros(own.shape, bool)
     inside[box.slices] = True
     for mask in masks:
-        lesion = mask[0] > 0
+        lesion = mask[0].transpose(2, 0, 1) > 0
         assert lesion.any() and not (lesion & ~inside).any()
     np.testing.assert_array_equal(*masks)
 
@@ -89,9 +89,9 @@ def test_a_region_is_moved_through_millimetres_and_grows_to_voxels_that_it_touch
     path = tmp_path / "regions.json"
     write_regions(path, {"a.npy": lying_on([box], coarse.as_json)})
     (region,) = region_source(RegionSettings(regions=str(path)), ["a.npy"], (1, 1, 1), None, None)(scan)
-    # z: 1.5 to 5.5 in voxel edges of 4 mm less a half; y: 3.5 to 7.5 + 0.5; x: 2.5 to 8.5.
-    assert region == Region(2, 6, 3, 4, 9, 8)
-    assert region.detected == (Region(2, 6, 3, 4, 6, 6),)  # the other one lies beyond the grid
+    # From 2 to 6 mm along D, 3.5 to 7.5 along H and 2.5 to 8.5 along W; the first voxel begins at -0.5 mm.
+    assert region == Region(2, 7, 3, 4, 9, 8)
+    assert region.detected == (Region(2, 7, 3, 4, 6, 6),)  # the other one lies beyond the grid
     (region,) = region_source(RegionSettings(regions=str(path)), ["a.npy"], (8, 4, 4), None, None)(scan)
     assert region == Region(0, 8, 3, 4, 9, 8)  # no smaller than the RoI
 

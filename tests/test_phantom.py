@@ -12,11 +12,10 @@ from scipy.ndimage import binary_dilation, label
 from data.files.space import Space, resample
 from data.files.volumes import read_volume
 from data.phantom.cohort import healthy_subjects, make_subject, subject_files, write_cohort
-from data.phantom.fields import FIELD_OF_VIEW_MM, Grid
-from data.phantom.heads import MIDLINE_MM, warp_head
+from data.phantom.heads import FIELD_OF_VIEW_MM, MIDLINE_MM, Grid, warp_head
 from data.phantom.lesions import VOLUME_RANGE_CM3
-from data.phantom.settings import PhantomSettings
 from data.scans.head import head_mask
+from data.settings import PhantomSettings
 from tests.running import run_script
 from utils.errors import UserError
 

@@ -17,8 +17,8 @@ import pytest
 
 from data.files.names import extension_of
 from data.files.volumes import read_volume
+from data.prepare.cohort import laterality
 from data.prepare.layouts import LAYOUTS, find_cases
-from data.prepare.overview import laterality
 from data.scans.checks import space_of
 from data.scans.cohort import BRAINS, pair_cases
 from tests.running import GRID, is_png, run_script

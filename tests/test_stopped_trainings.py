@@ -2,7 +2,6 @@
 
 import gc
 import os
-import resource
 import signal
 import subprocess
 import sys
@@ -25,9 +24,9 @@ from data.batches.workers import require_room, size_of_batch
 from data.scans.grid import Grid
 from data.settings import Loading
 from models.training import runs
+from models.training.devices import SIGNALS, Stopped, stoppable
 from models.training.fit import Task, train
 from models.training.settings import Logging, Run, StrokeFormerTraining
-from models.training.stop import SIGNALS, Stopped, stoppable
 from tests.running import BARE, GRID, ROI, ROOT, run_script, start_script, wait_for
 from utils import cli
 from utils.errors import UserError
@@ -77,7 +76,7 @@ class Network(pl.LightningModule):
         if self.mishap and self.global_rank == self.trainer.world_size - 1 and (self.current_epoch, index) == (2, 1):
             self.mishap()
         loss = (self.layer(batch) + torch.rand(1) - 1).square().mean()
-        self.log("train_loss", loss, on_step=False, on_epoch=True)
+        self.log("train_loss", loss, on_step=False, on_epoch=True, sync_dist=True)
         return loss
 
     def validation_step(self, batch, index):
@@ -140,7 +139,10 @@ def test_signal_ends_a_training_on_several_devices_with_all_its_processes(tmp_pa
     with pytest.raises(Stopped) as ended:
         train(task(tmp_path, stop_the_script, devices=(0, 1)))
     assert ended.value.code == 128 + signal.SIGTERM and time.monotonic() - started < 90
-    assert capfd.readouterr().err == stopped_line(signal.SIGTERM) and not active_children()
+    assert capfd.readouterr().err == stopped_line(signal.SIGTERM)
+    for process in active_children():
+        process.join(10)
+    assert not active_children()
 
 
 def test_signal_that_is_ignored_from_the_start_stays_so():
@@ -150,13 +152,19 @@ def test_signal_that_is_ignored_from_the_start_stays_so():
     assert not stop.number
 
 
-def test_signal_that_a_finalizer_would_swallow_is_taken_at_the_next_batch():
-    class Loader:
-        def __del__(self) -> None:
-            os.kill(os.getpid(), signal.SIGTERM)
+def __init__(self) -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
 
+
+def __del__(self) -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.mark.parametrize("method", ["__init__", "__del__"])
+def test_signal_while_a_loader_begins_or_ends_its_workers_is_taken_at_the_next_batch(method):
+    loader = type("Loader", (), {method: globals()[method]})
     with pytest.raises(Stopped), stoppable() as stop:
-        Loader()
+        loader()
         assert stop.number == signal.SIGTERM
         stop.on_train_batch_start(None, None, None, 0)
 
@@ -247,19 +255,21 @@ def test_room_is_that_of_two_batches_for_each_worker(shared_memory):
         batch_loader(items, range(3), Loading(batch_size=4, num_workers=4))
 
 
-def limited(files: int, hard: int) -> subprocess.CompletedProcess:
-    """Workers in a process that may open so many files."""
-    program = "import resource\nfrom data.batches.workers import require_room\nrequire_room(2)\n"
-    return subprocess.run(
-        [sys.executable, "-c", program + "print(resource.getrlimit(resource.RLIMIT_NOFILE)[0])"],
-        env={**BARE, "PYTHONPATH": str(ROOT)},
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (files, hard)),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+FEW_FILES = """
+import resource
+from data.batches.workers import require_room
+
+resource.setrlimit(resource.RLIMIT_NOFILE, (64, 1000))
+require_room(2)
+print(resource.getrlimit(resource.RLIMIT_NOFILE))
+resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+require_room(2)
+"""
 
 
 def test_workers_get_all_files_that_a_process_may_open_and_are_refused_where_these_are_few():
-    assert limited(64, 1000).stdout == "1000\n"
-    assert "--num_workers 2: a process may open 64 files, and loader workers need 256; raise" in limited(64, 64).stderr
+    environment = {**BARE, "PYTHONPATH": str(ROOT)}
+    program = [sys.executable, "-c", FEW_FILES]
+    done = subprocess.run(program, env=environment, capture_output=True, text=True, check=False)
+    assert done.stdout == "(1000, 1000)\n"
+    assert "--num_workers 2: a process may open 64 files, and loader workers need 256; raise" in done.stderr

@@ -13,12 +13,12 @@ from data.files.names import brain_name
 from data.files.nifti import affine_of
 from data.files.volumes import write_volume
 from data.phantom.cohort import PHANTOM_VERSION, make_subject
-from data.phantom.settings import PhantomSettings
 from data.scans.cohort import Case, pair_cases
 from data.scans.fingerprints import PREPARATION_VERSION
 from data.scans.grid import Grid
 from data.scans.open import open_cohort
 from data.scans.prepared import PARTS
+from data.settings import PhantomSettings
 from tests.drawn import ball
 from tests.running import GRID, QUICK, ROI, ROOT, run_script
 

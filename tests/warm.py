@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 
 LIBRARIES = ["matplotlib.pyplot", "monai", "nibabel", "pandas", "pytorch_lightning", "torchvision"]
+LIBRARIES += ["nilearn.plotting", "pytorch_grad_cam", "wandb.apis.public", "wandb.sdk.wandb_init"]
 
 
 def take_job() -> dict:
@@ -44,6 +45,9 @@ if job["largest_file"] is not None:
     sys.dont_write_bytecode = True
     resource.setrlimit(resource.RLIMIT_FSIZE, (job["largest_file"], job["largest_file"]))
 draw_anew()
+Path(sys.modules["wandb.sdk.data_types._private"].MEDIA_TMP.name).mkdir(
+    exist_ok=True
+)  # a program removes it as it ends
 program, *arguments = job["command"]
 if program == "-m":
     sys.path[0], sys.argv = job["cwd"], arguments

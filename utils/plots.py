@@ -38,6 +38,9 @@ CURVES: dict[str, dict[str, Any]] = {
 
 def save_figure(figure: Figure, path: Path | str) -> None:
     """Write a figure as PNG, whole or not at all, and release the memory of its images."""
+    if engine := figure.get_layout_engine():
+        engine.execute(figure)  # once: savefig would do it twice, in half of its time
+        figure.set_layout_engine("none")
     with atomic_path(path) as temporary:
         figure.savefig(temporary, format="png", dpi=DPI)
     figure.clear()

@@ -13,7 +13,7 @@ from data.batches.cutting import brain_path, lesion_boxes
 from data.batches.slices import parse_spacing, read_slice
 from data.batches.transforms import apply_transforms, build_transforms
 from data.batches.windows import RegionWindows, TrainingWindows
-from data.batches.workers import require_room, size_of_batch
+from data.batches.workers import START_METHOD, end_with_parent, require_room, size_of_batch
 from data.files.nifti import affine_of
 from data.files.space import Shape, Space, resample, resized_space, space_from_json
 from data.scans.cohort import Case
@@ -126,6 +126,8 @@ def batch_loader(items: Dataset, sampler: Iterable, loading: Loading, collate: C
         collate_fn=collate,
         pin_memory=on_gpu,
         persistent_workers=on_gpu and loading.num_workers > 0,
+        worker_init_fn=end_with_parent,
+        multiprocessing_context=START_METHOD if loading.num_workers else None,
     )
 
 

@@ -2,10 +2,13 @@
 
 import resource
 import shutil
+import signal
+import sys
 from collections.abc import Iterable
 from itertools import islice
 from pathlib import Path
 
+from torch.multiprocessing import _prctl_pr_set_pdeathsig  # type: ignore[attr-defined]
 from torch.utils._pytree import tree_leaves
 from torch.utils.data import Dataset
 
@@ -13,6 +16,8 @@ from utils.errors import UserError
 
 SHARED_MEMORY = Path("/dev/shm")
 LEAST_FILES, LEAST_BYTES = 256, 32 * 2**20
+# Of workers. On several devices it would be that of their processes, by which each worker imports all libraries anew.
+START_METHOD = "fork" if sys.platform == "linux" else None
 AHEAD = 2  # batches that each worker makes ahead; torch's default
 
 
@@ -36,6 +41,11 @@ def require_room(num_workers: int, batch_bytes: int = 0) -> None:
             f"--num_workers {num_workers}: {SHARED_MEMORY} has {free / 1e6:.0f} MB free, and loader workers need "
             f"{needed / 1e6:.0f} MB; enlarge it (docker run --shm-size=1g, or --ipc=host), or give --num_workers 0"
         )
+
+
+def end_with_parent(worker: int) -> None:
+    """Let a worker end as soon as the process that it loads for; torch would have it look every five seconds."""
+    _prctl_pr_set_pdeathsig(signal.SIGKILL)
 
 
 def size_of_batch(items: Dataset, sampler: Iterable, batch_size: int) -> int:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 # By the endings of their files; `nib-convert` comes with nibabel.
 COMMANDS = {
-    (".dcm", ".ima"): "dcm2niix -z y -o NEW_FOLDER {folder}",
+    (".dcm", ".ima"): "dcm2niix -z y {folder}",
     (".mgz", ".mgh"): "mri_convert {stem}{ending} {stem}.nii.gz",
     (".img", ".hdr"): "nib-convert {stem}.img {stem}.nii.gz",
     (".nrrd", ".nhdr", ".mha", ".mhd"): "c3d {stem}{ending} -o {stem}.nii.gz",

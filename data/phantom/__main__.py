@@ -1,14 +1,13 @@
 """A synthetic stroke cohort that needs no download: ``python -m data.phantom --out_dir data/demo``.
 
-Scans are warped MNI152 templates with drawn lesions; they are no patients, and no number measured on them says how
-well a method does on patients.
+Scans are warped MNI152 templates with drawn lesions: no number measured on them says how a method does on patients.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from data.phantom.settings import PhantomSettings
+from data.settings import PhantomSettings
 from utils import cli
 from utils.errors import UserError
 from utils.settings import option

@@ -12,12 +12,11 @@ import pandas as pd
 from data.files.space import Space, resample
 from data.files.volumes import read_volume, volume_image, write_volume
 from data.phantom.contrast import MODALITIES, draw_bias, draw_levels, measure, paint_brain
-from data.phantom.fields import FIELD_OF_VIEW_MM, Field, Grid
-from data.phantom.heads import ORIGIN_MM, warp_head
+from data.phantom.heads import FIELD_OF_VIEW_MM, ORIGIN_MM, Field, Grid, warp_head
 from data.phantom.lesions import PATTERNS, draw_lesions, paint_distractors
-from data.phantom.settings import PhantomSettings
 from data.phantom.skull import paint_outside
-from data.prepare.overview import describe_scan
+from data.prepare.cohort import describe_scan
+from data.settings import PhantomSettings
 from utils.errors import UserError
 from utils.files import atomic_path, read_json, write_csv, write_json
 from utils.progress import map_in_order
@@ -106,8 +105,15 @@ def write_subject(index: int, settings: PhantomSettings, out_dir: Path) -> dict:
         arrays = subject.scan, subject.mask, subject.brain[None].astype(np.uint8)
         tilted = TILTED_FLAIR if settings.modality == "flair" else TILTED
         codes = tilted if settings.oblique else STRAIGHT
-        for placed in zip(files, arrays, (scan_affine, mask_affine, scan_affine), codes, strict=True):
-            _write_placed(*placed)
+        affines = scan_affine, mask_affine, scan_affine
+        for path, array, affine, code in zip(files, arrays, affines, codes, strict=True):
+            if settings.ext == ".npy":
+                write_volume(path, array)
+                continue
+            image = volume_image(array, affine)
+            image.header["qform_code"], image.header["sform_code"] = code
+            with atomic_path(path) as temporary:
+                nib.save(image, temporary)
     mask, brain = (read_volume(path, np.uint8).array > 0 for path in (files.mask, files.brain))
     on_mask = resample(brain, Space(brain.shape[1:], scan_affine), Space(mask.shape[1:], mask_affine))
     on_scan = describe_scan(np.zeros_like(brain[0]), brain[0], scan_grid.spacing_mm)
@@ -123,15 +129,7 @@ def write_subject(index: int, settings: PhantomSettings, out_dir: Path) -> dict:
 
 
 def write_cohort(settings: PhantomSettings, out_dir: Path, num_workers: int = 1) -> None:
-    """Write all subjects, ``cohort.csv`` and ``phantom.json``; the files are the same for any `num_workers`."""
-    _claim(out_dir, settings)
-    write = partial(write_subject, settings=settings, out_dir=out_dir)
-    rows = list(map_in_order(write, range(settings.n_subjects), num_workers, "Drawing synthetic scans"))
-    write_csv(out_dir / "cohort.csv", pd.DataFrame(rows))
-
-
-def _claim(out_dir: Path, settings: PhantomSettings) -> None:
-    """Write the settings into the folder; refuse one that holds a cohort of other settings, or other scans."""
+    """Write all subjects, ``cohort.csv`` and ``phantom.json``, the same for any `num_workers`; refuses other scans."""
     path, fixed = out_dir / "phantom.json", flat(settings)
     if path.exists():
         earlier = read_json(path)
@@ -144,6 +142,9 @@ def _claim(out_dir: Path, settings: PhantomSettings) -> None:
         raise UserError(f"--out_dir {out_dir} holds scans that are not synthetic; give another folder")
     what = "Synthetic: drawn from the MNI152 templates by data.phantom; these are no patients."
     write_json(path, {"what": what, "settings": fixed, "version": PHANTOM_VERSION})
+    write = partial(write_subject, settings=settings, out_dir=out_dir)
+    rows = list(map_in_order(write, range(settings.n_subjects), num_workers, "Drawing synthetic scans"))
+    write_csv(out_dir / "cohort.csv", pd.DataFrame(rows))
 
 
 def _affine_of(grid: Grid, oblique: bool) -> np.ndarray:
@@ -155,13 +156,3 @@ def _affine_of(grid: Grid, oblique: bool) -> np.ndarray:
     middle = (np.array(FIELD_OF_VIEW_MM) - 1) / 2 - ORIGIN_MM
     turn = nib.eulerangles.euler2mat(*np.radians(TILT_DEGREES[::-1]))  # takes z, y, x
     return nib.affines.from_matvec(turn, middle - turn @ middle) @ affine
-
-
-def _write_placed(path: Path, array: np.ndarray, affine: np.ndarray, codes: tuple[int, int]) -> None:
-    """`write_volume` with the codes of qform and sform."""
-    if path.suffix == ".npy":
-        return write_volume(path, array)
-    image = volume_image(array, affine)
-    image.header["qform_code"], image.header["sform_code"] = codes
-    with atomic_path(path) as temporary:
-        nib.save(image, temporary)

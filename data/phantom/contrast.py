@@ -5,8 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.ndimage import gaussian_filter
 
-from data.phantom.fields import Field, draw_fine
-from data.phantom.heads import Head, square_distance
+from data.phantom.heads import Field, Head, draw_fine, square_distance
 
 Range = tuple[float, float]
 WHITE = (70, 90)  # intensity of white matter, about ATLAS's raw T1w

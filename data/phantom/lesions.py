@@ -8,8 +8,7 @@ import numpy as np
 from scipy.ndimage import binary_dilation, label
 from scipy.spatial.transform import Rotation
 
-from data.phantom.fields import Field
-from data.phantom.heads import MIDLINE_MM, Head, load_templates
+from data.phantom.heads import MIDLINE_MM, Field, Head, load_templates
 
 # ATLAS v2.0: lesions of 0.01 to 497 cm3 with a median near 5 (Liew et al., 2022, 10.1038/s41597-022-01401-7).
 MEDIAN_VOLUME_CM3, LOG_SPREAD, VOLUME_RANGE_CM3 = 5.0, 1.5, (0.01, 497.0)
@@ -27,10 +26,9 @@ class Pattern:
     scattered: float = 0.0  # probability that a further lesion lies near the first, as emboli of one artery do
 
 
-CHRONIC = Pattern({1: 0.65, 2: 0.25, 3: 0.10}, 2.0)
 # ISLES 2022 has scans of one infarct and of dozens (Hernandez Petzsche et al., 2022, 10.1038/s41597-022-01875-5).
 ACUTE = Pattern({1: 0.25, 2: 0.15, 3: 0.12, 5: 0.14, 8: 0.12, 12: 0.1, 16: 0.07, 22: 0.05}, 0.6, 0.6)
-PATTERNS = {"t1w": CHRONIC, "flair": ACUTE, "dwi": ACUTE}
+PATTERNS = {"t1w": Pattern({1: 0.65, 2: 0.25, 3: 0.10}, 2.0), "flair": ACUTE, "dwi": ACUTE}
 
 
 def draw_lesions(head: Head, pattern: Pattern, rng: np.random.Generator) -> np.ndarray:
@@ -64,10 +62,9 @@ class Tissue(NamedTuple):
 def draw_lesion(
     tissue: Tissue, volume_cm3: float, centre: np.ndarray, side: int, rng: np.random.Generator
 ) -> tuple[tuple, np.ndarray]:
-    """One lesion: an ellipsoid with a rough surface about `centre` (template mm), cut to the tissue of one hemisphere.
+    """One lesion of a volume: an ellipsoid with a rough surface about `centre` (template mm), cut to one hemisphere.
 
-    The level of the surface is chosen so that the lesion has `volume_cm3`, or fills the hemisphere. Returns slices of a
-    box of the grid, and the lesion's opacity in it.
+    Returns slices of a box of the grid, and the lesion's opacity in it.
     """
     radius = 10 * (3 * volume_cm3 / (4 * np.pi)) ** (1 / 3)
     stretch = np.exp(rng.normal(0, 0.25, 3))

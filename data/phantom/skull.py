@@ -1,8 +1,4 @@
-"""What is outside the brain: CSF, skull, scalp, orbits, skull base and neck, and the front that defacing removed.
-
-The templates are skull-stripped, so all this is painted, in millimetres of template space, by the distance to the
-brain's hull and by ellipsoids at the places of the atlas. It looks like a head; it is no anatomy to measure on.
-"""
+"""What is outside the brain, painted about the skull-stripped templates; it is no anatomy to measure on."""
 
 from dataclasses import dataclass
 from functools import lru_cache
@@ -11,8 +7,7 @@ import numpy as np
 from scipy.ndimage import distance_transform_edt as distance
 from scipy.ndimage import map_coordinates
 
-from data.phantom.fields import Field, draw_fine
-from data.phantom.heads import MIDLINE_MM, ORIGIN_MM, Head, load_templates, square_distance
+from data.phantom.heads import MIDLINE_MM, ORIGIN_MM, Field, Head, draw_fine, load_templates, square_distance
 
 COARSE_MM = 3  # the hull is smooth: its distance map needs no more
 PADDING_MM = 39  # about the template, for corners of a tilted field of view
@@ -117,8 +112,7 @@ def _head_surface(points: np.ndarray, vault: np.ndarray) -> np.ndarray:
 def _paint(points, hull, surface, layers, levels, width) -> np.ndarray:
     """Intensities (N,) in and about the head, from the deep to the superficial and then what lies before it.
 
-    Of points (3, N) in template mm, with their distance to the brain's hull and to the skin in mm; layers are the
-    thickness of csf, skull and scalp in mm, and a coarse and a fine field.
+    Points are (3, N) in template mm, hull and surface their distances in mm to the brain's hull and to the skin.
     """
     csf, skull, scalp, coarse, fine = layers
     depth = -surface

@@ -10,20 +10,19 @@ import pandas as pd
 
 from data.files.listing import Patterns, counted
 from data.files.space import Shape, Spacing
-from data.prepare.cohort import PreparedGrid, attempt_all, prepare_case, remove_absent
-from data.prepare.fit import check_headers, fit_brain, shape_for, spacing_for
-from data.prepare.layouts import LAYOUTS, choose_layout, find_cases, mask_path
+from data.prepare.cohort import PreparedGrid, attempt_all, prepare_case, record_path, remove_prepared
+from data.prepare.layouts import LAYOUTS, check_headers, choose_layout, find_cases, fit_brain, shape_for, spacing_for
 from data.scans.checks import print_numbered
 from data.scans.cohort import Case
 from data.scans.fingerprints import fingerprint_cases
 from data.scans.prepared import brains_in
-from data.settings import brains_option, extension_option, pattern_option, workers_option
+from data.settings import brains_option, extension_option, pattern_option, shape_option, spacing_option, workers_option
 from utils import cli
 from utils.errors import UserError
 from utils.files import require_writable, write_csv
 from utils.provenance import open_run
 from utils.settings import MAY_DIFFER, option
-from utils.validators import pathname, positive_float, positive_int
+from utils.validators import pathname
 
 OUT_DIR = "data/ATLAS_2/Processed/Base"  # of ATLAS
 BYTES_PER_VOXEL = 6  # float32 scan, uint8 lesion and brain masks
@@ -49,19 +48,11 @@ class Settings:
         on_resume=MAY_DIFFER,
     )
     brains_dir: tuple[str, ...] | None = brains_option()
-    scan_dim: tuple[int, int, int, int] | None = option(
-        positive_int,
-        "shape that scans are centre-cropped or padded to; None for the data set's own, or for what holds every brain "
-        "(bids)",
-        nargs=4,
-        metavar=("C", "D", "H", "W"),
+    scan_dim: tuple[int, int, int, int] | None = shape_option(
+        "; None for the data set's own, or for what holds every brain (bids)"
     )
-    spacing: tuple[float, float, float] | None = option(
-        positive_float,
-        "voxel size in mm that scans are resampled to; None for the data set's own, or for the median of the masks "
-        "(bids)",
-        nargs=3,
-        metavar=("D", "H", "W"),
+    spacing: tuple[float, float, float] | None = spacing_option(
+        "; None for the data set's own, or for the median of the masks (bids)"
     )
     ext: str = extension_option()
     num_workers: int = workers_option()
@@ -86,37 +77,13 @@ def main(settings: Settings) -> None:
     require_writable(out_dir, "--out_dir")
     open_run(out_dir, settings, begun=any(out_dir.glob("Geometry/*.json")))
     spacing_mm = spacing_for(cases, layout, settings.spacing)
-    if removed := remove_absent(cases, out_dir):
-        print(f"No longer in {root}: {counted(removed, 'scan')}; the prepared files were removed from {out_dir}")
+    if absent := set((out_dir / "Geometry").glob("*.json")) - {record_path(case.scan, out_dir) for case in cases}:
+        for record in absent:
+            remove_prepared(record, out_dir)
+        print(f"No longer in {root}: {counted(len(absent), 'scan')}; the prepared files were removed from {out_dir}")
     table = prepare(cases, scan_dim and scan_dim[1:], spacing_mm, channels, settings, out_dir)
     draw_overview(table, out_dir, layout.in_mni)
     write_csv(out_dir / "cohort.csv", table)
-    _report(table, out_dir)
-
-
-def prepare(
-    cases: list[Case], shape: Shape | None, spacing_mm: Spacing, channels: int, settings: Settings, out_dir: Path
-) -> pd.DataFrame:
-    """Prepare all cases on a grid of a shape or, without one, of that which holds every brain; ``cohort.csv``.
-
-    Cases that cannot be read are refused once all others have been prepared.
-    """
-    look = partial(fit_brain, shape=shape, spacing_mm=spacing_mm, brains=brains_in(out_dir / "cache"))
-    fits, unread = attempt_all(look, cases, "Finding brains", settings.num_workers)
-    if not fits:
-        raise UserError(f"{unread[0]} ({len(unread)} of {len(cases)} scans refused)")
-    print_numbered({mask_path(case).name: fit.labels for case, fit in fits.items()})
-    grid = PreparedGrid(shape_for(fits, shape, channels), spacing_mm, settings.ext)
-    require_writable(out_dir, "--out_dir", len(fits) * math.prod(grid.shape) * BYTES_PER_VOXEL)
-    digests = fingerprint_cases(fits, out_dir / "sources.json")
-    work = partial(prepare_case, digests=digests, grid=grid, root=Path(settings.root), out_dir=out_dir)
-    rows, unprepared = attempt_all(work, list(fits), "Preparing scans", settings.num_workers)
-    if refused := unread + unprepared:
-        raise UserError(f"{refused[0]} ({len(refused)} of {len(cases)} scans refused, the others are prepared)")
-    return pd.DataFrame(list(rows.values()))
-
-
-def _report(table: pd.DataFrame, out_dir: Path) -> None:
     share = table.lesion_cm3 / table.source_lesion_cm3
     if n_shrunk := int((share < SHRUNK).sum()):
         print(
@@ -130,6 +97,28 @@ def _report(table: pd.DataFrame, out_dir: Path) -> None:
         parts.append(f"not found in {scans}: the whole head is used; give masks with --brains_dir, or stripped scans")
     print(f"Brain {', '.join(parts)}")
     print(f"Prepared in {out_dir}: {counted(len(table), 'scan')}; look at {out_dir / 'cohort.png'}")
+
+
+def prepare(
+    cases: list[Case], shape: Shape | None, spacing_mm: Spacing, channels: int, settings: Settings, out_dir: Path
+) -> pd.DataFrame:
+    """Prepare all cases on a grid of a shape or, without one, of that which holds every brain; ``cohort.csv``.
+
+    Cases that cannot be read are refused once all others have been prepared.
+    """
+    look = partial(fit_brain, shape=shape, spacing_mm=spacing_mm, brains=brains_in(out_dir / "cache"))
+    fits, unread = attempt_all(look, cases, "Finding brains", settings.num_workers)
+    if not fits:
+        raise UserError(f"{unread[0]} ({len(unread)} of {len(cases)} scans refused)")
+    print_numbered({case.mask.name: fit.labels for case, fit in fits.items() if case.mask})
+    grid = PreparedGrid(shape_for(fits, shape, channels), spacing_mm, settings.ext)
+    require_writable(out_dir, "--out_dir", len(fits) * math.prod(grid.shape) * BYTES_PER_VOXEL)
+    digests = fingerprint_cases(fits, out_dir / "sources.json")
+    work = partial(prepare_case, digests=digests, grid=grid, root=Path(settings.root), out_dir=out_dir)
+    rows, unprepared = attempt_all(work, list(fits), "Preparing scans", settings.num_workers)
+    if refused := unread + unprepared:
+        raise UserError(f"{refused[0]} ({len(refused)} of {len(cases)} scans refused, the others are prepared)")
+    return pd.DataFrame(list(rows.values()))
 
 
 if __name__ == "__main__":

@@ -14,17 +14,19 @@ import numpy as np
 from data.files.names import brain_name, stem_of
 from data.files.space import Shape, Space, Spacing, centred_space, resample
 from data.files.volumes import write_volume
-from data.prepare.fit import centre_in, space_in
-from data.prepare.layouts import mask_path
-from data.prepare.records import Record, read_record, record_path, write_record
+from data.prepare.layouts import centre_in, mask_path, space_in
 from data.scans.brain import brain_origin, read_brain
 from data.scans.checks import find_head, read_mask, read_scan, require_mask_in_head
 from data.scans.cohort import BRAINS, Case
 from data.scans.fingerprints import PREPARATION_VERSION, combined
 from data.scans.prepared import brains_in
 from utils.errors import UserError
+from utils.files import read_json, write_json
 from utils.progress import map_in_order
 from utils.scores.masks import lesion_load
+from utils.scores.metrics import size_bin
+
+ONE_SIDED = 0.9  # share of the lesion voxels on one side from which on a lesion is left or right
 
 
 @dataclass(frozen=True)
@@ -36,53 +38,49 @@ class PreparedGrid:
     ext: str
 
 
+@dataclass(frozen=True)
+class Record:
+    """A prepared scan."""
+
+    source: str  # the original scan, relative to the root of its data set
+    mask: str  # its mask, likewise
+    made_of: str  # digest of the original files, the grid and the version of the preparation
+    space: Space  # the prepared grid
+    row: dict  # of ``cohort.csv``
+
+
 def attempt_all(
     work: Callable[[Case], Any], cases: list[Case], what: str, num_workers: int
 ) -> tuple[dict[Case, Any], list[str]]:
     """The result for each case that is not refused, and the reasons of the refusals, which do not stop the others."""
-    results, reasons = {}, []
     attempts = map_in_order(partial(_attempt, work), cases, num_workers, what)
-    for case, (result, reason) in zip(cases, attempts, strict=True):
-        if reason is None:
-            results[case] = result
-        else:
-            reasons.append(reason)
-    return results, reasons
+    results = dict(zip(cases, attempts, strict=True))
+    refused = {case: str(result) for case, result in results.items() if isinstance(result, UserError)}
+    return {case: result for case, result in results.items() if case not in refused}, list(refused.values())
 
 
-def _attempt(work: Callable[[Case], Any], case: Case) -> tuple[Any, str | None]:
+def _attempt(work: Callable[[Case], Any], case: Case) -> Any:
     try:
-        return work(case), None
+        return work(case)
     except UserError as error:
-        return None, str(error)
+        return error
 
 
 def prepare_case(case: Case, digests: Mapping[str, str], grid: PreparedGrid, root: Path, out_dir: Path) -> dict:
     """The row of one case in ``cohort.csv``; prepared unless its files (`digests`), grid and version are on record."""
     fixed = {"preparation": str(PREPARATION_VERSION), "grid": repr(grid)}
     made_of = combined({"files": digests[case.name], **fixed})
-    record = record_path(case.scan, out_dir)
-    if not (record.exists() and read_record(record).made_of == made_of):
-        remove_prepared(record, out_dir)
-        row, space = _write_case(case, grid, out_dir)
-        source, mask = (str(path.relative_to(root)) for path in (case.scan, mask_path(case)))
-        # Written last: its presence says that the volumes are whole.
-        write_record(record, Record(source, mask, made_of, space, row))
-    return read_record(record).row
-
-
-def _write_case(case: Case, grid: PreparedGrid, out_dir: Path) -> tuple[dict, Space]:
-    """Write the three volumes of a case; its row of ``cohort.csv``, and its grid, whose axes are those of the mask."""
-    from data.prepare.overview import describe_scan  # with matplotlib, whose backend the command chooses first
-
-    brains = brains_in(out_dir / "cache")
+    record, brains, mask_file = record_path(case.scan, out_dir), brains_in(out_dir / "cache"), mask_path(case)
+    if record.exists() and read_record(record).made_of == made_of:
+        return read_record(record).row
+    remove_prepared(record, out_dir)
     scan, mask, brain = read_scan(case), read_mask(case), read_brain(case, brains)
-    own, axes = space_in(case.scan), space_in(mask_path(case))
+    own, axes = space_in(case.scan), space_in(mask_file)  # the prepared scan has the axes of the mask
     space = centred_space(axes, centre_in(axes, brain, own), grid.shape, grid.spacing_mm)
     placed_head, placed_brain = (resample(m[None], own, space)[0] for m in (find_head(scan, case, brain), brain))
     placed_mask = resample(mask[None], axes, space)[0]
     require_mask_in_head(placed_mask, placed_head | placed_brain, case)
-    scan_name, mask_name = f"{case.stem}{grid.ext}", f"{stem_of(mask_path(case))}{grid.ext}"
+    scan_name, mask_name = f"{case.stem}{grid.ext}", f"{stem_of(mask_file)}{grid.ext}"
     write_volume(out_dir / "Scans" / scan_name, resample(scan, own, space), space.affine)
     write_volume(out_dir / "Masks" / mask_name, placed_mask[None].astype(np.uint8), space.affine)
     write_volume(out_dir / BRAINS / brain_name(scan_name), placed_brain[None].astype(np.uint8), space.affine)
@@ -95,15 +93,38 @@ def _write_case(case: Case, grid: PreparedGrid, out_dir: Path) -> tuple[dict, Sp
         **describe_scan(placed_mask, placed_brain, space.spacing_mm),
         "source_lesion_cm3": round(lesion_load(mask, axes.spacing_mm)[1], 4),
     }
-    return row, space
+    sources = {"source": str(case.scan.relative_to(root)), "mask": str(mask_file.relative_to(root))}
+    place = {"shape": space.shape, "affine": space.affine.tolist()}
+    # Written last: its presence says that the volumes are whole.
+    write_json(record, {**sources, "made_of": made_of, **place, "row": row})
+    return read_record(record).row
 
 
-def remove_absent(cases: list[Case], out_dir: Path) -> int:
-    """Remove the prepared files of scans that the data set no longer has; how many scans these were."""
-    absent = set((out_dir / "Geometry").glob("*.json")) - {record_path(case.scan, out_dir) for case in cases}
-    for record in absent:
-        remove_prepared(record, out_dir)
-    return len(absent)
+def describe_scan(mask: np.ndarray, brain: np.ndarray, spacing_mm: Spacing) -> dict:
+    """Shape, spacing and lesions of a scan, from (D, H, W) bool masks, as columns of ``cohort.csv``.
+
+    ``shape`` and ``spacing_mm`` are "H W D", and ``size`` is the bin (`SIZE_BINS`) of the lesions' share of the brain.
+    """
+    lesion_voxels, (n_lesions, cm3) = int(np.count_nonzero(mask)), lesion_load(mask, spacing_mm)
+    return {
+        "shape": " ".join(map(str, np.roll(mask.shape, -1))),
+        "spacing_mm": " ".join(str(round(float(size), 6)) for size in np.roll(spacing_mm, -1)),
+        "lesion_voxels": lesion_voxels,
+        "lesion_cm3": round(cm3, 4),
+        "n_lesions": n_lesions,
+        "size": str(size_bin(lesion_voxels, int(np.count_nonzero(brain)))),
+        "laterality": laterality(mask, brain),
+    }
+
+
+def laterality(mask: np.ndarray, brain: np.ndarray) -> str:
+    """The side, along H, that holds the lesion; "" where there is none."""
+    across = np.flatnonzero(brain.any((0, 2)))
+    if not mask.any() or not len(across):
+        return ""
+    middle = (across[0] + across[-1] + 1) // 2
+    left = np.count_nonzero(mask[:, :middle]) / np.count_nonzero(mask)
+    return "left" if left >= ONE_SIDED else "right" if left <= 1 - ONE_SIDED else "both"
 
 
 def remove_prepared(record: Path, out_dir: Path) -> None:
@@ -113,3 +134,17 @@ def remove_prepared(record: Path, out_dir: Path) -> None:
         scan, mask = out_dir / "Scans" / row["scan"], out_dir / "Masks" / row["mask"]
         for file in (record, scan, mask, out_dir / BRAINS / brain_name(scan)):
             file.unlink(missing_ok=True)
+
+
+def record_path(scan: Path | str, prepared_dir: Path) -> Path:
+    """The record of a scan by its file name, original or prepared: both have the same stem."""
+    return prepared_dir / "Geometry" / f"{stem_of(scan)}.json"
+
+
+def read_record(path: Path) -> Record:
+    content = read_json(path)
+    try:
+        space = Space(tuple(content["shape"]), np.array(content["affine"], float).reshape(4, 4))
+        return Record(content["source"], content.get("mask", ""), content.get("made_of", ""), space, content["row"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path} is no record of a prepared scan ({error!r}); remove it and prepare again") from None

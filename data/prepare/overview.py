@@ -1,4 +1,4 @@
-"""Overview of a cohort: a row of numbers for each scan, and a page of pictures for all."""
+"""Overview of a cohort: a page of pictures of its lesions and scans."""
 
 import math
 from collections.abc import Sequence
@@ -13,50 +13,20 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.ticker import MaxNLocator
 
-from data.files.space import Space, Spacing, places_in
+from data.files.space import Space, places_in
 from data.files.volumes import read_volume
-from data.prepare.records import read_record, record_path
+from data.prepare.cohort import read_record, record_path
 from data.scans.head import normalise
 from utils.plots import DPI, HEAT, TARGET, outline, save_figure, show_slice
 from utils.progress import progress
-from utils.scores.masks import lesion_load
-from utils.scores.metrics import SIZE_BINS, size_bin
+from utils.scores.metrics import SIZE_BINS
 
-ONE_SIDED = 0.9  # share of the lesion voxels on one side from which on a lesion is left or right
 TILES = 32  # scans on the contact sheet
 MAP_RESOLUTION_MM = 2
 MAP_SLICES = 8
 COLUMNS = 8  # of the contact sheet
 BAR: dict[str, Any] = {"color": TARGET, "edgecolor": "white"}
 Tile = tuple[str, np.ndarray, np.ndarray]  # caption, slice (H, W) in [0, 1] and mask (H, W) of a scan
-
-
-def describe_scan(mask: np.ndarray, brain: np.ndarray, spacing_mm: Spacing) -> dict:
-    """Shape, spacing and lesions of a scan, from (D, H, W) bool masks, as columns of ``cohort.csv``.
-
-    ``shape`` and ``spacing_mm`` are "H W D", ``n_lesions`` counts 26-connected ones, and ``size`` is the bin of the
-    lesions' share of the brain, by the bounds of the slices' bins.
-    """
-    lesion_voxels, (n_lesions, cm3) = int(np.count_nonzero(mask)), lesion_load(mask, spacing_mm)
-    return {
-        "shape": " ".join(map(str, np.roll(mask.shape, -1))),
-        "spacing_mm": " ".join(str(round(float(size), 6)) for size in np.roll(spacing_mm, -1)),
-        "lesion_voxels": lesion_voxels,
-        "lesion_cm3": round(cm3, 4),
-        "n_lesions": n_lesions,
-        "size": str(size_bin(lesion_voxels, int(np.count_nonzero(brain)))),
-        "laterality": laterality(mask, brain),
-    }
-
-
-def laterality(mask: np.ndarray, brain: np.ndarray) -> str:
-    """The side, along H, that holds the lesion; "" where there is none."""
-    across = np.flatnonzero(brain.any((0, 2)))
-    if not mask.any() or not len(across):
-        return ""
-    middle = (across[0] + across[-1] + 1) // 2
-    left = np.count_nonzero(mask[:, :middle]) / np.count_nonzero(mask)
-    return "left" if left >= ONE_SIDED else "right" if left <= 1 - ONE_SIDED else "both"
 
 
 def draw_overview(table: pd.DataFrame, out_dir: Path, in_mni: bool) -> None:
@@ -91,7 +61,8 @@ def _lesion_frequency(table: pd.DataFrame, out_dir: Path, in_mni: bool) -> tuple
     target, count = Space((d, h, w), image.affine), np.zeros(template.shape)
     for scan, mask in progress(zip(table.scan, table["mask"], strict=True), "Mapping lesions", len(table)):
         own = spaces[scan] if in_mni else _about(spaces[scan], target)
-        places = np.round(places_in(target, np.argwhere(_read_mask(out_dir, mask)), own)).astype(int)
+        voxels = np.argwhere(read_volume(out_dir / "Masks" / mask).array[0] > 0)
+        places = np.round(places_in(target, voxels, own)).astype(int)
         lesion = np.zeros(target.shape, bool)  # voxels in which a voxel of the mask has its centre
         lesion[tuple(places[((places >= 0) & (places < target.shape)).all(1)].T)] = True
         count += lesion
@@ -111,18 +82,14 @@ def _tiles(table: pd.DataFrame, out_dir: Path) -> list[Tile]:
     ordered = table.sort_values("lesion_cm3", kind="stable")
     chosen = ordered.iloc[np.unique(np.linspace(0, len(ordered) - 1, min(TILES, len(ordered))).astype(int))]
     tiles = []
-    columns = (chosen[name] for name in ("scan", "mask", "subject", "lesion_cm3"))
-    for scan_name, mask_name, subject, size_cm3 in zip(*columns, strict=True):
-        scan, mask = read_volume(out_dir / "Scans" / scan_name).array, _read_mask(out_dir, mask_name)
+    for row in chosen.itertuples():
+        scan = read_volume(out_dir / "Scans" / str(row.scan)).array
+        mask = read_volume(out_dir / "Masks" / str(row.mask)).array[0] > 0
         z = int(mask.sum((1, 2)).argmax()) if mask.any() else len(mask) // 2
         image = normalise(scan[:, z : z + 1], np.ones((1, *scan.shape[2:]), bool))[0, 0]
         # The mask's slice is copied, or the page would keep every volume in memory.
-        tiles.append((f"{subject}  {size_cm3:.3g} cm³", image, mask[z].copy()))
+        tiles.append((f"{row.subject}  {row.lesion_cm3:.3g} cm³", image, mask[z].copy()))
     return tiles
-
-
-def _read_mask(out_dir: Path, name: str) -> np.ndarray:
-    return read_volume(out_dir / "Masks" / name).array[0] > 0
 
 
 def _draw_sizes(figure: SubFigure, table: pd.DataFrame) -> None:

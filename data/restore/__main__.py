@@ -10,8 +10,8 @@ from data.files.listing import counted, find_volumes, require_present, require_s
 from data.files.names import MASK, PREDICTION_SUFFIX, SCAN, stem_of
 from data.files.space import Space, resample
 from data.files.volumes import write_like
-from data.prepare.fit import space_in
-from data.prepare.records import read_record, record_path
+from data.prepare.cohort import read_record, record_path
+from data.prepare.layouts import space_in
 from data.scans.checks import read_binary
 from utils import cli
 from utils.errors import UserError

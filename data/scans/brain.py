@@ -156,7 +156,8 @@ def _require_size(brain: np.ndarray, case: Case, origin: str) -> None:
             f"{case.scan} shows a head of {litres:.1f} L, which is used as the brain mask and may have up to "
             f"{HEAD_LITRES:.0f} L; {crop}"
         )
-    if origin != "head" and litres > most:
+    # `data.prepare` and `strokeformer.find_brain` leave whole heads as brain masks, which are then given.
+    if origin != "head" and litres > (HEAD_LITRES if case.brain else most):
         what, fix = (f"{case.brain} holds", "fix the mask") if case.brain else (f"{case.scan} shows", crop)
         raise UserError(f"{what} a brain of {litres:.1f} L, outside the range of {least} to {most} L; {fix}")
 

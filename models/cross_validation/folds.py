@@ -8,17 +8,15 @@ from data.batches.cutting import cut_cohort
 from data.files.listing import counted
 from data.scans.folds import Fold, cases_of, lesion_loads, make_folds
 from models.checkpoints import load_model
-from models.cross_validation.results import missing_results, read_results, results_file, write_results
-from models.cross_validation.validation import (
+from models.cross_validation.state import (
     CrossValidation,
-    fold_inputs,
     has_current_results,
     identity_of_test,
-    known_folds,
-    network_digests,
-    number_of_folds,
+    missing_results,
+    read_results,
     record_or_refuse,
-    rpn_digest,
+    results_file,
+    write_results,
 )
 from models.evaluation.proposals import evaluate_rpn
 from models.evaluation.segmentation import evaluate_strokeformer
@@ -36,65 +34,62 @@ from utils.regions.region import write_regions
 from utils.scores.intervals import Estimate
 
 
-def get_ready(validation: CrossValidation) -> tuple[list[Fold], pd.DataFrame]:
+def get_ready(cv: CrossValidation) -> tuple[list[Fold], pd.DataFrame]:
     """Do once what the folds share: prepare the scans, record the run, cut the slices; folds and slices.
 
     Jobs that share a cross-validation wait for the first of them.
     """
-    settings, cohort = validation.settings, validation.cohort
-    with locked(validation.folds_file):
-        validation.facts = cohort.admit(settings.num_workers)
-        if (folds := known_folds(validation)) is None:
-            loads = lesion_loads({case: validation.facts[case].lesion for case in cohort.cases})
+    settings, cohort = cv.settings, cv.cohort
+    with locked(cv.folds_file):
+        cv.facts = cohort.admit(settings.num_workers)
+        if (folds := cv.known_folds()) is None:
+            loads = lesion_loads({case: cv.facts[case].lesion for case in cohort.cases})
             folds = make_folds(loads, settings.folds.k, settings.folds.splits, settings.seed)
-        record_or_refuse(validation, folds)
-        slices = validation.folder / "slices"
+        record_or_refuse(cv, folds)
+        slices = cv.folder / "slices"
         return folds, cut_cohort(cohort.everything, cohort.grid, cohort.prepare, slices, settings.num_workers)
 
 
-def run_fold(number: int, validation: CrossValidation, folds: list[Fold], slices: pd.DataFrame) -> None:
+def run_fold(number: int, cv: CrossValidation, folds: list[Fold], slices: pd.DataFrame) -> None:
     """Train and test one of the folds, given what `get_ready` returns, unless its results are there already."""
-    use_precision(validation.settings.training.logging.precision)  # a fold may run in a process of its own
+    use_precision(cv.settings.training.logging.precision)  # a fold may run in a process of its own
     fold = folds[number]
     sizes = f"{len(fold.train)} training, {len(fold.val)} validation and {len(fold.test)} test subjects"
     print(f"Fold {number + 1} of {len(folds)}: {sizes}")
-    if has_current_results(validation, number, fold):
+    if has_current_results(cv, number, fold):
         print(f"Fold {number + 1} is trained and tested already")
         return
-    results_file(validation.folder, number).unlink(missing_ok=True)  # the tables are about to change
-    scores = _test(number, validation, fold, *_train(number, validation, fold, slices))
+    results_file(cv.folder, number).unlink(missing_ok=True)  # the tables are about to change
+    scores = _test(number, cv, fold, *_train(number, cv, fold, slices))
     rows = [
         {"fold": number, "stage": stage, "score": score, "estimate": estimate}
         for stage, estimates in scores.items()
         for score, estimate in estimates.items()
     ]
-    write_results(validation.folder, number, rows, identity_of_test(validation, number, fold))
+    write_results(cv.folder, number, rows, identity_of_test(cv, number, fold))
 
 
-def _train(number: int, validation: CrossValidation, fold: Fold, slices: pd.DataFrame) -> tuple[RPN, TwoStage]:
+def _train(number: int, cv: CrossValidation, fold: Fold, slices: pd.DataFrame) -> tuple[RPN, TwoStage]:
     """Train stage 1, propose and save the regions of all scans of a fold, and train stage 2 on them."""
-    settings, cohort = validation.settings, validation.cohort
-    (rpn_name, name), (train, val, test) = validation.names(number), validation.sides(fold)
+    settings, cohort = cv.settings, cv.cohort
+    (rpn_name, name), (train, val, test) = cv.names(number), cv.sides(fold)
     if cohort.augmented:
         used = len(train) - len(cases_of(cohort.cases, fold.train))
         print(f"{used} of {len(cohort.augmented)} augmented scans are made of training subjects alone and used")
     train_slices, val_slices = (slices[slices.volume.isin([case.name for case in side])] for side in (train, val))
-    inputs = fold_inputs(validation, fold)
-    rpn = load_model(RPN, train_rpn(settings.rpn, train_slices, val_slices, rpn_name, inputs))
-    scans = validation.scans_of([*train, *val, *test])
+    rpn = load_model(RPN, train_rpn(settings.rpn, train_slices, val_slices, rpn_name, cv.inputs(fold)))
+    scans = cv.scans_of([*train, *val, *test])
     regions = collect_regions(rpn_source(rpn, settings.training.network.roi_size), scans)
-    write_regions(validation.regions_file(number), regions)
-    inputs = fold_inputs(validation, fold, rpn_digest(validation, number))
+    write_regions(cv.regions_file(number), regions)
+    inputs = cv.inputs(fold, cv.rpn_digest(number))
     checkpoint = train_strokeformer(settings.training, train, val, regions, cohort, name, inputs)
     return rpn, pipeline_of(load_model(StrokeFormer, checkpoint), settings.training, regions)
 
 
-def _test(
-    number: int, validation: CrossValidation, fold: Fold, rpn: RPN, pipeline: TwoStage
-) -> dict[str, dict[str, Estimate]]:
+def _test(number: int, cv: CrossValidation, fold: Fold, rpn: RPN, pipeline: TwoStage) -> dict[str, dict[str, Estimate]]:
     """Test both stages; the scores of each by its name."""
-    settings, seed, test = validation.settings, validation.settings.seed, validation.sides(fold)[2]
-    (rpn_name, name), scans = validation.names(number), validation.scans_of(test)
+    settings, seed, test = cv.settings, cv.settings.seed, cv.sides(fold)[2]
+    (rpn_name, name), scans = cv.names(number), cv.scans_of(test)
     roi_size, batch_size = settings.training.network.roi_size, settings.rpn.loading.batch_size
     proposals = evaluate_rpn(rpn, scans, rpn_name, settings.rpn_outputs, seed, roi_size, batch_size)
     save_run(Path(settings.rpn_outputs.scores_dir) / rpn_name, settings)
@@ -103,28 +98,25 @@ def _test(
     return {"rpn": proposals, "strokeformer": lesions or {}}
 
 
-# --- all folds -----------------------------------------------------------------------------------------
-
-
-def missing_folds(validation: CrossValidation) -> list[int]:
+def missing_folds(cv: CrossValidation) -> list[int]:
     """The folds that have not been run to their end."""
-    return missing_results(validation.folder, number_of_folds(validation))
+    return missing_results(cv.folder, cv.number_of_folds())
 
 
-def all_results(validation: CrossValidation) -> list[dict]:
+def all_results(cv: CrossValidation) -> list[dict]:
     """A row (fold, stage, score, estimate) for every score of all folds; refuses where one has not been run."""
-    if missing := missing_folds(validation):
+    if missing := missing_folds(cv):
         raise UserError(
-            f"{counted(len(missing), 'fold')} of {validation.folder} yet to run; give the same command with "
+            f"{counted(len(missing), 'fold')} of {cv.folder} yet to run; give the same command with "
             f"--folds_to_run {' '.join(map(str, missing))}"
         )
-    folder, numbers = validation.folder, range(number_of_folds(validation))
-    return [row for number in numbers for row in read_results(folder, number, network_digests(validation, number))]
+    numbers = range(cv.number_of_folds())
+    return [row for number in numbers for row in read_results(cv.folder, number, cv.network_digests(number))]
 
 
-def order_tables(validation: CrossValidation) -> None:
+def order_tables(cv: CrossValidation) -> None:
     """Put the folds' rows in all tables of scores into their order, whichever fold ended first."""
-    numbers = range(number_of_folds(validation))
-    for stage, outputs in enumerate((validation.settings.rpn_outputs, validation.settings.outputs)):
+    numbers = range(cv.number_of_folds())
+    for stage, outputs in enumerate((cv.settings.rpn_outputs, cv.settings.outputs)):
         for table in outputs.tables:
-            order_rows(table, [validation.names(number)[stage] for number in numbers])
+            order_rows(table, [cv.names(number)[stage] for number in numbers])

@@ -13,7 +13,6 @@ from pathlib import Path
 
 from utils.errors import UserError
 
-ROOT = Path(__file__).parents[2]
 RETRIES = 3  # of a fold whose worker is lost; Ray's own default
 Node = tuple[int, int]  # its CPUs and GPUs
 ADDRESS = "RAY_ADDRESS"  # Ray's own variable: where the cluster is; without it one is started on this machine
@@ -24,8 +23,7 @@ Launch = Callable[[Callable[[int], None], Sequence[int], Sequence[Path]], None]
 def choose_launcher(name: str, devices: int) -> Launch:
     """What ``--launcher`` names; a fold trains on that many GPUs, where the cluster has any.
 
-    Raises:
-        UserError: Ray is not installed, its cluster does not answer, or no node has that many GPUs.
+    Refuses Ray where it is not installed, its cluster does not answer, or no node has that many GPUs.
     """
     if name == "sequential":
         return in_turn
@@ -48,8 +46,7 @@ def on_ray(
 ) -> None:
     """Run each fold as a task of the cluster that this process is connected to; leaves the cluster at the end.
 
-    Raises:
-        UserError: a fold met a mistake of the user, a node does not see a path, or a fold was lost too often.
+    Raises a `UserError` where a fold met one, a node does not see a path, or a fold was lost too often.
     """
     import ray
 
@@ -58,7 +55,7 @@ def on_ray(
     # By value: a node without the project can then still say so.
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
     task = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=RETRIES)(_run_on_node)
-    paths = [str(path.absolute()) for path in (ROOT, Path.cwd(), *needed)]
+    paths = [str(path.absolute()) for path in (Path(__file__).parents[2], Path.cwd(), *needed)]
     common = ray.put(ray.cloudpickle.dumps(work)), paths, sys.argv
     running = {task.options(name=f"fold-{number}").remote(number, *common): number for number in numbers}
     try:
@@ -105,9 +102,6 @@ def cpus_each(nodes: list[Node], folds: int, gpus: int) -> int:
 
     wanted = min(folds, at_once(1))
     return max(cpus for cpus in range(1, max(c for c, _ in nodes) + 1) if at_once(cpus) >= wanted)
-
-
-# --- the cluster ---------------------------------------------------------------------------------------
 
 
 def _connect(address: str | None) -> None:

@@ -22,6 +22,7 @@ from utils.provenance import git_commit
 from utils.scores.masks import Decision
 
 ARGUMENT = "--bids_derivatives"
+CODE_URL = "https://github.com/angelonazzaro/StrokeFormer"
 # By data type the entities that BIDS has for masks, in its order; what else a scan's name holds is left out.
 ENTITIES = {
     "anat": ("sub", "ses", "task", "acq", "ce", "rec", "run", "echo", "part", "space", "chunk", "res", "label", "desc"),
@@ -50,14 +51,12 @@ class Derivative:
 
     def begin(self, settings: dict) -> Callable[[Case, Prediction], None]:
         """Write the description of the data set; returns what writes a case, with `settings` in each sidecar."""
-        commit = git_commit()
-        version = {"Version": commit} if commit else {}
-        program = {"Name": PROGRAM, **version, "CodeURL": "https://github.com/angelonazzaro/StrokeFormer"}
+        version = {"Version": commit} if (commit := git_commit()) else {}
         description = {
             "Name": f"Stroke lesions by {PROGRAM}",
             "BIDSVersion": "1.10.0",
             "DatasetType": "derivative",
-            "GeneratedBy": [program],
+            "GeneratedBy": [{"Name": PROGRAM, **version, "CodeURL": CODE_URL}],
             "DatasetLinks": self.links,
         }
         write_json(self.folder / DESCRIPTION, description)
@@ -83,11 +82,7 @@ class Derivative:
 def prediction_settings(
     name: str, files: Mapping[str, Sequence[str] | None], decision: Decision, flip_average: bool
 ) -> dict:
-    """What made the predictions of a model, for the sidecars.
-
-    Args:
-        files: checkpoints and regions by their name in the sidecars.
-    """
+    """What made predictions, for the sidecars; `files` are the checkpoints and regions by their name there."""
     settings: dict[str, object] = {"Model": name}
     for key, paths in files.items():
         names, digests = [Path(path).name for path in paths or ()], [_sha256(path) for path in paths or ()]
@@ -103,15 +98,11 @@ def _sha256(path: Path | str) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-# --- planning ------------------------------------------------------------------------------------------
-
-
 def plan_derivative(folder: Path | str, cases: list[Case]) -> Derivative:
     """The data set that will hold the lesions of the scans; nothing is written yet.
 
-    Raises:
-        UserError: a folder that takes no files, that is another data set, or that holds the scans; a ``.npy`` scan,
-            one whose name BIDS cannot take, or two that would get the same name, in this run or an earlier one.
+    Refuses a folder that takes no files, that is another data set, or that holds the scans; a ``.npy`` scan, one whose
+    name BIDS cannot take, or two that would get the same name, in this run or an earlier one.
     """
     folder = absolute(folder)
     if (folder / DESCRIPTION).exists() and not is_own(folder):

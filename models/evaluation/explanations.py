@@ -22,8 +22,6 @@ from utils.regions.region import Region
 
 Size = tuple[int, ...]
 
-# --- layers --------------------------------------------------------------------------------------------
-
 
 @dataclass(frozen=True)
 class Layers:
@@ -54,8 +52,7 @@ def find_layers(
 ) -> list[nn.Module]:
     """The layers that an argument names, e.g. ``backbone.fpn`` of stage 1 or ``decoders.1`` of stage 2.
 
-    Raises:
-        UserError: one is unknown or gives no map.
+    Refuses unknown ones and those that give no map.
     """
     if not names:
         return []
@@ -114,9 +111,6 @@ def _size_of_map(output: object, image: torch.Tensor) -> Size | None:
     return tuple(output.shape[1:]) if len(shrunk) == 1 else None
 
 
-# --- EigenCAM ------------------------------------------------------------------------------------------
-
-
 class BackboneCAM(EigenCAM):
     """pytorch-grad-cam's in milliseconds, with the arbitrary sign of the first component such that the heat lies where
     the features are strong. (With the larger extreme positive, as Chung and Ying, 2025, doi 10.3390/app15137562, the
@@ -153,9 +147,6 @@ def eigencam(model: RPN, prepared: PreparedScan, slices: list[int], layers: list
             shape = heats[z][window].shape
             heats[z][window] = F.interpolate(heat[None, None], shape, mode="bilinear")[0, 0].numpy()
     return heats
-
-
-# --- Grad-CAM ------------------------------------------------------------------------------------------
 
 
 def gradcam(

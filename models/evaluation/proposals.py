@@ -52,11 +52,7 @@ def evaluate_rpn(
     roi_size: tuple[int, int, int],
     batch_size: int,
 ) -> dict[str, Estimate]:
-    """Score the proposals of volumes with masks; writes what docs/outputs.md lists.
-
-    Args:
-        scans: `PreparedScan` by `PreparedScan`.
-        seed: of the choice of pictures and of the intervals.
+    """Score the proposals of prepared scans with masks; writes what docs/outputs.md lists.
 
     Returns:
         The scores by column name of ``rpn_scores.csv``, and the lesion recall by volume.
@@ -67,12 +63,16 @@ def evaluate_rpn(
     misses: list[Miss] = []
     layers = find_layers(model, outputs.target_layers)
     for scan, n_pictures in zip(progress(scans, f"Testing {name}"), drawn, strict=True):
-        proposals = _propose(model, scan, roi_size, batch_size)
-        proposed = proposals.proposed
-        regions[scan.name] = lying_on(proposals.regions, scan.space.as_json if scan.place_known else None)
-        counts[scan.name] = count_proposals(proposed, proposals.mask, scan.brain)
+        assert scan.mask is not None  # stage 1 is tested on slices with masks
+        detections = model.detect_volume(scan, batch_size)
+        proposing = model.keep(scan, detections, roi_size)
+        proposed_regions = regions_of(proposing, scan.brain, roi_size, model.hparams["consistency"])
+        regions[scan.name] = lying_on(proposed_regions, scan.space.as_json if scan.place_known else None)
+        proposed = region_mask(proposed_regions, scan.space.shape)
+        proposals = ScanProposals(scan, scan.mask, detections, proposing, proposed_regions, proposed)
+        counts[scan.name] = count_proposals(proposed, scan.mask, scan.brain)
         slices += proposals.slices()
-        lesions.append(lesions_covered(proposed, proposals.mask, scan.spacing_mm).assign(scan=scan.name))
+        lesions.append(lesions_covered(proposed, scan.mask, scan.spacing_mm).assign(scan=scan.name))
         misses = nlargest(WORST_MISSES, [*misses, *proposals.miss()], key=itemgetter(0))
         shown = proposals.slices_to_show(n_pictures)
         for z in shown:
@@ -111,9 +111,6 @@ def _save_scores(
 
 def _means(estimates: dict[str, Estimate]) -> dict[str, float]:
     return {score: estimate.mean for score, estimate in estimates.items()}
-
-
-# --- of a scan -----------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -157,11 +154,3 @@ class ScanProposals:
 
     def file(self, z: int) -> str:
         return f"{stem_of(self.scan.name)}_slice-{z:03d}.png"
-
-
-def _propose(model: RPN, scan: PreparedScan, roi_size: tuple[int, int, int], batch_size: int) -> ScanProposals:
-    assert scan.mask is not None  # stage 1 is tested on slices with masks
-    detections = model.detect_volume(scan, batch_size)
-    proposing = model.keep(scan, detections, roi_size)
-    regions = regions_of(proposing, scan.brain, roi_size, model.hparams["consistency"])
-    return ScanProposals(scan, scan.mask, detections, proposing, regions, region_mask(regions, scan.space.shape))

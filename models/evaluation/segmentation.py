@@ -44,10 +44,7 @@ def evaluate_strokeformer(
 ) -> dict[str, Estimate] | None:
     """Segment scans and, where they have masks, score them; writes what docs/outputs.md lists.
 
-    Args:
-        scans: the prepared scans of `cases`, in their order.
-        seed: of the choice of pictures and of the intervals.
-        keep: is given each case with its prediction.
+    `scans` are the prepared `cases`, in their order; `keep` is given each case with its prediction.
 
     Returns:
         Mean scores by column name of ``scores.csv``, or None without masks.
@@ -78,9 +75,6 @@ def evaluate_strokeformer(
         write_regions(folder / "regions.json", regions)
     outputs.update(name, {VOLUMES_FILE: pd.DataFrame(volumes)})
     return _save_scores(outputs, name, scored, seed) if scored else None
-
-
-# --- scores --------------------------------------------------------------------------------------------
 
 
 def _volumes(scan: PreparedScan, prediction: np.ndarray, target: np.ndarray | None) -> dict:
@@ -120,9 +114,6 @@ def _save_scores(outputs: Outputs, name: str, scored: list[CaseScores], seed: in
     }
     outputs.update(name, tables)
     return estimates
-
-
-# --- maps ----------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)

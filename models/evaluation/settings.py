@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -10,14 +11,11 @@ from utils.files import STAGE_1_TABLES, STAGE_2_TABLES, intervals_file, read_sco
 from utils.settings import MAY_DIFFER, TESTS_ANEW, option
 from utils.validators import LayersAction, non_negative_int, pathname
 
-
-def scores_dir_option(default: str):
-    return option(pathname, "folder of scores and predictions", default, on_resume=TESTS_ANEW)
+output_option = partial(option, on_resume=TESTS_ANEW)
 
 
 def layers_option(what: str):
-    what = f"{what}; list prints them and ends"
-    return option(str, what, on_resume=TESTS_ANEW, action=LayersAction, nargs="+", metavar="LAYER")
+    return output_option(str, f"{what}; list prints them and ends", action=LayersAction, nargs="+", metavar="LAYER")
 
 
 @dataclass(frozen=True)
@@ -25,9 +23,9 @@ class Results:
     """Results."""
 
     more_tables: ClassVar[tuple[str, ...]] = ()  # beside `scores_file` and its intervals
-    scores_dir: str = scores_dir_option("./scores")
-    scores_file: str = option(pathname, "CSV of mean scores, a row per model", "scores.csv", on_resume=TESTS_ANEW)
-    n_predictions: int = option(non_negative_int, "predictions to draw", 30, on_resume=TESTS_ANEW, shared=True)
+    scores_dir: str = output_option(pathname, "folder of scores and predictions", "./scores")
+    scores_file: str = output_option(pathname, "CSV of mean scores, a row per model", "scores.csv")
+    n_predictions: int = output_option(non_negative_int, "predictions to draw", 30, shared=True)
 
     @property
     def tables(self) -> list[Path]:
@@ -52,7 +50,7 @@ class RPNOutputs(Results):
     """Results."""
 
     more_tables: ClassVar = STAGE_1_TABLES
-    scores_dir: str = scores_dir_option("./rpn_scores")
+    scores_dir: str = output_option(pathname, "folder of scores and predictions", "./rpn_scores")
     target_layers: tuple[str, ...] | None = layers_option("layers of the 2D backbone to draw EigenCAM for")
 
 
@@ -92,22 +90,16 @@ class EnsembleRegions(RegionSettings):
 class AllOutputs(Outputs):
     """Results."""
 
-    per_size_scores_file: str = option(
-        pathname, "CSV of scores by lesion size", "per_size_scores.csv", on_resume=TESTS_ANEW
-    )
-    probabilities: bool = option(
-        None, "write the lesion probability of each scan on its own grid", False, on_resume=TESTS_ANEW
-    )
-    uncertainty: bool = option(
+    per_size_scores_file: str = output_option(pathname, "CSV of scores by lesion size", "per_size_scores.csv")
+    probabilities: bool = output_option(None, "write the lesion probability of each scan on its own grid", False)
+    uncertainty: bool = output_option(
         None,
         "write the entropy, in bits, of its mean over the scan and its mirror image (that of --flip_average) or, with "
         "several checkpoints, over these",
         False,
-        on_resume=TESTS_ANEW,
     )
-    bids_derivatives: str | None = option(
+    bids_derivatives: str | None = output_option(
         pathname,
         "folder for the lesions and their probability as a BIDS derivative data set; by default it is not written",
-        on_resume=TESTS_ANEW,
         metavar="DIR",
     )

@@ -10,8 +10,8 @@ from models.checkpoints import load_model, require_channels, require_spacing
 from models.export.card import model_card
 from models.export.exported import NETWORKS, SETTINGS, DetectorSettings, ExportedModel, SegmenterSettings, write_model
 from models.export.networks import OPSET, export_stage_1, export_stage_2, halve_weights
-from models.rpn.anchors import STRIDES
 from models.rpn.module import RPN
+from models.rpn.settings import STRIDES
 from models.segmentation.module import StrokeFormer
 from models.segmentation.settings import SUBVOLUME_DEPTH
 from models.segmentation.windows import DEFAULT_OVERLAP

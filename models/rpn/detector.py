@@ -15,7 +15,7 @@ from torchvision.ops import MultiScaleRoIAlign
 from data.scans import head
 from data.scans.head import Window
 from models.precision import autocast
-from models.rpn.anchors import ASPECT_RATIOS, REFERENCE_SIZE, SMALLEST_ANCHOR, STRIDES
+from models.rpn.settings import ASPECT_RATIOS, REFERENCE_SIZE, SMALLEST_ANCHOR, STRIDES
 from utils.errors import UserError
 
 FPN_CHANNELS = 64  # a quarter of torchvision's: grey slices with one class found as many lesions as with 128, in 60 %
@@ -34,10 +34,8 @@ ANCHOR_SAMPLES, BOX_SAMPLES = 256, 32  # that a slice's loss looks at
 
 
 class Detector(nn.Module):
-    """Faster R-CNN on slices of one shape, with one foreground class and one anchor size a pyramid level.
-
-    It spends nothing on the air around the heads. Arguments as of `models.rpn.module.RPN`.
-    """
+    """Faster R-CNN on slices of one shape, with one foreground class and one anchor size a pyramid level, that spends
+    nothing on the air around the heads. Arguments as of `models.rpn.module.RPN`."""
 
     def __init__(
         self,

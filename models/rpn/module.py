@@ -10,8 +10,8 @@ from torch import nn
 
 from data.scans.grid import Grid
 from data.scans.prepared import PreparedScan
-from models.rpn.anchors import ANCHOR_SIZES, REFERENCE_SIZE
 from models.rpn.detector import Detector, head_window
+from models.rpn.settings import ANCHOR_SIZES, REFERENCE_SIZE
 from models.schedule import optimise
 from utils.regions.region import Region, Shape
 from utils.regions.rules import ProposalBoxes, regions_of, select_boxes
@@ -27,16 +27,12 @@ Detections = dict[int, dict[str, torch.Tensor]]  # of a volume by slice index, e
 
 
 class RPN(pl.LightningModule):
-    """Faster R-CNN with one foreground class on slices (C, H, W) in [0, 1].
+    """Faster R-CNN with one foreground class on slices (C, H, W) in [0, 1]; arguments as of `RPNSettings`, and others:
 
     Args:
         anchor_sizes: in pixels of a slice with a shorter side of `REFERENCE_SIZE`, one a pyramid level.
-        image_size: pixels to which `slice_side` is resized inside; anchors scale with it.
-        slice_side: shorter side of the training's slices in voxels, so that voxels of slices of any size are enlarged
-            alike; None for that of each slice.
-        consistency: rule by which boxes of slices become regions, ``linked`` or ``grouped`` (`utils.regions.rules`).
-        score_threshold: evidence, or score, from which on boxes propose a region.
-        backbone_weights: file with a state dict of torchvision's resnet18.
+        slice_side: shorter side of the training's slices in voxels, which is resized to `image_size`, so that voxels
+            of slices of any size are enlarged alike; None for that of each slice.
     """
 
     grid: Grid | None = None  # of a checkpoint
@@ -60,8 +56,6 @@ class RPN(pl.LightningModule):
         self.save_hyperparameters(ignore="backbone_weights")
         self.detector = Detector(in_channels, anchor_sizes, image_size, slice_side, backbone_weights)
         self.val_slices: list[tuple[dict, dict]] = []  # detections and targets
-
-    # --- training ------------------------------------------------------------------------------------
 
     def training_step(self, batch, batch_index):
         images, targets = batch
@@ -109,14 +103,10 @@ class RPN(pl.LightningModule):
         lr = self.hparams["lr"]
         return optimise(self, WARMUP_STEPS, lr / 10, lr, lr / 100)
 
-    # --- inference -----------------------------------------------------------------------------------
-
     @torch.inference_mode()
     def detect(self, slices: Iterable[torch.Tensor], batch_size: int = 32) -> list[dict[str, torch.Tensor]]:
-        """Detections of slices (C, H, W) float32 in [0, 1] of one shape, on the CPU.
-
-        A dict a slice: ``boxes`` (N, 4) xyxy in voxels, ``scores`` (N,) in [0, 1], ``labels`` (N,), best first.
-        """
+        """Detections of slices (C, H, W) float32 in [0, 1] of one shape, on the CPU and best first: for each slice
+        ``boxes`` (N, 4) xyxy in voxels, ``scores`` (N,) in [0, 1] and ``labels`` (N,)."""
         self.eval()
         slices, detections = list(slices), []
         window = head_window(slices) if slices else None  # one for all, so that batches do not change the detections

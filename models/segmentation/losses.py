@@ -37,17 +37,12 @@ def build_classification_loss(name: str) -> nn.Module:
 
 
 def mask_outside(logits: torch.Tensor, labels: torch.Tensor, region: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Make voxels outside the regions certain, correct background, from which no loss can learn.
-
-    Of logits (B, K, D, H, W), class 0 background, class indices (B, 1, D, H, W), and regions alike, nonzero inside.
-    """
+    """Make voxels outside the regions certain, correct background (class 0), from which no loss can learn: of logits
+    (B, K, D, H, W) and class indices (B, 1, D, H, W), given regions of the indices' shape, nonzero inside."""
     inside = region > 0
     background = torch.full_like(logits, -CERTAIN)
     background[:, 0] = CERTAIN
     return torch.where(inside, logits, background), torch.where(inside, labels, torch.zeros_like(labels))
-
-
-# --- lesions that count the same, whatever their size --------------------------------------------------
 
 
 class CCDiceCELoss(nn.Module):
@@ -113,11 +108,8 @@ OWN = {"CCDiceCELoss": CCDiceCELoss, "ICILoss": ICILoss}
 
 
 def number_lesions(labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The 26-connected lesions of windows (B, 1, D, H, W) of class indices; all but background are lesion.
-
-    Returns (B, D, H, W) int64, the number of each voxel's lesion from 1 on through the batch, 0 outside, and the (N,)
-    index of the window of each lesion.
-    """
+    """Of windows (B, 1, D, H, W) of class indices the number of each voxel's 26-connected lesion, (B, D, H, W) int64
+    from 1 on through the batch and 0 for background, and the (N,) index of each lesion's window."""
     masks = labels[:, 0].cpu().numpy() > 0
     numbers = np.zeros(masks.shape, np.int64)
     windows: list[int] = []

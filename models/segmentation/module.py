@@ -56,8 +56,6 @@ class StrokeFormer(pl.LightningModule):
         with autocast(self.device, self.narrowest_map):
             return self(image).float()
 
-    # --- training ------------------------------------------------------------------------------------
-
     def training_step(self, batch, batch_index):
         return self._log_losses("train", self.half_precision(batch["image"]), batch)
 
@@ -101,8 +99,6 @@ class StrokeFormer(pl.LightningModule):
         """Called by Lightning; the limit is the model's own, so that stage 1's trainer has none."""
         self.clip_gradients(optimizer, GRADIENT_CLIP, "norm")
 
-    # --- inference -----------------------------------------------------------------------------------
-
     @property
     def decision(self) -> Decision:
         """What is lesion, given the probabilities of `segment`."""
@@ -116,10 +112,8 @@ class StrokeFormer(pl.LightningModule):
         sliding: SlidingWindow = SlidingWindow(),
         batch_size: int = 8,
     ) -> np.ndarray:
-        """(num_classes, D, H, W) float32 class probabilities of a scan, certain background outside brain and regions.
-
-        `regions` are of the scan's grid; None segments the whole volume.
-        """
+        """(num_classes, D, H, W) float32 class probabilities of a scan, certain background outside brain and regions,
+        which are of the scan's grid; None segments the whole volume."""
 
         def flip_averaged(windows: torch.Tensor) -> torch.Tensor:
             return (self.probabilities(windows) + self.mirrored(windows)) / 2

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from data.files.names import CONTRASTS
@@ -41,18 +42,15 @@ NETWORKS = {
 }
 
 
-def contrast_option():
-    what = "contrast of the scans, where their names say nothing or something else; None for what the names say"
-    return option(str, what, choices=tuple(CONTRASTS))
-
-
-def num_classes_option():
-    return option(positive_int, "classes, background included", 2)
-
-
-def roi_size_option():
-    what = "smallest size of a proposed region, in voxels"
-    return option(positive_int, what, ROI_SIZE, shared=True, nargs=3, metavar=("D", "H", "W"))
+contrast_option = partial(
+    option,
+    str,
+    "contrast of the scans, where their names say nothing or something else; by default what the names say",
+    choices=tuple(CONTRASTS),
+)
+num_classes_option = partial(option, positive_int, "classes, background included", 2)
+voxels_option = partial(option, positive_int, nargs=3, metavar=("D", "H", "W"))
+roi_size_option = partial(voxels_option, "smallest size of a proposed region, in voxels", ROI_SIZE, shared=True)
 
 
 @dataclass(frozen=True)
@@ -63,9 +61,7 @@ class SegmenterSettings:
     num_classes: int = num_classes_option()
     in_channels: int = option(positive_int, "input channels", 1)
     roi_size: tuple[int, int, int] = roi_size_option()
-    window_size: tuple[int, int, int] | None = option(
-        positive_int, "size of windows, in voxels; by default --roi_size", nargs=3, metavar=("D", "H", "W")
-    )
+    window_size: tuple[int, int, int] | None = voxels_option("size of windows, in voxels; by default --roi_size")
     opt_lr: float = option(positive_float, "learning rate at the end of the decay", 3e-5)
     warmup_lr: float = option(positive_float, "learning rate at the first step", 4e-6)
     max_lr: float = option(positive_float, "learning rate after the warm-up, the largest", 4e-4)

@@ -32,12 +32,8 @@ def slide(
     sliding: SlidingWindow,
     batch_size: int,
 ) -> np.ndarray:
-    """Maps (K, D, H, W) that `predict` makes of windows (B, C, *window), inside the brain of the regions.
-
-    Args:
-        regions: of the scan's grid; None for the whole volume.
-        outside: (K,) value of each map elsewhere.
-    """
+    """Maps (K, D, H, W) that `predict` makes of windows (B, C, *window), inside the brain of the regions, which are of
+    the scan's grid; None for the whole volume. `outside` is the (K,) value of each map elsewhere."""
     regions = [whole_volume(prepared.brain.shape)] if regions is None else regions
     inside = region_mask(regions, prepared.brain.shape) & prepared.brain
     pieces, overlap = split_by_depth(regions, sliding.subvolume_depth), sliding.overlap
@@ -73,20 +69,16 @@ def lay_windows(regions: list[Region], inside: np.ndarray, window: tuple[int, in
         pairs = zip(rest.slices, region.slices, strict=True)
         rest = region_of(slice(inner.start + outer.start, inner.stop + outer.start) for inner, outer in pairs)
         grown = expand_region(grow_region(rest, margin, inside.shape), window, inside.shape)
-        lines = [_starts_along(s, roi, overlap) for s, roi in zip(grown.slices, window, strict=True)]
+        lines = []
+        for span, side in zip(grown.slices, window, strict=True):
+            last = max(span.stop - side, span.start)  # moved back into the span
+            lines.append([*range(span.start, last, max(int(side * (1 - overlap)), 1)), last])
         for z, y, x in itertools.product(*lines):
             spans = zip(rest.slices, (z, y, x), window, strict=True)
             if rest_of_all[tuple(slice(max(b.start, s), min(b.stop, s + roi)) for b, s, roi in spans)].any():
                 starts[z, y, x] = None
         rest_of_all[rest.slices] = False
     return list(starts)
-
-
-def _starts_along(span: slice, roi: int, overlap: float) -> list[int]:
-    """Where windows begin along an axis, the last one moved back into the span."""
-    last = max(span.stop - roi, span.start)
-    step = max(int(roi * (1 - overlap)), 1)
-    return [*range(span.start, last, step), last]
 
 
 def average_windows(
@@ -100,11 +92,8 @@ def average_windows(
 ) -> np.ndarray:
     """Maps (K, D, H, W) float32, where windows overlap their mean, weighted with a Gaussian about their middle.
 
-    Args:
-        predict: from windows (B, C, *window) float32 to maps (B, K, *window).
-        scan: (C, D, H, W) in [0, 1].
-        starts: of windows that cover all of the (D, H, W) bool `inside`.
-        outside: (K,) value of each map where not `inside`.
+    The windows at `starts` of a scan (C, D, H, W) in [0, 1] cover all of the (D, H, W) bool `inside`; `predict` makes
+    maps (B, K, *window) of them, (B, C, *window) float32. `outside` is as of `slide`.
     """
     volume = np.empty((len(outside), *inside.shape), np.float32)
     volume[:] = np.reshape(outside, (-1, 1, 1, 1))

@@ -16,9 +16,8 @@ from data.scans.grid import Grid
 from models.checkpoints import MarkCheckpoint, read_checkpoint
 from models.rpn.module import RPN
 from models.training import runs
-from models.training.devices import fit_on_devices
+from models.training.devices import Stopped, fit_on_devices, stoppable
 from models.training.settings import RPNTraining, StrokeFormerTraining
-from models.training.stop import Stopped, stoppable
 from models.training.tracking import Draw, PredictionPictures, build_trainer, close_loggers, log_pictures
 from utils.errors import UserError
 from utils.files import write_json
@@ -47,11 +46,8 @@ class Task:
 
 
 def fit(task: Task) -> Path:
-    """Do or resume a training in ``<default_root_dir>/<name>``; its best checkpoint.
-
-    Raises:
-        UserError: the folder holds something else, or a training with other settings or inputs.
-    """
+    """Do or resume a training in ``<default_root_dir>/<name>``; its best checkpoint. A `UserError` says that the folder
+    holds something else, or a training with other settings or inputs."""
     folder, max_epochs = task.folder, task.settings.run.max_epochs
     best = runs.best_checkpoint(folder)
     if (folder / "folds.json").exists():
@@ -71,12 +67,8 @@ def fit(task: Task) -> Path:
 
 
 def train(task: Task) -> list[Logger]:
-    """Train on from the folder's last checkpoint, if any; the logs.
-
-    Raises:
-        UserError: it has trained more epochs than it shall.
-        Stopped: by a signal, of which a line is printed.
-    """
+    """Train on from the folder's last checkpoint, if any; the logs. Raises a `UserError` where it has trained more
+    epochs than it shall, and `Stopped` at a signal, of which it prints a line."""
     folder, resume_from, max_epochs = task.folder, runs.resume_point(task.folder), task.settings.run.max_epochs
     if (trained := runs.epochs_of(resume_from)) > max_epochs:
         raise UserError(f"--max_epochs {max_epochs}, but {task.name} has trained {trained}; give at least that")

@@ -1,6 +1,8 @@
-"""Training of stage 1 on tables of slices."""
+"""Training of stage 1 on tables of slices, and its calibration: the score at which a detection proposes a region is
+chosen on validation subjects for a wanted lesion coverage."""
 
 import inspect
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 
@@ -13,15 +15,29 @@ from data.batches.datamodules import RPNDataModule, SliceDataset, stacked_scans
 from data.batches.slices import grid_of_slices
 from data.files.names import stem_of
 from data.scans.contrast import common_contrast
+from data.scans.prepared import PreparedScan
 from models.checkpoints import load_model, store_hyperparameters
-from models.rpn.anchors import ANCHOR_SIZES, fit_anchors
-from models.rpn.calibration import calibration_summary, choose_threshold, coverage_curve
+from models.rpn.detector import MIN_SCORE
 from models.rpn.module import DEFAULT_THRESHOLD, MONITOR, RPN
-from models.rpn.settings import AUTO, RPNSettings
+from models.rpn.settings import ANCHOR_SIZES, AUTO, RPNSettings, fit_anchors
 from models.training.fit import Task, fit
 from models.training.settings import RPNTraining
 from utils.files import write_csv
 from utils.plots import plot_coverage, plot_slice_boxes, save_figure
+from utils.progress import progress
+from utils.regions.region import region_mask
+from utils.scores.proposals import ProposalCounts, count_proposals, proposal_scores
+
+# Share of the brain that may be proposed where the target coverage is out of reach. More would spare stage 2 too little
+# of the class imbalance; with 0.30, more lesions were lost than false ones spared (docs/proposals.md).
+FRACTION_BUDGET = 0.35
+# What the validation scans need is too little for others: few scans reach a target by luck, too. Ten networks on other
+# synthetic cohorts, most with fainter lesions, had a mean recall of small lesions of 0.91 with 1.2 and 0.97 with this
+# margin, with which at most 0.34 of the brain was proposed.
+MARGIN = 1.6
+# Even in log odds: the evidence of several slices crowds towards 1, most of all of networks that learned from few
+# subjects.
+THRESHOLDS = 1 / (1 + np.exp(-np.linspace(np.log(MIN_SCORE / (1 - MIN_SCORE)), 13, 45)))
 
 
 def build_rpn(
@@ -34,13 +50,8 @@ def build_rpn(
 
 
 def train_rpn(settings: RPNTraining, train: pd.DataFrame, val: pd.DataFrame, name: str, inputs: dict[str, str]) -> Path:
-    """Train stage 1; the path of its best checkpoint.
-
-    Args:
-        train, val: slices, rows of `data.batches.cutting.COLUMNS` with full paths.
-        name: of the run's folder.
-        inputs: of `models.training.runs.inputs_of`; a begun training of other inputs is refused.
-    """
+    """Train stage 1 on slices, rows of `data.batches.cutting.COLUMNS` with full paths; the path of its best checkpoint.
+    The run's folder has the `name`; where it holds a training of other `inputs` (`runs.inputs_of`), it is refused."""
     pl.seed_everything(settings.seed, verbose=False)
     network, grid = settings.network, grid_of_slices(train)
     slice_side = min(grid.shape[1:])
@@ -69,6 +80,48 @@ def calibrate(settings: RPNTraining, val: pd.DataFrame, folder: Path, checkpoint
         save_figure(plot_coverage(curve, threshold, target), folder / "calibration.png")
         print(calibration_summary(curve, threshold, target))
     store_hyperparameters(checkpoint, score_threshold=threshold)
+
+
+def coverage_curve(model: RPN, scans: Iterable[PreparedScan], roi_size: tuple[int, int, int]) -> pd.DataFrame:
+    """Lesion coverage, lesion recall and proposed fraction of scans with masks, a row for each of `THRESHOLDS`."""
+    counts = [ProposalCounts() for _ in THRESHOLDS]
+    for scan in progress(scans, "Calibrating"):
+        assert scan.mask is not None  # a training has masks
+        detections = model.detect_volume(scan)
+        for i, threshold in enumerate(THRESHOLDS):
+            regions = model.propose(scan, detections, roi_size, threshold)
+            counts[i] += count_proposals(region_mask(regions, scan.brain.shape), scan.mask, scan.brain)
+    return pd.DataFrame([{"threshold": t, **proposal_scores(c)} for t, c in zip(THRESHOLDS, counts, strict=True)])
+
+
+def choose_threshold(curve: pd.DataFrame, target_coverage: float, default: float) -> float:
+    """The lowest threshold that proposes at most `MARGIN` times the share of the brain that the target needs.
+
+    The target is a share of the lesion voxels and of the lesions, or a few large lesions would decide alone.
+    `FRACTION_BUDGET` limits the margin, and is spent where no threshold reaches the target. `default` without lesions.
+    """
+    if curve.lesion_coverage.isna().all():
+        return default
+    enough = curve[curve[["lesion_coverage", "lesion_recall"]].min(axis=1) >= target_coverage]
+    needed = enough.proposed_fraction.iloc[enough.threshold.argmax()] if len(enough) else FRACTION_BUDGET
+    affordable = curve[curve.proposed_fraction <= max(needed, min(MARGIN * needed, FRACTION_BUDGET))]
+    return float(affordable.threshold.min() if len(affordable) else curve.threshold.max())
+
+
+def calibration_summary(curve: pd.DataFrame, threshold: float, target_coverage: float) -> str:
+    """One line: what a threshold gives on the scans of the curve, and what to do where that is too little."""
+    if curve.lesion_coverage.isna().all():
+        return "Not calibrated: no validation scan holds a lesion"
+    at = curve.iloc[(curve.threshold - threshold).abs().argmin()]
+    line = (
+        f"Calibrated: {at.proposed_fraction:.2f} of the brain is proposed and holds {at.lesion_coverage:.2f} of the "
+        f"lesion voxels and {at.lesion_recall:.2f} of the lesions of the validation scans"
+    )
+    if min(at.lesion_coverage, at.lesion_recall) < target_coverage:
+        return f"{line}; {target_coverage:g} is out of reach within {FRACTION_BUDGET:g}: train longer"
+    if at.proposed_fraction > FRACTION_BUDGET:
+        return f"{line}; train longer, or lower --target_coverage, to propose less"
+    return line
 
 
 def draw_slices(module: RPN, slices: SliceDataset, shown: np.ndarray):

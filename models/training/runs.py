@@ -58,11 +58,8 @@ def epochs_of(checkpoint: Path | None) -> int:
 
 
 def resume_point(folder: Path) -> Path | None:
-    """The checkpoint that a training goes on from: the last one or, where that is broken, the best.
-
-    Raises:
-        UserError: there are checkpoints, but none can be read.
-    """
+    """The checkpoint that a training goes on from: the last one or, where that is broken, the best; a `UserError` where
+    there are checkpoints, but none can be read."""
     candidates = [path for path in (folder / LAST, best_checkpoint(folder)) if path.exists()]
     for path in candidates:
         try:

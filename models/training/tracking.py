@@ -21,7 +21,7 @@ from pytorch_lightning.plugins.environments import LightningEnvironment
 from tqdm import tqdm
 
 from models.checkpoints import CheckpointFiles
-from models.precision import gradient_scaling
+from models.precision import ScaledGradients
 from models.training.devices import ProcessSettings, place_on
 from models.training.settings import Logging, RPNTraining, Run, StrokeFormerTraining
 from utils.errors import UserError
@@ -56,17 +56,13 @@ def log_pictures(loggers: Sequence[Logger], title: str, paths: Sequence[Path], s
     """Show PNG files as `title` at a training step, in every log that shows pictures."""
     for logger in loggers:
         if isinstance(logger, WandbLogger):
-            logger.log_image(title, of_one_size(paths), step, caption=[path.stem for path in paths])
+            pictures = [np.round(imread(path) * 255).astype(np.uint8) for path in paths]  # (H, W, 4)
+            largest = np.max([picture.shape for picture in pictures], axis=0)  # W&B shows all in the size of the first
+            white = [np.pad(p, [(0, n) for n in largest - p.shape], constant_values=255) for p in pictures]
+            logger.log_image(title, white, step, caption=[path.stem for path in paths])
         elif isinstance(logger, TensorBoardLogger):
             for path in paths:
                 logger.experiment.add_image(f"{title}/{path.stem}", imread(path), step, dataformats="HWC")
-
-
-def of_one_size(paths: Sequence[Path]) -> list[np.ndarray]:
-    """PNG files as (H, W, 4) uint8, the smaller ones filled up with white: W&B shows all in the size of the first."""
-    pictures = [np.round(imread(path) * 255).astype(np.uint8) for path in paths]
-    largest = np.max([picture.shape for picture in pictures], axis=0)
-    return [np.pad(p, [(0, n) for n in largest - p.shape], constant_values=255) for p in pictures]
 
 
 def log_report(folder: Path, run: Run, logs: Logging, page: Path, scores: dict[str, float]) -> None:
@@ -144,10 +140,8 @@ def _wandb_loggers(folder: Path, run: Run, logs: Logging) -> list[WandbLogger]:
 
 
 class SeededSteps(pl.Callback):
-    """Seeds torch anew for each batch, so that a resumed training draws what it would have drawn without a stop.
-
-    For what networks draw, such as dropout; items draw by their own seeds (`item_rng`).
-    """
+    """Seeds torch anew for each batch, so that networks of a resumed training drop out what they would have dropped out
+    without a stop; items draw by their own seeds (`item_rng`)."""
 
     def __init__(self, seed: int) -> None:
         self.seed = seed
@@ -169,10 +163,8 @@ class FiniteLoss(pl.Callback):
 
 
 class EpochLines(pl.Callback):
-    """A progress bar for each epoch, and a line at its end: losses, the monitored value, time left.
-
-    A log file gets at most `LINES_IN_A_LOG` lines a training, and no bar.
-    """
+    """A progress bar for each epoch, and a line at its end: losses, the monitored value, time left. A log file gets at
+    most `LINES_IN_A_LOG` lines a training, and no bar."""
 
     def __init__(self, name: str, monitor: str) -> None:
         self.name, self.shown = name, list(dict.fromkeys(["train_loss", "val_loss", monitor]))
@@ -225,12 +217,13 @@ def build_trainer(
 ) -> pl.Trainer:
     """A Lightning trainer that saves the best and the last checkpoint, stops early and logs; `monitor` as in `Task`."""
     run, logs, (value, mode) = settings.run, settings.logging, monitor
+    scaling = [ScaledGradients("16-mixed", "cuda")] if logs.precision == "16-mixed" else []
     checkpoint = partial(ModelCheckpoint, folder / "checkpoints", enable_version_counter=False)
     return pl.Trainer(
         default_root_dir=folder,
         **place_on(logs.devices),
         # In a job of SLURM Lightning would wait for SLURM to start the processes.
-        plugins=[*gradient_scaling(), CheckpointFiles(), LightningEnvironment()],
+        plugins=[*scaling, CheckpointFiles(), LightningEnvironment()],
         max_epochs=run.max_epochs,
         logger=build_loggers(folder, run, logs),
         num_sanity_val_steps=0,

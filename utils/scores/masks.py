@@ -1,6 +1,6 @@
 """Masks (D, H, W): decided from probabilities, and what two of them share, in voxels and connected components, lesions.
 
-Without pandas, for the runner. `models.segmentation.thresholds` chooses the `Decision`.
+Without pandas, for the runner. `models.training.strokeformer` chooses the `Decision`.
 """
 
 from dataclasses import dataclass
