@@ -38,8 +38,7 @@ from models.segmentation.settings import SlidingWindow
 from utils.errors import UserError
 from utils.files import expanded
 from utils.regions.region import region_mask
-from utils.scores.lesions import lesion_rows
-from utils.scores.metrics import scan_scores
+from utils.scores.metrics import lesion_rows, scan_scores
 from utils.settings import checked, filled
 
 __all__ = [

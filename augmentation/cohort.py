@@ -20,8 +20,7 @@ from data.scans.head import PERCENTILES
 from data.scans.open import Cohort
 from data.scans.prepared import cached_scan
 from utils.errors import UserError
-from utils.parallel import map_in_order
-from utils.progress import progress
+from utils.progress import map_in_order
 from utils.settings import option
 from utils.validators import fraction, non_negative_int
 
@@ -112,7 +111,7 @@ def load_scan(case: Case, grid: Grid, cache_dir: Path) -> Scan:
 def index_cohort(cohort: Cohort, num_workers: int) -> IndexedCohort:
     """Describe the slices of a cohort that is kept prepared."""
     work, n = partial(_index_case, cohort=cohort), len(cohort.cases)
-    index = join(list(progress(map_in_order(work, range(n), num_workers), "Describing slices", n)))
+    index = join(list(map_in_order(work, range(n), num_workers, "Describing slices")))
     if not index.sick.any():
         raise UserError("no mask of --masks_dir holds a lesion that could be moved; add scans with lesions")
     return IndexedCohort(cohort, index)

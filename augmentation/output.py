@@ -13,9 +13,8 @@ from data.files.volumes import read_header, read_volume, write_volume
 from data.scans.cohort import BRAINS
 from data.scans.fingerprints import PREPARATION_VERSION, combined
 from utils.files import read_json, write_json
-from utils.parallel import map_in_order
 from utils.plots import DPI, outline, save_figure, show_slice
-from utils.progress import progress
+from utils.progress import map_in_order
 
 # Raised by hand when the same scans and settings give others: those of an earlier version are made anew.
 TRANSFER_VERSION = 1
@@ -36,7 +35,7 @@ def write_all(
     """
     items = [(recipient, copy) for copy in range(copies) for recipient in range(len(cohort.cases))]
     work = partial(_write_one, cohort=cohort, digests=digests, settings=settings, out_dir=out_dir)
-    done = list(progress(map_in_order(work, items, num_workers), "Augmenting", len(items)))
+    done = list(map_in_order(work, items, num_workers, "Augmenting"))
     provenance = {name: origin for name, origin in done if origin["lesions"]}
     # What earlier runs made and this one did not: of scans that have left the cohort or lost their lesion.
     for record in set((out_dir / "Provenance").glob("*.json")) - {_record(out_dir, name) for name, _ in done}:

@@ -11,7 +11,7 @@ from augmentation.poisson import blend, soft_rim
 from data.batches.cutting import EIGHT_CONNECTED
 from data.settings import seed_option
 from utils.regions.region import bounding_box
-from utils.scores.components import TWENTY_SIX_CONNECTED
+from utils.scores.masks import TWENTY_SIX_CONNECTED
 from utils.settings import option
 from utils.validators import non_negative_float, positive_fraction, positive_int
 

@@ -20,8 +20,7 @@ from data.scans.grid import Grid
 from data.scans.open import Cohort, open_cohort
 from data.scans.prepared import PreparedScan
 from utils.regions.region import Region, expand_region, region_of
-from utils.scores.components import TWENTY_SIX_CONNECTED
-from utils.scores.overlap import count_overlap, overlap_scores
+from utils.scores.masks import TWENTY_SIX_CONNECTED, count_overlap, overlap_scores
 
 SPACING_MM = 2
 GRID = Grid((1, 94, 98, 116), spacing_mm=(float(SPACING_MM),) * 3)

@@ -12,10 +12,9 @@ from data.scans.grid import Grid
 from data.scans.prepared import PreparedScan
 from models.rpn.module import RPN, Detections
 from models.segmentation.module import StrokeFormer
-from utils.regions.linked import pooled
 from utils.regions.region import Region, Shape
-from utils.regions.rules import regions_of, select_boxes
-from utils.scores.decision import Decision
+from utils.regions.rules import pooled, regions_of, select_boxes
+from utils.scores.masks import Decision
 
 # Hyperparameters that members have in common, besides their grid; windows may differ.
 SHARED = ("in_channels", "num_classes", "roi_size")
@@ -45,7 +44,7 @@ class RPNEnsemble(_Ensemble[RPN]):
     """Several RPNs of the rule ``linked``, which stand where one does: their boxes become common candidates.
 
     A candidate is proposed if its log odds exceed a member's threshold on average over the members
-    (`utils.regions.linked.link_boxes`, `pooled`): networks differ in how sure they are of the same lesion, calibrated
+    (`utils.regions.rules.link_boxes`, `pooled`): networks differ in how sure they are of the same lesion, calibrated
     thresholds run from 0.1 to 0.998, and what is comparable is how far beyond its own threshold each one goes. The mean
     of the probabilities would be below 0.998 for whatever one misses.
     """

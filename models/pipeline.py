@@ -12,7 +12,7 @@ from data.files.space import resample
 from data.scans.prepared import PreparedScan
 from models.segmentation.settings import SlidingWindow
 from utils.regions.region import Region, detected_mask
-from utils.scores.decision import Decision, lesion_probability
+from utils.scores.masks import Decision, lesion_probability
 
 BATCH_SIZE = 8  # windows at a time: another number may round otherwise
 RegionSource = Callable[[PreparedScan], list[Region]]  # of the networks' grid

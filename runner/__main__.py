@@ -88,7 +88,7 @@ def segment_cohort(cohort, pipeline, settings: Settings) -> None:
     from data.files.volumes import write_like
     from utils.progress import progress
     from utils.regions.region import lying_on, write_regions
-    from utils.scores.components import lesion_load
+    from utils.scores.masks import lesion_load
 
     folder, rows, regions = Path(settings.out_dir), [], {}
     for case in progress(cohort.cases, "Segmenting"):

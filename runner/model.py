@@ -19,7 +19,7 @@ from models.segmentation.windows import slide
 from utils.errors import UserError
 from utils.regions.region import Region, pairwise_iou
 from utils.regions.rules import regions_of, select_boxes
-from utils.scores.decision import Decision
+from utils.scores.masks import Decision
 
 Network = Callable[..., list[np.ndarray]]
 LEVEL_EPSILON = 1e-6  # torchvision's, so that a box of just the canonical side is of its level

@@ -15,7 +15,7 @@ from models.training import strokeformer
 from models.training.strokeformer import choose_decision, decision_summary, decision_table
 from tests import drawn
 from utils.regions.region import Region
-from utils.scores.decision import Decision
+from utils.scores.masks import Decision
 from utils.scores.metrics import scan_scores
 
 SHAPE = (6, 8, 8)

@@ -204,9 +204,9 @@ def test_ctrl_c_ends_with_one_line(capsys):
 
 def test_ctrl_c_ends_the_worker_processes_without_a_word():
     program = (
-        "import sys, time; from utils import cli; from utils.parallel import map_in_order\n"
+        "import sys, time; from utils import cli; from utils.progress import map_in_order\n"
         "def main(settings):\n"
-        "    for _ in map_in_order(time.sleep, [0, 0, 60, 60, 60], 2): print('begun', flush=True)\n"
+        "    for _ in map_in_order(time.sleep, [0, 0, 60, 60, 60], 2, 'Work'): print('begun', flush=True)\n"
         "cli.run(main, dict)"
     )
     process = start_python(sys.executable, "-c", program)

@@ -22,7 +22,7 @@ from models.segmentation.module import StrokeFormer
 from models.segmentation.settings import SlidingWindow
 from tests import drawn
 from utils.errors import UserError
-from utils.scores.decision import Decision, lesion_probability
+from utils.scores.masks import Decision, lesion_probability
 
 
 def noise(shape):

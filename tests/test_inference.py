@@ -15,7 +15,7 @@ from data.scans.prepared import PreparedScan
 from models.pipeline import Prediction
 from models.segmentation.windows import average_windows, lay_windows, split_by_depth
 from utils.regions.region import Region, expand_region, grow_region, region_mask, region_of, whole_volume
-from utils.scores.decision import Decision
+from utils.scores.masks import Decision
 
 ROI = (16, 16, 16)
 

@@ -11,8 +11,8 @@ from hypothesis.extra.numpy import arrays
 from scipy import ndimage
 
 from tests.drawn import SHAPE, mask_of
-from utils.scores.components import SIX_CONNECTED, find_components, lesion_load
-from utils.scores.lesions import CONVENTIONS, lesion_rows, lesion_scores
+from utils.scores.masks import SIX_CONNECTED, find_components, lesion_load
+from utils.scores.metrics import CONVENTIONS, lesion_rows, lesion_scores
 
 HALF_CM3 = (5.0, 10.0, 10.0)
 masks = arrays(bool, SHAPE)

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from utils.regions.linked import link_boxes, linked_regions, trusted
 from utils.regions.region import Region, region_mask
+from utils.regions.rules import link_boxes, linked_regions, trusted
 
 SHAPE, ROI = (40, 50, 60), (8, 8, 8)
 BOX = (10, 10, 16, 16)

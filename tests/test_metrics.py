@@ -16,8 +16,8 @@ from scipy import ndimage
 from sklearn import metrics as sk
 
 from tests.drawn import SHAPE, mask_of
+from utils.scores.masks import OVERLAP_SCORES, overlap_scores
 from utils.scores.metrics import SIZE_BINS, scan_scores, scores_by_size, size_bin, slice_scores
-from utils.scores.overlap import OVERLAP_SCORES, overlap_scores
 
 MM = (1.0, 1.0, 1.0)
 masks = arrays(bool, SHAPE)

@@ -10,7 +10,7 @@ from models.pipeline import BATCH_SIZE, TwoStage
 from models.segmentation.settings import SlidingWindow
 from tests.drawn import SHAPE, mask_of, prepared
 from utils.regions.region import Region, region_mask
-from utils.scores.decision import Decision
+from utils.scores.masks import Decision
 
 REGION = Region(0, 2, 0, 0, 5, 2)
 NEAR, FAR = (1, 1, 1), (2, 3, 4)  # inside REGION and outside

@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 
 from utils.errors import UserError
 from utils.files import expanded
-from utils.ranks import forget_launcher
+from utils.progress import forget_launcher
 from utils.settings import RECIPE, Settings, arguments, filled
 
 # What the operating system says of a place that takes no files.

@@ -98,9 +98,7 @@ def plot_volume_prediction(
 ) -> Figure:
     """Draw axial slices of a volume: the scan alone and, below, with lesion, prediction and proposed regions.
 
-    Args:
-        scan: (D, H, W) in [0, 1]; target and prediction are bool.
-        shown: indices of the slices; None for those that `slices_to_show` chooses.
+    All are (D, H, W), the scan in [0, 1], masks bool; `shown` are slices, None for those that `slices_to_show` chooses.
     """
     shown = shown or slices_to_show(prediction if target is None else prediction | target, scan)
     figure = new_figure(SLICE_SIZE * max(len(shown), 3), 2 * SLICE_SIZE + LEGEND, title)
@@ -139,9 +137,7 @@ def plot_gradcam(
 ) -> Figure:
     """Draw Grad-CAM over the slice with most heat and over the slice with most lesion; the middle one without either.
 
-    Args:
-        scan, heat: (D, H, W) in [0, 1].
-        target, prediction: (D, H, W) bool; of an unknown target, None, the prediction is the lesion.
+    All are (D, H, W), scan and heat in [0, 1], masks bool; of an unknown target, None, the prediction is the lesion.
     """
     shown: dict[int, str] = {}  # the slices, with what distinguishes each
     for volume, why in ((heat, "most heat"), (prediction if target is None else target, "largest lesion")):

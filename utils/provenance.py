@@ -48,10 +48,9 @@ def _git(*arguments: str) -> str | None:
 
 
 def open_run(folder: Path, settings: Any, inputs: dict[str, str] | None = None, begun: bool = True) -> None:
-    """Record a new run in ``run.json``, or refuse one in this folder that had other settings or inputs.
+    """Record a new run in ``run.json``, or refuse one with results (`begun`) that had other settings or inputs.
 
     `inputs` are digests, by name, of what the run's results depend on; None where these follow them by themselves.
-    Without such results yet (`begun`) the run is recorded anew.
     """
     if begun:
         require_settings(folder, settings)

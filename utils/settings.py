@@ -1,7 +1,4 @@
-"""Settings: dataclasses, of options and further settings, that are arguments of the command line and of Python alike.
-
-`utils.cli` makes a parser of an instance, whose values are the defaults, and fills it from a command line.
-"""
+"""Settings: dataclasses of options and further settings, that are arguments of the command line and of Python alike."""
 
 from argparse import ArgumentTypeError
 from collections.abc import Callable, Iterator, Mapping

@@ -14,8 +14,7 @@ from data.scans.grid import Grid
 from data.scans.prepared import PreparedScan, prepared_key
 from utils.errors import UserError
 from utils.files import atomic_path, read_json, write_csv, write_json
-from utils.parallel import map_in_order
-from utils.progress import progress
+from utils.progress import map_in_order
 
 EIGHT_CONNECTED = np.ones((3, 3), bool)
 # Of ``slices.csv`` and, with full paths, of a table of slices in memory.
@@ -35,7 +34,7 @@ def write_slices(item: tuple[Case, str], prepare: Callable[[Case], PreparedScan]
     spacing = " ".join(map(str, prepared.spacing_mm or []))
     brain = brain_path(out_dir / "Scans" / case.name, case.name)
     _save(brain, prepared.brain)
-    write_json(place_path(brain), prepared.space.as_json)
+    write_json(brain.with_suffix(".json"), prepared.space.as_json)  # slices have no affine
     for z in np.flatnonzero(prepared.brain.any((1, 2))).tolist():
         scan_file = f"{case.stem}_slice-{z:03d}.npy"
         mask_file = f"{stem_of(case.mask)}_slice-{z:03d}.npy"
@@ -58,11 +57,6 @@ def brain_path(scan: Path | str, volume: str) -> Path:
     return Path(scan).parent.parent / BRAINS / f"{stem_of(volume)}.npy"
 
 
-def place_path(brain: Path) -> Path:
-    """Where the grid of the volume with a brain mask is kept; slices have no affine."""
-    return brain.with_suffix(".json")
-
-
 def cut_cohort(
     cases: list[Case], grid: Grid, prepare: Callable[[Case], PreparedScan], out_dir: Path, num_workers: int = 0
 ) -> pd.DataFrame:
@@ -76,7 +70,7 @@ def cut_cohort(
     rows = _remove_outdated(records, out_dir)
     missing = [(case, records[case]) for case in cases if case not in rows]
     work = partial(write_slices, prepare=prepare, out_dir=out_dir)
-    cut = progress(map_in_order(work, missing, num_workers), "Cutting slices", len(missing))
+    cut = map_in_order(work, missing, num_workers, "Cutting slices")
     rows.update({case: of_case for (case, _), of_case in zip(missing, cut, strict=True)})
     table = pd.DataFrame([row for case in cases for row in rows[case]], columns=COLUMNS)
     # Written last: its presence says that all slices are there.

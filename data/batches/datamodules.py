@@ -9,7 +9,7 @@ import pytorch_lightning as pl
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from data.batches.cutting import brain_path, lesion_boxes, place_path
+from data.batches.cutting import brain_path, lesion_boxes
 from data.batches.slices import parse_spacing, read_slice
 from data.batches.transforms import apply_transforms, build_transforms
 from data.batches.windows import RegionWindows, TrainingWindows
@@ -56,7 +56,7 @@ def _stack_volume(volume: tuple[str, pd.DataFrame], resize_to: tuple[int, int] |
         raise UserError(f"{path} has shape {brain.shape}, its slices make {mask.shape}; cut the slices anew")
     spacing_mm = parse_spacing(rows.spacing_mm.iloc[0])
     own = space = Space(mask.shape, affine_of(spacing_mm or UNKNOWN_MM))
-    if is_placed := (place := place_path(path)).is_file():
+    if is_placed := (place := path.with_suffix(".json")).is_file():
         own = space = space_from_json(read_json(place))
     if resize_to:
         space = resized_space(own, (len(mask) - 1) / 2, len(mask), resize_to)
@@ -188,9 +188,7 @@ class RPNDataModule(pl.LightningDataModule):
 
 
 class SegmentationDataModule(pl.LightningDataModule):
-    """Windows for stage 2: drawn over training scans, as many as it takes to see their regions once, and laid over the
-    regions of validation scans, or over whole volumes where `regions` is None.
-    """
+    """Windows for stage 2, for training as many as see all regions once; without `regions` all of a volume is one."""
 
     def __init__(
         self,

@@ -18,8 +18,7 @@ from data.scans.fingerprints import PREPARATION_VERSION, changed_since, content_
 from data.scans.grid import Grid, size_text
 from data.scans.head import head_mask
 from utils.errors import UserError
-from utils.parallel import map_in_order
-from utils.progress import progress
+from utils.progress import map_in_order, progress
 from utils.provenance import read_run
 
 SOURCES_FILE = "sources.json"  # the scans that the slices were cut of, with digests
@@ -120,8 +119,7 @@ def read_slice(path: Path | str) -> np.ndarray:
 def check_slices(table: pd.DataFrame, resize_to: tuple[int, int] | None = None, num_workers: int = 0) -> None:
     """Refuse broken slices before any long work; with `resize_to` volumes may differ in shape."""
     _require_one_shape(table, resize_to)
-    volumes = list(_files_of(table).values())
-    list(progress(map_in_order(_check_volume, volumes, num_workers), CHECKING, len(volumes), "volume"))
+    list(map_in_order(_check_volume, list(_files_of(table).values()), num_workers, CHECKING, "volume"))
 
 
 def admit_slices(sides: dict[str, pd.DataFrame], store: Path, num_workers: int = 0) -> dict[str, str]:

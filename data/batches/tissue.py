@@ -5,15 +5,10 @@ from scipy import ndimage
 
 
 def surrounding_tissue(image: np.ndarray, lesion: np.ndarray, known: np.ndarray) -> np.ndarray:
-    """Intensities interpolated over a lesion from the tissue around it.
+    """Intensities (H, W) or (D, H, W), in any units, interpolated over a lesion from the tissue around it.
 
-    Each voxel is the mean of the known ones with Gaussian weights (normalised convolution, Knutsson and Westin, 1993,
-    doi 10.1109/CVPR.1993.341081) as wide as the lesion is thick.
-
-    Args:
-        image: (H, W) or (D, H, W), any units.
-        lesion: bool, of that shape; sets the width.
-        known: bool, of that shape: healthy tissue.
+    Each voxel is the mean of the known ones, healthy tissue, with Gaussian weights as wide as the lesion is thick
+    (normalised convolution, Knutsson and Westin, 1993, doi 10.1109/CVPR.1993.341081).
     """
     width = float(ndimage.distance_transform_edt(lesion).max()) + 1
     weight = ndimage.gaussian_filter(known.astype(np.float32), width)

@@ -19,8 +19,7 @@ from data.prepare.cohort import describe_scan
 from data.settings import PhantomSettings
 from utils.errors import UserError
 from utils.files import atomic_path, read_json, write_csv, write_json
-from utils.parallel import map_in_order
-from utils.progress import progress
+from utils.progress import map_in_order
 from utils.settings import flat
 
 # Raised by hand when the same settings draw other files; a test holds the digest of one subject.
@@ -144,8 +143,7 @@ def write_cohort(settings: PhantomSettings, out_dir: Path, num_workers: int = 1)
     what = "Synthetic: drawn from the MNI152 templates by data.phantom; these are no patients."
     write_json(path, {"what": what, "settings": fixed, "version": PHANTOM_VERSION})
     write = partial(write_subject, settings=settings, out_dir=out_dir)
-    subjects = map_in_order(write, range(settings.n_subjects), num_workers)
-    rows = list(progress(subjects, "Drawing synthetic scans", settings.n_subjects))
+    rows = list(map_in_order(write, range(settings.n_subjects), num_workers, "Drawing synthetic scans"))
     write_csv(out_dir / "cohort.csv", pd.DataFrame(rows))
 
 

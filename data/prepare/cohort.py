@@ -22,9 +22,8 @@ from data.scans.fingerprints import PREPARATION_VERSION, combined
 from data.scans.prepared import brains_in
 from utils.errors import UserError
 from utils.files import read_json, write_json
-from utils.parallel import map_in_order
-from utils.progress import progress
-from utils.scores.components import lesion_load
+from utils.progress import map_in_order
+from utils.scores.masks import lesion_load
 from utils.scores.metrics import size_bin
 
 ONE_SIDED = 0.9  # share of the lesion voxels on one side from which on a lesion is left or right
@@ -54,8 +53,8 @@ def attempt_all(
     work: Callable[[Case], Any], cases: list[Case], what: str, num_workers: int
 ) -> tuple[dict[Case, Any], list[str]]:
     """The result for each case that is not refused, and the reasons of the refusals, which do not stop the others."""
-    attempts = map_in_order(partial(_attempt, work), cases, num_workers)
-    results = dict(zip(cases, progress(attempts, what, len(cases)), strict=True))
+    attempts = map_in_order(partial(_attempt, work), cases, num_workers, what)
+    results = dict(zip(cases, attempts, strict=True))
     refused = {case: str(result) for case, result in results.items() if isinstance(result, UserError)}
     return {case: result for case, result in results.items() if case not in refused}, list(refused.values())
 

@@ -25,7 +25,7 @@ from data.scans.cohort import BRAINS, Case, by_identity, identity, match_by_iden
 from data.scans.fingerprints import PREPARATION_VERSION, cache_key, stamp_of
 from data.scans.grid import UNKNOWN_MM
 from utils.errors import UserError
-from utils.scores.components import voxel_cm3
+from utils.scores.masks import voxel_cm3
 
 # Of the head: where deepbet's first network sees that much brain, the head is the brain. It was 0.95 to 0.99 in
 # stripped T1w, DWI and FLAIR scans, 0.74 in ADC, and 0.46 in a head with skull and neck.

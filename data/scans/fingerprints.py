@@ -8,8 +8,7 @@ from data.files.volumes import refusing
 from data.scans.cohort import Case
 from utils.errors import UserError
 from utils.files import read_json, write_json
-from utils.parallel import map_in_order
-from utils.progress import progress
+from utils.progress import map_in_order
 
 DIGEST_BYTES = 16
 # Raised by hand when the same scan is prepared differently: what was kept under another one is made anew. A test holds
@@ -35,9 +34,9 @@ def fingerprint(
     earlier = _read_store(store)
     stamps = {name: _stamp(files) for name, files in groups.items()}
     changed = [name for name in groups if name not in earlier or earlier[name]["stamp"] != stamps[name]]
-    results = map_in_order(look or content_digest, [groups[name] for name in changed], num_workers)
+    results = map_in_order(look or content_digest, [groups[name] for name in changed], num_workers, what)
     digests = {name: entry["digest"] for name, entry in earlier.items()}
-    digests.update(zip(changed, progress(results, what, len(changed)), strict=True))
+    digests.update(zip(changed, results, strict=True))
     entries = {
         name: {"files": [str(file.absolute()) for file in files], "stamp": stamps[name], "digest": digests[name]}
         for name, files in groups.items()

@@ -41,8 +41,7 @@ from data.scans.grid import (
 from data.scans.prepared import PreparedScan, brains_in, cached_scan, place, prepare_scan, prepared_key, store
 from utils.errors import UserError
 from utils.files import read_json, require_writable, write_json
-from utils.parallel import map_in_order
-from utils.progress import progress
+from utils.progress import map_in_order
 
 OUTSIDE = 0.05  # of the lesion voxels of a scan, from which on a line is printed
 FACTS_FILE = "facts.json"
@@ -183,8 +182,7 @@ def admit(
     # A brain takes long to find: none is looked for before all scans have passed.
     for what, find in (("Checking scans", False), ("Finding brains", True)):
         unknown = [case for case in cases if facts[case] is None]
-        results = map_in_order(partial(look, find=find), unknown, num_workers)
-        facts.update(zip(unknown, progress(results, what, len(unknown)), strict=True))
+        facts.update(zip(unknown, map_in_order(partial(look, find=find), unknown, num_workers, what), strict=True))
     known = {case: of_case for case, of_case in facts.items() if of_case is not None}
     if finder is None:
         print_heads([case for case in known if known[case].brain == "head"])

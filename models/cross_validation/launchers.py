@@ -84,7 +84,7 @@ def _run_on_node(number: int, work: bytes, needed: list[str], command: list[str]
     sys.path[:0] = [] if root in sys.path else [root]
 
     from utils.errors import UserError
-    from utils.ranks import forget_launcher
+    from utils.progress import forget_launcher
 
     forget_launcher()  # Ray itself is often started by srun
     try:

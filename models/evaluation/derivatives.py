@@ -19,7 +19,7 @@ from models.pipeline import Prediction
 from utils.errors import UserError
 from utils.files import read_json, require_writable, write_json
 from utils.provenance import git_commit
-from utils.scores.decision import Decision
+from utils.scores.masks import Decision
 
 ARGUMENT = "--bids_derivatives"
 CODE_URL = "https://github.com/angelonazzaro/StrokeFormer"

@@ -25,12 +25,9 @@ from utils.files import STAGE_2_TABLES, intervals_file
 from utils.plots import pictures_per_scan, plot_gradcam, plot_volume_prediction, save_figure
 from utils.progress import progress
 from utils.regions.region import lying_on, write_regions
-from utils.scores.components import lesion_load
-from utils.scores.decision import lesion_probability
 from utils.scores.intervals import Estimate, interval_rows, means, ratios
-from utils.scores.lesions import lesion_rows
-from utils.scores.metrics import SIZE_BINS, scan_scores, scores_by_size, slice_scores
-from utils.scores.overlap import OVERLAP_SCORES
+from utils.scores.masks import OVERLAP_SCORES, lesion_load, lesion_probability
+from utils.scores.metrics import SIZE_BINS, lesion_rows, scan_scores, scores_by_size, slice_scores
 
 CaseScores = tuple[dict, pd.DataFrame, pd.DataFrame]  # by `scan_scores`, `lesion_rows`, `slice_scores`, on its own grid
 PER_SCAN_FILE, PER_LESION_FILE, VOLUMES_FILE = STAGE_2_TABLES

@@ -19,8 +19,7 @@ from models.segmentation.settings import NETWORKS, SegmenterSettings, SlidingWin
 from models.segmentation.windows import slide
 from utils.errors import UserError
 from utils.regions.region import Region
-from utils.scores.decision import Decision
-from utils.scores.overlap import overlap_scores
+from utils.scores.masks import Decision, overlap_scores
 
 LEFT_RIGHT = 3  # axis of windows (B, C, D, H, W)
 GRADIENT_CLIP = 1.0  # largest norm of a step's gradient: an untrained network's begins at 1.4 and is 0.9 soon after

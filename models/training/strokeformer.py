@@ -23,9 +23,7 @@ from utils.files import write_csv
 from utils.plots import plot_volume_prediction
 from utils.progress import progress
 from utils.regions.region import Region
-from utils.scores.components import Components, find_components, voxel_cm3
-from utils.scores.decision import Decision
-from utils.scores.overlap import overlap_scores
+from utils.scores.masks import Components, Decision, find_components, overlap_scores, voxel_cm3
 
 Regions = dict[str, list[Region]] | None  # of each scan by its file name; None for whole volumes
 THRESHOLDS = (0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)

@@ -62,7 +62,16 @@ def read_model(side: str, path: str, name: str | None) -> pd.DataFrame:
 
     The name may be a cross-validation's, for all its folds; None stands for the only one in the file.
     """
-    table = _read_table(path)
+    try:
+        table = pd.read_csv(path, converters={"model_name": str, "scan": str})  # "NA" is a name here
+    except (ValueError, OSError) as error:
+        reason = getattr(error, "strerror", None) or str(error).strip().splitlines()[0]
+        raise UserError(f"{path} is no readable table ({reason}); give a per_scan_scores.csv") from None
+    for column in ("model_name", "scan"):
+        if column not in table:
+            raise UserError(f"{path} has no column {column}; give a per_scan_scores.csv or rpn_per_scan_scores.csv")
+    if table.empty:
+        raise UserError(f"{path} holds no scan; give a table with scores")
     runs = table.model_name.str.replace(FOLD, "", regex=True)
     if name is None:
         if runs.nunique() > 1:
@@ -76,20 +85,6 @@ def read_model(side: str, path: str, name: str | None) -> pd.DataFrame:
         raise UserError(f"{path} holds {twice[0]} more than once ({models}); choose one model with --models")
     print(f"{side}: {name}, {len(rows)} scan{'' if len(rows) == 1 else 's'} of {path}")
     return rows.set_index("scan").select_dtypes("number").drop(columns=COUNTS, errors="ignore")
-
-
-def _read_table(path: str) -> pd.DataFrame:
-    try:
-        table = pd.read_csv(path, converters={"model_name": str, "scan": str})  # "NA" is a name here
-    except (ValueError, OSError) as error:
-        reason = getattr(error, "strerror", None) or str(error).strip().splitlines()[0]
-        raise UserError(f"{path} is no readable table ({reason}); give a per_scan_scores.csv") from None
-    for column in ("model_name", "scan"):
-        if column not in table:
-            raise UserError(f"{path} has no column {column}; give a per_scan_scores.csv or rpn_per_scan_scores.csv")
-    if table.empty:
-        raise UserError(f"{path} holds no scan; give a table with scores")
-    return table
 
 
 def match_scans(a: pd.DataFrame, b: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:

@@ -10,20 +10,29 @@ import pandas as pd
 from numpy.typing import ArrayLike
 
 from utils.regions.region import bounding_box
-from utils.scores.components import Spacing, voxel_cm3
-from utils.scores.lesions import lesion_scores
-from utils.scores.overlap import OVERLAP_SCORES, as_masks, count_overlap, overlap_scores
+from utils.scores.masks import (
+    OVERLAP_SCORES,
+    SIX_CONNECTED,
+    Components,
+    Spacing,
+    as_masks,
+    count_overlap,
+    find_components,
+    overlap_scores,
+    voxel_cm3,
+)
 
 # Lesion size in a slice: the upper bound, included, of its share of the slice's brain area.
 SIZE_BINS = {"No Lesion": 0.0, "Small": 0.01, "Medium": 0.05, "Large": np.inf}
+MATCH_IOU = 0.5  # from which on the strict convention takes two components for one, included
+CONVENTIONS = ("atlas", "isles", "strict")
 
 
 def scan_scores(prediction: np.ndarray, target: np.ndarray, spacing_mm: Spacing | None) -> dict[str, float]:
     """All scores of one scan, in the order of their columns in ``scores.csv``.
 
-    Returns:
-        ``OVERLAP_SCORES``, then ``hd95`` and ``assd`` in mm, ``lesion_f1``, ``lesion_count_difference``,
-        ``volume_difference`` in cm3, without sign, and the other scores of `lesion_scores`.
+    `OVERLAP_SCORES`, `surface_scores`, ``lesion_f1``, ``lesion_count_difference``, ``volume_difference`` (cm3, without
+    sign) and the other `lesion_scores`.
     """
     prediction, target = as_masks(prediction=prediction, target=target)
     box = bounding_box(prediction | target)
@@ -85,3 +94,86 @@ def scores_by_size(frame: pd.DataFrame) -> pd.DataFrame:
     means = frame.groupby("size")[list(OVERLAP_SCORES)].mean().reindex(list(SIZE_BINS))
     means.insert(0, "n", frame["size"].value_counts().reindex(means.index, fill_value=0))
     return means.rename_axis("size").reset_index()
+
+
+# --- lesions -----------------------------------------------------------------------------------------
+
+
+def lesion_scores(prediction: np.ndarray, target: np.ndarray) -> dict[str, float]:
+    """Scores that count lesions instead of voxels, by each of `CONVENTIONS`, of (D, H, W) bool or uint8 masks.
+
+    - ``atlas``: 6-connected. A lesion is found with one predicted voxel, a predicted component is false without any
+      voxel of a lesion (ATLAS v2.0; Liew et al., 2022, 10.1038/s41597-022-01401-7).
+    - ``isles``: the same, 26-connected (ISLES 2022; Hernandez Petzsche et al., 2022, 10.1038/s41597-022-01875-5;
+      github.com/ezequieldlrosa/isles22).
+    - ``strict``: 26-connected. A lesion is found by the component that overlaps it with an IoU of `MATCH_IOU`, all
+      other components are false. F1 is then the recognition quality of panoptica (Kofler et al., 2023,
+      arXiv:2312.02608).
+
+    Returns:
+        ``lesion_f1``, that of ISLES, and ``lesion_count_difference``, without sign, of 26-connected components. Then
+        for each convention ``lesion_f1_``, ``lesion_precision_``, ``lesion_recall_``, in [0, 1] with the policy of
+        `overlap_scores` for empty masks, and ``false_lesions_``, a count.
+    """
+    by_face, by_corner = find_components(prediction, target, SIX_CONNECTED), find_components(prediction, target)
+    counts = (_count_touched(by_face), _count_touched(by_corner), _count_matched(by_corner))
+    scores: dict[str, float] = {}
+    for convention, (right, false, missed) in zip(CONVENTIONS, counts, strict=True):
+        ratios = overlap_scores(right, false, missed, 0)
+        scores |= {f"lesion_{name}_{convention}": float(ratios[name]) for name in ("f1", "precision", "recall")}
+        scores[f"false_lesions_{convention}"] = float(false)
+    n_true, n_predicted = by_corner.common.shape
+    difference = float(abs(n_predicted - n_true))
+    return {"lesion_f1": scores["lesion_f1_isles"], "lesion_count_difference": difference, **scores}
+
+
+def _count_touched(components: Components) -> tuple[int, int, int]:
+    """Lesions found, false components and lesions missed where one common voxel is enough."""
+    right = int(components.found.sum())
+    return right, int(components.false.sum()), len(components.found) - right
+
+
+def _count_matched(components: Components) -> tuple[int, int, int]:
+    """Matched pairs, components without a match and lesions without one."""
+    # No pair has to be preferred: two components that both reached half of a lesion would fill it, touch, and be one.
+    common = components.common
+    union = components.true_voxels[:, None] + components.predicted_voxels - common
+    matched = int(np.count_nonzero(common >= MATCH_IOU * union))
+    n_true, n_predicted = common.shape
+    return matched, n_predicted - matched, n_true - matched
+
+
+def lesion_rows(
+    prediction: np.ndarray, target: np.ndarray, spacing_mm: Spacing | None, affine: np.ndarray
+) -> pd.DataFrame:
+    """A row for each lesion and each false component, 26-connected, in the columns of ``per_lesion_scores.csv``.
+
+    Args:
+        prediction, target: (D, H, W) bool or uint8 masks.
+        affine: (4, 4) from voxel (H, W, D) to mm in RAS; means nothing where the voxel size is unknown.
+
+    Returns:
+        ``kind``, ``lesion`` or ``false_lesion`` (a predicted component without any voxel of a lesion); ``x_mm``,
+        ``y_mm``, ``z_mm``, the centre of mass; ``slice``, its index along D; ``voxels`` and ``volume_cm3``. Of a lesion
+        also ``found`` and ``dice`` with the union of the components that touch it, in [0, 1]. NaN where unknown.
+    """
+    components = find_components(prediction, target)
+    touching = (components.common > 0) @ components.predicted_voxels
+    dice = 2 * components.common.sum(1) / (components.true_voxels + touching)
+    true = _places(components.true, components.corner, spacing_mm, affine)
+    predicted = _places(components.predicted, components.corner, spacing_mm, affine)
+    true = true.assign(kind="lesion", found=components.found, dice=dice)
+    false = predicted[components.false].assign(kind="false_lesion", found=None, dice=np.nan)
+    rows = pd.concat([frame.astype({"found": "boolean"}) for frame in (true, false)], ignore_index=True)
+    return rows[["kind", "x_mm", "y_mm", "z_mm", "slice", "voxels", "volume_cm3", "found", "dice"]]
+
+
+def _places(labels: np.ndarray, corner: np.ndarray, spacing_mm: Spacing | None, affine: np.ndarray) -> pd.DataFrame:
+    inside = np.nonzero(labels)
+    voxels = np.bincount(labels[inside] - 1)
+    sums = (np.bincount(labels[inside] - 1, places) for places in inside)
+    d, h, w = (total / voxels + first for total, first in zip(sums, corner, strict=True))
+    to_mm = affine[:3] if spacing_mm is not None else np.full((3, 4), np.nan)
+    centres = to_mm @ np.stack([h, w, d, np.ones_like(d)])
+    table = pd.DataFrame(centres.T, columns=["x_mm", "y_mm", "z_mm"])
+    return table.assign(slice=np.rint(d).astype(int), voxels=voxels, volume_cm3=voxels * voxel_cm3(spacing_mm))

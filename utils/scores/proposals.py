@@ -8,10 +8,9 @@ import pandas as pd
 from scipy import ndimage
 
 from utils.regions.region import bounding_box, enclosing_box, pairwise_iou
-from utils.scores.components import TWENTY_SIX_CONNECTED, Spacing, voxel_cm3
 from utils.scores.intervals import Estimate, estimate, without_interval
+from utils.scores.masks import TWENTY_SIX_CONNECTED, Spacing, as_masks, voxel_cm3
 from utils.scores.metrics import SIZE_BINS, size_bin
-from utils.scores.overlap import as_masks
 
 # What is divided by what, of the fields of `ProposalCounts`: shares covered, and what the regions hold over the brain.
 SHARES = {
