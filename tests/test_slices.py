@@ -194,6 +194,17 @@ def test_workers_neither_repeat_nor_drop_nor_change_a_slice(cohort, tmp_path):
     assert sum(len(images) for images, _ in batches[2]) == sick + min(sick, len(table) - sick)
 
 
+def test_resumed_run_begins_with_the_batches_of_its_epoch_though_workers_load_them_early(cohort, tmp_path):
+    table = cut(cohort, tmp_path / "2d")
+    data = RPNDataModule(table, table, Loading(batch_size=2), ["noise"], seed=3)
+    loader = data.train_dataloader()
+    loader.sampler.set_epoch(4)
+    expected = list(loader)
+    data.first_epoch = 4
+    for (images, _), (others, _) in zip(expected, data.train_dataloader(), strict=True):
+        np.testing.assert_array_equal(np.stack(images), np.stack(others))
+
+
 def test_epochs_differ_and_repeat_with_the_seed():
     def epochs(seed):
         sampler = EpochSampler(lambda rng: rng.permutation(20), seed)

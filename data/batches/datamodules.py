@@ -88,8 +88,8 @@ class EpochSampler(Sampler):
     and after a resumed run.
     """
 
-    def __init__(self, choose: Callable[[np.random.Generator], np.ndarray], seed: int) -> None:
-        self.choose, self.seed, self.epoch = choose, seed, 0
+    def __init__(self, choose: Callable[[np.random.Generator], np.ndarray], seed: int, epoch: int = 0) -> None:
+        self.choose, self.seed, self.epoch = choose, seed, epoch
         self.length = len(choose(np.random.default_rng(seed)))
 
     def set_epoch(self, epoch: int) -> None:
@@ -160,7 +160,13 @@ def _collate_slices(items: list) -> tuple[list, ...]:
     return tuple(map(list, zip(*items, strict=True)))
 
 
-class RPNDataModule(pl.LightningDataModule):
+class TrainingData(pl.LightningDataModule):
+    """Data drawn anew each epoch; `first_epoch` is that of a resumed run: workers load before Lightning sets it."""
+
+    first_epoch = 0
+
+
+class RPNDataModule(TrainingData):
     """Slices for stage 1, drawn anew each epoch in training."""
 
     def __init__(
@@ -179,7 +185,7 @@ class RPNDataModule(pl.LightningDataModule):
         self.loading, self.seed = loading, seed
 
     def train_dataloader(self) -> DataLoader:
-        sampler = EpochSampler(partial(balanced_indices, self.sick), self.seed)
+        sampler = EpochSampler(partial(balanced_indices, self.sick), self.seed, self.first_epoch)
         return batch_loader(self.train, sampler, self.loading, _collate_slices)
 
     def val_dataloader(self) -> DataLoader:
@@ -187,7 +193,7 @@ class RPNDataModule(pl.LightningDataModule):
         return batch_loader(self.val, [(0, index) for index in indices.tolist()], self.loading, _collate_slices)
 
 
-class SegmentationDataModule(pl.LightningDataModule):
+class SegmentationDataModule(TrainingData):
     """Windows for stage 2, for training as many as see all regions once; without `regions` all of a volume is one."""
 
     def __init__(
@@ -213,7 +219,7 @@ class SegmentationDataModule(pl.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader:
         # In order: what a window lies about goes by its number, so that each batch holds as much of everything.
-        sampler = EpochSampler(lambda rng: np.arange(len(self.train)), self.seed)
+        sampler = EpochSampler(lambda rng: np.arange(len(self.train)), self.seed, self.first_epoch)
         return batch_loader(self.train, sampler, self.loading)
 
     def val_dataloader(self) -> DataLoader:

@@ -12,6 +12,7 @@ from pytorch_lightning.callbacks import WeightAveraging
 from pytorch_lightning.loggers import Logger
 from torch.optim.swa_utils import get_ema_avg_fn
 
+from data.batches.datamodules import TrainingData
 from data.scans.grid import Grid
 from models.checkpoints import MarkCheckpoint, read_checkpoint
 from models.rpn.module import RPN
@@ -31,7 +32,7 @@ class Task:
 
     name: str  # of the run and its folder
     model: pl.LightningModule
-    data: pl.LightningDataModule
+    data: TrainingData
     settings: RPNTraining | StrokeFormerTraining
     inputs: dict[str, str]  # digests of what the network learns from (`models.training.runs.inputs_of`)
     grid: Grid  # of the scans, for its checkpoints
@@ -72,6 +73,7 @@ def train(task: Task) -> list[Logger]:
     folder, resume_from, max_epochs = task.folder, runs.resume_point(task.folder), task.settings.run.max_epochs
     if (trained := runs.epochs_of(resume_from)) > max_epochs:
         raise UserError(f"--max_epochs {max_epochs}, but {task.name} has trained {trained}; give at least that")
+    task.data.first_epoch = trained
     pictures = PredictionPictures(task.draw, folder / "predictions", task.settings.logging.log_every_n_val_epochs)
     callbacks: list[pl.Callback] = [MarkCheckpoint(task.grid, task.contrast), pictures]
     # The average is what is validated and saved. On synthetic scans at 3 mm, after 294 steps of stage 1 (one seed), it
