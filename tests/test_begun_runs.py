@@ -322,7 +322,7 @@ def test_training_and_cross_validation_of_one_name_do_not_mix(tmp_path):
     assert "holds a training" in bench.run("--model_prefix", "seg_fold-0")
     with recording(bench.recorder), pytest.raises(UserError, match="seg holds a cross-validation"):
         settings = StrokeFormerTraining(run=Run(default_root_dir=str(tmp_path / "StrokeFormer")))
-        models.training.fit.fit(models.training.fit.Task("seg", *[None] * 2, settings, *[None] * 5))
+        models.training.fit.fit(models.training.fit.Task("seg", *[None] * 2, settings, *[None] * 6))
 
 
 def test_subject_that_joined_may_stay_out_by_giving_the_folds(tmp_path):

@@ -194,6 +194,7 @@ def test_every_example_of_the_page_runs_as_written(results, no_skulls, tmp_path,
 def test_notebook_runs_on_a_tree_of_results(results, monkeypatch, tmp_path):
     for variable in ("IPYTHONDIR", "JUPYTER_RUNTIME_DIR"):
         monkeypatch.setenv(variable, str(tmp_path / variable))
+    monkeypatch.delenv("MPLBACKEND", raising=False)  # a script that ran in this process has set it
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     assert not any(cell.outputs or cell.execution_count for cell in code)

@@ -96,7 +96,7 @@ def task(folder: Path, mishap=None, num_workers: int = 0, epochs: int = EPOCHS, 
     settings = StrokeFormerTraining(seed=3, run=run, logging=Logging(logger=("csv",), devices=devices))
     settings = replace(settings, network=replace(settings.network, ema_decay=None))
     torch.manual_seed(1)
-    parts = Network(mishap), Data(num_workers), settings, {}, Grid((1, 8, 8, 8)), ("val_loss", "min")
+    parts = Network(mishap), Data(num_workers), settings, {}, Grid((1, 8, 8, 8)), None, ("val_loss", "min")
     return Task("a", *parts, draw_nothing, print)
 
 
