@@ -11,8 +11,8 @@ from torchvision.models.detection.image_list import ImageList
 from models.checkpoints import load_model
 from models.rpn.detector import PROPOSALS, Anchors, Detector, adapt_first_conv, head_window
 from models.rpn.module import RPN
-from models.rpn.settings import ANCHOR_SIZES, ASPECT_RATIOS, SMALLEST_ON_LEVEL, fit_anchors
-from models.training.rpn import THRESHOLDS, calibration_summary, choose_threshold, coverage_curve
+from models.rpn.settings import ANCHOR_SIZES, ASPECT_RATIOS, SMALLEST_ON_LEVEL
+from models.training.rpn import THRESHOLDS, calibration_summary, choose_threshold, coverage_curve, fit_anchors
 from tests import drawn
 from utils.errors import UserError
 from utils.regions.region import Region

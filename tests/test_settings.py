@@ -1,5 +1,7 @@
 """Settings: dataclasses that are command line, recipe and Python keywords at once."""
 
+import subprocess
+import sys
 from dataclasses import dataclass
 from importlib import import_module
 
@@ -176,3 +178,10 @@ def test_every_argument_that_is_a_path_is_read_as_one():
     assert {name.removeprefix("rpn_") for name in texts} == TEXTS
     paths = {name for name, option in read_as.items() if option.type is pathname}
     assert {"scans", "masks", "brains_dir", "ckpt_path", "regions", "folds", "rpn_backbone_weights", "a"} <= paths
+
+
+def test_scripts_import_no_heavy_library_before_they_parse():
+    scripts = "cross_validation, train_rpn, train_strokeformer, test_rpn, test_strokeformer, runner.__main__"
+    code = f"import sys, {scripts}; print(*{{'numpy', 'scipy', 'pandas', 'torch'}} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []

@@ -1,11 +1,8 @@
-"""Settings of stage 1, the region proposal network; anchor sizes, published or fitted to the training lesions."""
+"""Settings of stage 1, the region proposal network, and its anchors."""
 
 from dataclasses import dataclass
 from functools import partial
 
-import numpy as np
-
-from utils.regions.rules import RULES
 from utils.settings import MAY_DIFFER, option
 from utils.validators import fraction, non_negative_float, pathname, positive_float, positive_int, ratio_below_one
 
@@ -19,6 +16,7 @@ STRIDES = (4, 8, 16, 32)  # of the levels of the feature pyramid
 # An anchor of less than two strides would leave gaps in which a lesion of its size meets no anchor.
 SMALLEST_ON_LEVEL = tuple(2.0 * stride for stride in STRIDES)
 AUTO = "auto"  # anchor sizes fitted to the training lesions
+RULES = ("linked", "grouped")  # from boxes to regions (`utils.regions.rules`)
 
 score_threshold_option = partial(
     option, fraction, "least evidence, 0 to 1, of a candidate that becomes a region; by default that of the checkpoint"
@@ -71,19 +69,3 @@ class RegionSettings:
         pathname, "checkpoint of stage 1 that proposes them", on_resume=MAY_DIFFER, exclusive="source"
     )
     score_threshold: float | None = score_threshold_option()
-
-
-def fit_anchors(boxes: np.ndarray, shorter_side: int, image_size: int) -> tuple[float, ...]:
-    """One size a pyramid level: the medians of four equal shares of the lesions, from small to large.
-
-    On synthetic scans of 2 mm 46 % of the lesion boxes have an IoU of half or more with a well placed anchor of ATLAS,
-    and 87 % with one of the fitted sizes, which are of `REFERENCE_SIZE`, each at least two strides of its level.
-
-    Args:
-        boxes: (N, 4) xyxy of training lesions, in pixels of slices whose shorter side is `shorter_side`.
-        image_size: shorter side of the slices inside the network.
-    """
-    sides = np.sqrt((boxes[:, 2:] - boxes[:, :2]).prod(1)) * image_size / shorter_side
-    shares = (np.arange(len(SMALLEST_ON_LEVEL)) + 0.5) / len(SMALLEST_ON_LEVEL)
-    fitted = np.maximum(np.quantile(sides, shares), SMALLEST_ON_LEVEL)
-    return tuple((fitted * REFERENCE_SIZE / image_size).round(2).tolist())

@@ -24,7 +24,6 @@ from utils.regions.region import (
     voxel_region,
 )
 
-RULES = ("linked", "grouped")
 # Boxes of this overlap are of one lesion. Its outline changes from slice to slice, so less than detection's 0.5.
 LINK_IOU = 0.3
 GAP = 2  # slices without a detection that may lie between two slices with one
@@ -58,7 +57,7 @@ class ProposalBoxes:
 def select_boxes(
     detections: Sequence[Detections], threshold: float, rule: str, shape: Shape, roi_size: Shape
 ) -> ProposalBoxes:
-    """The boxes that a rule of `RULES` lets propose regions, given each network's detections; ``grouped`` takes one.
+    """The boxes that a rule lets propose regions, given each network's detections; ``grouped`` takes one.
 
     The threshold is that of a box's score (``grouped``) or of its candidate's evidence (``linked``).
     """
