@@ -55,7 +55,7 @@ def train(folder, *callbacks) -> dict[str, torch.Tensor]:
     torch.manual_seed(torch.seed())  # each process begins somewhere else
     trainer = build_trainer(folder, settings, ("val_loss", "min"), [EMAWeightAveraging(decay=0.9), *callbacks])
     loaders = DataLoader(images, 2), DataLoader(images, 4)
-    trainer.fit(network, *loaders, ckpt_path=resume_point(folder), weights_only=True)
+    trainer.fit(network, *loaders, ckpt_path=resume_point(folder)[0], weights_only=True)
     return network.state_dict()
 
 
@@ -63,7 +63,7 @@ def test_resumed_training_ends_with_the_weights_of_an_undisturbed_one(tmp_path):
     whole = train(tmp_path / "whole")
     with pytest.raises(InterruptedError):
         train(tmp_path / "parts", Stop())
-    assert torch.load(resume_point(tmp_path / "parts"), weights_only=True)["epoch"] == 2  # and not the best, 0
+    assert torch.load(resume_point(tmp_path / "parts")[0], weights_only=True)["epoch"] == 2  # and not the best, 0
     parts = train(tmp_path / "parts")
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
     best, again = (

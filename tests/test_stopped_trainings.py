@@ -19,7 +19,7 @@ from torch import nn
 from torch.multiprocessing import ProcessRaisedException
 
 from data.batches import workers
-from data.batches.datamodules import EpochSampler, batch_loader, scan_loader
+from data.batches.datamodules import EpochSampler, TrainingData, batch_loader, scan_loader
 from data.batches.workers import require_room, size_of_batch
 from data.scans.grid import Grid
 from data.settings import Loading
@@ -53,13 +53,14 @@ class Numbers:
         return torch.tensor([key[1]], dtype=torch.float32) / ITEMS
 
 
-class Data(pl.LightningDataModule):
+class Data(TrainingData):
     def __init__(self, num_workers: int) -> None:
         super().__init__()
         self.loading = Loading(batch_size=2, num_workers=num_workers)
 
     def train_dataloader(self):
-        return batch_loader(Numbers(), EpochSampler(lambda rng: rng.permutation(ITEMS), seed=0), self.loading)
+        sampler = EpochSampler(lambda rng: rng.permutation(ITEMS), 0, self.first_epoch)
+        return batch_loader(Numbers(), sampler, self.loading)
 
     def val_dataloader(self):
         return batch_loader(Numbers(), [(0, index) for index in range(ITEMS)], self.loading)
@@ -123,7 +124,7 @@ def test_signal_ends_a_training_that_then_goes_on_as_if_there_had_been_none(tmp_
     del ended
     gc.collect()
     assert not active_children()
-    train(task(tmp_path / "parts"))
+    train(task(tmp_path / "parts", num_workers=2))
     whole, parts = (torch.load(tmp_path / name / "a" / runs.LAST, weights_only=True) for name in ("whole", "parts"))
     assert whole["epoch"] == parts["epoch"] == EPOCHS - 1
     assert all(torch.equal(whole["state_dict"][name], parts["state_dict"][name]) for name in whole["state_dict"])

@@ -70,8 +70,9 @@ def fit(task: Task) -> Path:
 def train(task: Task) -> list[Logger]:
     """Train on from the folder's last checkpoint, if any; the logs. Raises a `UserError` where it has trained more
     epochs than it shall, and `Stopped` at a signal, of which it prints a line."""
-    folder, resume_from, max_epochs = task.folder, runs.resume_point(task.folder), task.settings.run.max_epochs
-    if (trained := runs.epochs_of(resume_from)) > max_epochs:
+    folder, max_epochs = task.folder, task.settings.run.max_epochs
+    resume_from, trained = runs.resume_point(folder)
+    if trained > max_epochs:
         raise UserError(f"--max_epochs {max_epochs}, but {task.name} has trained {trained}; give at least that")
     task.data.first_epoch = trained
     pictures = PredictionPictures(task.draw, folder / "predictions", task.settings.logging.log_every_n_val_epochs)
@@ -87,7 +88,7 @@ def train(task: Task) -> list[Logger]:
             trainer = build_trainer(folder, task.settings, task.monitor, [*callbacks, stop])
             fit_on_devices(trainer, task.model.to(memory_format=layout), task.data, resume_from)
     except Stopped as stopped:
-        epochs = runs.epochs_of(runs.resume_point(folder))
+        _, epochs = runs.resume_point(folder)
         line = f"{task.name} was stopped by {stopped.signal_name}; the same command goes on after epoch {epochs}"
         print(line, file=sys.stderr)
         raise

@@ -52,23 +52,20 @@ def inputs_of(
     return inputs if proposer is None else {**inputs, "what proposes its regions": proposer}
 
 
-def epochs_of(checkpoint: Path | None) -> int:
-    """How many epochs a training had when it left a checkpoint; None for one that has left none."""
-    return read_checkpoint(checkpoint)["epoch"] + 1 if checkpoint else 0
+def resume_point(folder: Path) -> tuple[Path | None, int]:
+    """The checkpoint that a training goes on from, the last one or, where that is broken, the best, and its epochs.
 
-
-def resume_point(folder: Path) -> Path | None:
-    """The checkpoint that a training goes on from: the last one or, where that is broken, the best; a `UserError` where
-    there are checkpoints, but none can be read."""
+    None and 0 where there is none; a `UserError` where there are checkpoints, but none can be read.
+    """
     candidates = [path for path in (folder / LAST, best_checkpoint(folder)) if path.exists()]
     for path in candidates:
         try:
-            read_checkpoint(path)
+            epochs = read_checkpoint(path)["epoch"] + 1
         except UserError:
             continue
         if path != candidates[0]:
             print(f"{candidates[0]} is broken: training goes on from {path}")
-        return path
+        return path, epochs
     if candidates:
         raise UserError(f"{candidates[0]} is broken and so is every other; remove {folder} to train it anew")
-    return None
+    return None, 0

@@ -141,7 +141,7 @@ def _wandb_loggers(folder: Path, run: Run, logs: Logging) -> list[WandbLogger]:
 
 class SeededSteps(pl.Callback):
     """Seeds torch anew for each batch, so that networks of a resumed training drop out what they would have dropped out
-    without a stop; items draw by their own seeds (`item_rng`)."""
+    without a stop; items draw by seeds of their own (`EpochSampler`)."""
 
     def __init__(self, seed: int) -> None:
         self.seed = seed
