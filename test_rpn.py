@@ -22,7 +22,7 @@ class Settings:
     scans: str = option(pathname, "folder of 2D scan slices", required=True)
     masks: str = option(pathname, "folder of 2D masks", required=True)
     ckpt_path: str = option(pathname, "RPN checkpoint", required=True)
-    model_name: str | None = option(str, "name in tables and folders; None for the checkpoint's run")
+    model_name: str | None = option(str, "name in tables and folders; by default that of the checkpoint's run")
     resize_to: tuple[int, int] | None = resize_option()
     num_classes: int = num_classes_option()
     contrast: str | None = contrast_option()
@@ -43,9 +43,8 @@ def main(settings: Settings) -> None:
     from data.batches.slices import check_slices, read_slice_table
 
     loading = settings.loading
-    table = read_slice_table(
-        settings.scans, settings.masks
-    )  # first: wrong paths are refused before heavy libraries load
+    # First: a wrong path is refused before the heavy libraries load.
+    table = read_slice_table(settings.scans, settings.masks)
     settings.outputs.require_writable()
     check_slices(table, settings.resize_to, loading.num_workers)
 

@@ -22,11 +22,13 @@ class Settings:
     scans: tuple[str, ...] = option(
         pathname, "scans or folders of scans (.npy, .nii, .nii.gz)", required=True, nargs="+"
     )
-    masks: tuple[str, ...] | None = option(pathname, "their masks or folders of masks; None for no scores", nargs="+")
+    masks: tuple[str, ...] | None = option(
+        pathname, "their masks or folders of masks; without them nothing is scored", nargs="+"
+    )
     scan_pattern: str | None = pattern_option("scan", "--scans or --masks")
     mask_pattern: str | None = pattern_option("mask", "--scans or --masks")
     ckpt_path: tuple[str, ...] = option(pathname, f"StrokeFormer: {SEVERAL}", required=True, nargs="+", metavar="PATH")
-    model_name: str | None = option(str, "name in tables and folders; None for the checkpoint's run")
+    model_name: str | None = option(str, "name in tables and folders; by default that of the checkpoint's run")
     num_classes: int = num_classes_option()
     contrast: str | None = contrast_option()
     brains_dir: tuple[str, ...] | None = brains_option()

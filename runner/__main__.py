@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from data.settings import Loading, brains_option
+from data.settings import Loading, brains_option, shape_option
 from models.segmentation.settings import contrast_option
 from utils import cli
 from utils.files import atomic_path, require_writable, write_json
 from utils.settings import option
-from utils.validators import non_negative_int, pathname, positive_int
+from utils.validators import non_negative_int, pathname
 
 PACKAGES = ("onnxruntime", "numpy", "scipy", "nibabel")
 
@@ -28,12 +28,7 @@ class Settings:
     brains_dir: tuple[str, ...] | None = brains_option(
         "to take all that is not air for brain, which is right for stripped scans"
     )
-    scan_dim: tuple[int, int, int, int] | None = option(
-        positive_int,
-        "shape that scans are centre-cropped or padded to; None for that of the model",
-        nargs=4,
-        metavar=("C", "D", "H", "W"),
-    )
+    scan_dim: tuple[int, int, int, int] | None = shape_option("; by default that of the model")
     contrast: str | None = contrast_option()
     loading: Loading = Loading()
     num_threads: int = option(non_negative_int, "threads of onnxruntime; 0 for one a core", 0)

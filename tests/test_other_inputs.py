@@ -54,6 +54,13 @@ def segment(one, name: str, *arguments) -> tuple[np.ndarray, Path]:
     return np.load(path), one.folder / "scores" / name / "regions.json"
 
 
+def evaluate_on_slices(workspace, rpn: Path, folder: Path, *more) -> None:
+    """``test_rpn.py`` in this process."""
+    data = ["--scans", workspace.slices, "--masks", workspace.slice_masks]
+    given = [*data, "--ckpt_path", rpn, "--scores_dir", folder, *more]
+    test_rpn.main(test_rpn.parse_args(list(map(str, given))))
+
+
 # --- regions of another grid -----------------------------------------------------------------------------
 
 
@@ -156,18 +163,8 @@ def test_stage_2_learns_inside_regions_that_were_moved(one, tmp_path, monkeypatc
 
 
 def test_regions_of_slices_lie_where_the_volume_lay(workspace, one, tmp_path):
-    given = [
-        "--scans",
-        workspace.slices,
-        "--masks",
-        workspace.slice_masks,
-        "--ckpt_path",
-        one.rpn,
-        "--n_predictions",
-        0,
-    ]
-    given += ["--scores_dir", tmp_path, "--model_name", "rpn", "--score_threshold", 0.01, *ROI]
-    test_rpn.main(test_rpn.parse_args(list(map(str, given))))
+    more = ["--n_predictions", 0, "--model_name", "rpn", "--score_threshold", 0.01, *ROI]
+    evaluate_on_slices(workspace, one.rpn, tmp_path, *more)
     by_script = read_regions(segment(one, "same", "--rpn_ckpt_path", one.rpn, *GRID)[1])[one.scan.name]
     by_slices = read_regions(tmp_path / "rpn/regions.json")[one.scan.name]
     assert by_slices and by_slices[0].grid == by_script[0].grid
@@ -253,18 +250,8 @@ def test_stages_of_two_contrasts_are_refused(one, tmp_path):
 
 def test_stage_1_is_not_tested_on_slices_of_another_contrast(workspace, one, tmp_path):
     path = of_contrast(one.rpn, "dwi", tmp_path)
-    given = [
-        "--scans",
-        workspace.slices,
-        "--masks",
-        workspace.slice_masks,
-        "--ckpt_path",
-        path,
-        "--scores_dir",
-        tmp_path,
-    ]
     with pytest.raises(UserError, match=r"_T1w.npy is of t1w by its name, but .*dwi_rpn.ckpt was trained on dwi scans"):
-        test_rpn.main(test_rpn.parse_args(list(map(str, given))))
+        evaluate_on_slices(workspace, path, tmp_path)
 
 
 def test_unknown_contrasts_are_not_questioned():

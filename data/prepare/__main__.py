@@ -44,15 +44,15 @@ class Settings:
     mask_pattern: str | None = pattern_option("mask", "--root", "with --dataset bids: ")
     out_dir: str | None = option(
         pathname,
-        f"folder for Scans/, Masks/, Brains/, cohort.csv, cohort.png and Geometry/; None for {OUT_DIR} with atlas",
+        f"folder for Scans/, Masks/, Brains/, cohort.csv, cohort.png and Geometry/; by default {OUT_DIR} with atlas",
         on_resume=MAY_DIFFER,
     )
     brains_dir: tuple[str, ...] | None = brains_option()
     scan_dim: tuple[int, int, int, int] | None = shape_option(
-        "; None for the data set's own, or for what holds every brain (bids)"
+        "; by default the data set's own, or what holds every brain (bids)"
     )
     spacing: tuple[float, float, float] | None = spacing_option(
-        "; None for the data set's own, or for the median of the masks (bids)"
+        "; by default the data set's own, or the median of the masks (bids)"
     )
     ext: str = extension_option()
     num_workers: int = workers_option()

@@ -27,7 +27,7 @@ class Settings:
 
     predictions: str = option(pathname, "folder of <scan>_prediction files", required=True)
     prepared_dir: str = option(pathname, "the --out_dir of python -m data.prepare", required=True)
-    root: str | None = option(pathname, "folder of the original data set; None for that it was prepared from")
+    root: str | None = option(pathname, "folder of the original data set; by default that it was prepared from")
     grid: str = option(str, "original file whose grid is restored", SCAN, choices=(SCAN, MASK))
     out_dir: str = option(pathname, "folder for the restored .nii.gz", required=True)
 

@@ -37,7 +37,7 @@ class Settings:
         nargs=2,
         metavar="NAME",
     )
-    out_file: str | None = option(pathname, "CSV to write the table to; None for none")
+    out_file: str | None = option(pathname, "CSV to write the table to; by default it is only printed")
     seed: int = option(non_negative_int, "seed of all random generators", 42)
 
 
