@@ -106,8 +106,10 @@ class Stop(pl.Callback):
         self.process, self.number = os.getpid(), 0
 
     def take(self, number: int, frame: FrameType | None) -> None:
-        if os.getpid() != self.process:  # a worker of a loader, which is a fork
-            os._exit(128 + number)
+        if os.getpid() != self.process:  # a worker of a loader, which is a fork: its owner stops first, and ends it
+            signal.signal(number, signal.SIG_DFL)
+            signal.alarm(3)
+            return
         self.number = number
         signal.signal(signal.SIGCHLD, lambda *_: None)  # or torch would raise that a worker has ended
         for process in active_children():
