@@ -65,6 +65,7 @@ def main() -> None:
     args = parser.parse_args()
     cohort, calm, killed = (args.out_dir.absolute() / name for name in ("cohort", "undisturbed", "killed"))
     signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell lets its jobs in the background ignore
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # which nohup ignores, and so would a training
     draw(cohort, 1, 6, spacing_mm=(8,))
     (cohort / "TrueBrains").rename(cohort / "Brains")
     wrong = start(cohort, calm).wait() != 0
