@@ -260,7 +260,7 @@ def require_current_scores(bench: Bench) -> None:
             assert bench.recorder.scores[name] == (bench.cohort.version[name], network.seen)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(st.lists(STEPS, min_size=2, max_size=5))
 def test_fold_that_is_not_tested_again_has_the_scores_that_it_would_get(tmp_path_factory, steps):
     bench = Bench(tmp_path_factory.mktemp("kept"))
@@ -285,7 +285,7 @@ def change_cohort(bench: Bench, what: str, which: int) -> None:
         bench.cohort.edit(subject)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(st.lists(STEPS, min_size=2, max_size=5))
 def test_no_subject_is_scored_by_a_network_that_saw_it_whatever_happens_between_runs(tmp_path_factory, steps):
     """The recorder also checks that no network is used whose training scans have changed since."""
@@ -345,9 +345,25 @@ def augment(bench: Bench, recipient: str, donor: str, **sources: str) -> list:
     for source, path in ((scan, folder / "Scans" / name), (mask, folder / "Masks" / mask_name)):
         write_volume(path, np.load(source).transpose(0, 3, 1, 2))
     origin = {"mask": mask_name, "recipient": recipient, "donors": [donor], "sources": sources}
-    (folder / "provenance.json").write_text(json.dumps({name: origin}))
+    provenance = folder / "provenance.json"
+    others = json.loads(provenance.read_text()) if provenance.exists() else {}
+    provenance.write_text(json.dumps({**others, name: origin}))
     bench.cohort.version[name] = 1
     return ["--use_augmented", "--augmented_dir", folder]
+
+
+def test_fold_learns_from_no_augmented_scan_with_a_foreign_donor(tmp_path, capsys):
+    bench = Bench(tmp_path)
+    bench.run(stop_after=0)
+    fold = bench.fold(0)
+    shutil.rmtree(tmp_path / "StrokeFormer")
+    recipient, donor = fold["train"]
+    augment(bench, recipient, donor)
+    assert bench.run(*augment(bench, donor, fold["test"][0]), "--folds_to_run", 0) == "done"
+    assert "1 of 2 augmented scans" in capsys.readouterr().out
+    for run in ("RPN/rpn_fold-0", "StrokeFormer/seg_fold-0"):
+        seen = bench.recorder.load(tmp_path / run / "checkpoints/best.ckpt").seen
+        assert f"sub-{recipient}_T1w_augmented-1.npy" in seen and f"sub-{donor}_T1w_augmented-1.npy" not in seen
 
 
 def test_augmented_scans_that_change_after_training_are_refused(tmp_path):

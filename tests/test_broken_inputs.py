@@ -16,7 +16,6 @@ import pytest
 
 import runner.__main__ as runner_script
 import test_strokeformer
-from models.export import __main__ as export
 from strokeformer import (
     UserError,
     find_brain,
@@ -33,15 +32,11 @@ from utils import cli
 
 
 @pytest.fixture(scope="module")
-def networks(workspace, tmp_path_factory) -> SimpleNamespace:
+def networks(workspace, request) -> SimpleNamespace:
     """Both networks as checkpoints, as Python has them and, where onnxruntime is installed, exported."""
-    model = None
-    if find_spec("onnxruntime"):
-        model = tmp_path_factory.mktemp("exported") / "model"
-        words = ["--rpn_ckpt_path", workspace.rpn, "--ckpt_path", workspace.seg, "--out_dir", model]
-        export.main(export.parse_args(list(map(str, words))))
     rpn = load_rpn(workspace.rpn, score_threshold=0.01)
     seg = load_strokeformer(workspace.seg, lesion_threshold=0.3, smallest_lesion_cm3=0)
+    model = request.getfixturevalue("exported").full if find_spec("onnxruntime") else None
     return SimpleNamespace(checkpoints=(workspace.rpn, workspace.seg), loaded=(rpn, seg), model=model)
 
 

@@ -23,9 +23,8 @@ from data.files.volumes import read_volume, write_volume
 from data.scans.brain import with_brains
 from data.scans.cohort import Case, pair_cases
 from data.scans.prepared import prepare_scan
-from models.checkpoints import load_rpn, load_strokeformer, store_hyperparameters
+from models.checkpoints import load_rpn, load_strokeformer
 from models.export import __main__ as export
-from models.export import networks as onnx_networks
 from models.export.exported import NETWORKS, read_model
 from models.segmentation.settings import SlidingWindow
 from runner.model import decode, load_runner, suppress
@@ -33,8 +32,6 @@ from tests.drawn import dice
 from tests.running import BARE, ROOT
 from utils.errors import UserError
 
-# Of networks after two epochs: what proposes and what is lesion is lowered until something is found.
-EAGER = {"rpn": {"score_threshold": 0.01}, "seg": {"lesion_threshold": 0.3, "smallest_lesion_cm3": 1.0}}
 OTHER_GRID = np.array([[-8.0, 0, 0, 90], [0, -8.0, 0, 100], [0, 0, 4.0, -70], [0, 0, 0, 1]])  # LPS, thinner slices
 
 
@@ -47,12 +44,9 @@ def in_float32():
 
 
 @pytest.fixture(scope="module")
-def files(workspace, tmp_path_factory) -> SimpleNamespace:
-    """Both checkpoints, in the folders of their runs, two scans with their brains, and a scan of another grid."""
+def files(workspace, exported, tmp_path_factory) -> SimpleNamespace:
+    """The checkpoints that were exported, two scans with their brains, and a scan of another grid."""
     folder = tmp_path_factory.mktemp("export")
-    for name, run in (("rpn", workspace.rpn.parent.parent), ("seg", workspace.seg.parent.parent)):
-        shutil.copytree(run, folder / name, ignore=shutil.ignore_patterns("wandb", "tensorboard", "predictions"))
-        store_hyperparameters(folder / name / "checkpoints/best.ckpt", **EAGER[name])
     for part in ("Scans", "Brains"):
         (folder / "cohort" / part).mkdir(parents=True)
         for path in sorted((workspace.scans.parent / part).iterdir())[:2]:
@@ -61,31 +55,13 @@ def files(workspace, tmp_path_factory) -> SimpleNamespace:
     scan = next((folder / "cohort/Scans").iterdir())
     turned = np.repeat(np.load(scan)[0, ::-1, ::-1], 2, axis=2)
     nib.save(nib.Nifti1Image(turned, OTHER_GRID), folder / "turned.nii.gz")
-    rpn, seg = (folder / name / "checkpoints/best.ckpt" for name in ("rpn", "seg"))
     return SimpleNamespace(
-        folder=folder, rpn=rpn, seg=seg, scans=folder / "cohort/Scans", turned=folder / "turned.nii.gz"
+        folder=folder,
+        rpn=exported.rpn,
+        seg=exported.seg,
+        scans=folder / "cohort/Scans",
+        turned=folder / "turned.nii.gz",
     )
-
-
-@pytest.fixture(scope="module")
-def models(files) -> SimpleNamespace:
-    """The exported folders: float32, and float16 of the same tracing, which takes 15 s."""
-    traced = {}
-
-    def trace_once(network, inputs, names, dynamic, trace=onnx_networks._export):
-        if names[0] not in traced:
-            traced[names[0]] = trace(network, inputs, names, dynamic)
-        copy = onnx.ModelProto()
-        copy.CopyFrom(traced[names[0]])
-        return copy
-
-    made = SimpleNamespace(full=files.folder / "float32", half=files.folder / "float16")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(onnx_networks, "_export", trace_once)
-        for folder, flags in ((made.full, []), (made.half, ["--fp16"])):
-            given = ["--rpn_ckpt_path", files.rpn, "--ckpt_path", files.seg, "--out_dir", folder, *flags]
-            export.main(export.parse_args(list(map(str, given))))
-    return made
 
 
 @pytest.fixture(scope="module")
@@ -149,9 +125,9 @@ def cases_of(files) -> list[Case]:
 
 @pytest.mark.parametrize("scans", ["scans", "turned"])
 def test_runner_without_torch_gives_the_masks_and_probabilities_of_the_script(
-    files, models, bare, no_skulls, tmp_path, scans
+    files, exported, bare, no_skulls, tmp_path, scans
 ):
-    said = run_runner(bare, models.full, getattr(files, scans), tmp_path / "out", "--probabilities")
+    said = run_runner(bare, exported.full, getattr(files, scans), tmp_path / "out", "--probabilities")
     expected = volumes_of(run_torch(files, getattr(files, scans), tmp_path / "scores"))
     found = volumes_of(tmp_path / "out")
     assert found.keys() == expected.keys() and len(found) == (4 if scans == "scans" else 2)
@@ -174,20 +150,20 @@ def test_environment_of_the_runner_has_no_torch(bare):
     assert "No module named 'torch'" in done.stderr
 
 
-def test_prediction_lies_on_the_grid_of_its_scan(files, models, tmp_path):
-    command = ["--model", models.full, "--scans", files.turned, "--out_dir", tmp_path]
+def test_prediction_lies_on_the_grid_of_its_scan(files, exported, tmp_path):
+    command = ["--model", exported.full, "--scans", files.turned, "--out_dir", tmp_path]
     runner_script.main(runner_script.parse_args(list(map(str, command))))
     scan, mask = nib.load(files.turned), nib.load(tmp_path / "predictions/turned_prediction.nii.gz")
     assert mask.shape == scan.shape and mask.get_data_dtype() == np.uint8
     np.testing.assert_array_equal(mask.affine, scan.affine)
 
 
-def test_half_of_the_size_gives_the_same_lesions(files, models):
+def test_half_of_the_size_gives_the_same_lesions(files, exported):
     """Given the same regions: after two epochs all boxes are about as sure, and some change places."""
-    sizes = [sum((folder / name).stat().st_size for name in NETWORKS) for folder in (models.full, models.half)]
+    sizes = [sum((folder / name).stat().st_size for name in NETWORKS) for folder in (exported.full, exported.half)]
     assert 0.45 < sizes[1] / sizes[0] < 0.55
-    model = read_model(models.full)
-    full, half = (load_runner(folder, read_model(folder), 1) for folder in (models.full, models.half))
+    model = read_model(exported.full)
+    full, half = (load_runner(folder, read_model(folder), 1) for folder in (exported.full, exported.half))
     for case in cases_of(files):
         scan = prepare_scan(case, model.grid, files.folder / "none are found")
         slices = scan.slices()
@@ -200,9 +176,9 @@ def test_half_of_the_size_gives_the_same_lesions(files, models):
         assert 0 < np.abs(probabilities[0] - probabilities[1]).max() < 1e-3
 
 
-def test_boxes_of_every_slice_are_those_of_torchvision_whatever_the_batch(files, models):
-    model, rpn = read_model(models.full), load_rpn(files.rpn)
-    detector = load_runner(models.full, model, 1).detector
+def test_boxes_of_every_slice_are_those_of_torchvision_whatever_the_batch(files, exported):
+    model, rpn = read_model(exported.full), load_rpn(files.rpn)
+    detector = load_runner(exported.full, model, 1).detector
     (case, *_) = cases_of(files)
     scan = prepare_scan(case, model.grid, files.folder / "none are found")
     slices = scan.slices()
@@ -217,11 +193,11 @@ def test_boxes_of_every_slice_are_those_of_torchvision_whatever_the_batch(files,
     assert detector.detect({3: np.zeros_like(slices[min(slices)])})[3]["boxes"].shape[1:] == (4,)
 
 
-def test_nothing_proposed_is_all_background(files, models):
-    model = read_model(models.full)
+def test_nothing_proposed_is_all_background(files, exported):
+    model = read_model(exported.full)
     (case, *_) = cases_of(files)
     scan = prepare_scan(case, model.grid, files.folder / "none are found")
-    probabilities = load_runner(models.full, model, 1).segment(scan, [], SlidingWindow(), 8)
+    probabilities = load_runner(exported.full, model, 1).segment(scan, [], SlidingWindow(), 8)
     assert (probabilities[0] == 1).all() and (probabilities[1:] == 0).all()
 
 
@@ -255,13 +231,13 @@ def test_decoding_is_torchvisions():
 # --- the folder ----------------------------------------------------------------------------------------
 
 
-def test_folder_tells_all_that_surrounds_the_networks(files, models):
+def test_folder_tells_all_that_surrounds_the_networks(files, exported):
     content, seg = (
-        json.loads((models.half / "model.json").read_text()),
+        json.loads((exported.half / "model.json").read_text()),
         load_strokeformer(files.seg),
     )
     assert content["grid"] == {"scan_dim": [1, 24, 25, 29], "resize_to": None, "spacing_mm": [8.0, 8.0, 8.0]}
-    assert content["contrast"] == "t1w" == read_model(models.half).contrast
+    assert content["contrast"] == "t1w" == read_model(exported.half).contrast
     assert content["orientation"] == "RAS" and content["normalisation_percentiles"] == [1, 99]
     one, two = content["stage_1"], content["stage_2"]
     assert (one["score_threshold"], one["consistency"]) == (0.01, "linked")
@@ -269,14 +245,14 @@ def test_folder_tells_all_that_surrounds_the_networks(files, models):
     assert two["smallest_lesion_cm3"] == 1.0
     assert content["weights"] == "float16" and two["window"] == list(seg.window)
     for name in NETWORKS:
-        network = onnx.load(models.half / name)
+        network = onnx.load(exported.half / name)
         assert [(opset.domain, opset.version) for opset in network.opset_import] == [("", content["opset"])]
-        assert str(ROOT).encode() not in (models.full / name).read_bytes()  # nor any other path of this machine
+        assert str(ROOT).encode() not in (exported.full / name).read_bytes()  # nor any other path of this machine
         onnx.checker.check_model(network, full_check=True)
 
 
-def test_card_tells_data_scores_and_limits_and_names_no_scan(files, models):
-    card = (models.full / "MODEL_CARD.md").read_text()
+def test_card_tells_data_scores_and_limits_and_names_no_scan(files, exported):
+    card = (exported.full / "MODEL_CARD.md").read_text()
     assert "Not a medical device" in card and "Intended use" in card
     assert "| stage 1 | 6 | 6 |" in card and "| stage 2 | 6 | 6 |" in card
     assert "lesion coverage" in card and "opset 20, weights in float32" in card
@@ -294,9 +270,9 @@ def refusal(model: Path, scans: Path, out_dir: Path, *arguments) -> str:
     return str(error.value)
 
 
-def test_runner_refuses_a_folder_that_is_no_whole_model(files, models, tmp_path):
+def test_runner_refuses_a_folder_that_is_no_whole_model(files, exported, tmp_path):
     assert "none holds no model.json; give a folder that" in refusal(tmp_path / "none", files.scans, tmp_path / "out")
-    broken = shutil.copytree(models.half, tmp_path / "broken")
+    broken = shutil.copytree(exported.half, tmp_path / "broken")
     with (broken / "stage2.onnx").open("r+b") as file:
         file.write(b"\0")
     assert "stage2.onnx is not the network of its model.json" in refusal(broken, files.scans, tmp_path / "out")
@@ -311,19 +287,19 @@ def test_runner_refuses_a_folder_that_is_no_whole_model(files, models, tmp_path)
     assert "model.json is no readable JSON" in refusal(broken, files.scans, tmp_path / "out")
 
 
-def test_runner_refuses_scans_that_the_script_refuses(files, models, tmp_path):
+def test_runner_refuses_scans_that_the_script_refuses(files, exported, tmp_path):
     out_dir = tmp_path / "out"
-    assert "none.nii does not exist" in refusal(models.full, tmp_path / "none.nii", out_dir)
+    assert "none.nii does not exist" in refusal(exported.full, tmp_path / "none.nii", out_dir)
     write_volume(tmp_path / "two.npy", np.random.default_rng(0).random((2, 24, 25, 29), np.float32))
-    assert "two.npy has 2 channels" in refusal(models.full, tmp_path / "two.npy", out_dir)
+    assert "two.npy has 2 channels" in refusal(exported.full, tmp_path / "two.npy", out_dir)
     write_volume(tmp_path / "flat.npy", np.random.default_rng(0).random((1, 1, 25, 29), np.float32))
-    assert "flat.npy is a single slice" in refusal(models.full, tmp_path / "flat.npy", out_dir)
+    assert "flat.npy is a single slice" in refusal(exported.full, tmp_path / "flat.npy", out_dir)
     flair = tmp_path / "sub-1_FLAIR.npy"
     shutil.copy(next(files.scans.iterdir()), flair)
-    line = f"sub-1_FLAIR.npy is of flair by its name, but {models.full} was trained on t1w scans; take a network of"
-    assert line in refusal(models.full, flair, out_dir)
-    assert "was trained on t1w scans, not on flair" in refusal(models.full, flair, out_dir, "--contrast", "flair")
-    small = refusal(models.full, files.scans, out_dir, "--scan_dim", 1, 8, 8, 8)
+    line = f"sub-1_FLAIR.npy is of flair by its name, but {exported.full} was trained on t1w scans; take a network of"
+    assert line in refusal(exported.full, flair, out_dir)
+    assert "was trained on t1w scans, not on flair" in refusal(exported.full, flair, out_dir, "--contrast", "flair")
+    small = refusal(exported.full, files.scans, out_dir, "--scan_dim", 1, 8, 8, 8)
     assert "give at least --scan_dim 1" in small
 
 

@@ -135,7 +135,7 @@ def stop_the_script() -> None:
     time.sleep(100)
 
 
-def test_signal_ends_a_training_on_several_devices_with_all_its_processes(tmp_path, capfd):
+def test_signal_ends_a_training_on_several_devices_with_all_its_processes_and_it_goes_on(tmp_path, capfd):
     started = time.monotonic()
     with pytest.raises(Stopped) as ended:
         train(task(tmp_path, stop_the_script, devices=(0, 1)))
@@ -144,6 +144,8 @@ def test_signal_ends_a_training_on_several_devices_with_all_its_processes(tmp_pa
     for process in active_children():
         process.join(10)
     assert not active_children()
+    train(task(tmp_path, devices=(0, 1)))
+    assert torch.load(tmp_path / "a" / runs.LAST, weights_only=True)["epoch"] == EPOCHS - 1
 
 
 def test_signal_that_is_ignored_from_the_start_stays_so():

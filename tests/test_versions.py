@@ -6,7 +6,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import pytest
 from skimage.measure import block_reduce
 
 from data.files.names import brain_name
@@ -115,11 +114,11 @@ def times(*folders: Path) -> dict[Path, int]:
     return {path: path.stat().st_mtime_ns for folder in folders for path in folder.rglob("*.*") if path.is_file()}
 
 
-@pytest.mark.timeout(600)
 def test_comment_in_the_phantom_or_the_plots_leaves_scans_brains_slices_and_folds_valid(cohort, tmp_path):
     scans = stripped_scans(cohort, tmp_path / "cohort", 4)
     cut = ["-m", "data.slices", *scans, "--out_dir", tmp_path / "slices", *GRID]
     validate = [*scans, "--model_prefix", "cv", "--rpn_model_prefix", "cv", "--k", 2, "--splits", 25, 25, 50]
+    validate += ["--folds_to_run", 0]
     validate += ["--max_epochs", 1, "--rpn_max_epochs", 1, "--rpn_image_size", 64, "--offline", "--logger", "csv"]
     validate += ["--score_threshold", 0.02, "--n_predictions", 1, *GRID, *ROI, *QUICK]
     run_script(*cut, cwd=tmp_path)
@@ -136,5 +135,5 @@ def test_comment_in_the_phantom_or_the_plots_leaves_scans_brains_slices_and_fold
     run_script(*cut, cwd=program)
     said = run_script(program / "cross_validation.py", *validate, cwd=tmp_path).out
     assert (program / "models/__pycache__").is_dir() and (program / "data/slices/__pycache__").is_dir()
-    assert [f"Fold {number} is trained and tested already" in said for number in (1, 2)] == [True, True]
+    assert "Fold 1 is trained and tested already" in said
     assert times(*made) == before
