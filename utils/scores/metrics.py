@@ -76,10 +76,10 @@ def surface_scores(prediction: np.ndarray, target: np.ndarray, spacing_mm: Spaci
 
     # Once for all, as MONAI's metrics do it each. Masks may end at the border of the array: MONAI puts a margin of
     # background around them before it looks for surfaces.
-    pair = (torch.from_numpy(np.ascontiguousarray(mask)) for mask in (prediction, target))
+    first, second = (torch.from_numpy(np.ascontiguousarray(mask)) for mask in (prediction, target))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # MONAI 1.6 warns of an argument that it passes itself
-        _, directed, _ = get_edge_surface_distance(*pair, spacing=list(spacing_mm), symmetric=True)
+        _, directed, _ = get_edge_surface_distance(first, second, spacing=list(spacing_mm), symmetric=True)
     distances = torch.cat(directed)
     return {
         "hd95": float(max(torch.quantile(one_way, 0.95) for one_way in directed)),
@@ -181,7 +181,7 @@ def _count_matched(components: Components, least_iou: float) -> tuple[int, int, 
     """Matched pairs, components without a match and lesions without one."""
     common = components.common
     iou = common / (components.true_voxels[:, None] + components.predicted_voxels - common)
-    predicted, true = np.nonzero(iou.T >= least_iou)
+    predicted, true = np.nonzero((iou >= least_iou).T)
     best_first = np.argsort(-iou[true, predicted], kind="stable")  # the first component first, as in panoptica
     free_true, free_predicted = set(true.tolist()), set(predicted.tolist())
     matched = 0
