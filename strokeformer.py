@@ -159,6 +159,8 @@ def read_image(path: str | Path, scan: str | Path | None = None) -> Image:
 def scores(prediction: Volume, truth: Volume, affine: ArrayLike | None = None) -> dict[str, float]:
     """All scores of a prediction, by their columns in ``scores.csv`` (docs/outputs.md); NaN where undefined.
 
+    ``pr_auc`` always is: it needs a probability.
+
     Raises:
         UserError: masks of two grids, or with other values than 0 and 1; `truth` may number its lesions from 1 on.
     """

@@ -20,12 +20,14 @@ from utils.scores.proposals import COVERED_SHARE
 REPORT_FILE = "report.html"
 PER_SCAN_FILE, PER_LESION_FILE, VOLUMES_FILE = STAGE_2_TABLES
 RPN_PER_LESION_FILE = STAGE_1_TABLES[1]
-# The scores that are charted; all lie in [0, 1].
+# The scores that are charted; all lie in [0, 1]. The others are in mm, cm3 and lesions, and in the table alone.
 STAGE_1_SCORES = ["lesion_coverage", "lesion_recall", "proposed_fraction"]
 STAGE_2_SCORES = [
     *["dice", "precision", "recall", "lesion_f1_isles", "lesion_f1_atlas"],
-    *["lesion_precision_isles", "lesion_recall_isles"],
+    *["lesion_f1_isles26", "lesion_precision_isles26", "lesion_recall_isles26"],
+    *["pr_auc", "surface_dice_1mm", "surface_dice_3mm"],
 ]
+UNCHARTED = ["hd95", "assd", "volume_difference", "lesion_count_difference"]
 KINDS_NOTE = (
     "In the pictures what was predicted is vermilion and the true lesion outlined in green; slices through missed and "
     "false lesions come first. In the views green is lesion that was found, blue lesion that was missed, vermilion "
@@ -127,11 +129,11 @@ def _read_scans(scores_dir: Path, names: Sequence[str]) -> pd.DataFrame:
 
 
 def _scores(title: str, scores: pd.DataFrame, charted: list[str], note: str = "") -> Section:
-    """The `charted` ones of the scores, as a table and as `plot_scores` has them."""
-    main = scores[scores.score.isin(charted)]
-    shown = main.drop(columns=["folds", "stage"], errors="ignore")
-    note = f"Bars are 95 % intervals by the bootstrap over scans.{note}"
-    return Section(title, [chart(plot_scores(main), title), table(shown)], note)
+    """The `charted` ones of the scores as `plot_scores` has them, and the table of these and of `UNCHARTED`."""
+    shown = scores[scores.score.isin([*charted, *UNCHARTED])].drop(columns=["folds", "stage"], errors="ignore")
+    drawn = scores[scores.score.isin(charted)].dropna(subset="mean")
+    note = f"Bars are 95 % intervals by the bootstrap over scans. The last column counts the scans with a score.{note}"
+    return Section(title, [chart(plot_scores(drawn), title), table(shown)], note)
 
 
 def _by_volume(scans: pd.DataFrame, lesions: pd.DataFrame, seed: int) -> Section:
@@ -181,8 +183,8 @@ def _scans(scores_dir: Path, scans: pd.DataFrame, lesions: pd.DataFrame | None, 
 
 def _all_scans(scans: pd.DataFrame) -> Section:
     """The scores of every scan, the worst first."""
-    columns = ["dice", "lesion_f1_isles", "false_lesions_isles", "hd95", "true_lesions", "predicted_lesions"]
-    columns += ["true_cm3", "predicted_cm3"]
+    columns = ["dice", "pr_auc", "lesion_f1_isles26", "lesion_f1_isles", "false_lesions_isles", "hd95"]
+    columns += ["true_lesions", "predicted_lesions", "true_cm3", "predicted_cm3"]
     return Section("All scans", [table(scans.sort_values("dice")[["scan", *columns]])], folded=True)
 
 

@@ -107,14 +107,22 @@ def test_scores_are_printed_with_their_interval(capsys):
     assert capsys.readouterr().out == "dice  0.400 [0.200, 0.600]\n map  0.500\nResults are in here\n"
 
 
+def test_scores_that_not_all_scans_have_are_printed_with_their_number(capsys):
+    table = pd.DataFrame({"dice": [0.2, 0.6, 0.1], "hd95": [np.nan, 3.0, 3.0], "assd": [np.nan] * 3})
+    print_scores(means(table, 0), "here")
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[1:3] == ["hd95  3.000 [3.000, 3.000] (2 of 3 scans)", "assd  (0 of 3 scans)"]
+    assert "scans" not in printed[0]
+
+
 def test_summary_holds_the_folds_and_the_interval_over_all_scans(tmp_path, capsys):
     folds = [estimate([0.2, 0.4], [1, 1], 0), estimate([0.6, 1.0, 1.1], [1, 1, 1], 0)]
     rows = [{"fold": i, "stage": "strokeformer", "score": "dice", "estimate": fold} for i, fold in enumerate(folds)]
     summary = summarise_folds(rows, seed=0)
-    assert summary.columns.tolist() == ["stage", "score", "mean", "std", "folds", "low", "high"]
+    assert summary.columns.tolist() == ["stage", "score", "mean", "std", "folds", "low", "high", "scans"]
     together = estimate([0.2, 0.4, 0.6, 1.0, 1.1], np.ones(5), 0)
-    expected = pytest.approx([0.6, 2, together.low, together.high])
-    assert summary.loc[0, ["mean", "folds", "low", "high"]].tolist() == expected
+    expected = pytest.approx([0.6, 2, together.low, together.high, 5])
+    assert summary.loc[0, ["mean", "folds", "low", "high", "scans"]].tolist() == expected
     print_summary(summary, tmp_path / "summary.csv")
     assert "0.600" in capsys.readouterr().out and (tmp_path / "summary.csv").exists()
 

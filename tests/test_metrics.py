@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from monai.metrics import compute_average_surface_distance, compute_hausdorff_distance
+from monai.metrics import compute_average_surface_distance, compute_hausdorff_distance, compute_surface_dice
 from scipy import ndimage
 from sklearn import metrics as sk
 
@@ -20,6 +20,7 @@ from utils.scores.masks import OVERLAP_SCORES, overlap_scores
 from utils.scores.metrics import SIZE_BINS, scan_scores, scores_by_size, size_bin, slice_scores
 
 MM = (1.0, 1.0, 1.0)
+SURFACE_DICE = ("surface_dice_1mm", "surface_dice_3mm")
 masks = arrays(bool, SHAPE)
 counts = st.integers(0, 10**10)
 
@@ -95,6 +96,8 @@ def test_columns_of_a_scan_come_in_the_order_of_the_table():
         *("lesion_f1_atlas", "lesion_precision_atlas", "lesion_recall_atlas", "false_lesions_atlas"),
         *("lesion_f1_isles", "lesion_precision_isles", "lesion_recall_isles", "false_lesions_isles"),
         *("lesion_f1_strict", "lesion_precision_strict", "lesion_recall_strict", "false_lesions_strict"),
+        *("lesion_f1_isles26", "lesion_precision_isles26", "lesion_recall_isles26", "false_lesions_isles26"),
+        *("pr_auc", "surface_dice_1mm", "surface_dice_3mm"),
     ]
 
 
@@ -121,24 +124,25 @@ def test_scan_scores_are_plain_finite_numbers_but_for_distances(a, b):
     scores = scan_scores(a, b, MM)
     assert all(type(value) is float for value in scores.values())
     undefined = {name for name, value in scores.items() if math.isnan(value)}
-    assert undefined == (set() if a.any() and b.any() else {"hd95", "assd"})
+    assert undefined == ({"pr_auc"} if a.any() and b.any() else {"hd95", "assd", "pr_auc"})
 
 
 def test_masks_may_be_bytes_of_any_value():
     a, b = blobs(0), blobs(1)
-    assert scan_scores(a.astype(np.uint8) * 255, b.astype(np.uint8), MM) == scan_scores(a, b, MM)
+    bytes_of = scan_scores(a.astype(np.uint8) * 255, b.astype(np.uint8), MM, a.astype(np.float32))
+    assert bytes_of == scan_scores(a, b, MM, a.astype(np.float32))
 
 
 def test_healthy_scan_left_empty_scores_1_without_distances():
     scores = scan_scores(mask_of(), mask_of(), MM)
-    assert [scores[name] for name in (*OVERLAP_SCORES, "lesion_f1")] == [1] * 7
+    assert [scores[name] for name in (*OVERLAP_SCORES, "lesion_f1", *SURFACE_DICE)] == [1] * 9
     assert math.isnan(scores["hd95"]) and math.isnan(scores["assd"])
     assert scores["lesion_count_difference"] == scores["volume_difference"] == 0
 
 
 def test_false_alarm_in_a_healthy_scan_scores_0():
     scores = scan_scores(mask_of((1, 1, 1)), mask_of(), MM)
-    assert [scores[name] for name in (*OVERLAP_SCORES, "lesion_f1")] == [0] * 7
+    assert [scores[name] for name in (*OVERLAP_SCORES, "lesion_f1", *SURFACE_DICE)] == [0] * 9
 
 
 def test_distances_are_in_mm_along_their_own_axis():
@@ -163,7 +167,25 @@ def test_volume_difference_is_in_cm3():
 
 def test_without_spacing_there_is_nothing_in_mm():
     scores = scan_scores(mask_of((0, 0, 0)), mask_of((1, 1, 1)), None)
-    assert {n for n, value in scores.items() if math.isnan(value)} == {"hd95", "assd", "volume_difference"}
+    undefined = {"hd95", "assd", "volume_difference", "pr_auc", *SURFACE_DICE}
+    assert {n for n, value in scores.items() if math.isnan(value)} == undefined
+    assert all(math.isnan(scan_scores(mask_of(), mask_of(), None)[name]) for name in SURFACE_DICE)
+
+
+def test_surface_dice_is_the_share_of_both_surfaces_within_its_distance():
+    line = np.zeros((1, 1, 200), bool)
+    line[..., :100] = True
+    reaching = line.copy()
+    reaching[..., 100:104] = True  # 1, 2, 3 and 4 mm away
+    scores = scan_scores(reaching, line, MM)
+    assert scores["surface_dice_1mm"] == pytest.approx(201 / 204)
+    assert scores["surface_dice_3mm"] == pytest.approx(203 / 204)
+    assert scan_scores(reaching, line, (1.0, 1.0, 3.0))["surface_dice_1mm"] == pytest.approx(200 / 204)
+
+
+def test_a_voxel_of_1_mm_may_be_a_little_more_in_a_header():
+    shifted, line = mask_of((0, 0, slice(1, 4))), mask_of((0, 0, slice(0, 3)))
+    assert scan_scores(shifted, line, (1.0, 1.0, 1.0000001))["surface_dice_1mm"] == 1
 
 
 @pytest.mark.parametrize("spacing_mm", [(1.0, 1.0, 1.0), (5.0, 0.9, 1.1)])
@@ -175,6 +197,8 @@ def test_distances_agree_with_monai_on_uncropped_volumes(seed, spacing_mm):
     scores = scan_scores(prediction, target, spacing_mm)
     assert scores["hd95"] == pytest.approx(float(compute_hausdorff_distance(*pair, percentile=95, **common)))
     assert scores["assd"] == pytest.approx(float(compute_average_surface_distance(*pair, symmetric=True, **common)))
+    for limit in (1, 3):
+        assert scores[f"surface_dice_{limit}mm"] == pytest.approx(float(compute_surface_dice(*pair, [limit], **common)))
 
 
 def test_masks_of_different_shape_are_refused_by_name():

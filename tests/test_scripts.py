@@ -15,6 +15,8 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from data.scans.cohort import pair_cases
+from tests.isles26 import organisers_scores
 from tests.running import (
     GRID,
     QUICK,
@@ -42,7 +44,10 @@ SCORE_COLUMNS = [
     *["lesion_f1_atlas", "lesion_precision_atlas", "lesion_recall_atlas", "false_lesions_atlas"],
     *["lesion_f1_isles", "lesion_precision_isles", "lesion_recall_isles", "false_lesions_isles"],
     *["lesion_f1_strict", "lesion_precision_strict", "lesion_recall_strict", "false_lesions_strict"],
+    *["lesion_f1_isles26", "lesion_precision_isles26", "lesion_recall_isles26", "false_lesions_isles26"],
+    *["pr_auc", "surface_dice_1mm", "surface_dice_3mm"],
 ]
+MAPS = (("predictions", "prediction"), ("probabilities", "probability"))
 LESION_COLUMNS = [
     *["model_name", "scan", "kind", "x_mm", "y_mm", "z_mm", "slice", "voxels", "volume_cm3", "found", "dice"]
 ]
@@ -251,6 +256,7 @@ def test_scans_with_masks_are_segmented_and_scored(workspace):
     done = run_script(
         *["test_strokeformer.py", "--scans", workspace.scans, "--masks", workspace.masks, "--ckpt_path", workspace.seg],
         *["--rpn_ckpt_path", workspace.rpn, "--n_predictions", 2, "--target_layers", "decoders.0", "decoders.1", *GRID],
+        "--probabilities",
         cwd=workspace.cwd,
     )
     scores = workspace.cwd / "scores"
@@ -259,6 +265,12 @@ def test_scans_with_masks_are_segmented_and_scored(workspace):
     per_scan = pd.read_csv(scores / "per_scan_scores.csv")
     assert list(per_scan.columns) == ["model_name", "scan", *SCORE_COLUMNS[1:]] and len(per_scan) == 6
     assert table.dice[0] == pytest.approx(per_scan.dice.mean())
+    for case in pair_cases([workspace.scans], [workspace.masks]):
+        written = (f"{part}/{case.stem}_{kind}.npy" for part, kind in MAPS)
+        prediction, probability = (np.load(scores / "seg" / path)[0] for path in written)
+        expected = organisers_scores(prediction > 0, np.load(case.mask)[0] > 0, probability, (8, 8, 8))
+        row = per_scan.set_index("scan").loc[case.name, list(expected)].astype(float)
+        assert row.to_dict() == pytest.approx(expected, abs=1e-9)
     by_size = pd.read_csv(scores / "per_size_scores.csv")
     assert by_size["size"].tolist() == ["No Lesion", "Small", "Medium", "Large"]
     means = {"": table.loc[0, SCORE_COLUMNS[1:]]}

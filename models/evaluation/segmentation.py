@@ -63,7 +63,7 @@ def evaluate_strokeformer(
         target = None if case.mask is None else read_mask(case)
         volumes.append(_volumes(scan, prediction.lesions, target))
         if target is not None:
-            scored.append(_score_case(scan, prediction.lesions, target))
+            scored.append(_score_case(prediction, target))
         regions[case.name] = lying_on(prediction.regions or (), scan.space.as_json)
         if pictures:
             image, lesions = scan.scan[0].astype(np.float32), prediction.lesions_on_grid
@@ -86,12 +86,14 @@ def _volumes(scan: PreparedScan, prediction: np.ndarray, target: np.ndarray | No
     return row
 
 
-def _score_case(scan: PreparedScan, prediction: np.ndarray, target: np.ndarray) -> CaseScores:
+def _score_case(prediction: Prediction, target: np.ndarray) -> CaseScores:
+    scan, lesions = prediction.scan, prediction.lesions
     brain = resample(scan.brain[None], scan.space, scan.own)[0]
+    scores = scan_scores(lesions, target, scan.own_spacing_mm, prediction.lesion_probability)
     return (
-        {"scan": scan.name, **scan_scores(prediction, target, scan.own_spacing_mm)},
-        lesion_rows(prediction, target, scan.own_spacing_mm, scan.own.affine).assign(scan=scan.name),
-        slice_scores(prediction, target, brain).assign(scan=scan.name),
+        {"scan": scan.name, **scores},
+        lesion_rows(lesions, target, scan.own_spacing_mm, scan.own.affine).assign(scan=scan.name),
+        slice_scores(lesions, target, brain).assign(scan=scan.name),
     )
 
 

@@ -83,12 +83,17 @@ def interval_rows(estimates: Mapping[str, Estimate], size: str = "") -> pd.DataF
 
 
 def print_scores(scores: Mapping[str, Estimate] | None, place: Path | str) -> None:
-    """Print one model's scores with their intervals, and where the tables, predictions and pictures are."""
-    width = max(map(len, scores or {}), default=0)
-    for name, score in (scores or {}).items():
+    """Print one model's scores with their intervals, and where the tables, predictions and pictures are.
+
+    Where not all scans have a score it says how many do.
+    """
+    scores = scores or {}
+    width, scans = max(map(len, scores), default=0), max((score.scans for score in scores.values()), default=0)
+    for name, score in scores.items():
         mean = "" if pd.isna(score.mean) else f"{score.mean:.3f}"
         interval = "" if pd.isna(score.low) else f"[{score.low:.3f}, {score.high:.3f}]"
-        print(f"{name:>{width}}  {mean} {interval}".rstrip())
+        number = "" if score.scans == scans else f"({score.scans} of {scans} scans)"
+        print(f"{name:>{width}}  {' '.join(filter(None, (mean, interval, number)))}".rstrip())
     print(f"Results are in {place}")
 
 
@@ -97,13 +102,14 @@ def summarise_folds(rows: Sequence[dict], seed: int) -> pd.DataFrame:
 
     Returns:
         Columns ``stage``, ``score``; ``mean`` and ``std`` of the folds' scores; ``folds`` that have the score; ``low``
-        and ``high``, the interval of the score over the test scans of all folds together.
+        and ``high``, the interval of the score over the test scans of all folds together; ``scans`` that have it.
     """
     summary = []
     for (stage, score), estimates in pd.DataFrame(rows).groupby(["stage", "score"], sort=False).estimate:
         folds, together = pd.Series([fold.mean for fold in estimates], dtype=float), pooled(estimates, seed)
         row = {"stage": stage, "score": score, "mean": folds.mean(), "std": folds.std(), "folds": folds.count()}
-        summary.append({**row, "low": together.low, "high": together.high})
+        scans = sum(fold.scans for fold in estimates)
+        summary.append({**row, "low": together.low, "high": together.high, "scans": scans})
     return pd.DataFrame(summary)
 
 

@@ -24,50 +24,90 @@ from utils.scores.masks import (
 
 # Lesion size in a slice: the upper bound, included, of its share of the slice's brain area.
 SIZE_BINS = {"No Lesion": 0.0, "Small": 0.01, "Medium": 0.05, "Large": np.inf}
-MATCH_IOU = 0.5  # from which on the strict convention takes two components for one, included
-CONVENTIONS = ("atlas", "isles", "strict")
+CONVENTIONS = ("atlas", "isles", "strict", "isles26")
+STRICT_IOU, ISLES26_IOU = 0.5, 0.25  # from which on these two take two components for one, included
+SURFACE_TOLERANCES_MM = (1, 3)
+# Added to them: in a header the side of a voxel of 1 mm may be 1.0000001.
+ROUNDING_MM = 1e-4
 
 
-def scan_scores(prediction: np.ndarray, target: np.ndarray, spacing_mm: Spacing | None) -> dict[str, float]:
+def scan_scores(
+    prediction: np.ndarray, target: np.ndarray, spacing_mm: Spacing | None, probability: np.ndarray | None = None
+) -> dict[str, float]:
     """All scores of one scan, in the order of their columns in ``scores.csv``.
 
     `OVERLAP_SCORES`, `surface_scores`, ``lesion_f1``, ``lesion_count_difference``, ``volume_difference`` (cm3, without
-    sign) and the other `lesion_scores`.
+    sign), the other `lesion_scores` and ``pr_auc`` of the lesion `probability`, (D, H, W) float in [0, 1]; NaN without
+    one. Those of ISLES'26 are ``dice``, ``volume_difference``, ``lesion_count_difference``, ``lesion_f1_isles26`` and
+    ``pr_auc`` (github.com/ezequieldlrosa/isles26).
     """
     prediction, target = as_masks(prediction=prediction, target=target)
     box = bounding_box(prediction | target)
     tp, fp, fn = count_overlap(prediction[box], target[box])
     overlap = overlap_scores(tp, fp, fn, prediction.size - tp - fp - fn)
     lesions = lesion_scores(prediction[box], target[box])
+    surfaces = surface_scores(prediction[box], target[box], spacing_mm)
     return {
         **{name: float(value) for name, value in overlap.items()},
-        **surface_scores(prediction[box], target[box], spacing_mm),
+        **{name: surfaces[name] for name in ("hd95", "assd")},
         **{name: lesions[name] for name in ("lesion_f1", "lesion_count_difference")},
         "volume_difference": float(abs(fp - fn) * voxel_cm3(spacing_mm)),
-        **lesions,  # the two above keep their places
+        **lesions,  # those above keep their places
+        "pr_auc": np.nan if probability is None else pr_auc(probability, target),
+        **surfaces,
     }
 
 
 def surface_scores(prediction: np.ndarray, target: np.ndarray, spacing_mm: Spacing | None) -> dict[str, float]:
-    """Distances in mm between the surfaces of two bool masks; NaN if the spacing is unknown or a mask is empty.
+    """How far apart the surfaces of two bool masks lie, by MONAI's definitions; NaN where the spacing is unknown.
 
-    ``hd95`` is the larger of the two directed 95th percentiles, ``assd`` the mean over both surfaces.
+    ``hd95``, the larger of the two directed 95th percentiles, and ``assd``, the mean over both surfaces, are in mm, and
+    NaN if a mask is empty. ``surface_dice_1mm`` and ``surface_dice_3mm`` are the share of both surfaces within that
+    distance of the other (Nikolov et al., 2021, 10.2196/26151): of two empty masks 1, of one 0, like the Dice.
     """
-    if spacing_mm is None or not prediction.any() or not target.any():
-        return {"hd95": np.nan, "assd": np.nan}
+    tolerances = {f"surface_dice_{limit}mm": limit + ROUNDING_MM for limit in SURFACE_TOLERANCES_MM}
+    empty = not prediction.any(), not target.any()
+    if spacing_mm is None or any(empty):
+        surface_dice = np.nan if spacing_mm is None else float(all(empty))
+        return {"hd95": np.nan, "assd": np.nan, **dict.fromkeys(tolerances, surface_dice)}
     # Imported here: they take seconds, and who asks for the size bins has no use for them.
     import torch
-    from monai.metrics import compute_average_surface_distance, compute_hausdorff_distance
+    from monai.metrics.utils import get_edge_surface_distance
 
-    # One channel that is foreground: (B, C, D, H, W) with no background to leave out. Masks may end at the border
-    # of the array: MONAI puts a margin of background around them before it looks for surfaces.
-    first, second = (torch.from_numpy(np.ascontiguousarray(mask))[None, None] for mask in (prediction, target))
-    spacing = list(spacing_mm)
+    # Once for all, as MONAI's metrics do it each. Masks may end at the border of the array: MONAI puts a margin of
+    # background around them before it looks for surfaces.
+    first, second = (torch.from_numpy(np.ascontiguousarray(mask)) for mask in (prediction, target))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # MONAI 1.6 warns of an argument that it passes itself
-        hd95 = compute_hausdorff_distance(first, second, include_background=True, percentile=95, spacing=spacing)
-        assd = compute_average_surface_distance(first, second, include_background=True, symmetric=True, spacing=spacing)
-    return {"hd95": float(hd95), "assd": float(assd)}
+        _, directed, _ = get_edge_surface_distance(first, second, spacing=list(spacing_mm), symmetric=True)
+    distances = torch.cat(directed)
+    return {
+        "hd95": float(max(torch.quantile(one_way, 0.95) for one_way in directed)),
+        "assd": float(distances.mean()),
+        **{name: float((distances <= limit).double().mean()) for name, limit in tolerances.items()},
+    }
+
+
+def pr_auc(probability: np.ndarray, target: np.ndarray) -> float:
+    """Area under the precision-recall curve of all voxels by the trapezoid, as ISLES'26 defines it.
+
+    scikit-learn's ``auc`` of its ``precision_recall_curve``, of float `probability` and bool `target`, both (D, H, W).
+    Without a lesion it is 1 where the probability is the same everywhere, else 0; NaN where a probability is.
+    """
+    lowest, n_lesion = probability.min(), np.count_nonzero(target)
+    if np.isnan(lowest):
+        return np.nan
+    if not n_lesion:
+        return float(probability.max() == lowest)
+    # Recall grows at the probabilities of lesion voxels alone: each brings a trapezoid from the precision of what is
+    # higher to that of what is as high. Most voxels share the lowest value, that beyond the regions: none is sorted.
+    values, lesion = np.unique(probability[target], return_counts=True)
+    ordered = np.sort(probability[probability > lowest])
+    higher = len(ordered) - np.searchsorted(ordered, values, side="right")
+    as_high = np.where(values > lowest, len(ordered) - np.searchsorted(ordered, values), probability.size)
+    found = lesion[::-1].cumsum()[::-1]
+    before = np.where(higher > 0, (found - lesion) / np.maximum(higher, 1), 1)
+    return float(lesion @ (before + found / as_high)) / (2 * n_lesion)
 
 
 def size_bin(lesion_voxels: ArrayLike, brain_voxels: ArrayLike) -> np.ndarray:
@@ -106,9 +146,12 @@ def lesion_scores(prediction: np.ndarray, target: np.ndarray) -> dict[str, float
       voxel of a lesion (ATLAS v2.0; Liew et al., 2022, 10.1038/s41597-022-01401-7).
     - ``isles``: the same, 26-connected (ISLES 2022; Hernandez Petzsche et al., 2022, 10.1038/s41597-022-01875-5;
       github.com/ezequieldlrosa/isles22).
-    - ``strict``: 26-connected. A lesion is found by the component that overlaps it with an IoU of `MATCH_IOU`, all
+    - ``strict``: 26-connected. A lesion is found by the component that overlaps it with an IoU of `STRICT_IOU`, all
       other components are false. F1 is then the recognition quality of panoptica (Kofler et al., 2023,
       arXiv:2312.02608).
+    - ``isles26``: the same from `ISLES26_IOU` on, where a lesion may have several such components and a component
+      several lesions. They are matched one to one as in the organisers' code (github.com/ezequieldlrosa/isles26 with
+      panoptica's `NaiveThresholdMatching`): the pair of the highest IoU first, which need not give the most pairs.
 
     Returns:
         ``lesion_f1``, that of ISLES, and ``lesion_count_difference``, without sign, of 26-connected components. Then
@@ -116,7 +159,8 @@ def lesion_scores(prediction: np.ndarray, target: np.ndarray) -> dict[str, float
         `overlap_scores` for empty masks, and ``false_lesions_``, a count.
     """
     by_face, by_corner = find_components(prediction, target, SIX_CONNECTED), find_components(prediction, target)
-    counts = (_count_touched(by_face), _count_touched(by_corner), _count_matched(by_corner))
+    matched = (_count_matched(by_corner, least_iou) for least_iou in (STRICT_IOU, ISLES26_IOU))
+    counts = (_count_touched(by_face), _count_touched(by_corner), *matched)
     scores: dict[str, float] = {}
     for convention, (right, false, missed) in zip(CONVENTIONS, counts, strict=True):
         ratios = overlap_scores(right, false, missed, 0)
@@ -133,12 +177,19 @@ def _count_touched(components: Components) -> tuple[int, int, int]:
     return right, int(components.false.sum()), len(components.found) - right
 
 
-def _count_matched(components: Components) -> tuple[int, int, int]:
+def _count_matched(components: Components, least_iou: float) -> tuple[int, int, int]:
     """Matched pairs, components without a match and lesions without one."""
-    # No pair has to be preferred: two components that both reached half of a lesion would fill it, touch, and be one.
     common = components.common
-    union = components.true_voxels[:, None] + components.predicted_voxels - common
-    matched = int(np.count_nonzero(common >= MATCH_IOU * union))
+    iou = common / (components.true_voxels[:, None] + components.predicted_voxels - common)
+    predicted, true = np.nonzero((iou >= least_iou).T)
+    best_first = np.argsort(-iou[true, predicted], kind="stable")  # the first component first, as in panoptica
+    free_true, free_predicted = set(true.tolist()), set(predicted.tolist())
+    matched = 0
+    for i, j in zip(true[best_first].tolist(), predicted[best_first].tolist(), strict=True):
+        if i in free_true and j in free_predicted:
+            free_true.remove(i)
+            free_predicted.remove(j)
+            matched += 1
     n_true, n_predicted = common.shape
     return matched, n_predicted - matched, n_true - matched
 
