@@ -101,8 +101,9 @@ def test_the_shares_found_are_counted_by_volume():
         {"scan": list("aabbc"), "volume_cm3": [0.5, 1.0, 0.2, 9.9, 10.0], "found": [True, True, False, False, True]}
     )
     (axes,) = plot_recall_by_volume(lesions, seed=0).axes
-    assert [bar.get_height() for bar in axes.patches] == [0.5, 0.5, 1.0]
-    assert [label.get_text().split("\n")[1] for label in axes.get_xticklabels()] == ["2 lesions"] * 2 + ["1 lesion"]
+    assert np.allclose([bar.get_height() for bar in axes.patches], [np.nan, 0.5, 0.5, 1, np.nan], equal_nan=True)
+    counts = [label.get_text().split("\n")[1] for label in axes.get_xticklabels()]
+    assert counts == ["0 lesions", "2 lesions", "2 lesions", "1 lesion", "0 lesions"]
 
 
 def test_scores_without_interval_and_folds_are_drawn():
@@ -149,7 +150,8 @@ def titles(html: str) -> list[str]:
 def test_a_report_tells_what_was_found_and_how_it_came_about(reports, workspace):
     html = reports["scored"].read_text()
     assert titles(html) == [
-        *["Scores", "Lesions by volume", "Scans", "All scans", "Calibration of stage 1", "Training", "Settings"]
+        *["Scores", "Lesions by volume", "Subgroups", "Scans", "All scans"],
+        *["Calibration of stage 1", "Training", "Settings"],
     ]
     scores = pd.read_csv(reports["scored"].parent.parent / "scores.csv")
     assert f"<td>{scores.dice[0]:.3f}</td>" in html
