@@ -10,12 +10,12 @@ from data.files.names import result_name
 from data.scans.cohort import Case
 from models.cross_validation.state import CrossValidation
 from models.evaluation.settings import Outputs, RPNOutputs
-from models.evaluation.tables import PER_LESION_FILE, VOLUMES_FILE, read_rows, read_scans
+from models.evaluation.tables import PER_GROUP_FILE, PER_LESION_FILE, VOLUMES_FILE, read_rows, read_scans
 from models.training.runs import folder_of
 from report.charts import plot_bland_altman, plot_dice_by_volume, plot_recall_by_volume, plot_scores, plot_volumes
 from report.page import Section, chart, listing, picture, table, write_page
 from report.scans import ranked, show_scan
-from utils.files import GROUPS_TABLE, STAGE_1_TABLES, intervals_file, read_json
+from utils.files import STAGE_1_TABLES, intervals_file, read_json
 from utils.scores.proposals import COVERED_SHARE
 
 REPORT_FILE = "report.html"
@@ -31,9 +31,10 @@ KINDS_NOTE = (
     "false lesions come first. In the views green is lesion that was found, blue lesion that was missed, vermilion "
     "what was predicted and is none; a click moves the three planes."
 )
+MOST_DRAWN = 12  # subgroups that a chart has room for, say of the centres
 SUBGROUPS_NOTE = (
-    "The share of the lesions found, then Dice: of single lesions where lesions are grouped, else of scans. Bars are "
-    "95 % intervals by the bootstrap over scans; a group of few scans says little."
+    "Where lesions are grouped the Dice is the mean over lesions, else over scans. Bars are 95 % intervals by the "
+    "bootstrap over scans; a group of few scans says little."
 )
 PREDICTION_NOTE = "What was predicted is vermilion. A click into a view moves its three planes."
 
@@ -141,13 +142,16 @@ def _by_volume(scans: pd.DataFrame, lesions: pd.DataFrame, seed: int) -> Section
 
 def _subgroups(scores_dir: Path, name: str) -> Section:
     """Scores of lesions by volume and side, and of scans by centre and the columns of ``--metadata``."""
-    rows = read_rows(scores_dir / GROUPS_TABLE, [name]).drop(columns="model_name")
-    shown = rows.assign(score=rows.group + ": " + rows.value.astype(str))
+    rows = read_rows(scores_dir / PER_GROUP_FILE, [name]).drop(columns="model_name")
+    drawn = rows[rows.groupby("group").value.transform("size") <= MOST_DRAWN]
     charts = []
-    for score, what in (("recall", "Share of the lesions found"), ("dice", "Dice")):
-        columns = {"score": "score", score: "mean", f"{score}_low": "low", f"{score}_high": "high"}
-        scores = shown[list(columns)].rename(columns=columns).dropna(subset="mean")
-        charts += [chart(plot_scores(scores), what)] if len(scores) else []
+    for score, what in (("recall", "share of the lesions found"), ("dice", "Dice")):
+        columns = {score: "mean", f"{score}_low": "low", f"{score}_high": "high"}
+        named = drawn.assign(score=drawn.group + ": " + drawn.value.astype(str)).rename(columns=columns)
+        if len(scores := named.dropna(subset="mean")):
+            figure = plot_scores(scores)
+            figure.axes[0].set_xlabel(what)
+            charts.append(chart(figure, what))
     return Section("Subgroups", [*charts, table(rows)] if len(rows) else [], SUBGROUPS_NOTE)
 
 

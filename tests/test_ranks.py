@@ -36,32 +36,37 @@ def test_a_score_that_only_others_have_is_ranked_last_and_one_that_none_has_not_
     assert ranks[:, 0, 0].tolist() == [2.5, 1, 2.5] and np.isnan(ranks[:, 1]).all()
 
 
+def ranking_of(*models: dict, seed: int = 0) -> tuple[pd.DataFrame, float]:
+    table, share = rank_models({name: pd.DataFrame(own) for name, own in zip("ABCD", models, strict=False)}, seed)
+    return table.set_index("model"), share
+
+
 def test_ranks_are_averaged_over_the_scores_of_a_scan_and_then_over_scans():
     nan = np.nan
-    a, b = {"dice": [0.9, 0.1], "hd95": [9, nan]}, {"dice": [0.5, 0.2], "hd95": [3, nan]}
-    ranking = rank_models(ranks_of(a, b), seed=0)
+    table, share = ranking_of({"dice": [0.9, 0.1], "hd95": [9, nan]}, {"dice": [0.5, 0.2], "hd95": [3, nan]})
     # 1 and 2 in the first scan, 2 in the second; pooled over all three it would be 5/3.
-    assert ranking.mean_ranks.tolist() == [1.75, 1.25] and ranking.places.tolist() == [2, 1]
-    assert ranking.by_score.tolist() == [[1.5, 2], [1.5, 1]] and ranking.scans == 2
-    # Of the four ways to draw two scans one has the first alone, where both are alike; in the others b is before a.
-    assert ranking.shares[1, 0] == pytest.approx(0.75 + 0.25 / 2, abs=0.02)
-    assert ranking.order_share == pytest.approx(0.75, abs=0.02)
+    assert table.mean_rank.to_dict() == {"B": 1.25, "A": 1.75} and table.place.tolist() == [1, 2]
+    assert table.rank_dice.tolist() == [1.5, 1.5] and table.rank_hd95.tolist() == [1, 2]
+    # Of the four ways to draw two scans one has the first twice, where both are alike; in the others B is before A.
+    assert table.share_place_1["B"] == pytest.approx(0.75 + 0.25 / 2, abs=0.02)
+    assert share == pytest.approx(0.75, abs=0.02)
 
 
 def test_models_without_difference_share_their_places():
-    ranking = rank_models(ranks_of(*[{"dice": [0.1, 0.2, 0.3]}] * 3), seed=0)
-    assert ranking.places.tolist() == [2, 2, 2] and np.allclose(ranking.shares, 1 / 3) and ranking.order_share == 1
+    table, share = ranking_of(*[{"dice": [0.1, 0.2, 0.3]}] * 3)
+    assert table.index.tolist() == ["A", "B", "C"] and table.place.tolist() == [2, 2, 2] and share == 0
+    assert np.allclose(table.filter(like="share"), 1 / 3)
 
 
 def test_one_scan_has_an_order_and_nothing_says_how_sure_it_is():
-    ranking = rank_models(ranks_of({"dice": [0.1]}, {"dice": [0.2]}), seed=0)
-    assert ranking.places.tolist() == [2, 1] and np.isnan(ranking.shares).all() and np.isnan(ranking.order_share)
+    table, share = ranking_of({"dice": [0.1]}, {"dice": [0.2]})
+    assert table.index.tolist() == ["B", "A"] and table.filter(like="share").isna().all(axis=None) and np.isnan(share)
 
 
 @pytest.mark.filterwarnings("error")
 def test_without_any_score_there_is_no_order():
-    ranking = rank_models(ranks_of({"hd95": [np.nan]}, {"hd95": [np.nan]}), seed=0)
-    assert ranking.scans == 0 and np.isnan(ranking.places).all() and np.isnan(ranking.by_score).all()
+    table, share = ranking_of({"hd95": [np.nan] * 2}, {"hd95": [np.nan] * 2})
+    assert table.scans.tolist() == [0, 0] and table.drop(columns="scans").isna().all(axis=None) and np.isnan(share)
 
 
 def ranking_by_loops(models: list[pd.DataFrame]) -> np.ndarray:
@@ -92,11 +97,13 @@ VALUES = st.sampled_from([np.nan, 0.0, 0.25, 0.5, 1.0])
 def test_mean_ranks_are_those_of_the_rule_written_in_loops(data):
     n_models, n_scans = data.draw(st.integers(2, 4)), data.draw(st.integers(2, 5))
     column = st.lists(VALUES, min_size=n_scans, max_size=n_scans)
-    models = [pd.DataFrame({s: data.draw(column) for s in ("dice", "hd95", "pr_auc")}) for _ in range(n_models)]
-    ranking = rank_models(rank_scans(models), seed=0)
-    assert np.allclose(ranking.mean_ranks, ranking_by_loops(models), equal_nan=True)
-    if ranking.scans > 1:  # each model holds one place, and each place is held by one model
-        assert np.allclose(ranking.shares.sum(0), 1) and np.allclose(ranking.shares.sum(1), 1)
-    turned = rank_models(rank_scans(models[::-1]), seed=0)
-    assert np.allclose(turned.mean_ranks[::-1], ranking.mean_ranks, equal_nan=True)
-    assert np.allclose(turned.shares[::-1], ranking.shares, equal_nan=True)
+    models = [{s: data.draw(column) for s in ("dice", "hd95", "pr_auc")} for _ in range(n_models)]
+    names = list("ABCD"[:n_models])
+    table = ranking_of(*models)[0].loc[names]
+    assert np.allclose(table.mean_rank, ranking_by_loops(list(map(pd.DataFrame, models))), equal_nan=True)
+    shares = table.filter(like="share")
+    if table.scans["A"] > 1:  # each model holds one place, and each place is held by one model
+        assert np.allclose(shares.sum(), 1) and np.allclose(shares.sum(axis=1), 1)
+    turned = ranking_of(*models[::-1])[0].loc[names[::-1]]
+    assert np.allclose(turned.mean_rank, table.mean_rank, equal_nan=True)
+    assert np.allclose(turned.filter(like="share"), shares, equal_nan=True)

@@ -138,7 +138,10 @@ def reports(workspace, tmp_path_factory) -> dict:
     cwd = tmp_path_factory.mktemp("reports")
     seg = ["test_strokeformer.py", "--scans", workspace.scans, "--ckpt_path", workspace.seg]
     seg += ["--rpn_ckpt_path", workspace.rpn, "--score_threshold", 0.01, *GRID]
-    run_script(*seg, "--masks", workspace.masks, "--model_name", "scored", cwd=cwd)
+    subjects = "".join(f"sub-r001s00{i}\t{'acute' if i < 3 else 'chronic'}\n" for i in range(1, 7))
+    (cwd / "participants.tsv").write_text(f"participant_id\tphase\n{subjects}")
+    scored = ["--masks", workspace.masks, "--model_name", "scored", "--metadata", "participants.tsv"]
+    run_script(*seg, *scored, cwd=cwd)
     run_script(*seg, "--model_name", "unscored", cwd=cwd)
     return {name: cwd / "scores" / name / "report.html" for name in ("scored", "unscored")}
 
@@ -157,6 +160,16 @@ def test_a_report_tells_what_was_found_and_how_it_came_about(reports, workspace)
     assert f"<td>{scores.dice[0]:.3f}</td>" in html
     assert html.count("<iframe") == 3 and "--score_threshold 0.01" in html
     assert all(scan.name in html for scan in workspace.scans.iterdir())
+
+
+def test_subgroups_are_those_of_the_table_and_as_sure_as_their_scans_let_them_be(reports):
+    folder, html = reports["scored"].parent.parent, reports["scored"].read_text()
+    table, scans = (pd.read_csv(folder / file) for file in ("per_group_scores.csv", "per_scan_scores.csv"))
+    phase = table[table.group == "phase"]
+    assert phase["value"].tolist() == ["acute", "chronic"] and phase.scans.tolist() == [2, 4]
+    assert phase.dice.tolist() == pytest.approx([scans.dice[:2].mean(), scans.dice[2:].mean()])
+    assert phase.false_lesions.sum() == scans.false_lesions_isles.sum()
+    assert "phase: acute" in html and f"<td>{phase.dice.iloc[0]:.3f}</td>" in html
 
 
 def test_without_masks_a_report_tells_volumes(reports):

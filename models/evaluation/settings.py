@@ -7,15 +7,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from models.rpn.settings import RegionSettings
-from utils.files import (
-    GROUPS_TABLE,
-    STAGE_1_TABLES,
-    STAGE_2_TABLES,
-    intervals_file,
-    read_scores,
-    require_writable,
-    update_table,
-)
+from utils.files import STAGE_1_TABLES, STAGE_2_TABLES, intervals_file, read_scores, require_writable, update_table
 from utils.settings import MAY_DIFFER, TESTS_ANEW, option
 from utils.validators import LayersAction, non_negative_int, pathname
 
@@ -66,13 +58,12 @@ class RPNOutputs(Results):
 class Outputs(Results):
     """Results."""
 
-    more_tables: ClassVar = (*STAGE_2_TABLES, GROUPS_TABLE)
+    more_tables: ClassVar = STAGE_2_TABLES
     target_layers: tuple[str, ...] | None = layers_option("layers of the 3D network to draw Grad-CAM for")
-    metadata: tuple[str, ...] | None = option(
+    metadata: str | None = option(
         pathname,
-        "tables of the subjects (participants.tsv of BIDS, or .csv), by whose columns scores are grouped",
+        "table of the subjects (participants.tsv of BIDS, or a .csv), by whose columns scores are grouped",
         on_resume=MAY_DIFFER,
-        nargs="+",
         metavar="FILE",
     )
     per_size_scores_file: str = "per_size_scores.csv"  # an option of test_strokeformer.py alone, as the maps are

@@ -6,10 +6,10 @@ from pathlib import Path
 import pandas as pd
 
 from models.evaluation.settings import Outputs
-from utils.files import GROUPS_TABLE, STAGE_2_TABLES
+from utils.files import STAGE_2_TABLES
 from utils.scores.subgroups import group_scores
 
-PER_SCAN_FILE, PER_LESION_FILE, VOLUMES_FILE = STAGE_2_TABLES
+PER_SCAN_FILE, PER_LESION_FILE, VOLUMES_FILE, PER_GROUP_FILE = STAGE_2_TABLES
 
 
 def read_rows(path: Path, names: Iterable[str]) -> pd.DataFrame:
@@ -28,4 +28,4 @@ def save_subgroups(outputs: Outputs, name: str, models: Sequence[str], groups: p
     """Write the scores of subgroups over the test scans of all `models`, under one name; `groups` is `group_scans`'."""
     folder = Path(outputs.scores_dir)
     scans, lesions = read_scans(folder, models), read_rows(folder / PER_LESION_FILE, models)
-    outputs.update(name, {GROUPS_TABLE: group_scores(scans, lesions, groups, seed)})
+    outputs.update(name, {PER_GROUP_FILE: group_scores(scans, lesions, groups, seed)})

@@ -22,7 +22,7 @@ from utils.errors import UserError
 from utils.files import write_csv
 from utils.scores.intervals import RESAMPLES, estimate
 from utils.scores.proposals import COUNTS
-from utils.scores.ranks import ISLES26, rank_models, rank_scans
+from utils.scores.ranks import ISLES26, rank_models
 from utils.settings import option
 from utils.validators import non_negative_int, pathname
 
@@ -75,12 +75,11 @@ def main(settings: Settings) -> None:
 def sides(settings: Settings) -> list[tuple[str, str, str | None]]:
     """Letter, table and name of each model."""
     names = settings.models or (None,) * len(settings.tables)
-    tables = settings.tables * len(names) if len(settings.tables) == 1 else settings.tables
-    if len(tables) != len(names):
-        raise UserError(f"--models names {len(names)} for {len(tables)} tables; name one model of each table")
-    if not 2 <= len(tables) <= len(ascii_uppercase):
+    tables = settings.tables * (len(names) if len(settings.tables) == 1 else 1)
+    if not 2 <= len(tables) == len(names) <= len(ascii_uppercase):
         raise UserError(
-            f"{len(tables)} models to compare; give 2 to {len(ascii_uppercase)} tables, or one and the --models in it"
+            f"{len(tables)} tables for {len(names)} models; give a table for each of 2 to {len(ascii_uppercase)} "
+            "models, or one that holds them and their --models"
         )
     return list(zip(ascii_uppercase, tables, names, strict=False))
 
@@ -186,21 +185,15 @@ def finding(table: pd.DataFrame, side: str) -> str:
 
 
 def print_ranking(models: dict[str, pd.DataFrame], seed: int) -> pd.DataFrame:
-    """Print the ranking by all scores of the tables; a row for each model, the best first."""
-    labels, scores = list(models), list(map(str, next(iter(models.values()))))
-    ranking = rank_models(rank_scans(list(models.values())), seed)
-    table = pd.DataFrame({"model": labels, "place": ranking.places, "mean_rank": ranking.mean_ranks})
-    places = [f"share_place_{place}" for place in range(1, len(labels) + 1)]
-    table[places], table[[f"rank_{score}" for score in scores]] = ranking.shares, ranking.by_score
-    table = table.sort_values("place", kind="stable", ignore_index=True)
-    print(f"\nRanked by {', '.join(scores)}, in {ranking.scans} scan{'' if ranking.scans == 1 else 's'}:")
+    """Print the ranking by all scores of the tables; returns that of `rank_models`."""
+    table, share = rank_models(models, seed)
+    print(f"\nRanked by {', '.join(map(str, next(iter(models.values()))))}:")
     print(table.to_string(index=False, float_format="{:.3f}".format, formatters={"place": "{:g}".format}, na_rep=""))
-    order = [label[0] for label in table.model]
-    if ranking.scans < 2:
+    order = " before ".join(label[0] for label in table.model)
+    if np.isnan(share):
         print("How sure this order is takes two scans or more to tell.")
     else:
-        share = table[places[0]][0] if len(order) == 2 else ranking.order_share
-        print(f"{' before '.join(order)} in {100 * share:.1f} % of {RESAMPLES} resamples of the scans.")
+        print(f"{order} in {100 * share:.1f} % of {RESAMPLES} resamples of the scans.")
     return table
 
 

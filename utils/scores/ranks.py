@@ -5,8 +5,7 @@ other rules, and Wiesenfarth et al. (2021, 10.1038/s41598-021-82017-6) have the 
 """
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -19,60 +18,45 @@ LOWER_IS_BETTER = re.compile(r"hd95|assd|proposed_fraction|.*_difference|false_l
 DECIMALS = 9  # to which mean ranks are compared: those of a tie differ by rounding
 
 
-@dataclass(frozen=True)
-class Ranking:
-    """N models from the best, which has the lowest mean rank; ranks begin at 1, and those of a tie are their mean.
-
-    by_score: (N, scores) mean ranks over the scans; NaN of a score that no scan has.
-    mean_ranks: (N,) means over the scans of the mean over a scan's scores.
-    places: (N,) ranks of these.
-    shares: (N, N), of the resamples, in which a model (row) holds a place (column); a tie is shared. NaN with one scan.
-    order_share: of the resamples, in which all models hold their `places`; NaN with one scan.
-    scans: number of them that have a score to rank by.
-    """
-
-    by_score: np.ndarray
-    mean_ranks: np.ndarray
-    places: np.ndarray
-    shares: np.ndarray
-    order_share: float
-    scans: int
-
-
 def rank_scans(tables: Sequence[pd.DataFrame]) -> np.ndarray:
-    """Ranks (N, scans, scores) of N models in each scan by each score; the tables have the same rows and columns.
+    """Ranks (N, scans, scores), from 1, of N models in each scan by each score; tables have the same rows and columns.
 
-    A model without a score that another one has, say a distance where it predicts nothing, is ranked last, as missing
-    results of a challenge are. A score that none of them has in a scan is not ranked there: NaN.
+    A tie gets the mean of its ranks. A model without a score that another one has, say a distance where it predicts
+    nothing, is ranked last, as missing results of a challenge are; a score that none has in a scan is NaN there.
     """
     signs = [1 if LOWER_IS_BETTER.fullmatch(str(score)) else -1 for score in tables[0]]
     values = np.stack([table.to_numpy(float) * signs for table in tables])
     missing = np.isnan(values)
-    ranks = rankdata(np.where(missing, np.inf, values), axis=0)
-    return np.where(missing.all(0), np.nan, ranks)
+    return np.where(missing.all(0), np.nan, rankdata(np.where(missing, np.inf, values), axis=0))
 
 
-def rank_models(ranks: np.ndarray, seed: int) -> Ranking:
-    """The order of the models by their ranks (N, scans, scores), and how sure it is by the bootstrap over scans."""
-    scored, scanned = (~np.isnan(ranks[0]).all(axis) for axis in (0, 1))
-    by_score = np.full((len(ranks), ranks.shape[2]), np.nan)
-    by_score[:, scored] = np.nanmean(ranks[..., scored], axis=1)
-    by_scan = np.nanmean(ranks[:, scanned], axis=2)
-    mean_ranks = _mean_ranks(*by_scan)
-    places, n = rankdata(mean_ranks), len(ranks)
-    shares, order_share = np.full((n, n), np.nan), np.nan
-    if by_scan.shape[1] > 1:
+def rank_models(models: Mapping[str, pd.DataFrame], seed: int) -> tuple[pd.DataFrame, float]:
+    """The order of models by the mean over scans of their mean rank over the scores of a scan.
+
+    Returns:
+        A row for each, the best first, in the columns of docs/outputs.md; and the share of the bootstrap resamples of
+        the scans in which the models come in just this order, NaN with fewer than two scans.
+    """
+    ranks = {name: pd.DataFrame(own) for name, own in zip(models, rank_scans(list(models.values())), strict=True)}
+    by_scan = pd.DataFrame({name: own.mean(axis=1) for name, own in ranks.items()}).dropna()
+    means = by_scan.mean().round(DECIMALS).sort_values(kind="stable")
+    table = pd.DataFrame({"place": means.rank(), "mean_rank": means, "scans": len(by_scan)})
+    drawn = np.full((len(means), 1), np.nan)
+    if len(by_scan) > 1:
+        samples = tuple(by_scan[means.index].to_numpy().T)
+        rng = np.random.default_rng(seed)
         drawn = bootstrap(
-            tuple(by_scan), _mean_ranks, paired=True, n_resamples=RESAMPLES, batch=BATCH, method="percentile",
-            rng=np.random.default_rng(seed),
-        ).bootstrap_distribution  # fmt: skip
-        first, last = (rankdata(drawn, method, axis=0) for method in ("min", "max"))
-        held = [(first <= place) & (place <= last) for place in range(1, n + 1)]
-        shares = np.stack([(holds / (last - first + 1)).mean(-1) for holds in held], axis=1)
-        order_share = float((rankdata(drawn, axis=0) == places[:, None]).all(0).mean())
-    return Ranking(by_score, mean_ranks, places, shares, order_share, by_scan.shape[1])
+            samples, _mean_ranks, paired=True, n_resamples=RESAMPLES, batch=BATCH, method="percentile", rng=rng
+        ).bootstrap_distribution
+    first, last = (rankdata(drawn, method, axis=0) for method in ("min", "max"))
+    for place in range(1, len(means) + 1):  # models of a tie share its places
+        held = (first <= place) & (place <= last)
+        table[f"share_place_{place}"] = (held / (last - first + 1)).mean(axis=1)
+    for i, score in enumerate(next(iter(models.values()))):
+        table[f"rank_{score}"] = {name: own[i].mean() for name, own in ranks.items()}
+    in_order = (np.diff(drawn, axis=0) > 0).all(0).mean() if len(by_scan) > 1 else np.nan
+    return table.rename_axis("model").reset_index(), float(in_order)
 
 
 def _mean_ranks(*by_scan: np.ndarray, axis: int = -1) -> np.ndarray:
-    scans = by_scan[0].shape[axis] or np.nan
-    return np.stack([ranks.sum(axis) / scans for ranks in by_scan]).round(DECIMALS)
+    return np.stack([ranks.mean(axis) for ranks in by_scan]).round(DECIMALS)
