@@ -48,7 +48,7 @@ LESION_COLUMNS = [
 ]
 VOLUME_COLUMNS = ["model_name", "scan", "predicted_lesions", "predicted_cm3", "true_lesions", "true_cm3"]
 INTERVAL_COLUMNS = ["model_name", "size", "score", "mean", "low", "high", "scans"]
-RECALLS = [f"lesion_recall, {volume} cm3" for volume in ("under 1", "1 to 10", "over 10")]
+RECALLS = [f"lesion_recall, {volume} cm3" for volume in ("under 0.1", "0.1 to 1", "1 to 10", "10 to 50", "over 50")]
 
 
 def read_intervals(path, sizes):
@@ -229,7 +229,7 @@ def test_rpn_is_tested_on_slices(workspace):
     assert list(per_scan.columns) == RPN_SCAN_COLUMNS and len(per_scan) == 6
     assert table.lesion_coverage[0] == pytest.approx(per_scan.covered_voxels.sum() / per_scan.lesion_voxels.sum())
     assert table.iou[0] == pytest.approx(np.average(per_scan.iou.fillna(0), weights=per_scan.lesion_slices))
-    recalls = pd.cut(lesions.volume_cm3, [0, 1, 10, np.inf], right=False, labels=RECALLS)
+    recalls = pd.cut(lesions.volume_cm3, [0, 0.1, 1, 10, 50, np.inf], right=False, labels=RECALLS)
     by_volume = (lesions.covered >= 0.5).groupby(recalls, observed=False).mean()
     means = {"": {**table.loc[0, RPN_COLUMNS[1:]], **by_volume}}
     means |= {row["size"]: row[RPN_COLUMNS[1:]] for _, row in by_size.iterrows()}
