@@ -24,7 +24,7 @@ def main(settings: Settings) -> None:
     if LIST in (settings.outputs.target_layers, settings.rpn_outputs.target_layers):
         return print_layers(settings)
     settings.training.logging.require_wandb_mode()
-    cohort, origins = open_scans(settings)  # first: a wrong path is refused before the heavy libraries load
+    cohort, origins, groups = open_scans(settings)  # first: a wrong path is refused before the heavy libraries load
 
     from models.cross_validation.folds import missing_folds
     from models.cross_validation.state import CrossValidation, check_settings
@@ -40,13 +40,14 @@ def main(settings: Settings) -> None:
     if settings.folds.folds_to_run and (missing := missing_folds(cv)):
         print(f"Folds yet to run: {', '.join(map(str, missing))}; --aggregate sums up when they have been")
     else:
-        sum_up(cv)
+        sum_up(cv, groups)
 
 
 def open_scans(settings: Settings) -> tuple:
-    """The cohort and the origins of its augmented scans, once all headers and output folders have been checked."""
+    """The cohort, the origins of its augmented scans, and its groups, once headers and output folders have passed."""
     from data.scans.cohort import augmented_cases, cases_in, refuse_augmented
     from data.scans.grid import grid_of
+    from data.scans.groups import group_scans
     from data.scans.open import open_cohort
 
     folders, folds, run = settings.cohort, settings.folds, settings.training.run
@@ -60,7 +61,7 @@ def open_scans(settings: Settings) -> tuple:
     require_writable(settings.rpn.run.default_root_dir, "--rpn_default_root_dir")
     settings.outputs.require_writable("--scores_dir")
     settings.rpn_outputs.require_writable("--rpn_scores_dir")
-    return cohort, origins
+    return cohort, origins, group_scans(cohort.cases, settings.outputs.metadata)
 
 
 def build_networks(settings: Settings) -> tuple:
@@ -106,9 +107,10 @@ def run_folds(cv) -> None:
     launch(work, settings.folds.folds_to_run or range(len(folds)), needed)
 
 
-def sum_up(cv) -> None:
-    """Save and print every score over the folds, and write the report."""
+def sum_up(cv, groups) -> None:
+    """Save and print every score over the folds and of subgroups of their scans, and write the report."""
     from models.cross_validation.folds import all_results, order_tables
+    from models.evaluation.tables import save_subgroups
     from models.training.tracking import log_report
     from report.pages import report_cross_validation
     from utils.scores.intervals import print_summary, summarise_folds
@@ -117,6 +119,8 @@ def sum_up(cv) -> None:
     order_tables(cv)
     summary, run = summarise_folds(results, settings.seed), settings.training.run
     print_summary(summary, Path(settings.outputs.scores_dir) / f"{run.model_prefix}_summary.csv")
+    models = [cv.names(number)[1] for number in range(cv.number_of_folds())]
+    save_subgroups(settings.outputs, run.model_prefix, models, groups, settings.seed)
     page = report_cross_validation(cv, results, summary)
     means = dict(zip(summary.stage + " " + summary.score, summary["mean"], strict=True))
     log_report(cv.folder, run, settings.training.logging, page, means)

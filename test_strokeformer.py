@@ -48,11 +48,12 @@ def parse_args(argv: Sequence[str] | None = None) -> Settings:
 def main(settings: Settings) -> None:
     if settings.outputs.target_layers == LIST:
         return print_layers(settings)
-    cohort, derivative = open_scans(settings)  # first: a wrong path is refused before the heavy libraries load
+    cohort, derivative, groups = open_scans(settings)  # first: a wrong path is refused before the heavy libraries load
 
     from data.batches.datamodules import scan_loader
     from models.checkpoints import run_name
     from models.evaluation.segmentation import evaluate_strokeformer
+    from models.evaluation.tables import save_subgroups
     from report.pages import report_strokeformer
     from utils.provenance import save_run
     from utils.scores.intervals import print_scores
@@ -67,6 +68,8 @@ def main(settings: Settings) -> None:
     scans = scan_loader(cohort.cases, cohort.prepare, settings.loading.num_workers)
     keep = derivative and derivative.begin(sidecar(settings, name, pipeline.segmenter.decision))
     scores = evaluate_strokeformer(pipeline, cohort.cases, scans, name, outputs, seed, keep)
+    if scores:
+        save_subgroups(outputs, name, [name], groups, seed)
     save_run(folder, settings)
     print_scores(scores, folder)
     proposers = settings.regions.rpn_ckpt_path or ()
@@ -74,10 +77,11 @@ def main(settings: Settings) -> None:
 
 
 def open_scans(settings: Settings) -> tuple:
-    """The cohort, whose headers have passed, and the BIDS derivative that is asked for."""
+    """The cohort, whose headers have passed, the BIDS derivative that is asked for, and the groups of the scans."""
     from data.files.listing import Patterns
     from data.scans.cohort import pair_cases
     from data.scans.grid import grid_of
+    from data.scans.groups import group_scans
     from data.scans.open import open_cohort
     from models.evaluation.derivatives import plan_derivative
 
@@ -85,8 +89,11 @@ def open_scans(settings: Settings) -> tuple:
     cases = pair_cases(settings.scans, settings.masks, patterns=patterns)
     cohort = open_cohort(cases, grid=grid_of(settings.grid), brains_dir=settings.brains_dir)
     settings.outputs.require_writable()
-    folder = settings.outputs.bids_derivatives
-    return cohort, plan_derivative(folder, cohort.cases) if folder else None
+    folder, metadata = settings.outputs.bids_derivatives, settings.outputs.metadata
+    if metadata and not settings.masks:
+        raise UserError("--metadata groups scores, which take --masks; give these, or leave it out")
+    groups = group_scans(cohort.cases, metadata)
+    return cohort, plan_derivative(folder, cohort.cases) if folder else None, groups
 
 
 def with_checkpoints(settings: Settings) -> Settings:

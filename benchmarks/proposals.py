@@ -21,10 +21,12 @@ from data.batches.slices import read_slice_table
 from models.checkpoints import load_rpn
 from models.training.rpn import coverage_curve
 from utils.files import read_json, write_csv
+from utils.scores.proposals import COVERED_SHARE
 
 N_TEST, TRAIN_SEED = 30, 21
 BUDGETS = (0.25, 0.35)
-SCORES = ["lesion_coverage", "lesion_recall", "lesion_recall, under 1 cm3", "proposed_fraction"]
+SMALL_RECALL = "lesion_recall, under 1 cm3"
+SCORES = ["lesion_coverage", "lesion_recall", SMALL_RECALL, "proposed_fraction"]
 COLUMNS = [*SCORES, *(f"recall_at_{budget}" for budget in BUDGETS), "minutes"]
 BATCH_SIZE = 16
 TRANSFORMS = ["flip", "affine", "contrast", "lesion_contrast"]
@@ -123,9 +125,11 @@ def test(checkpoint: Path, cohort: Path, name: str) -> dict[str, float]:
     )
     scores = pd.read_csv(folder / "rpn_scores_intervals.csv")
     means = scores[scores["size"].isna()].set_index("score")["mean"]
+    lesions = pd.read_csv(folder / "rpn_per_lesion_scores.csv")
+    small = (lesions.covered[lesions.volume_cm3 < 1] >= COVERED_SHARE).mean()
     curve = coverage_curve(load_rpn(checkpoint), stacked_scans(slices_of(slices)), ROI_SIZE)
     within = {f"recall_at_{b}": curve.lesion_recall[curve.proposed_fraction <= b].max() for b in BUDGETS}
-    return {**means.to_dict(), **within}
+    return {**means.to_dict(), SMALL_RECALL: small, **within}
 
 
 def add_rows(out_dir: Path, variant: str, seed: int, steps: int, cohorts: dict[str, list]) -> None:

@@ -11,8 +11,7 @@ from matplotlib.ticker import MaxNLocator, NullFormatter
 from data.files.listing import counted
 from data.files.names import subject_of
 from utils.plots import PREDICTION, TARGET
-from utils.scores.intervals import estimate
-from utils.scores.proposals import VOLUME_BINS_CM3
+from utils.scores.subgroups import recall_by_volume
 
 COLOUR = "#0072B2"
 POINTS: dict[str, Any] = {"color": COLOUR, "alpha": 0.75, "linestyle": "", "marker": "o", "markersize": 5}
@@ -52,15 +51,11 @@ def plot_recall_by_volume(lesions: pd.DataFrame, seed: int) -> Figure:
     `lesions` has the columns ``scan``, ``volume_cm3`` and ``found`` (bool), and a row a lesion.
     """
     figure, axes = _axes()
-    bins = np.searchsorted(list(VOLUME_BINS_CM3.values()), lesions.volume_cm3, side="right")
-    for i in range(len(VOLUME_BINS_CM3)):
-        found = lesions[bins == i].groupby("scan").found
-        share = estimate(found.sum(), found.count(), seed)
+    labels = []
+    for i, (name, share) in enumerate(recall_by_volume(lesions, seed).items()):
         axes.bar(i, share.mean, color=TARGET, width=0.6)
         axes.errorbar(i, share.mean, [[share.mean - share.low], [share.high - share.mean]], color="0.2", capsize=4)
-    counts = np.bincount(bins, minlength=len(VOLUME_BINS_CM3))
-    names = [name.replace("cm3", "cm³") for name in VOLUME_BINS_CM3]
-    labels = [f"{name}\n{counted(n, 'lesion')}" for name, n in zip(names, counts, strict=True)]
+        labels.append(f"{name.replace('cm3', 'cm³')}\n{counted(int(share.whole.sum()), 'lesion')}")
     axes.set(xticks=range(len(labels)), xticklabels=labels, ylabel="share of the lesions found", ylim=(0, 1.03))
     return figure
 

@@ -10,15 +10,15 @@ from data.files.names import result_name
 from data.scans.cohort import Case
 from models.cross_validation.state import CrossValidation
 from models.evaluation.settings import Outputs, RPNOutputs
+from models.evaluation.tables import PER_GROUP_FILE, PER_LESION_FILE, VOLUMES_FILE, read_rows, read_scans
 from models.training.runs import folder_of
 from report.charts import plot_bland_altman, plot_dice_by_volume, plot_recall_by_volume, plot_scores, plot_volumes
 from report.page import Section, chart, listing, picture, table, write_page
 from report.scans import ranked, show_scan
-from utils.files import STAGE_1_TABLES, STAGE_2_TABLES, intervals_file, read_json
+from utils.files import STAGE_1_TABLES, intervals_file, read_json
 from utils.scores.proposals import COVERED_SHARE
 
 REPORT_FILE = "report.html"
-PER_SCAN_FILE, PER_LESION_FILE, VOLUMES_FILE = STAGE_2_TABLES
 RPN_PER_LESION_FILE = STAGE_1_TABLES[1]
 # The scores that are charted; all lie in [0, 1]. The others are in mm, cm3 and lesions, and in the table alone.
 STAGE_1_SCORES = ["lesion_coverage", "lesion_recall", "proposed_fraction"]
@@ -32,6 +32,11 @@ KINDS_NOTE = (
     "In the pictures what was predicted is vermilion and the true lesion outlined in green; slices through missed and "
     "false lesions come first. In the views green is lesion that was found, blue lesion that was missed, vermilion "
     "what was predicted and is none; a click moves the three planes."
+)
+MOST_DRAWN = 12  # subgroups that a chart has room for, say of the centres
+SUBGROUPS_NOTE = (
+    "Where lesions are grouped the Dice is the mean over lesions, else over scans. Bars are 95 % intervals by the "
+    "bootstrap over scans; a group of few scans says little."
 )
 PREDICTION_NOTE = "What was predicted is vermilion. A click into a view moves its three planes."
 
@@ -50,16 +55,17 @@ def report_strokeformer(
     """
     scores_dir, folder = Path(outputs.scores_dir), Path(outputs.scores_dir) / name
     if any(case.mask is not None for case in cases):
-        lesions = _read_rows(scores_dir / PER_LESION_FILE, [name])
-        scans = _read_scans(scores_dir, [name])
+        lesions = read_rows(scores_dir / PER_LESION_FILE, [name])
+        scans = read_scans(scores_dir, [name])
         findings = [
             _scores("Scores", _intervals(outputs, name), STAGE_2_SCORES),
             _by_volume(scans, lesions, seed),
+            _subgroups(scores_dir, name),
             _scans(scores_dir, scans, lesions, cases),
             _all_scans(scans),
         ]
     else:
-        scans = _read_rows(scores_dir / VOLUMES_FILE, [name])
+        scans = read_rows(scores_dir / VOLUMES_FILE, [name])
         findings = [_volumes(scans), _scans(scores_dir, scans, None, cases)]
     origin = _origin([folder_of(path) for path in (*rpn_checkpoints, *checkpoints)], folder / "run.json")
     what = "checkpoint" if len(checkpoints) == 1 else "checkpoints"
@@ -95,12 +101,13 @@ def report_cross_validation(cv: CrossValidation, results: list[dict], summary: p
     by_fold = summary.drop(columns="folds").join(folds, on=["stage", "score"])
     stage_1, stage_2 = (by_fold[by_fold.stage == stage] for stage in ("rpn", "strokeformer"))
     ticks = " Ticks are the scores of single folds."
-    lesions = _read_rows(scores_dir / PER_LESION_FILE, names)
-    scans = _read_scans(scores_dir, names)
+    lesions = read_rows(scores_dir / PER_LESION_FILE, names)
+    scans = read_scans(scores_dir, names)
     parts = [
         _scores("Segmentation", stage_2, STAGE_2_SCORES, ticks),
         _scores("Regions", stage_1, STAGE_1_SCORES, ticks),
         _by_volume(scans, lesions, seed),
+        _subgroups(scores_dir, prefix),
         _covered("Lesions inside the regions", settings.rpn_outputs.scores_dir, rpn_names, seed),
         _scans(scores_dir, scans, lesions, cases),
         _all_scans(scans),
@@ -110,22 +117,10 @@ def report_cross_validation(cv: CrossValidation, results: list[dict], summary: p
     return write_page(scores_dir / f"{prefix}_{REPORT_FILE}", f"{prefix}: cross-validation", facts, parts)
 
 
-def _read_rows(path: Path, names: Iterable[str]) -> pd.DataFrame:
-    """The rows of some models in a table of scores."""
-    rows = pd.read_csv(path, dtype={"found": "boolean"})
-    return rows[rows.model_name.isin(list(names))].reset_index(drop=True)
-
-
 def _intervals(outputs: Outputs | RPNOutputs, name: str) -> pd.DataFrame:
     """The scores of a model over all its scans, with intervals."""
-    rows = _read_rows(Path(outputs.scores_dir) / intervals_file(outputs.scores_file), [name])
+    rows = read_rows(Path(outputs.scores_dir) / intervals_file(outputs.scores_file), [name])
     return rows[rows["size"].isna()][["score", "mean", "low", "high", "scans"]]
-
-
-def _read_scans(scores_dir: Path, names: Sequence[str]) -> pd.DataFrame:
-    """A row a scan: its volumes and its scores."""
-    volumes, scores = (_read_rows(scores_dir / file, names) for file in (VOLUMES_FILE, PER_SCAN_FILE))
-    return volumes.merge(scores, on=["model_name", "scan"])
 
 
 def _scores(title: str, scores: pd.DataFrame, charted: list[str], note: str = "") -> Section:
@@ -147,9 +142,24 @@ def _by_volume(scans: pd.DataFrame, lesions: pd.DataFrame, seed: int) -> Section
     return Section("Lesions by volume", charts, note)
 
 
+def _subgroups(scores_dir: Path, name: str) -> Section:
+    """Scores of lesions by volume and side, and of scans by centre and the columns of ``--metadata``."""
+    rows = read_rows(scores_dir / PER_GROUP_FILE, [name]).drop(columns="model_name")
+    drawn = rows[rows.groupby("group").value.transform("size") <= MOST_DRAWN]
+    charts = []
+    for score, what in (("recall", "share of the lesions found"), ("dice", "Dice")):
+        columns = {score: "mean", f"{score}_low": "low", f"{score}_high": "high"}
+        named = drawn.assign(score=drawn.group + ": " + drawn.value.astype(str)).rename(columns=columns)
+        if len(scores := named.dropna(subset="mean")):
+            figure = plot_scores(scores)
+            figure.axes[0].set_xlabel(what)
+            charts.append(chart(figure, what))
+    return Section("Subgroups", [*charts, table(rows)] if len(rows) else [], SUBGROUPS_NOTE)
+
+
 def _covered(title: str, scores_dir: Path | str, names: Iterable[str], seed: int) -> Section:
     """The share of the lesions of each size that the regions of stage 1 cover."""
-    lesions = _read_rows(Path(scores_dir) / RPN_PER_LESION_FILE, names)
+    lesions = read_rows(Path(scores_dir) / RPN_PER_LESION_FILE, names)
     note = "A lesion is found if half of its voxels or more lie inside the proposed regions."
     return Section(title, _recall(lesions.assign(found=lesions.covered >= COVERED_SHARE), seed), note)
 

@@ -1,4 +1,4 @@
-"""``python -m utils.compare``: two models on the same scans, and the tables that it refuses."""
+"""``python -m utils.compare``: models on the same scans, their ranking, and the tables that it refuses."""
 
 import sys
 
@@ -49,7 +49,7 @@ def test_difference_interval_and_p_of_each_score_are_told_and_saved(tables, tmp_
     a, b, better = tables
     run_compare(a, b, "--out_file", tmp_path / "out/difference.csv")
     table = pd.read_csv(tmp_path / "out/difference.csv").set_index("score")
-    assert list(table) == ["mean_a", "mean_b", "difference", "low", "high", "p", "scans"]
+    assert list(table) == ["mean_a", "mean_b", "difference", "low", "high", "p", "scans", "model_b"]
     dice = table.loc["dice"]
     assert (dice.mean_a, dice.mean_b) == pytest.approx((DICE.mean(), better.mean()))
     assert dice.difference == pytest.approx((better - DICE).mean()) and 0 < dice.low < dice.difference < dice.high
@@ -80,7 +80,8 @@ def test_scans_and_scores_of_one_side_are_told_and_left_out(tables, tmp_path, ca
     fewer = table_of(tmp_path / "c.csv", "new", [*SCANS[:5], "other.npy"], dice=np.r_[DICE[:5], 0], iou=0.5)
     run_compare(tables[0], fewer, "--out_file", tmp_path / "out.csv")
     out = capsys.readouterr().out
-    assert "7 scans are only in A and 1 only in B" in out and "Only one of the tables has hd95, iou" in out
+    assert "Scans that are not in all tables are left out: 7 of A, 1 of B\n" in out
+    assert "Not all tables have hd95, iou: left out, too" in out
     table = pd.read_csv(tmp_path / "out.csv")
     assert table.score.tolist() == ["dice"] and table.scans.tolist() == [5] and table.difference.tolist() == [0]
 
@@ -88,7 +89,7 @@ def test_scans_and_scores_of_one_side_are_told_and_left_out(tables, tmp_path, ca
 def test_one_common_scan_has_a_difference_and_no_interval(tables, tmp_path, capsys):
     run_compare(tables[0], table_of(tmp_path / "c.csv", "new", SCANS[:1], dice=DICE[:1] + 0.1))
     out = capsys.readouterr().out
-    assert "0.100" in out and "takes two scans or more" in out
+    assert "0.100" in out and out.count("takes two scans or more") == 2
 
 
 def test_a_model_or_all_folds_of_a_cross_validation_are_chosen_by_name(tables, tmp_path, capsys):
@@ -96,14 +97,54 @@ def test_a_model_or_all_folds_of_a_cross_validation_are_chosen_by_name(tables, t
     several = table_of(tmp_path / "several.csv", [*folds, *["other"] * 12], SCANS * 2, dice=[*DICE, *DICE])
     line = refusal(several, tables[1])
     assert line == f"{several} holds several models (seg, other); choose with --models"
-    run_compare(several, several, "--models", "seg", "other")
-    assert "A: seg, 12 scans" in capsys.readouterr().out
+    for twice in ([several, several], [several]):
+        run_compare(*twice, "--models", "seg", "other")
+        out = capsys.readouterr().out
+        assert f"A: seg, 12 scans of {several}" in out and f"B: other, 12 scans of {several}" in out
     run_compare(several, tables[1], "--models", "seg_fold-1", "new")
     out = capsys.readouterr().out
-    assert "A: seg_fold-1, 6 scans" in out and "0 scans are only in A and 6 only in B" in out
+    assert "A: seg_fold-1, 6 scans" in out and "left out: 6 of B" in out
     assert f"{several} holds no model nobody, but seg, other" in refusal(several, several, "--models", "seg", "nobody")
     alone = table_of(tmp_path / "alone.csv", folds, dice=DICE)  # folds of one cross-validation need no name
     run_compare(alone, tables[1])
+
+
+def test_each_of_several_models_is_compared_with_the_first_and_all_are_ranked(tables, tmp_path, capsys):
+    a, b, better = tables
+    c = table_of(tmp_path / "c.csv", "third", dice=better + 0.01, hd95=np.r_[0, np.arange(11.0)])
+    run_compare(a, b, c, "--out_file", tmp_path / "out/d.csv")
+    out = capsys.readouterr().out
+    rows = pd.read_csv(tmp_path / "out/d.csv").set_index(["model_b", "score"])
+    assert [label for label, _ in rows.index] == ["B: new"] * 2 + ["C: third"] * 2
+    assert rows.difference["C: third", "dice"] == pytest.approx((better + 0.01 - DICE).mean())
+    assert "A and B: new\n" in out and "A and C: third\n" in out and "Beyond chance C differs from A in dice" in out
+    # Of the scores of ISLES'26 the tables have the Dice. A is last in eleven scans and the second in one.
+    ranks = pd.read_csv(tmp_path / "out/d_ranks.csv").set_index("model")
+    assert ranks.index.tolist() == ["C: third", "B: new", "A: old"] and ranks.place.tolist() == [1, 2, 3]
+    assert np.allclose([ranks.mean_rank, ranks.rank_dice], [1, 25 / 12, 35 / 12])
+    assert ranks.share_place_1.tolist() == [1, 0, 0] and ranks.share_place_3["A: old"] > 0.99
+    assert "Ranked by dice:" in out and "C before B before A in " in out
+
+
+def test_scores_to_rank_by_are_chosen_or_all_where_none_is_of_the_challenge(tables, tmp_path, capsys):
+    a, b, _ = tables
+    run_compare(a, b, "--rank_by", "hd95", "dice")
+    assert "Ranked by hd95, dice:" in capsys.readouterr().out
+    assert "--rank_by mcc is no score of all tables; choose from dice, hd95" in refusal(a, b, "--rank_by", "mcc")
+    rpn = table_of(tmp_path / "rpn.csv", "rpn", lesion_coverage=DICE, proposed_fraction=0.2)
+    run_compare(rpn, rpn)
+    out = capsys.readouterr().out
+    assert "Ranked by lesion_coverage, proposed_fraction:" in out and "A before B in 0.0 % of" in out
+
+
+def test_numbers_of_tables_and_models_that_do_not_fit_are_refused(tables):
+    a, b, _ = tables
+    assert refusal(a).startswith("1 tables for 1 models; give a table for each of 2 to 26 models")
+    assert "27 tables for 27 models" in refusal(*[a] * 27)
+    assert "2 tables for 3 models" in refusal(a, b, "--models", "old", "new", "third")
+    assert refusal(a, b, a, "--models", "old", "new", "new").endswith(
+        "a.csv holds no model new, but old; name one of them"
+    )
 
 
 def test_counts_of_stage_1_are_no_scores(tmp_path, capsys):

@@ -3,7 +3,6 @@
 import math
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 from hypothesis import given
@@ -23,7 +22,6 @@ from utils.scores.proposals import (
     proposal_estimates,
     proposal_scores,
     proposals_by_size,
-    recall_by_volume,
     with_shares,
 )
 
@@ -137,23 +135,6 @@ def test_lesions_are_listed_with_their_volume_and_how_much_is_covered():
     assert lesions.voxels.tolist() == [4, 3] and lesions.covered.tolist() == [0.5, 1]
     assert lesions.volume_cm3.tolist() == pytest.approx([2, 1.5])  # half a cm3 a voxel
     assert lesions_covered(regions, target, None).volume_cm3.isna().all()
-
-
-def test_recall_is_told_for_small_and_large_lesions_apart():
-    lesions = pd.DataFrame(
-        {"scan": ["a", "a", "b", "c"], "volume_cm3": [0.5, 0.9, 1.0, 10.0], "covered": [0.5, 0.49, 0.2, 1.0]}
-    )
-    recalls = recall_by_volume(lesions, seed=0)
-    assert {name: (recall.mean, recall.scans) for name, recall in recalls.items()} == {
-        "lesion_recall, under 1 cm3": (0.5, 1),
-        "lesion_recall, 1 to 10 cm3": (0.0, 1),
-        "lesion_recall, over 10 cm3": (1.0, 1),
-    }
-
-
-def test_lesions_of_unknown_volume_are_in_no_bin():
-    lesions = pd.DataFrame({"scan": ["a"], "volume_cm3": [np.nan], "covered": [1.0]})
-    assert all(math.isnan(recall.mean) for recall in recall_by_volume(lesions, seed=0).values())
 
 
 # --- over scans ----------------------------------------------------------------------------------------

@@ -355,6 +355,15 @@ def test_table_that_is_none_of_scores_is_not_overwritten(workspace, tmp_path):
     assert (tmp_path / "scores/volumes.csv").read_text() == "my notes\n"
 
 
+def test_metadata_without_masks_or_without_the_subjects_are_refused(workspace, tmp_path):
+    (tmp_path / "participants.tsv").write_text("participant_id\tage\nsub-9\t60\n")
+    command = ["test_strokeformer.py", "--scans", workspace.scans, "--ckpt_path", workspace.seg, *GRID]
+    command += ["--metadata", "participants.tsv"]
+    assert "--metadata groups scores, which take --masks" in refused(*command, cwd=tmp_path)
+    complaint = refused(*command, "--masks", workspace.masks, cwd=tmp_path)
+    assert "--metadata participants.tsv has none of the subjects, such as r001s001" in complaint
+
+
 # --- preparing and restoring ---------------------------------------------------------------------------
 
 

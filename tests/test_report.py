@@ -101,8 +101,9 @@ def test_the_shares_found_are_counted_by_volume():
         {"scan": list("aabbc"), "volume_cm3": [0.5, 1.0, 0.2, 9.9, 10.0], "found": [True, True, False, False, True]}
     )
     (axes,) = plot_recall_by_volume(lesions, seed=0).axes
-    assert [bar.get_height() for bar in axes.patches] == [0.5, 0.5, 1.0]
-    assert [label.get_text().split("\n")[1] for label in axes.get_xticklabels()] == ["2 lesions"] * 2 + ["1 lesion"]
+    assert np.allclose([bar.get_height() for bar in axes.patches], [np.nan, 0.5, 0.5, 1, np.nan], equal_nan=True)
+    counts = [label.get_text().split("\n")[1] for label in axes.get_xticklabels()]
+    assert counts == ["0 lesions", "2 lesions", "2 lesions", "1 lesion", "0 lesions"]
 
 
 def test_scores_without_interval_and_folds_are_drawn():
@@ -137,7 +138,10 @@ def reports(workspace, tmp_path_factory) -> dict:
     cwd = tmp_path_factory.mktemp("reports")
     seg = ["test_strokeformer.py", "--scans", workspace.scans, "--ckpt_path", workspace.seg]
     seg += ["--rpn_ckpt_path", workspace.rpn, "--score_threshold", 0.01, *GRID]
-    run_script(*seg, "--masks", workspace.masks, "--model_name", "scored", cwd=cwd)
+    subjects = "".join(f"sub-r001s00{i}\t{'acute' if i < 3 else 'chronic'}\n" for i in range(1, 7))
+    (cwd / "participants.tsv").write_text(f"participant_id\tphase\n{subjects}")
+    scored = ["--masks", workspace.masks, "--model_name", "scored", "--metadata", "participants.tsv"]
+    run_script(*seg, *scored, cwd=cwd)
     run_script(*seg, "--model_name", "unscored", cwd=cwd)
     return {name: cwd / "scores" / name / "report.html" for name in ("scored", "unscored")}
 
@@ -149,12 +153,23 @@ def titles(html: str) -> list[str]:
 def test_a_report_tells_what_was_found_and_how_it_came_about(reports, workspace):
     html = reports["scored"].read_text()
     assert titles(html) == [
-        *["Scores", "Lesions by volume", "Scans", "All scans", "Calibration of stage 1", "Training", "Settings"]
+        *["Scores", "Lesions by volume", "Subgroups", "Scans", "All scans"],
+        *["Calibration of stage 1", "Training", "Settings"],
     ]
     scores = pd.read_csv(reports["scored"].parent.parent / "scores.csv")
     assert f"<td>{scores.dice[0]:.3f}</td>" in html
     assert html.count("<iframe") == 3 and "--score_threshold 0.01" in html
     assert all(scan.name in html for scan in workspace.scans.iterdir())
+
+
+def test_subgroups_are_those_of_the_table_and_as_sure_as_their_scans_let_them_be(reports):
+    folder, html = reports["scored"].parent.parent, reports["scored"].read_text()
+    table, scans = (pd.read_csv(folder / file) for file in ("per_group_scores.csv", "per_scan_scores.csv"))
+    phase = table[table.group == "phase"]
+    assert phase["value"].tolist() == ["acute", "chronic"] and phase.scans.tolist() == [2, 4]
+    assert phase.dice.tolist() == pytest.approx([scans.dice[:2].mean(), scans.dice[2:].mean()])
+    assert phase.false_lesions.sum() == scans.false_lesions_isles.sum()
+    assert "phase: acute" in html and f"<td>{phase.dice.iloc[0]:.3f}</td>" in html
 
 
 def test_without_masks_a_report_tells_volumes(reports):

@@ -53,7 +53,7 @@ LESION_COLUMNS = [
 ]
 VOLUME_COLUMNS = ["model_name", "scan", "predicted_lesions", "predicted_cm3", "true_lesions", "true_cm3"]
 INTERVAL_COLUMNS = ["model_name", "size", "score", "mean", "low", "high", "scans"]
-RECALLS = [f"lesion_recall, {volume} cm3" for volume in ("under 1", "1 to 10", "over 10")]
+RECALLS = [f"lesion_recall, {volume} cm3" for volume in ("under 0.1", "0.1 to 1", "1 to 10", "10 to 50", "over 50")]
 
 
 def read_intervals(path, sizes):
@@ -234,7 +234,7 @@ def test_rpn_is_tested_on_slices(workspace):
     assert list(per_scan.columns) == RPN_SCAN_COLUMNS and len(per_scan) == 6
     assert table.lesion_coverage[0] == pytest.approx(per_scan.covered_voxels.sum() / per_scan.lesion_voxels.sum())
     assert table.iou[0] == pytest.approx(np.average(per_scan.iou.fillna(0), weights=per_scan.lesion_slices))
-    recalls = pd.cut(lesions.volume_cm3, [0, 1, 10, np.inf], right=False, labels=RECALLS)
+    recalls = pd.cut(lesions.volume_cm3, [0, 0.1, 1, 10, 50, np.inf], right=False, labels=RECALLS)
     by_volume = (lesions.covered >= 0.5).groupby(recalls, observed=False).mean()
     means = {"": {**table.loc[0, RPN_COLUMNS[1:]], **by_volume}}
     means |= {row["size"]: row[RPN_COLUMNS[1:]] for _, row in by_size.iterrows()}
@@ -419,6 +419,8 @@ def test_cross_validation_leaves_every_result(cross_validated):
     assert pd.read_csv(cwd / "scores/scores.csv").model_name.tolist() == ["seg_fold-0", "seg_fold-1"]
     assert len(pd.read_csv(cwd / "scores/per_scan_scores.csv")) == 6
     assert len(pd.read_csv(cwd / "scores/per_size_scores.csv")) == 8
+    groups = pd.read_csv(cwd / "scores/per_group_scores.csv")
+    assert set(groups.model_name) == {"seg"} and set(groups.group) == {"lesion volume", "centre"}
 
 
 def test_cross_validation_ends_with_mean_and_deviation_over_folds(cross_validated):
@@ -445,7 +447,7 @@ def test_cross_validation_ends_with_mean_and_deviation_over_folds(cross_validate
 def require_same_tables(folder, other):
     """All tables of two cross-validations are the same to the last byte."""
     tables = sorted(path.relative_to(other) for path in other.glob("*scores/*.csv"))
-    assert len(tables) == 12
+    assert len(tables) == 13
     for table in tables:
         assert (folder / table).read_bytes() == (other / table).read_bytes(), table
 
@@ -467,8 +469,9 @@ def test_ray_with_a_worker_killed_in_the_middle_of_a_fold_gives_the_tables_of_on
     assert record["command"][1:] == list(map(str, [*command[1:], "--launcher", "ray"]))
 
 
-def test_folds_run_apart_and_summed_up_give_the_tables_of_a_whole_run(cross_validated, tmp_path):
+def test_folds_run_apart_and_summed_up_give_the_tables_of_a_whole_run(cross_validated, cohort, tmp_path):
     whole, command, _ = cross_validated
+    scans = sorted((cohort / "Scans").iterdir())
     command = [*command, "--logger", "csv"]  # seconds less than W&B a training
     start_python_anew()
     assert "there are 2 folds, from 0 to 1" in run_script(*command, "--folds_to_run", 2, cwd=tmp_path, code=2).err
@@ -476,7 +479,12 @@ def test_folds_run_apart_and_summed_up_give_the_tables_of_a_whole_run(cross_vali
     done = run_script(*command, "--folds_to_run", 1, cwd=tmp_path)
     assert "Folds yet to run: 0" in done.out and not (tmp_path / "scores/seg_summary.csv").exists()
     assert "--folds_to_run 0" in run_script(*command, "--aggregate", cwd=tmp_path, code=2).err
-    run_script(*command, "--folds_to_run", 0, cwd=tmp_path)
+    subjects = [f"{scan.name.split('_')[0]}\t{'acute' if i < 2 else 'chronic'}\n" for i, scan in enumerate(scans)]
+    (tmp_path / "participants.tsv").write_text("participant_id\tphase\n" + "".join(subjects))
+    run_script(*command, "--folds_to_run", 0, "--metadata", "participants.tsv", cwd=tmp_path)
+    groups = pd.read_csv(tmp_path / "scores/per_group_scores.csv").set_index(["group", "value"])
+    assert groups.loc["phase", "scans"].to_dict() == {"acute": 2, "chronic": 4}  # of both folds
+    assert "phase: chronic" in (tmp_path / "scores/seg_report.html").read_text()
     (tmp_path / "scores/seg_summary.csv").unlink()
     run_script(*command, "--aggregate", cwd=tmp_path)
     assert (tmp_path / "scores/seg_summary.csv").read_bytes() == (whole / "scores/seg_summary.csv").read_bytes()

@@ -14,7 +14,7 @@ from utils.validators import pathname, positive_float, positive_int
 
 # Arguments that are free text and no path.
 TEXTS = {"model_name", "model_prefix", "models", "project", "group", "entity", "seg_loss", "cls_loss", "target_layers",
-         "scan_pattern", "mask_pattern"}  # fmt: skip
+         "scan_pattern", "mask_pattern", "rank_by"}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -177,7 +177,7 @@ def test_every_argument_that_is_a_path_is_read_as_one():
     texts = {name for name, option in read_as.items() if option.type is str and "choices" not in option.more}
     assert {name.removeprefix("rpn_") for name in texts} == TEXTS
     paths = {name for name, option in read_as.items() if option.type is pathname}
-    assert {"scans", "masks", "brains_dir", "ckpt_path", "regions", "folds", "rpn_backbone_weights", "a"} <= paths
+    assert {"scans", "masks", "brains_dir", "ckpt_path", "regions", "folds", "rpn_backbone_weights", "tables"} <= paths
 
 
 def test_scripts_import_no_heavy_library_before_they_parse():

@@ -19,7 +19,7 @@ if TYPE_CHECKING:  # pandas is imported where it is used, so that ``--help`` ans
 
 # What an evaluation leaves beside the files that arguments name.
 STAGE_1_TABLES = ("rpn_per_scan_scores.csv", "rpn_per_lesion_scores.csv", "rpn_per_size_scores.csv")
-STAGE_2_TABLES = ("per_scan_scores.csv", "per_lesion_scores.csv", "volumes.csv")
+STAGE_2_TABLES = ("per_scan_scores.csv", "per_lesion_scores.csv", "volumes.csv", "per_group_scores.csv")
 UNDECODABLE = re.compile("[\udc80-\udcff]")  # what Python puts in the place of bytes of a name that are not UTF-8
 NO_LOCKS = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS}  # the answers of file systems without locks
 

@@ -26,6 +26,7 @@ from utils.regions.region import Region, lying_on, region_mask, write_regions
 from utils.regions.rules import ProposalBoxes, regions_of
 from utils.scores.intervals import Estimate, interval_rows
 from utils.scores.proposals import (
+    COVERED_SHARE,
     ProposalCounts,
     SliceProposals,
     count_proposals,
@@ -34,9 +35,9 @@ from utils.scores.proposals import (
     lesions_covered,
     proposal_estimates,
     proposals_by_size,
-    recall_by_volume,
     with_shares,
 )
+from utils.scores.subgroups import recall_by_volume
 
 Miss = tuple[int, Callable[[], Figure], str]  # lesion voxels left out in a slice, what draws it, the picture's file
 PER_SCAN_FILE, PER_LESION_FILE, PER_SIZE_FILE = STAGE_1_TABLES
@@ -95,7 +96,8 @@ def _save_scores(
 ) -> dict[str, Estimate]:
     per_scan = counts_by_scan(list(counts), list(counts.values()), slices)
     scores, by_size = proposal_estimates(per_scan, slices, seed), proposals_by_size(slices, seed)
-    estimates = {**scores, **recall_by_volume(lesions, seed)}
+    recalls = recall_by_volume(lesions.assign(found=lesions.covered >= COVERED_SHARE), seed)
+    estimates = {**scores, **{f"lesion_recall, {volume}": recall for volume, recall in recalls.items()}}
     size_rows = [{"size": size, "n": n, **_means(of_size)} for size, (n, of_size) in by_size.items()]
     size_intervals = [interval_rows(of_size, size) for size, (_, of_size) in by_size.items()]
     tables = {

@@ -30,7 +30,7 @@ from utils.scores.masks import OVERLAP_SCORES, lesion_load, lesion_probability
 from utils.scores.metrics import SIZE_BINS, lesion_rows, scan_scores, scores_by_size, slice_scores
 
 CaseScores = tuple[dict, pd.DataFrame, pd.DataFrame]  # by `scan_scores`, `lesion_rows`, `slice_scores`, on its own grid
-PER_SCAN_FILE, PER_LESION_FILE, VOLUMES_FILE = STAGE_2_TABLES
+PER_SCAN_FILE, PER_LESION_FILE, VOLUMES_FILE, _ = STAGE_2_TABLES
 
 
 def evaluate_strokeformer(

@@ -1,13 +1,18 @@
-"""Two models on the same scans: ``python -m utils.compare A.csv B.csv`` says in which scores they differ beyond chance.
+"""Models on the same scans: ``python -m utils.compare A.csv B.csv [C.csv ...]`` says which differ, and ranks them.
 
-A.csv and B.csv are per_scan_scores.csv or rpn_per_scan_scores.csv of two runs, or one file that holds two models.
-Scans are matched by name. Of each score: both means, the difference B - A with its 95 % interval (percentile bootstrap
-over the scans), and the p of Wilcoxon's signed-rank test.
+The tables are per_scan_scores.csv or rpn_per_scan_scores.csv of two or more runs, or one file that holds several
+models, named by --models. Scans are matched by name. Of each score and each model against the first: both means, their
+difference with its 95 % interval (percentile bootstrap over the scans), and the p of Wilcoxon's signed-rank test.
+Then the ranking as in challenges: models are ranked in each scan by each score, the ranks averaged over the scores and
+then over the scans; the bootstrap over scans says how sure the order is.
 """
 
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import reduce
+from pathlib import Path
+from string import ascii_uppercase
 
 import numpy as np
 import pandas as pd
@@ -15,8 +20,9 @@ import pandas as pd
 from utils import cli
 from utils.errors import UserError
 from utils.files import write_csv
-from utils.scores.intervals import estimate
+from utils.scores.intervals import RESAMPLES, estimate
 from utils.scores.proposals import COUNTS
+from utils.scores.ranks import ISLES26, rank_models
 from utils.settings import option
 from utils.validators import non_negative_int, pathname
 
@@ -26,18 +32,27 @@ COLUMNS = ["score", "mean_a", "mean_b", "difference", "low", "high", "p", "scans
 
 @dataclass(frozen=True)
 class Settings:
-    """Two models."""
+    """Models to compare."""
 
-    a: str = option(pathname, "scores per scan", positional=True, metavar="A.csv")
-    b: str = option(pathname, "scores per scan of the other model", positional=True, metavar="B.csv")
-    models: tuple[str, str] | None = option(
+    tables: tuple[str, ...] = option(
+        pathname, "scores per scan of each model, or one file of several", positional=True, nargs="+", metavar="A.csv"
+    )
+    models: tuple[str, ...] | None = option(
         str,
-        "model of A.csv and of B.csv, where a file holds several; a cross-validation's --model_prefix stands for all "
-        "its folds",
-        nargs=2,
+        "model of each table, or several of one table; a cross-validation's --model_prefix stands for all its folds",
+        nargs="+",
         metavar="NAME",
     )
-    out_file: str | None = option(pathname, "CSV to write the table to; by default it is only printed")
+    rank_by: tuple[str, ...] | None = option(
+        str,
+        f"scores to rank by; by default those of ISLES'26 ({', '.join(ISLES26)}) that the tables have or, without "
+        "any, all scores",
+        nargs="+",
+        metavar="SCORE",
+    )
+    out_file: str | None = option(
+        pathname, "CSV to write the differences to, with the ranks beside it; by default they are only printed"
+    )
     seed: int = option(non_negative_int, "seed of all random generators", 42)
 
 
@@ -46,19 +61,31 @@ def parse_args(argv: Sequence[str] | None = None) -> Settings:
 
 
 def main(settings: Settings) -> None:
-    sides = zip("AB", (settings.a, settings.b), settings.models or (None, None), strict=True)
-    a, b = match_scans(*(read_model(side, path, name) for side, path, name in sides))
-    table = compare(a, b, settings.seed)
-    formats = {"p": lambda p: "" if np.isnan(p) else f"{p:.2g}"}
-    print(table.to_string(index=False, float_format="{:.3f}".format, formatters=formats, na_rep=""))
-    print(finding(table))
+    models = match_scans(dict(read_model(*side) for side in sides(settings)))
+    ranked = scores_to_rank_by(next(iter(models.values())), settings.rank_by)
+    differences = print_differences(models, settings.seed)
+    ranking = print_ranking({label: scores[ranked] for label, scores in models.items()}, settings.seed)
     if settings.out_file:
-        write_csv(settings.out_file, table)
-        print(f"Saved as {settings.out_file}")
+        path = Path(settings.out_file)
+        for file, table in ((path, differences), (path.with_name(f"{path.stem}_ranks.csv"), ranking)):
+            write_csv(file, table)
+            print(f"Saved as {file}")
 
 
-def read_model(side: str, path: str, name: str | None) -> pd.DataFrame:
-    """The scores of a model, by the name of the scan; prints a line on what is on this side, "A" or "B".
+def sides(settings: Settings) -> list[tuple[str, str, str | None]]:
+    """Letter, table and name of each model."""
+    names = settings.models or (None,) * len(settings.tables)
+    tables = settings.tables * (len(names) if len(settings.tables) == 1 else 1)
+    if not 2 <= len(tables) == len(names) <= len(ascii_uppercase):
+        raise UserError(
+            f"{len(tables)} tables for {len(names)} models; give a table for each of 2 to {len(ascii_uppercase)} "
+            "models, or one that holds them and their --models"
+        )
+    return list(zip(ascii_uppercase, tables, names, strict=False))
+
+
+def read_model(side: str, path: str, name: str | None) -> tuple[str, pd.DataFrame]:
+    """What a model is called here ("A: name"), and its scores by the name of the scan; prints a line on them.
 
     The name may be a cross-validation's, for all its folds; None stands for the only one in the file.
     """
@@ -84,20 +111,48 @@ def read_model(side: str, path: str, name: str | None) -> pd.DataFrame:
         models = ", ".join(rows.model_name[rows.scan == twice[0]])
         raise UserError(f"{path} holds {twice[0]} more than once ({models}); choose one model with --models")
     print(f"{side}: {name}, {len(rows)} scan{'' if len(rows) == 1 else 's'} of {path}")
-    return rows.set_index("scan").select_dtypes("number").drop(columns=COUNTS, errors="ignore")
+    return f"{side}: {name}", rows.set_index("scan").select_dtypes("number").drop(columns=COUNTS, errors="ignore")
 
 
-def match_scans(a: pd.DataFrame, b: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The rows and columns that are in both tables, in one order; prints what is not."""
-    scans, scores = a.index.intersection(b.index), [score for score in a if score in b]
+def match_scans(models: dict[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
+    """The rows and columns that all tables have, in one order; prints what others have."""
+    tables = list(models.values())
+    scans = reduce(lambda common, index: common.intersection(index), (table.index for table in tables))
+    every = list(dict.fromkeys(str(score) for table in tables for score in table))
+    scores = [score for score in every if all(score in table for table in tables)]
     for what, common in (("scan", scans), ("score", scores)):
         if not len(common):
-            raise UserError(f"A.csv and B.csv have no {what} in common; give tables of the same scans")
-    if len(a) + len(b) > 2 * len(scans):
-        print(f"{len(a) - len(scans)} scans are only in A and {len(b) - len(scans)} only in B: they are left out")
-    if alone := [*a.columns.difference(b.columns), *b.columns.difference(a.columns)]:
-        print(f"Only one of the tables has {', '.join(alone)}: left out, too")
-    return a.loc[scans, scores], b.loc[scans, scores]
+            files = " and ".join(f"{label[0]}.csv" for label in models)
+            raise UserError(f"{files} have no {what} in common; give tables of the same scans")
+    if alone := [f"{n} of {label[0]}" for label, table in models.items() if (n := len(table) - len(scans))]:
+        print(f"Scans that are not in all tables are left out: {', '.join(alone)}")
+    if len(scores) < len(every):
+        print(f"Not all tables have {', '.join(score for score in every if score not in scores)}: left out, too")
+    return {label: table.loc[scans, scores] for label, table in models.items()}
+
+
+def scores_to_rank_by(table: pd.DataFrame, asked: Sequence[str] | None) -> list[str]:
+    """The scores to rank by, of those that all tables have, the columns of `table`."""
+    known = list(map(str, table))
+    if unknown := [score for score in asked or () if score not in known]:
+        raise UserError(f"--rank_by {unknown[0]} is no score of all tables; choose from {', '.join(known)}")
+    return list(dict.fromkeys(asked or ())) or [score for score in ISLES26 if score in known] or known
+
+
+def print_differences(models: dict[str, pd.DataFrame], seed: int) -> pd.DataFrame:
+    """Print each model against the first, A; the rows of all, with the other model's name as ``model_b`` behind."""
+    (_, a), *others = models.items()
+    formats = {"p": lambda p: "" if np.isnan(p) else f"{p:.2g}"}
+    tables = []
+    for label, b in others:
+        table = compare(a, b, seed)
+        if len(others) > 1:
+            print(f"\nA and {label}")
+        shown = table.rename(columns={"mean_b": f"mean_{label[0].lower()}"})
+        print(shown.to_string(index=False, float_format="{:.3f}".format, formatters=formats, na_rep=""))
+        print(finding(table, label[0]))
+        tables.append(table.assign(model_b=label))
+    return pd.concat(tables, ignore_index=True)
 
 
 def compare(a: pd.DataFrame, b: pd.DataFrame, seed: int) -> pd.DataFrame:
@@ -115,8 +170,8 @@ def compare(a: pd.DataFrame, b: pd.DataFrame, seed: int) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
-def finding(table: pd.DataFrame) -> str:
-    """What differs beyond chance, in a sentence or two."""
+def finding(table: pd.DataFrame, side: str) -> str:
+    """What differs beyond chance between A and another side, in a sentence or two."""
     if table.low.isna().all():
         return "Whether the models differ takes two scans or more to tell."
     beyond = table[(table.low > 0) | (table.high < 0)]
@@ -124,9 +179,22 @@ def finding(table: pd.DataFrame) -> str:
         return "No score differs beyond chance: each interval of a difference holds 0."
     listed = ", ".join(f"{row.score} ({row.difference:+.3f})" for row in beyond.itertuples())
     return (
-        f"Beyond chance B differs from A in {listed}: there the interval of the difference does not hold 0. "
+        f"Beyond chance {side} differs from A in {listed}: there the interval of the difference does not hold 0. "
         f"By chance alone one in twenty scores would; here are {len(table)}."
     )
+
+
+def print_ranking(models: dict[str, pd.DataFrame], seed: int) -> pd.DataFrame:
+    """Print the ranking by all scores of the tables; returns that of `rank_models`."""
+    table, share = rank_models(models, seed)
+    print(f"\nRanked by {', '.join(map(str, next(iter(models.values()))))}:")
+    print(table.to_string(index=False, float_format="{:.3f}".format, formatters={"place": "{:g}".format}, na_rep=""))
+    order = " before ".join(label[0] for label in table.model)
+    if np.isnan(share):
+        print("How sure this order is takes two scans or more to tell.")
+    else:
+        print(f"{order} in {100 * share:.1f} % of {RESAMPLES} resamples of the scans.")
+    return table
 
 
 if __name__ == "__main__":

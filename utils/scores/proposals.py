@@ -19,8 +19,6 @@ SHARES = {
     "proposed_fraction": ("region_voxels", "brain_voxels"),
 }
 
-# Lesions by volume: the upper bound, excluded, in cm3. "Small" is where stage 1 misses them.
-VOLUME_BINS_CM3 = {"under 1 cm3": 1.0, "1 to 10 cm3": 10.0, "over 10 cm3": np.inf}
 COVERED_SHARE = 0.5  # of its voxels, from which on a lesion counts as covered
 
 
@@ -176,16 +174,3 @@ def lesions_covered(regions_mask: np.ndarray, target: np.ndarray, spacing_mm: Sp
     """A row for each lesion (26-connected): ``voxels``, ``volume_cm3`` (NaN without spacing), the share ``covered``."""
     voxels, covered = _voxels_of_lesions(*as_masks(regions_mask=regions_mask, target=target))
     return pd.DataFrame({"voxels": voxels, "volume_cm3": voxels * voxel_cm3(spacing_mm), "covered": covered / voxels})
-
-
-def recall_by_volume(lesions: pd.DataFrame, seed: int) -> dict[str, Estimate]:
-    """Share of the lesions of each of `VOLUME_BINS_CM3` that are at least half covered; NaN for an empty bin.
-
-    `lesions` has the columns ``scan``, ``volume_cm3`` and ``covered``, and a row a lesion.
-    """
-    edges, recalls = [0, *VOLUME_BINS_CM3.values()], {}
-    for name, low, high in zip(VOLUME_BINS_CM3, edges, edges[1:], strict=False):
-        own = lesions[(lesions.volume_cm3 >= low) & (lesions.volume_cm3 < high)]  # none of unknown volume
-        covered = (own.covered >= COVERED_SHARE).groupby(own.scan)
-        recalls[f"lesion_recall, {name}"] = estimate(covered.sum(), covered.count(), seed)
-    return recalls
