@@ -126,11 +126,7 @@ def test_each_of_several_models_is_compared_with_the_first_and_all_are_ranked(ta
     assert "Ranked by dice:" in out and "C before B before A in " in out
 
 
-def test_scores_to_rank_by_are_chosen_or_all_where_none_is_of_the_challenge(tables, tmp_path, capsys):
-    a, b, _ = tables
-    run_compare(a, b, "--rank_by", "hd95", "dice")
-    assert "Ranked by hd95, dice:" in capsys.readouterr().out
-    assert "--rank_by mcc is no score of all tables; choose from dice, hd95" in refusal(a, b, "--rank_by", "mcc")
+def test_models_are_ranked_by_all_scores_where_none_is_of_the_challenge(tmp_path, capsys):
     rpn = table_of(tmp_path / "rpn.csv", "rpn", lesion_coverage=DICE, proposed_fraction=0.2)
     run_compare(rpn, rpn)
     out = capsys.readouterr().out

@@ -43,13 +43,6 @@ class Settings:
         nargs="+",
         metavar="NAME",
     )
-    rank_by: tuple[str, ...] | None = option(
-        str,
-        f"scores to rank by; by default those of ISLES'26 ({', '.join(ISLES26)}) that the tables have or, without "
-        "any, all scores",
-        nargs="+",
-        metavar="SCORE",
-    )
     out_file: str | None = option(
         pathname, "CSV to write the differences to, with the ranks beside it; by default they are only printed"
     )
@@ -62,7 +55,8 @@ def parse_args(argv: Sequence[str] | None = None) -> Settings:
 
 def main(settings: Settings) -> None:
     models = match_scans(dict(read_model(*side) for side in sides(settings)))
-    ranked = scores_to_rank_by(next(iter(models.values())), settings.rank_by)
+    known = list(next(iter(models.values())))
+    ranked = [score for score in ISLES26 if score in known] or known
     differences = print_differences(models, settings.seed)
     ranking = print_ranking({label: scores[ranked] for label, scores in models.items()}, settings.seed)
     if settings.out_file:
@@ -129,14 +123,6 @@ def match_scans(models: dict[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
     if len(scores) < len(every):
         print(f"Not all tables have {', '.join(score for score in every if score not in scores)}: left out, too")
     return {label: table.loc[scans, scores] for label, table in models.items()}
-
-
-def scores_to_rank_by(table: pd.DataFrame, asked: Sequence[str] | None) -> list[str]:
-    """The scores to rank by, of those that all tables have, the columns of `table`."""
-    known = list(map(str, table))
-    if unknown := [score for score in asked or () if score not in known]:
-        raise UserError(f"--rank_by {unknown[0]} is no score of all tables; choose from {', '.join(known)}")
-    return list(dict.fromkeys(asked or ())) or [score for score in ISLES26 if score in known] or known
 
 
 def print_differences(models: dict[str, pd.DataFrame], seed: int) -> pd.DataFrame:
