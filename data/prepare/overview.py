@@ -62,7 +62,8 @@ def _lesion_frequency(table: pd.DataFrame, out_dir: Path, in_mni: bool) -> tuple
     for scan, mask in progress(zip(table.scan, table["mask"], strict=True), "Mapping lesions", len(table)):
         own = spaces[scan] if in_mni else _about(spaces[scan], target)
         voxels = np.argwhere(read_volume(out_dir / "Masks" / mask).array[0] > 0)
-        places = np.round(places_in(target, voxels, own)).astype(int)
+        # Half up, not to even: of voxels midway between two of the target, every second one would stay empty.
+        places = np.floor(places_in(target, voxels, own) + 0.5).astype(int)
         lesion = np.zeros(target.shape, bool)  # voxels in which a voxel of the mask has its centre
         lesion[tuple(places[((places >= 0) & (places < target.shape)).all(1)].T)] = True
         count += lesion
