@@ -57,7 +57,8 @@ def groups_of(cases: Iterable[Case], column: str, metadata: "pd.DataFrame | None
         known = metadata[column].dropna().astype(str)
         said, source = {case: set(known[known.index == case.subject]) for case in cases}, f"rows of {table}"
     elif column == CENTRE:
-        said, source = {case: {centre_of_name(case)} - {None} for case in cases}, "names and folders"
+        named = {case: centre_of_name(case) for case in cases}
+        said, source = {case: {name} if name else set() for case, name in named.items()}, "names and folders"
     elif metadata is None:
         raise UserError(f"--groups {column} is a column of the table of --metadata; give one, or --groups {CENTRE}")
     else:
@@ -88,7 +89,7 @@ def require_whole_groups(folds: Iterable[Fold], groups: Mapping[str, str], path:
     """Refuse folds of a file with a group on two sides."""
     for group, number in mixed_groups(folds, groups).items():
         raise UserError(
-            f"{path}: {group} stands on two sides of fold {number}; leave --groups out, or give other folds"
+            f"{path}: group {group} stands on two sides of fold {number}; leave --groups out, or give other folds"
         )
 
 
