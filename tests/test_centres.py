@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data.prepare.layouts import LAYOUTS, find_cases, in_mni
+from data.prepare.layouts import LAYOUTS, find_cases
+from data.prepare.overview import are_in_mni
 from data.scans.centres import centre_of_name, groups_of, mixed_groups, require_whole_groups
 from data.scans.cohort import Case, pair_cases
 from data.scans.folds import Fold, make_group_folds, require_groups
@@ -72,8 +73,8 @@ def test_folds_of_centres_follow_the_seed_alone():
 @pytest.mark.parametrize(
     ("sizes", "k", "splits", "complaint"),
     [
-        ([4] * 4, 5, (70, 10, 20), "--k 5 with --groups needs at least 5 groups"),
-        ([4] * 3, 2, (40, 10, 50), "needs at least 4 groups"),
+        ([4] * 4, 5, (70, 10, 20), "--k 5 with --groups needs 5 groups"),
+        ([4] * 3, 2, (40, 10, 50), "needs 4 groups"),
         ([4] * 9, 3, (70, 10, 20), "--splits with 33 for the test of --k 3"),
     ],
 )
@@ -121,33 +122,43 @@ def cases(*paths: str) -> list[Case]:
 def test_groups_are_those_of_a_column_and_by_default_the_centres_of_names():
     scans = cases("sub-r001s001_T1w.npy", "sub-r002s001_T1w.npy")
     table = pd.DataFrame({"site": [1, 2, 3]}, index=["r001s001", "r002s001", "other"])
-    assert groups_of(scans, "centre", table, "t.csv") == {"r001s001": "R001", "r002s001": "R002"}
-    assert groups_of(scans, "site", table, "t.csv") == {"r001s001": "1", "r002s001": "2"}
+    assert groups_of(scans, "centre", table) == {"r001s001": "R001", "r002s001": "R002"}
+    assert groups_of(scans, "site", table) == {"r001s001": "1", "r002s001": "2"}
     table["centre"] = ["A", "A", "B"]
-    assert groups_of(scans, "centre", table, "t.csv") == {"r001s001": "A", "r002s001": "A"}
+    assert groups_of(scans, "centre", table) == {"r001s001": "A", "r002s001": "A"}
 
 
 @pytest.mark.parametrize(
     ("paths", "column", "table", "complaint"),
     [
-        (["sub-1_T1w.npy"], "centre", None, "names and folders say no group of subject 1"),
-        (["A/sub-1/sub-1_ses-1_T1w.npy", "B/sub-1/sub-1_ses-2_T1w.npy"], "centre", None, "subject 1, A and B"),
-        (["sub-1_T1w.npy"], "site", None, "--groups site is a column of the table of --metadata"),
-        (["sub-1_T1w.npy"], "sites", {"1": "A"}, "t.csv has no such column; it has site"),
-        (["sub-1_T1w.npy"], "site", {"2": "A"}, "rows of t.csv say no group of subject 1"),
-        (["sub-1_T1w.npy"], "site", {"1": None}, "rows of t.csv say no group of subject 1"),
+        (["sub-1_T1w.npy"], "centre", None, "--groups centre: subject 1 has no group"),
+        (
+            ["A/sub-1/sub-1_ses-1_T1w.npy", "B/sub-1/sub-1_ses-2_T1w.npy"],
+            "centre",
+            None,
+            r"subject 1 has two groups \(A and B\)",
+        ),
+        (["sub-1_T1w.npy"], "site", None, "--groups site is no column of --metadata, which is not given"),
+        (
+            ["sub-1_T1w.npy"],
+            "sites",
+            {"1": "A"},
+            "--groups sites is no column of --metadata, which is of the columns site",
+        ),
+        (["sub-1_T1w.npy"], "site", {"2": "A"}, "subject 1 has no group"),
+        (["sub-1_T1w.npy"], "site", {"1": None}, "subject 1 has no group"),
     ],
 )
 def test_subject_of_no_group_or_of_two_is_refused_by_name(paths, column, table, complaint):
     metadata = table and pd.DataFrame({"site": list(table.values())}, index=list(table))
     with pytest.raises(UserError, match=complaint):
-        groups_of(cases(*paths), column, metadata, "t.csv")
+        groups_of(cases(*paths), column, metadata)
 
 
 def test_given_folds_with_a_centre_on_two_sides_are_refused():
     folds, groups = [Fold(["a"], ["b"], ["c"]), Fold(["c"], ["b"], ["a"])], {"a": "A", "b": "B", "c": "C"}
     require_whole_groups(folds, groups, "folds.json")
-    with pytest.raises(UserError, match=r"folds.json: group A stands on two sides of fold 1"):
+    with pytest.raises(UserError, match=r"folds.json: group A stands on two sides of a fold"):
         require_whole_groups([folds[0], Fold(["c", "d"], ["b"], ["a"])], {**groups, "d": "A"}, "folds.json")
 
 
@@ -175,7 +186,9 @@ def test_script_refuses_groups_without_their_table_before_any_work(cohort, tmp_p
     folders = ["--scans_dir", cohort / "Scans", "--masks_dir", cohort / "Masks", "--scan_dim", 1, 24, 25, 29]
     names = ["--model_prefix", "seg", "--rpn_model_prefix", "rpn"]
     done = run_script("cross_validation.py", *folders, *names, "--groups", "site", cwd=tmp_path, code=2)
-    assert "--groups site is a column of the table of --metadata" in done.err and "Checking scans" not in done.out
+    assert (
+        "--groups site is no column of --metadata, which is not given" in done.err and "Checking scans" not in done.out
+    )
 
 
 # --- ATLAS v3.0 ----------------------------------------------------------------------------------------
@@ -229,7 +242,7 @@ def test_masks_of_atlas_3_come_back_exact_and_counted(atlas3, prepared, tmp_path
 
 def test_prepared_atlas_3_is_split_by_centre(prepared):
     cases = pair_cases([prepared / "Scans"], [prepared / "Masks"])
-    groups = groups_of(cases, "centre", None, "")
+    groups = groups_of(cases, "centre")
     assert len(set(groups.values())) == 12 and {"R001", "SOOP"} < set(groups.values())
     loads = pd.read_csv(prepared / "cohort.csv").set_index("subject").lesion_cm3.to_dict()
     assert not mixed_groups(make_group_folds(loads, groups, 5, (70, 10, 20), 0), groups)
@@ -245,8 +258,11 @@ def test_each_atlas_is_refused_as_the_other_and_the_right_one_is_named(atlas3, c
             nib.save(nib.Nifti1Image(np.load(path)[0], np.eye(4)), tmp_path / f"v2/{path.stem}.nii.gz")
     line = prepare("atlas3", tmp_path / "v2", tmp_path / "Base", code=2).err.splitlines()[-1]
     assert "its names are those of --dataset atlas" in line
-    assert in_mni(find_cases(tmp_path / "v2", LAYOUTS["bids"]))
-    assert not in_mni(find_cases(atlas3, LAYOUTS["bids"]))
+
+
+def test_lesions_are_drawn_in_mni_only_where_all_names_say_that_scans_are(prepared):
+    native, mni = pd.read_csv(prepared / "cohort.csv").scan.tolist(), "sub-r001s001_space-MNI152NLin2009aSym_T1w.npy"
+    assert are_in_mni([mni]) and not are_in_mni(native) and not are_in_mni([mni, *native])
 
 
 @pytest.mark.parametrize(("session", "complaint"), [("ses-1", "have the same name"), ("ses-2", "of two centres")])

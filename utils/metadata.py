@@ -1,21 +1,27 @@
 """The table of subjects of ``--metadata``."""
 
+import re
 from pathlib import Path
 
 import pandas as pd
 
 from utils.errors import UserError
 
-SUBJECT = ("subject", "participant_id")
+ARGUMENT = "--metadata"
+SUBJECT = re.compile(r"(.*[ _])?(sub|subject|participant|patient|bids)([ _]?id)?|id", re.IGNORECASE)  # of a column
 
 
 def read_metadata(path: Path | str) -> pd.DataFrame:
-    """A CSV or TSV file as a table indexed by subject, without ``sub-``; its columns as in the file."""
+    """A table such as BIDS's ``participants.tsv``, by subject, without ``sub-``; text, and NaN where unknown."""
     try:
-        table = pd.read_csv(path, sep=None, engine="python", encoding="utf-8-sig")
-    except (OSError, ValueError) as error:
-        raise UserError(f"--metadata {path} cannot be read ({error}); give a CSV or TSV file") from None
-    column = next((name for name in SUBJECT if name in table), None)
-    if column is None:
-        raise UserError(f"--metadata {path} has no column {' or '.join(SUBJECT)}; name the subjects' so")
-    return table.set_index(table[column].astype(str).str.removeprefix("sub-"))
+        with Path(path).open(encoding="utf-8-sig") as file:
+            separator = max("\t,;", key=file.readline().count)
+        table = pd.read_csv(path, sep=separator, dtype=str, encoding="utf-8-sig", index_col=False)
+    except (ValueError, OSError) as error:
+        reason = getattr(error, "strerror", None) or str(error).strip().splitlines()[0]
+        raise UserError(f"{ARGUMENT} {path} is no readable table ({reason}); give a .tsv or .csv") from None
+    named = [name for name in table if SUBJECT.fullmatch(str(name))]
+    if not named:
+        raise UserError(f"{ARGUMENT} {path} has no column of subjects; name it participant_id")
+    table = table.apply(lambda column: column.str.strip()).drop_duplicates()
+    return table.set_index(table.pop(named[0]).str.removeprefix("sub-"))

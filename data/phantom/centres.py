@@ -22,29 +22,26 @@ class Centre:
     axes: str  # of the stored voxels, such as LPS
     lesion: float  # value of its masks
 
-    def subject(self, index: int) -> str:
-        return f"{self.name.lower()}{index + 1:04d}" if self.name == "SOOP" else f"{self.name.lower()}s{index + 1:03d}"
-
     def stored(self, image: nib.Nifti1Image) -> nib.Nifti1Image:
         """An image in RAS along the axes of the centre."""
         ras, own = (nib.orientations.axcodes2ornt(axes) for axes in ("RAS", self.axes))
         return image.as_reoriented(nib.orientations.ornt_transform(ras, own))
 
 
-def centre_of(settings: PhantomSettings, index: int) -> Centre:
+def centre_of(settings: PhantomSettings, index: int) -> Centre | None:
     """The centre of a subject: each has one of the first subjects, and the first centres most of the others."""
-    n = settings.centres or 1
+    if (n := settings.centres) is None:
+        return None
     number = index if index < n else int(n * np.random.default_rng([settings.seed, index, SUBJECTS]).random() ** 2)
     rng = np.random.default_rng([settings.seed, number, GRIDS])
     axes = "".join(rng.permutation([rng.choice(list(ends)) for ends in ("RL", "AP", "SI")]))
     d, h, w = np.multiply(settings.spacing, rng.uniform(0.75, 1.25, 3) if number % 2 else 1).round(2).tolist()
-    name = "SOOP" if number == n - 1 else f"R{number + 1:03d}"
-    return Centre(name, (d, h, w), axes, 1 if number else NEARLY_ONE)
+    return Centre("SOOP" if number == n - 1 else f"R{number + 1:03d}", (d, h, w), axes, 1 if number else NEARLY_ONE)
 
 
 def atlas3_files(out_dir: Path, index: int, centre: Centre) -> tuple[Path, Path, Path]:
     """A subject's scan, mask and true brain, named as in ATLAS v3.0."""
-    subject = f"sub-{centre.subject(index)}"
+    subject = f"sub-{centre.name.lower()}{'0' if centre.name == 'SOOP' else 's'}{index + 1:03d}"
     name, anat = f"{subject}_ses-1_space-orig", out_dir / centre.name / subject / "ses-1/anat"
     scan, mask = (anat / f"{name}_{what}.nii.gz" for what in ("desc-brain_T1w", "label-lesion_desc-T1lesion_mask"))
     return scan, mask, out_dir / "TrueBrains" / f"{name}_desc-brain_mask.nii.gz"

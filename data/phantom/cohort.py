@@ -87,8 +87,8 @@ class SubjectFiles(NamedTuple):
 
 def subject_files(out_dir: Path, index: int, settings: PhantomSettings) -> SubjectFiles:
     """A subject's files, named as ATLAS (T1w) or ISLES 2022 (FLAIR, DWI) would."""
-    if settings.centres:
-        return SubjectFiles(*atlas3_files(out_dir, index, centre_of(settings, index)))
+    if centre := centre_of(settings, index):
+        return SubjectFiles(*atlas3_files(out_dir, index, centre))
     if settings.modality == "t1w":
         subject = f"sub-r{index // 999 + 1:03d}s{index % 999 + 1:03d}_ses-1_space-MNI152NLin2009aSym"
         scan, mask = f"{subject}_T1w", f"{subject}_label-L_desc-T1lesion_mask"
@@ -102,8 +102,7 @@ def subject_files(out_dir: Path, index: int, settings: PhantomSettings) -> Subje
 def write_subject(index: int, settings: PhantomSettings, out_dir: Path) -> dict:
     """Write a subject's files unless they are there, and return its row of ``cohort.csv``."""
     files = subject_files(out_dir, index, settings)
-    centre = centre_of(settings, index) if settings.centres else None
-    if centre:
+    if centre := centre_of(settings, index):
         settings = replace(settings, spacing=centre.spacing_mm)
     scan_grid, mask_grid = Grid(settings.spacing), Grid(settings.mask_spacing or settings.spacing)
     scan_affine, mask_affine = (_affine_of(grid, settings.oblique) for grid in (scan_grid, mask_grid))

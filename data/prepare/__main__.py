@@ -11,16 +11,7 @@ import pandas as pd
 from data.files.listing import Patterns, counted
 from data.files.space import Shape, Spacing
 from data.prepare.cohort import PreparedGrid, attempt_all, prepare_case, record_path, remove_prepared
-from data.prepare.layouts import (
-    LAYOUTS,
-    check_headers,
-    choose_layout,
-    find_cases,
-    fit_brain,
-    in_mni,
-    shape_for,
-    spacing_for,
-)
+from data.prepare.layouts import LAYOUTS, check_headers, choose_layout, find_cases, fit_brain, shape_for, spacing_for
 from data.scans.centres import CENTRE, centre_of_name
 from data.scans.checks import print_numbered
 from data.scans.cohort import Case
@@ -92,7 +83,7 @@ def main(settings: Settings) -> None:
             remove_prepared(record, out_dir)
         print(f"No longer in {root}: {counted(len(absent), 'scan')}; the prepared files were removed from {out_dir}")
     table = prepare(cases, scan_dim and scan_dim[1:], spacing_mm, channels, settings, out_dir)
-    draw_overview(table, out_dir, in_mni(cases))
+    draw_overview(table, out_dir)
     write_csv(out_dir / "cohort.csv", table)
     share = table.lesion_cm3 / table.source_lesion_cm3
     if n_shrunk := int((share < SHRUNK).sum()):

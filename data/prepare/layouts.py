@@ -18,7 +18,7 @@ from data.files.listing import (
     require_some,
     role_below,
 )
-from data.files.names import BRAIN_MASK, MASK, SCAN, bids_entity, extension_of
+from data.files.names import BRAIN_MASK, MASK, SCAN, extension_of
 from data.files.space import Shape, Space, Spacing, centred_space, places_in, share_outside
 from data.files.volumes import read_header
 from data.scans.brain import brain_masks, read_brain, with_brains
@@ -140,15 +140,9 @@ def _other_layout(files: Iterable[Path], layout: Layout) -> str:
     """What to do about a folder without a scan of a layout."""
     if not layout.scan_dim:
         return "check the folder and --scan_pattern"
-    names = [Path(path.name) for path in files]
-    others = (name for name, other in LAYOUTS.items() if other.scan and any(fits(path, other.scan) for path in names))
-    other = next(others, None)
+    fitting = (name for path in files for name, o in LAYOUTS.items() if o.scan and fits(Path(path.name), o.scan))
+    other = next(fitting, None)
     return f"its names are those of --dataset {other}" if other else "check the folder and --dataset"
-
-
-def in_mni(cases: Iterable[Case]) -> bool:
-    """Whether all scans say by their names (``space-MNI152...``) that places can be compared between them."""
-    return all((bids_entity(case.scan, "space") or "").startswith("MNI152") for case in cases)
 
 
 def _named(pattern: str | None) -> str:

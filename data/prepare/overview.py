@@ -1,7 +1,7 @@
 """Overview of a cohort: a page of pictures of its lesions and scans."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.ticker import MaxNLocator
 
+from data.files.names import bids_entity
 from data.files.space import Space, places_in
 from data.files.volumes import read_volume
 from data.prepare.cohort import read_record, record_path
@@ -29,8 +30,14 @@ BAR: dict[str, Any] = {"color": TARGET, "edgecolor": "white"}
 Tile = tuple[str, np.ndarray, np.ndarray]  # caption, slice (H, W) in [0, 1] and mask (H, W) of a scan
 
 
-def draw_overview(table: pd.DataFrame, out_dir: Path, in_mni: bool) -> None:
+def are_in_mni(scans: Iterable[str]) -> bool:
+    """Whether all scans say by their names (``space-MNI152...``) that places can be compared between them."""
+    return all((bids_entity(scan, "space") or "").startswith("MNI152") for scan in scans)
+
+
+def draw_overview(table: pd.DataFrame, out_dir: Path) -> None:
     """Write ``cohort.png``: lesion sizes, where lesions lie on the MNI152 template, and a contact sheet of scans."""
+    in_mni = are_in_mni(table.scan)
     template, frequency = _lesion_frequency(table, out_dir, in_mni)
     tiles = _tiles(table, out_dir)
     rows = -(-len(tiles) // COLUMNS)

@@ -1,13 +1,15 @@
 """The centre that a scan was made at, and other groups of subjects, which folds keep on one side."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections import defaultdict
+from collections.abc import Hashable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from data.files.listing import DESCRIPTION, NOT_RAW, absolute, counted
 from data.scans.checks import read_column
 from data.scans.cohort import Case
+from data.scans.fingerprints import stamp_of
 from data.scans.folds import Fold
 from utils.errors import UserError
 
@@ -30,7 +32,9 @@ def centre_of_name(case: Case) -> str | None:
     if subject is not None:
         is_root = subject.parent.name in NO_CENTRE or (subject.parent / DESCRIPTION).is_file()
         return None if is_root else subject.parent.name or None
-    listed = read_column(case.scan.parent.parent / "cohort.csv", CENTRE).get(case.name, set())
+    table = case.scan.parent.parent / "cohort.csv"
+    centres = read_column(table, CENTRE, stamp_of(table)) if table.is_file() else None
+    listed = (centres or {}).get(case.name, set())
     return next(iter(listed)) or None if len(listed) == 1 else None
 
 
@@ -43,61 +47,51 @@ def require_one_centre(cases: Iterable[Case]) -> None:
             raise UserError(f"{other.scan} and {case.scan} are one subject of two centres; rename one of the two")
 
 
-def groups_of(cases: Iterable[Case], column: str, metadata: "pd.DataFrame | None", table: Path | str) -> dict[str, str]:
-    """The group of each subject: what a column of ``--metadata`` says or, without a column ``centre``, its centre.
+def groups_of(cases: Iterable[Case], column: str, metadata: "pd.DataFrame | None" = None) -> dict[str, str]:
+    """The group of each subject: what a column of `metadata` says or, where it has no column ``centre``, its centre.
 
     Args:
-        metadata: indexed by subject, the content of the file `table`; None without one.
+        metadata: the table of ``--metadata``, indexed by subject.
 
     Raises:
         UserError: no such column, a subject of unknown group, or of two.
     """
-    groups: dict[str, str] = {}
+    said: dict[Hashable, set[str]] = defaultdict(set)
     if metadata is not None and column in metadata:
-        known = metadata[column].dropna().astype(str)
-        said, source = {case: set(known[known.index == case.subject]) for case in cases}, f"rows of {table}"
+        for subject, group in metadata[column].dropna().items():
+            said[subject].add(str(group))
     elif column == CENTRE:
-        named = {case: centre_of_name(case) for case in cases}
-        said, source = {case: {name} if name else set() for case, name in named.items()}, "names and folders"
-    elif metadata is None:
-        raise UserError(f"--groups {column} is a column of the table of --metadata; give one, or --groups {CENTRE}")
+        for case in cases:
+            said[case.subject].update(filter(None, [centre_of_name(case)]))
     else:
-        raise UserError(f"--groups {column}: {table} has no such column; it has {', '.join(metadata.columns)}")
-    for case, values in said.items():
-        values |= {groups[case.subject]} if case.subject in groups else set()
-        if len(values) != 1:
-            what = f"two groups of subject {case.subject}, {' and '.join(sorted(values)[:2])}"
-            raise UserError(
-                f"--groups {column}: {source} say {what if values else f'no group of subject {case.subject}'}; correct "
-                f"it, or give a table with its {column} as --metadata"
-            )
-        (groups[case.subject],) = values
-    return groups
+        columns = "not given" if metadata is None else f"of the columns {', '.join(map(str, metadata))}"
+        raise UserError(f"--groups {column} is no column of --metadata, which is {columns}; give one that is")
+    for subject in sorted({case.subject for case in cases}):
+        if len(said[subject]) != 1:
+            what = f"two groups ({' and '.join(sorted(said[subject])[:2])})" if said[subject] else "no group"
+            raise UserError(f"--groups {column}: subject {subject} has {what}; give each one in a table as --metadata")
+    return {case.subject: next(iter(said[case.subject])) for case in cases}
 
 
-def mixed_groups(folds: Iterable[Fold], groups: Mapping[str, str]) -> dict[str, int]:
-    """The groups with subjects on two sides of a fold, each with the number of the first such fold."""
-    mixed: dict[str, int] = {}
-    for number, fold in enumerate(folds):
+def mixed_groups(folds: Iterable[Fold], groups: Mapping[str, str]) -> set[str]:
+    """The groups with subjects on two sides of a fold."""
+    mixed = set()
+    for fold in folds:
         train, val, test = ({groups[s] for s in side if s in groups} for side in (fold.train, fold.val, fold.test))
-        for group in sorted(train & val | train & test | val & test):
-            mixed.setdefault(group, number)
+        mixed |= train & val | train & test | val & test
     return mixed
 
 
 def require_whole_groups(folds: Iterable[Fold], groups: Mapping[str, str], path: Path | str) -> None:
     """Refuse folds of a file with a group on two sides."""
-    for group, number in mixed_groups(folds, groups).items():
-        raise UserError(
-            f"{path}: group {group} stands on two sides of fold {number}; leave --groups out, or give other folds"
-        )
+    if mixed := mixed_groups(folds, groups):
+        raise UserError(f"{path}: group {min(mixed)} stands on two sides of a fold; leave --groups out or give others")
 
 
 def print_mixed_centres(cases: Iterable[Case], folds: Iterable[Fold]) -> None:
     """One line where names say the centres and folds have some of them on two sides."""
     centres = {case.subject: centre for case in cases if (centre := centre_of_name(case))}
-    mixed = mixed_groups(folds, centres) if len(set(centres.values())) > 1 else {}
-    if mixed:
+    if len(set(centres.values())) > 1 and (mixed := mixed_groups(folds, centres)):
         print(
             f"Folds mix {counted(len(mixed), CENTRE)}: scores read too high for a new centre, about 0.02 of Dice on "
             f"ATLAS v3; --groups {CENTRE} keeps each on one side"

@@ -45,8 +45,8 @@ def spacing_table(case: Case) -> Path | None:
 def read_spacing(case: Case) -> Spacing | None:
     """(D, H, W) spacing in mm of a ``.npy`` scan from the ``cohort.csv`` beside its folder; None if unknown."""
     table = spacing_table(case)
-    sizes = read_column(table, SPACING) if table else {}
-    if case.name not in sizes:
+    sizes = None if table is None else read_column(table, SPACING, stamp_of(table))
+    if sizes is None or case.name not in sizes:
         return None
     try:
         (text,) = sizes[case.name]
@@ -58,14 +58,9 @@ def read_spacing(case: Case) -> Spacing | None:
     return d, h, w
 
 
-def read_column(table: Path, column: str) -> Mapping[str, set[str]]:
-    """What a column of a cohort's table says of each of its ``scan``; empty without the file, or one of the columns."""
-    return (_read_column(table, column, stamp_of(table)) or {}) if table.is_file() else {}
-
-
 @lru_cache(maxsize=8)  # each scan of a cohort asks, some several times
-def _read_column(table: Path, column: str, stamp: tuple) -> Mapping[str, set[str]] | None:
-    """`read_column`; None if the table lacks one of the columns."""
+def read_column(table: Path, column: str, stamp: tuple) -> Mapping[str, set[str]] | None:
+    """What a column of a cohort's table says of each of its ``scan``; None if it lacks one of the columns."""
     values = defaultdict(set)
     try:
         with table.open(encoding="utf-8-sig", newline="") as file:
@@ -90,7 +85,7 @@ def _print_missing_spacing(cases: list[Case]) -> None:
             by_table[table].append(case.name)
     gaps = []
     for table, names in by_table.items():
-        sizes = _read_column(table, SPACING, stamp_of(table))
+        sizes = read_column(table, SPACING, stamp_of(table))
         if sizes is None:
             gaps.append(f"{table} lacks the columns scan and spacing_mm")
         elif missing := [name for name in names if name not in sizes]:

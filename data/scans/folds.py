@@ -115,15 +115,10 @@ def _counts(bins: Mapping[str, int], subjects: Iterable[str]) -> np.ndarray:
 
 def require_groups(groups: Mapping[str, str], k: int, splits: tuple[int, int, int]) -> None:
     """Refuse too few groups for k folds, and a share of test subjects that would not test each once."""
-    if splits[2] != round(100 / k):
-        raise UserError(
-            f"--groups tests every subject once: give --splits with {round(100 / k)} for the test of --k {k}"
-        )
-    n, needed = len(set(groups.values())), max(k, 4 if k == 2 else 3)
-    if n < needed:
-        raise UserError(
-            f"--k {k} with --groups needs at least {needed} groups; this cohort has {n}; give a smaller --k"
-        )
+    if splits[2] != (share := round(100 / k)):
+        raise UserError(f"--groups tests every subject once: give --splits with {share} for the test of --k {k}")
+    if (n := len(set(groups.values()))) < (needed := max(k, 4 if k == 2 else 3)):
+        raise UserError(f"--k {k} with --groups needs {needed} groups, and this cohort has {n}; give a smaller --k")
 
 
 def write_folds(path: Path | str, folds: list[Fold], **settings) -> None:

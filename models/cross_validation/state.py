@@ -83,9 +83,7 @@ class CrossValidation:
     def groups(self) -> dict[str, str]:
         """Of each subject, the group that ``--groups`` keeps on one side; empty without it."""
         column, table = self.settings.folds.groups, self.settings.outputs.metadata
-        if column is None:
-            return {}
-        return groups_of(self.cohort.cases, column, read_metadata(table) if table else None, table or "")
+        return groups_of(self.cohort.cases, column, read_metadata(table) if table else None) if column else {}
 
     @cached_property
     def digests(self) -> dict[str, str]:
@@ -174,8 +172,8 @@ def record_or_refuse(cv: CrossValidation, folds: list[Fold]) -> None:
             finished = is_finished(rpn_folder, settings.rpn.run.max_epochs)
             proposer = cv.rpn_digest(number) if finished else "yet to be trained"
             require_inputs(folder, cv.inputs(fold, proposer))
-    of_folds = {"k": settings.folds.k, "splits": settings.folds.splits, "groups": cv.groups}
-    write_folds(cv.folds_file, folds, seed=settings.seed, **of_folds)
+    k, splits = settings.folds.k, settings.folds.splits
+    write_folds(cv.folds_file, folds, seed=settings.seed, k=k, splits=splits, groups=cv.groups)
 
 
 def checkpoints_in(paths: Iterable[str], prefix: str = "") -> tuple[str, ...]:

@@ -60,7 +60,12 @@ class Outputs(Results):
 
     more_tables: ClassVar = STAGE_2_TABLES
     target_layers: tuple[str, ...] | None = layers_option("layers of the 3D network to draw Grad-CAM for")
-    metadata: str | None = output_option(pathname, "table of the subjects, CSV or TSV", metavar="FILE")
+    metadata: str | None = option(
+        pathname,
+        "table of the subjects (participants.tsv of BIDS, or a .csv), by whose columns scores are grouped",
+        on_resume=MAY_DIFFER,
+        metavar="FILE",
+    )
     per_size_scores_file: str = "per_size_scores.csv"  # an option of test_strokeformer.py alone, as the maps are
     probabilities: bool = False
     uncertainty: bool = False
