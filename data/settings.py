@@ -119,6 +119,12 @@ class FoldSettings:
         metavar=("TRAIN", "VAL", "TEST"),
     )
     folds: str | None = option(pathname, "folds.json of an earlier run to use instead", on_resume=MAY_DIFFER)
+    groups: str | None = option(
+        str,
+        "keep each centre on one side of a fold: centre, which names and folders say, or a column of --metadata; by "
+        "default subjects are split at random",
+        metavar="COLUMN",
+    )
     folds_to_run: tuple[int, ...] | None = option(
         non_negative_int,
         "numbers of the folds to run now, from 0; by default all",
@@ -153,6 +159,11 @@ class PhantomSettings:
         nargs="+",
     )
     oblique: bool = option(None, "tilt the slices against the scanner, as in ISLES 2022; not with .npy", False)
+    centres: int | None = option(
+        positive_int,
+        "brains alone of this many centres in the layout of ATLAS v3.0, .nii.gz, each centre with voxels and axes of "
+        "its own; by default one centre in that of v2.0",
+    )
     stripped: bool = option(None, "brains alone, without skull, scalp, eyes and neck", False)
     seed: int = option(non_negative_int, "seed of the cohort", 0)
     ext: str = extension_option()

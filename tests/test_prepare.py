@@ -270,5 +270,5 @@ def test_head_with_a_skull_that_stands_for_the_brain_is_told(atlas, tmp_path):
 
 
 def test_folder_without_scans_of_the_layout_is_refused(atlas):
-    with pytest.raises(UserError, match="check the folder and --dataset"):
+    with pytest.raises(UserError, match="its names are those of --dataset atlas"):
         find_cases(atlas, LAYOUTS["isles-dwi"])

@@ -280,7 +280,7 @@ def test_folders_that_take_no_files_are_refused_before_the_work(cohort, tmp_path
 def test_other_commands_refuse_such_folders_too(workspace, tmp_path, command):
     (tmp_path / "a_prediction.npy").touch()
     (tmp_path / "run.json").write_text('{"settings": {"root": "/"}}')
-    bids = tmp_path / "sub-1_ses-1_T1w.nii.gz", tmp_path / "sub-1_ses-1_T1lesion_mask.nii.gz"
+    bids = [tmp_path / f"sub-1_space-MNI152NLin2009aSym_{what}.nii.gz" for what in ("T1w", "T1lesion_mask")]
     for path in bids:
         nib.save(nib.Nifti1Image(np.ones((4, 5, 6), np.uint8), AFFINE), path)
     record = {"source": str(bids[0])[1:], "shape": [1, 1, 1], "affine": AFFINE.tolist(), "row": {}}

@@ -14,7 +14,7 @@ from utils.validators import pathname, positive_float, positive_int
 
 # Arguments that are free text and no path.
 TEXTS = {"model_name", "model_prefix", "models", "project", "group", "entity", "seg_loss", "cls_loss", "target_layers",
-         "scan_pattern", "mask_pattern"}  # fmt: skip
+         "scan_pattern", "mask_pattern", "groups"}  # fmt: skip
 
 
 @dataclass(frozen=True)

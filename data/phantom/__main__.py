@@ -27,13 +27,19 @@ class Settings:
 
 
 def parse_args(argv: Sequence[str] | None = None) -> Settings:
-    return cli.parse(Settings(), "Write a synthetic stroke cohort in the layout and names of ATLAS v2.0.", argv)
+    return cli.parse(Settings(), "Write a synthetic stroke cohort in the layout and names of ATLAS.", argv)
 
 
 def main(settings: Settings) -> None:
     cohort = settings.cohort
     spacing = _three_sizes(cohort.spacing, "--spacing")
     mask_spacing = cohort.mask_spacing and _three_sizes(cohort.mask_spacing, "--mask_spacing")
+    if cohort.centres:
+        if cohort.modality != "t1w" or cohort.oblique or mask_spacing:
+            raise UserError("--centres draws T1w scans with masks on their grid; leave other contrasts and grids out")
+        if cohort.n_subjects < cohort.centres:
+            raise UserError(f"--centres {cohort.centres} needs a subject each; give a larger --n_subjects")
+        cohort = replace(cohort, ext=".nii.gz", stripped=True)
     if cohort.ext == ".npy" and (cohort.oblique or mask_spacing not in (None, spacing)):
         argument = "--oblique" if cohort.oblique else "--mask_spacing"
         raise UserError(f"{argument} needs a file with an affine, which .npy has not; give --ext .nii.gz")

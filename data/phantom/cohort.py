@@ -1,7 +1,8 @@
 """The synthetic cohort: the scan, lesion mask and true brain of each subject, as arrays and as files."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,6 +12,7 @@ import pandas as pd
 
 from data.files.space import Space, resample
 from data.files.volumes import read_volume, volume_image, write_volume
+from data.phantom.centres import atlas3_files, centre_of
 from data.phantom.contrast import MODALITIES, draw_bias, draw_levels, measure, paint_brain
 from data.phantom.heads import FIELD_OF_VIEW_MM, ORIGIN_MM, Field, Grid, warp_head
 from data.phantom.lesions import PATTERNS, draw_lesions, paint_distractors
@@ -84,7 +86,9 @@ class SubjectFiles(NamedTuple):
 
 
 def subject_files(out_dir: Path, index: int, settings: PhantomSettings) -> SubjectFiles:
-    """A subject's files, named as ATLAS v2.0 (T1w) or ISLES 2022 (FLAIR, DWI) would."""
+    """A subject's files, named as ATLAS (T1w) or ISLES 2022 (FLAIR, DWI) would."""
+    if centre := centre_of(settings, index):
+        return SubjectFiles(*atlas3_files(out_dir, index, centre))
     if settings.modality == "t1w":
         subject = f"sub-r{index // 999 + 1:03d}s{index % 999 + 1:03d}_ses-1_space-MNI152NLin2009aSym"
         scan, mask = f"{subject}_T1w", f"{subject}_label-L_desc-T1lesion_mask"
@@ -98,11 +102,14 @@ def subject_files(out_dir: Path, index: int, settings: PhantomSettings) -> Subje
 def write_subject(index: int, settings: PhantomSettings, out_dir: Path) -> dict:
     """Write a subject's files unless they are there, and return its row of ``cohort.csv``."""
     files = subject_files(out_dir, index, settings)
+    if centre := centre_of(settings, index):
+        settings = replace(settings, spacing=centre.spacing_mm)
     scan_grid, mask_grid = Grid(settings.spacing), Grid(settings.mask_spacing or settings.spacing)
     scan_affine, mask_affine = (_affine_of(grid, settings.oblique) for grid in (scan_grid, mask_grid))
     if not all(file.exists() for file in files):
         subject = make_subject(settings, index)
-        arrays = subject.scan, subject.mask, subject.brain[None].astype(np.uint8)
+        mask = subject.mask * np.float32(centre.lesion) if centre else subject.mask
+        arrays = subject.scan, mask, subject.brain[None].astype(np.uint8)
         tilted = TILTED_FLAIR if settings.modality == "flair" else TILTED
         codes = tilted if settings.oblique else STRAIGHT
         affines = scan_affine, mask_affine, scan_affine
@@ -111,10 +118,11 @@ def write_subject(index: int, settings: PhantomSettings, out_dir: Path) -> dict:
                 write_volume(path, array)
                 continue
             image = volume_image(array, affine)
+            image = centre.stored(image) if centre else image
             image.header["qform_code"], image.header["sform_code"] = code
             with atomic_path(path) as temporary:
                 nib.save(image, temporary)
-    mask, brain = (read_volume(path, np.uint8).array > 0 for path in (files.mask, files.brain))
+    mask, brain = (read_volume(path).array > 0.5 for path in (files.mask, files.brain))
     on_mask = resample(brain, Space(brain.shape[1:], scan_affine), Space(mask.shape[1:], mask_affine))
     on_scan = describe_scan(np.zeros_like(brain[0]), brain[0], scan_grid.spacing_mm)
     name, session = files.scan.name.split("_")[:2]
@@ -137,7 +145,7 @@ def write_cohort(settings: PhantomSettings, out_dir: Path, num_workers: int = 1)
             raise UserError(f"--out_dir {out_dir} holds a synthetic cohort of another version; remove it")
         if earlier["settings"] != fixed:
             raise UserError(f"--out_dir {out_dir} holds a synthetic cohort of other settings; give another folder")
-    elif any(out_dir.glob("Scans/*")) or any(out_dir.glob("Masks/*")):
+    elif any(chain(*map(out_dir.glob, ("Scans/*", "Masks/*", "*/sub-*/")))):
         # Our names are those of ATLAS and ISLES: a patient's scan would be kept as if it were ours.
         raise UserError(f"--out_dir {out_dir} holds scans that are not synthetic; give another folder")
     what = "Synthetic: drawn from the MNI152 templates by data.phantom; these are no patients."

@@ -12,6 +12,7 @@ from data.files.listing import Patterns, counted
 from data.files.space import Shape, Spacing
 from data.prepare.cohort import PreparedGrid, attempt_all, prepare_case, record_path, remove_prepared
 from data.prepare.layouts import LAYOUTS, check_headers, choose_layout, find_cases, fit_brain, shape_for, spacing_for
+from data.scans.centres import CENTRE, centre_of_name
 from data.scans.checks import print_numbered
 from data.scans.cohort import Case
 from data.scans.fingerprints import fingerprint_cases
@@ -59,7 +60,7 @@ class Settings:
 
 
 def parse_args(argv: Sequence[str] | None = None) -> Settings:
-    what = "Prepare ATLAS v2.0, ISLES 2022 or any folder of scans: one grid, a table, pictures."
+    what = "Prepare ATLAS v2.0 or v3.0, ISLES 2022 or any folder of scans: one grid, a table, pictures."
     return cli.parse(Settings(), what, argv)
 
 
@@ -82,7 +83,7 @@ def main(settings: Settings) -> None:
             remove_prepared(record, out_dir)
         print(f"No longer in {root}: {counted(len(absent), 'scan')}; the prepared files were removed from {out_dir}")
     table = prepare(cases, scan_dim and scan_dim[1:], spacing_mm, channels, settings, out_dir)
-    draw_overview(table, out_dir, layout.in_mni)
+    draw_overview(table, out_dir)
     write_csv(out_dir / "cohort.csv", table)
     share = table.lesion_cm3 / table.source_lesion_cm3
     if n_shrunk := int((share < SHRUNK).sum()):
@@ -118,7 +119,7 @@ def prepare(
     rows, unprepared = attempt_all(work, list(fits), "Preparing scans", settings.num_workers)
     if refused := unread + unprepared:
         raise UserError(f"{refused[0]} ({len(refused)} of {len(cases)} scans refused, the others are prepared)")
-    return pd.DataFrame(list(rows.values()))
+    return pd.DataFrame([{**row, CENTRE: centre_of_name(case)} for case, row in rows.items()])
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Layouts of data sets, the published ones and others: which files take part, and the grid that suits them."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from data.files.listing import (
     Patterns,
     counted,
     find_volumes,
+    fits,
     print_left_out,
     require_present,
     require_some,
@@ -21,6 +22,7 @@ from data.files.names import BRAIN_MASK, MASK, SCAN, extension_of
 from data.files.space import Shape, Space, Spacing, centred_space, places_in, share_outside
 from data.files.volumes import read_header
 from data.scans.brain import brain_masks, read_brain, with_brains
+from data.scans.centres import require_one_centre
 from data.scans.checks import check_alignment, read_lesions, require_one_channel
 from data.scans.cohort import BRAINS, Case, pair_files, print_cases
 from data.scans.grid import CUT_OFF, centre_of, choose_spacing, print_cut, shape_that_holds, too_large
@@ -36,18 +38,21 @@ class Layout:
     mask: str | None
     scan_dim: tuple[int, int, int, int] | None  # (C, D, H, W) that holds every head; None for what holds those present
     spacing_mm: Spacing | None  # that most of its scans have; None for the median
-    in_mni: bool  # registered to MNI152, so that places can be compared between subjects
     scan_has_own_grid: bool = False  # scan and mask may lie on different grids: the scan goes onto the mask's
 
 
 # ATLAS R2.0: 197 x 233 x 189 at 1 mm in MNI152NLin2009aSym (Liew et al., 2022, 10.1038/s41597-022-01401-7).
+# ATLAS R3.0, of ISLES'26: brains alone on their scanner's grid, 0.03 to 5.3 mm3, a folder for each of 55 centres (de la
+# Rosa et al., 2026, 10.5281/zenodo.19856506).
 # ISLES 2022: mostly 112 x 112 x 73 at 2 mm, the mask on the grid of the DWI (Hernandez Petzsche et al., 2022,
 # 10.1038/s41597-022-01875-5); the FLAIR has a grid of its own and is not registered to it.
+HEAD, MM = (1, 189, 192, 192), (1.0, 1.0, 1.0)
 LAYOUTS = {
-    "atlas": Layout("*_T1w", "*T1lesion_mask", (1, 189, 192, 192), (1.0, 1.0, 1.0), True),
-    "isles-dwi": Layout("*_dwi", "*_msk", (1, 73, 112, 112), (2.0, 2.0, 2.0), False),
-    "isles-flair": Layout("*_flair", "*_msk", (1, 73, 112, 112), (2.0, 2.0, 2.0), False, True),
-    "bids": Layout(None, None, None, None, False, True),
+    "atlas": Layout("*_space-MNI152NLin2009aSym_*T1w", "*_space-MNI152NLin2009aSym_*T1lesion_mask", HEAD, MM),
+    "atlas3": Layout("*_space-orig_*T1w", "*_space-orig_*T1lesion_mask", HEAD, MM),
+    "isles-dwi": Layout("*_dwi", "*_msk", (1, 73, 112, 112), (2.0, 2.0, 2.0)),
+    "isles-flair": Layout("*_flair", "*_msk", (1, 73, 112, 112), (2.0, 2.0, 2.0), True),
+    "bids": Layout(None, None, None, None, True),
 }
 UNLABELLED = "Testing"  # the folder of ATLAS's hidden test set, whose masks are not published
 
@@ -94,8 +99,7 @@ def find_cases(
     roles = {path: BRAIN_MASK if place in brains else _role_in(layout, path, root) for place, path in files.items()}
     scans, masks = ([path for path in roles if roles[path] == role] for role in (SCAN, MASK))
     if not scans:
-        named, argument = _named(layout.scan), "--dataset" if layout.scan_dim else "--scan_pattern"
-        raise UserError(f"--root {root} holds no NIfTI scan{named}; check the folder and {argument}")
+        raise UserError(f"--root {root} holds no NIfTI scan{_named(layout.scan)}; {_other_layout(files, layout)}")
     require_present([*scans, *masks])
     print_left_out((path, role) for path, role in roles.items() if role not in (SCAN, MASK))
     if not masks:
@@ -106,6 +110,8 @@ def find_cases(
         if layout.scan_dim:
             raise
         raise UserError(f"{error}; {CHOOSE_BY_PATTERN}") from None
+    if layout.scan_dim:
+        require_one_centre(cases)
     print_cases(cases, "--root")
     paired = with_brains(cases, brains_dirs)
     return [replace(c, brain=None) if c.brain and _is_below(_place(c.brain), prepared) else c for c in paired]
@@ -128,6 +134,15 @@ def _role_in(layout: Layout, path: Path, root: Path) -> str:
         return BRAIN_MASK
     # ATLAS is also handed on with all that it holds in derivatives/.
     return role_below(root, path, SCAN, Patterns(layout.scan, layout.mask), raw_only=layout.scan_dim is None)
+
+
+def _other_layout(files: Iterable[Path], layout: Layout) -> str:
+    """What to do about a folder without a scan of a layout."""
+    if not layout.scan_dim:
+        return "check the folder and --scan_pattern"
+    fitting = (name for path in files for name, o in LAYOUTS.items() if o.scan and fits(Path(path.name), o.scan))
+    other = next(fitting, None)
+    return f"its names are those of --dataset {other}" if other else "check the folder and --dataset"
 
 
 def _named(pattern: str | None) -> str:

@@ -1,7 +1,7 @@
 """Overview of a cohort: a page of pictures of its lesions and scans."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.ticker import MaxNLocator
 
+from data.files.names import bids_entity
 from data.files.space import Space, places_in
 from data.files.volumes import read_volume
 from data.prepare.cohort import read_record, record_path
@@ -29,8 +30,14 @@ BAR: dict[str, Any] = {"color": TARGET, "edgecolor": "white"}
 Tile = tuple[str, np.ndarray, np.ndarray]  # caption, slice (H, W) in [0, 1] and mask (H, W) of a scan
 
 
-def draw_overview(table: pd.DataFrame, out_dir: Path, in_mni: bool) -> None:
+def are_in_mni(scans: Iterable[str]) -> bool:
+    """Whether all scans say by their names (``space-MNI152...``) that places can be compared between them."""
+    return all((bids_entity(scan, "space") or "").startswith("MNI152") for scan in scans)
+
+
+def draw_overview(table: pd.DataFrame, out_dir: Path) -> None:
     """Write ``cohort.png``: lesion sizes, where lesions lie on the MNI152 template, and a contact sheet of scans."""
+    in_mni = are_in_mni(table.scan)
     template, frequency = _lesion_frequency(table, out_dir, in_mni)
     tiles = _tiles(table, out_dir)
     rows = -(-len(tiles) // COLUMNS)
@@ -62,7 +69,8 @@ def _lesion_frequency(table: pd.DataFrame, out_dir: Path, in_mni: bool) -> tuple
     for scan, mask in progress(zip(table.scan, table["mask"], strict=True), "Mapping lesions", len(table)):
         own = spaces[scan] if in_mni else _about(spaces[scan], target)
         voxels = np.argwhere(read_volume(out_dir / "Masks" / mask).array[0] > 0)
-        places = np.round(places_in(target, voxels, own)).astype(int)
+        # Half up, not to even: of voxels midway between two of the target, every second one would stay empty.
+        places = np.floor(places_in(target, voxels, own) + 0.5).astype(int)
         lesion = np.zeros(target.shape, bool)  # voxels in which a voxel of the mask has its centre
         lesion[tuple(places[((places >= 0) & (places < target.shape)).all(1)].T)] = True
         count += lesion

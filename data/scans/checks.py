@@ -24,6 +24,7 @@ LEAST_SHARE_IN_HEAD = 0.5
 NEARLY = 1e-3  # that far from 0 or 1 a mask's value is meant as it: 255 times a slope of 0.00392156 is 0.9999978
 LARGEST_LABEL = 254  # of a mask that numbers its lesions; grey values go up to 255
 LISTED = 4  # values of a mask that is not binary, in the message; a soft mask has thousands
+SPACING = "spacing_mm"  # the column of a cohort's table
 SEPARATORS = ",;\t"  # of tables: pandas writes the first, Excel, depending on the country, the second
 
 
@@ -44,7 +45,7 @@ def spacing_table(case: Case) -> Path | None:
 def read_spacing(case: Case) -> Spacing | None:
     """(D, H, W) spacing in mm of a ``.npy`` scan from the ``cohort.csv`` beside its folder; None if unknown."""
     table = spacing_table(case)
-    sizes = None if table is None else _read_sizes(table, stamp_of(table))
+    sizes = None if table is None else read_column(table, SPACING, stamp_of(table))
     if sizes is None or case.name not in sizes:
         return None
     try:
@@ -58,22 +59,22 @@ def read_spacing(case: Case) -> Spacing | None:
 
 
 @lru_cache(maxsize=8)  # each scan of a cohort asks, some several times
-def _read_sizes(table: Path, stamp: tuple) -> Mapping[str, set[str]] | None:
-    """What the column ``spacing_mm`` of a table says of each of its ``scan``; None if it lacks one of the columns."""
-    sizes = defaultdict(set)
+def read_column(table: Path, column: str, stamp: tuple) -> Mapping[str, set[str]] | None:
+    """What a column of a cohort's table says of each of its ``scan``; None if it lacks one of the columns."""
+    values = defaultdict(set)
     try:
         with table.open(encoding="utf-8-sig", newline="") as file:
             separator = max(SEPARATORS, key=file.readline().count)
             file.seek(0)
             rows = csv.DictReader(file, delimiter=separator)
-            if not {"scan", "spacing_mm"} <= set(rows.fieldnames or ()):
+            if not {"scan", column} <= set(rows.fieldnames or ()):
                 return None
             for row in rows:
-                sizes[row["scan"]].add(row["spacing_mm"] or "")
+                values[row["scan"]].add(row[column] or "")
     except (ValueError, OSError, csv.Error) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"{table} is no readable table ({reason}); fix or remove it") from None
-    return sizes
+    return values
 
 
 def _print_missing_spacing(cases: list[Case]) -> None:
@@ -84,7 +85,7 @@ def _print_missing_spacing(cases: list[Case]) -> None:
             by_table[table].append(case.name)
     gaps = []
     for table, names in by_table.items():
-        sizes = _read_sizes(table, stamp_of(table))
+        sizes = read_column(table, SPACING, stamp_of(table))
         if sizes is None:
             gaps.append(f"{table} lacks the columns scan and spacing_mm")
         elif missing := [name for name in names if name not in sizes]:

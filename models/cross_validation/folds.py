@@ -6,7 +6,8 @@ import pandas as pd
 
 from data.batches.cutting import cut_cohort
 from data.files.listing import counted
-from data.scans.folds import Fold, cases_of, lesion_loads, make_folds
+from data.scans.centres import print_mixed_centres
+from data.scans.folds import Fold, cases_of, lesion_loads, make_folds, make_group_folds
 from models.checkpoints import load_model
 from models.cross_validation.state import (
     CrossValidation,
@@ -44,7 +45,10 @@ def get_ready(cv: CrossValidation) -> tuple[list[Fold], pd.DataFrame]:
         cv.facts = cohort.admit(settings.num_workers)
         if (folds := cv.known_folds()) is None:
             loads = lesion_loads({case: cv.facts[case].lesion for case in cohort.cases})
-            folds = make_folds(loads, settings.folds.k, settings.folds.splits, settings.seed)
+            how = settings.folds.k, settings.folds.splits, settings.seed
+            folds = make_group_folds(loads, cv.groups, *how) if cv.groups else make_folds(loads, *how)
+        if not cv.groups:
+            print_mixed_centres(cohort.cases, folds)
         record_or_refuse(cv, folds)
         slices = cv.folder / "slices"
         return folds, cut_cohort(cohort.everything, cohort.grid, cohort.prepare, slices, settings.num_workers)

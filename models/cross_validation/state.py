@@ -13,6 +13,7 @@ import numpy as np
 from data.batches.datamodules import scan_loader
 from data.files.listing import counted
 from data.files.names import result_name
+from data.scans.centres import groups_of, require_whole_groups
 from data.scans.cohort import Case
 from data.scans.fingerprints import PREPARATION_VERSION, check_sources, combined, content_digest, fingerprint
 from data.scans.folds import (
@@ -22,6 +23,7 @@ from data.scans.folds import (
     listed_folds,
     read_begun_folds,
     read_folds,
+    require_groups,
     usable_augmented,
     write_folds,
 )
@@ -30,6 +32,7 @@ from models.cross_validation.settings import CrossValidationSettings
 from models.training.runs import best_checkpoint, inputs_of, is_finished, is_trained, run_folder
 from utils.errors import UserError
 from utils.files import read_json, rows_of, write_json
+from utils.metadata import read_metadata
 from utils.provenance import open_run, read_run, require_inputs, require_settings, settings_of_results
 from utils.scores.intervals import Estimate
 
@@ -75,6 +78,12 @@ class CrossValidation:
     @property
     def subjects(self) -> set[str]:
         return {case.subject for case in self.cohort.cases}
+
+    @cached_property
+    def groups(self) -> dict[str, str]:
+        """Of each subject, the group that ``--groups`` keeps on one side; empty without it."""
+        column, table = self.settings.folds.groups, self.settings.outputs.metadata
+        return groups_of(self.cohort.cases, column, read_metadata(table) if table else None) if column else {}
 
     @cached_property
     def digests(self) -> dict[str, str]:
@@ -136,8 +145,12 @@ def check_settings(cv: CrossValidation) -> None:
     k = cv.number_of_folds()
     if beyond := [number for number in folds.folds_to_run or () if number >= k]:
         raise UserError(f"--folds_to_run {beyond[0]}: there are {k} folds, from 0 to {k - 1}")
-    if cv.known_folds() is None:
+    if (known := cv.known_folds()) is not None:
+        require_whole_groups(known, cv.groups, folds.folds or cv.folds_file)
+    else:
         held_out(len(cv.subjects), folds.k, folds.splits)
+        if folds.groups:
+            require_groups(cv.groups, folds.k, folds.splits)
 
 
 def record_or_refuse(cv: CrossValidation, folds: list[Fold]) -> None:
@@ -159,7 +172,8 @@ def record_or_refuse(cv: CrossValidation, folds: list[Fold]) -> None:
             finished = is_finished(rpn_folder, settings.rpn.run.max_epochs)
             proposer = cv.rpn_digest(number) if finished else "yet to be trained"
             require_inputs(folder, cv.inputs(fold, proposer))
-    write_folds(cv.folds_file, folds, seed=settings.seed, k=settings.folds.k, splits=settings.folds.splits)
+    k, splits = settings.folds.k, settings.folds.splits
+    write_folds(cv.folds_file, folds, seed=settings.seed, k=k, splits=splits, groups=cv.groups)
 
 
 def checkpoints_in(paths: Iterable[str], prefix: str = "") -> tuple[str, ...]:
