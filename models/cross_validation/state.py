@@ -13,6 +13,7 @@ import numpy as np
 from data.batches.datamodules import scan_loader
 from data.files.listing import counted
 from data.files.names import result_name
+from data.scans.atlas import atlas_files
 from data.scans.cohort import Case
 from data.scans.fingerprints import PREPARATION_VERSION, check_sources, combined, content_digest, fingerprint
 from data.scans.folds import (
@@ -34,7 +35,7 @@ from utils.provenance import open_run, read_run, require_inputs, require_setting
 from utils.scores.intervals import Estimate
 
 # Raised by hand when the same networks would get other scores or other files: folds are then tested anew.
-RESULTS_VERSION = 1
+RESULTS_VERSION = 2
 
 
 @dataclass
@@ -206,9 +207,10 @@ def identity_of_test(cv: CrossValidation, number: int, fold: Fold) -> Mapping[st
     tables = {f"{name}/{path.name}": rows_of(path, name) for of, name in of_stages for path in of.tables}
     settings = repr(sorted(settings_of_results(cv.settings).items()))
     versions = f"{PREPARATION_VERSION}, {RESULTS_VERSION}"
+    atlas = content_digest(atlas_files(cv.settings.outputs.atlas, cv.settings.outputs.atlas_names))
     return {
         "networks": cv.network_digests(number),
-        "test": combined({**scans, "settings": settings, "versions": versions}),
+        "test": combined({**scans, "settings": settings, "versions": versions, "atlas": atlas}),
         "tables": combined(tables),
     }
 
