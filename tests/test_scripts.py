@@ -44,9 +44,10 @@ SCORE_COLUMNS = [
     *["lesion_f1_strict", "lesion_precision_strict", "lesion_recall_strict", "false_lesions_strict"],
 ]
 LESION_COLUMNS = [
-    *["model_name", "scan", "kind", "x_mm", "y_mm", "z_mm", "slice", "voxels", "volume_cm3", "found", "dice"]
+    *["model_name", "scan", "kind", "x_mm", "y_mm", "z_mm", "slice", "voxels", "volume_cm3", "found", "dice"],
+    *["side", "mni_x_mm", "mni_y_mm", "mni_z_mm", "region"],
 ]
-VOLUME_COLUMNS = ["model_name", "scan", "predicted_lesions", "predicted_cm3", "true_lesions", "true_cm3"]
+VOLUME_COLUMNS = ["model_name", "scan", "predicted_lesions", "predicted_cm3", "true_lesions", "true_cm3", "side"]
 INTERVAL_COLUMNS = ["model_name", "size", "score", "mean", "low", "high", "scans"]
 RECALLS = [f"lesion_recall, {volume} cm3" for volume in ("under 1", "1 to 10", "over 10")]
 

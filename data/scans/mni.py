@@ -12,7 +12,7 @@ from data.files.volumes import read_volume
 from data.scans.prepared import PreparedScan
 
 MAP_MM = 2.0  # of maps over a cohort
-STEP_MM = 4.0  # of the points that are compared; finer ones cost more and were no better
+STEP_MM = 4.0  # of the points that are compared, or the voxels of a coarser scan; finer ones were no better
 BLURS = (2.0, 1.0, 0.5)  # standard deviations in steps, one after the other
 MOST_STEPS, SMALLEST_STEP_MM = 10, 0.05  # of each blur
 REACH_MM = 50.0  # makes places and intensities numbers of one size
@@ -28,12 +28,12 @@ def template_t1() -> tuple[np.ndarray, Space]:
     return _read("t1")
 
 
-@lru_cache(maxsize=1)
-def _template() -> tuple[np.ndarray, Space]:
-    """Grey matter, white matter and brain (3, D, H, W) float32 in [0, 1] on voxels of `STEP_MM`."""
+@lru_cache(maxsize=2)
+def _template(step_mm: float) -> tuple[np.ndarray, Space]:
+    """Grey matter, white matter and brain (3, D, H, W) float32 in [0, 1] on cubic voxels."""
     t1, own = template_t1()
     maps = np.stack([_read("gm")[0], _read("wm")[0], (t1 > 0).astype(np.float32)])
-    space = coarse_space(own, STEP_MM)
+    space = coarse_space(own, step_mm)
     return resample(maps, own, space, outside=(0.0,) * 3), space
 
 
@@ -61,32 +61,29 @@ def register(scan: PreparedScan) -> np.ndarray | None:
     """
     if not (scan.spacing_known and scan.place_known):
         return None
-    (_, _, brain), space = _template()
-    coarse = coarse_space(scan.space, STEP_MM)
+    step_mm = max(STEP_MM, round(float(np.prod(scan.space.spacing_mm)) ** (1 / 3), 1))
+    maps, space = template = _template(step_mm)
+    brain, coarse = maps[2] > 0.5, coarse_space(scan.space, step_mm)
     pair = np.stack([scan.scan[0].astype(np.float32), scan.brain.astype(np.float32)])
     pair = resample(pair, scan.space, coarse, outside=(0.0, 0.0))
     inside = pair[1] > 0.5
     if not inside.any() or not (deviation := pair[0][inside].std()):
         return None
     pair[0] /= deviation
-    to_scan = _first_guess(inside, coarse)
+    to_scan = _first_guess(_places(brain, space), _places(inside, coarse))
     for blur in BLURS:
-        to_scan = _refine(to_scan, pair, coarse, blur)
+        to_scan = _refine(to_scan, template, pair, coarse, blur)
     if not np.isfinite(to_scan).all() or np.linalg.det(to_scan) <= 0:
         return None
     to_mni = np.linalg.inv(to_scan)
     moved = resample(inside[None], Space(coarse.shape, to_mni @ coarse.affine), space)[0]
-    overlap = 2 * np.count_nonzero(moved & (brain > 0.5)) / (np.count_nonzero(moved) + np.count_nonzero(brain > 0.5))
+    overlap = 2 * np.count_nonzero(moved & brain) / (np.count_nonzero(moved) + np.count_nonzero(brain))
     return to_mni if overlap >= LEAST_OVERLAP else None
 
 
-def _first_guess(brain: np.ndarray, own: Space) -> np.ndarray:
-    """(4, 4) from MNI mm to the scanner's: the template's brain at the middle of the scan's, and of its size."""
-    _, space = _template()
-    (middle, size), (own_middle, own_size) = (
-        (points.mean(0), points.std(0).prod() ** (1 / 3))
-        for points in (_places(_template()[0][2] > 0.5, space), _places(brain, own))
-    )
+def _first_guess(template: np.ndarray, own: np.ndarray) -> np.ndarray:
+    """(4, 4) from MNI mm to the scanner's, given (N, 3) places of both brains, that agree in middle and size."""
+    (middle, size), (own_middle, own_size) = ((p.mean(0), p.std(0).prod() ** (1 / 3)) for p in (template, own))
     scale = own_size / size
     return nib.affines.from_matvec(scale * np.eye(3), own_middle - scale * middle)
 
@@ -96,9 +93,11 @@ def _places(mask: np.ndarray, space: Space) -> np.ndarray:
     return nib.affines.apply_affine(space.affine, np.argwhere(mask)[:, [1, 2, 0]])
 
 
-def _refine(to_scan: np.ndarray, pair: np.ndarray, own: Space, blur: float) -> np.ndarray:
+def _refine(
+    to_scan: np.ndarray, template: tuple[np.ndarray, Space], pair: np.ndarray, own: Space, blur: float
+) -> np.ndarray:
     """Steps at one blur; `pair` holds scan and brain (2, D, H, W) on `own`, which `to_scan` leads to from MNI mm."""
-    maps, space = _template()
+    maps, space = template
     near = ndimage.binary_dilation(maps[2] > 0.02, iterations=2)
     scale = np.array([REACH_MM] * 3 + [1.0])
     points = np.c_[_places(near, space), np.ones(np.count_nonzero(near))]

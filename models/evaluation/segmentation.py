@@ -82,7 +82,10 @@ def evaluate_strokeformer(
 
 
 def _volumes(scan: PreparedScan, prediction: np.ndarray, target: np.ndarray | None, place: Place) -> dict:
-    """A row of `VOLUMES_FILE`: number and cm3 of the predicted lesions and, with a mask, of the true ones; their side."""
+    """A row of `VOLUMES_FILE`: number and cm3 of the predicted lesions and of those of the mask, and the latter's side.
+
+    Without a mask it is that of the predicted lesions.
+    """
     row: dict[str, object] = {"scan": scan.name}
     for whose, mask in (("predicted", prediction), ("true", target)):
         load = (pd.NA, np.nan) if mask is None else lesion_load(mask, scan.own_spacing_mm)
