@@ -9,6 +9,7 @@ from scipy.optimize import minimize
 from data.files.space import Space, coarse_space, resample
 
 COARSE_MM = 3.0  # the search for what is symmetric needs no finer voxels
+LEAST_VOXELS = 60  # along the longest side: of a scan of unknown voxel size 3 "mm" may be too coarse
 FIRST_STEP = (0.5, 0.05, 0.05)  # voxels and radians of the simplex that looks for the plane
 LEAST_MM3 = 1000.0  # a smaller piece is no lesion that was left out
 
@@ -37,13 +38,17 @@ def complete_by_symmetry(brain: np.ndarray, head: np.ndarray, own: Space) -> np.
 def midsagittal_plane(brain: np.ndarray, own: Space) -> np.ndarray:
     """(4,) whose product with a place (x, y, z, 1) in scanner mm is how many mm to the right of the plane it lies.
 
-    It is the plane in which the brain mask (D, H, W) is most like its reflection.
+    It is the plane in which the brain mask (D, H, W) is most like its reflection; NaN where the mask is too thin.
     """
-    coarse = coarse_space(own, COARSE_MM)
-    middle, (shift, turn, tilt) = symmetry_plane(resample(brain[None], own, coarse)[0])
+    size = min(COARSE_MM, max(np.multiply(own.shape, own.spacing_mm)) / LEAST_VOXELS)
+    coarse = coarse_space(own, size)
+    small = resample(brain[None], own, coarse)[0]
+    if not small.any():
+        return np.full(4, np.nan)
+    middle, (shift, turn, tilt) = symmetry_plane(small)
     normal = _normal(turn, tilt)
     from_mm = np.linalg.inv(coarse.affine)[[2, 0, 1]]  # to voxels (D, H, W)
-    return COARSE_MM * (normal @ from_mm - [0, 0, 0, normal @ middle + shift])
+    return size * (normal @ from_mm - [0, 0, 0, normal @ middle + shift])
 
 
 def symmetry_plane(mask: np.ndarray) -> tuple[np.ndarray, tuple[float, float, float]]:

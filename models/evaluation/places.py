@@ -29,7 +29,7 @@ def side_of(right_mm: np.ndarray) -> str | float:
 
     ``left`` or ``right``; else ``midline`` where as many lie within `MIDLINE_MM`, and ``both`` where they do not.
     """
-    if not len(right_mm):
+    if not len(right_mm) or np.isnan(right_mm).any():
         return np.nan
     shares = {"left": right_mm < 0, "right": right_mm > 0, "midline": np.abs(right_mm) <= MIDLINE_MM}
     return next((side for side, inside in shares.items() if inside.mean() >= SIDED), "both")
