@@ -149,7 +149,8 @@ def titles(html: str) -> list[str]:
 def test_a_report_tells_what_was_found_and_how_it_came_about(reports, workspace):
     html = reports["scored"].read_text()
     assert titles(html) == [
-        *["Scores", "Lesions by volume", "Scans", "All scans", "Calibration of stage 1", "Training", "Settings"]
+        *["Scores", "Lesions by volume", "Where lesions lie", "Scans", "All scans"],
+        *["Calibration of stage 1", "Training", "Settings"],
     ]
     scores = pd.read_csv(reports["scored"].parent.parent / "scores.csv")
     assert f"<td>{scores.dice[0]:.3f}</td>" in html
@@ -159,7 +160,7 @@ def test_a_report_tells_what_was_found_and_how_it_came_about(reports, workspace)
 
 def test_without_masks_a_report_tells_volumes(reports):
     html = reports["unscored"].read_text()
-    assert titles(html) == ["Volumes", "Scans", "Calibration of stage 1", "Training", "Settings"]
+    assert titles(html) == ["Volumes", "Where lesions lie", "Scans", "Calibration of stage 1", "Training", "Settings"]
     assert "Dice" not in html.replace("DiceCELoss", "")
 
 
