@@ -421,7 +421,7 @@ def test_cross_validation_leaves_every_result(cross_validated):
     assert len(pd.read_csv(cwd / "scores/per_scan_scores.csv")) == 6
     assert len(pd.read_csv(cwd / "scores/per_size_scores.csv")) == 8
     groups = pd.read_csv(cwd / "scores/per_group_scores.csv")
-    assert set(groups.model_name) == {"seg"} and set(groups.group) == {"lesion volume", "centre"}
+    assert set(groups.model_name) == {"seg"} and set(groups.group) == {"lesion volume", "lesion side", "side", "centre"}
 
 
 def test_cross_validation_ends_with_mean_and_deviation_over_folds(cross_validated):
