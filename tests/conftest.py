@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,6 +11,8 @@ import pytest
 from hypothesis import settings
 
 os.environ["OMP_NUM_THREADS"] = "1"  # the workers of `make test` are as many as the cores; read when torch is imported
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell lets its jobs in the background ignore
 
 settings.register_profile("suite", deadline=None)  # on a busy machine any example may take long
 settings.load_profile("suite")
