@@ -13,7 +13,7 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from utils.files import atomic_path
-from utils.plots import DPI
+from utils.plots import DPI, lay_out
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,7 @@ def chart(figure: Figure, label: str) -> Markup:
     """A figure as a drawing that stays sharp at any size; `label` is for those who cannot see it."""
     stream = io.StringIO()
     with rc_context({"svg.fonttype": "none", "font.family": "sans-serif"}):  # text to search, in the page's own font
+        lay_out(figure)
         figure.savefig(stream, format="svg", metadata={"Date": None})
     figure.clear()
     _, tag, drawing = stream.getvalue().partition("<svg")  # a page has a head of its own
@@ -50,6 +51,7 @@ def picture(source: Figure | Path, label: str, small: bool = False) -> Markup:
     """A figure with scans, or a picture file, as PNG, as wide as the page at most, or a third of it if `small`."""
     if isinstance(source, Figure):
         stream = io.BytesIO()
+        lay_out(source)
         source.savefig(stream, format="png", dpi=DPI)
         source.clear()
     content = stream.getvalue() if isinstance(source, Figure) else source.read_bytes()
