@@ -143,6 +143,8 @@ def test_lesions_and_regions_of_a_scan_worked_by_hand():
     found = place.with_places(rows, prediction, target)
     assert found.side.tolist() == ["left", "right"] and found.region.tolist() == ["l", "r"]
     assert found[["mni_x_mm", "mni_y_mm", "mni_z_mm"]].to_numpy().tolist() == [[-45, 50, 50], [42.5, 30, 20]]
+    none = place.with_places(rows[:0], prediction & False, target & False)
+    assert none.empty and none.columns.tolist() == found.columns.tolist()
     volumes = place.region_rows("a", prediction, target).set_index("region")
     assert volumes.predicted_cm3.to_dict() == {"l": 1, "r": 1, OUTSIDE: 0}
     assert volumes.true_cm3.to_dict() == {"l": 2, "r": 0, OUTSIDE: 0}

@@ -1,11 +1,13 @@
 """Where the lesions of a scan lie: their side, their place in MNI space, and the regions of an atlas."""
 
+import itertools
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pandas as pd
+from scipy import ndimage
 
 from data.files.listing import counted
 from data.files.names import SCAN
@@ -33,6 +35,14 @@ def side_of(right_mm: np.ndarray) -> str | float:
         return np.nan
     shares = {"left": right_mm < 0, "right": right_mm > 0, "midline": np.abs(right_mm) <= MIDLINE_MM}
     return next((side for side, inside in shares.items() if inside.mean() >= SIDED), "both")
+
+
+def _voxels(labels: np.ndarray, corner: np.ndarray) -> list[np.ndarray]:
+    """The voxels (N, 3) of each component of `labels` (D, H, W), whose first voxel is `corner`."""
+    # Of a hundred components each fills little of the volume. There is none around two empty masks.
+    boxes = ndimage.find_objects(labels) if labels.size else []
+    starts = (corner + [span.start for span in box] for box in boxes)
+    return [np.argwhere(labels[box] == i) + start for i, (box, start) in enumerate(zip(boxes, starts, strict=True), 1)]
 
 
 @dataclass(frozen=True)
@@ -68,9 +78,8 @@ class Place:
     def with_places(self, rows: pd.DataFrame, prediction: np.ndarray, target: np.ndarray) -> pd.DataFrame:
         """`lesion_rows` of the masks (D, H, W) with ``side``, `MNI_COLUMNS` and ``region``."""
         components = find_components(prediction, target)
-        false = 1 + np.flatnonzero(components.false)
-        kinds = (components.true, range(1, len(components.found) + 1)), (components.predicted, false)
-        lesions = [np.argwhere(labels == i) + components.corner for labels, of_kind in kinds for i in of_kind]
+        true, predicted = (_voxels(labels, components.corner) for labels in (components.true, components.predicted))
+        lesions = [*true, *itertools.compress(predicted, components.false)]
         matrix = np.full((4, 4), np.nan) if self.to_mni is None else self.to_mni
         centres = nib.affines.apply_affine(matrix, rows[["x_mm", "y_mm", "z_mm"]].to_numpy(float).reshape(-1, 3))
         new = {"side": [self.side(lesion) for lesion in lesions], **dict(zip(MNI_COLUMNS, centres.T, strict=True))}

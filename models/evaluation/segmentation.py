@@ -20,9 +20,10 @@ from models.ensembles import StrokeFormerEnsemble
 from models.evaluation.explanations import find_layers, gradcam
 from models.evaluation.places import Place, Places
 from models.evaluation.settings import Outputs
+from models.evaluation.tables import PER_LESION_FILE, PER_SCAN_FILE, VOLUMES_FILE
 from models.pipeline import Prediction, TwoStage
 from models.segmentation.module import StrokeFormer
-from utils.files import REGION_VOLUMES_FILE, STAGE_2_TABLES, intervals_file
+from utils.files import REGION_VOLUMES_FILE, intervals_file
 from utils.plots import pictures_per_scan, plot_gradcam, plot_volume_prediction, save_figure
 from utils.progress import progress
 from utils.regions.region import lying_on, write_regions
@@ -31,7 +32,6 @@ from utils.scores.masks import OVERLAP_SCORES, lesion_load, lesion_probability
 from utils.scores.metrics import SIZE_BINS, lesion_rows, scan_scores, scores_by_size, slice_scores
 
 CaseScores = tuple[dict, pd.DataFrame, pd.DataFrame]  # by `scan_scores`, `lesion_rows`, `slice_scores`, on its own grid
-PER_SCAN_FILE, PER_LESION_FILE, VOLUMES_FILE, _ = STAGE_2_TABLES
 
 
 def evaluate_strokeformer(
