@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.loggers import CSVLogger
 from torch import nn
 from torch.multiprocessing import ProcessRaisedException
 
@@ -179,6 +180,22 @@ def test_fewer_epochs_than_trained_are_refused_in_one_line(tmp_path):
 
 
 # --- another launcher ----------------------------------------------------------------------------------
+
+
+def test_signal_amid_the_writing_of_the_log_leaves_it_readable(tmp_path, monkeypatch):
+    logger = CSVLogger(tmp_path, name="logs")
+    rewrite = logger.experiment._rewrite_with_new_header
+
+    def interrupted(*args) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        rewrite(*args)
+
+    monkeypatch.setattr(logger.experiment, "_rewrite_with_new_header", interrupted)
+    with pytest.raises(Stopped), stoppable():
+        for step, metrics in enumerate(({"loss": 1.0}, {"loss": 0.5, "val_loss": 0.7})):
+            logger.log_metrics(metrics, step)
+            logger.save()
+    assert runs.logged_metrics(tmp_path).loss.tolist() == [1.0, 0.5]
 
 
 def test_script_started_by_another_launcher_trains_and_logs_by_itself(cohort, tmp_path):

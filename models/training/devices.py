@@ -115,8 +115,9 @@ class Stop(pl.Callback):
         for process in active_children():
             if not process.daemon:  # of another device; in a collective operation it would wait for the others
                 process.kill()
-        # Where an object is begun or ended, such as a loader with its workers, an exception would be printed and lost.
-        while frame and frame.f_code.co_name not in ("__init__", "__del__"):
+        # Where an object is begun or ended, such as a loader with its workers, an exception would be printed and lost;
+        # where Lightning saves its log, rows of more columns than their header would stay.
+        while frame and frame.f_code.co_name not in ("__init__", "__del__", "save"):
             frame = frame.f_back
         if frame is None:
             self.leave()
