@@ -51,7 +51,7 @@ class Place:
 
     own: Space
     spacing_mm: tuple[float, float, float] | None  # None where it is unknown
-    plane: np.ndarray  # of `midsagittal_plane`
+    plane: np.ndarray  # its product with (x, y, z, 1) in scanner mm is how far right of the midline that lies, in mm
     to_mni: np.ndarray | None  # of `register`
     atlas: Atlas | None
 
@@ -118,7 +118,9 @@ class Places:
     def add(self, scan: PreparedScan, prediction: np.ndarray, target: np.ndarray | None) -> Place:
         """The place of a scan, with its masks (D, H, W) bool on its own grid; what they hold is counted."""
         to_mni = register(scan)
-        plane = midsagittal_plane(scan.brain, scan.space)
+        plane = (
+            midsagittal_plane(scan.brain, scan.space) if to_mni is None else to_mni[0] / np.linalg.norm(to_mni[0, :3])
+        )
         place = Place(scan.own, scan.own_spacing_mm, plane, to_mni, self.atlas)
         self.known[scan.name] = None if to_mni is None else to_mni.tolist()
         if to_mni is None and scan.spacing_known:
