@@ -305,7 +305,8 @@ def test_what_is_lesion_is_chosen_in_training_and_can_be_fixed_in_a_test(workspa
     row = table[(table.threshold == chosen["lesion_threshold"]) & (table.smallest_cm3 == chosen["smallest_lesion_cm3"])]
     assert (row.dice + row.lesion_f1).item() == pytest.approx((table.dice + table.lesion_f1).max())
     assert f"Lesion is what has a probability above {row.threshold.item():g} " in workspace.output["seg"]
-    test = ["test_strokeformer.py", "--scans", workspace.scans, "--ckpt_path", workspace.seg, "--n_predictions", 0]
+    scan = next(workspace.scans.iterdir())
+    test = ["test_strokeformer.py", "--scans", scan, "--ckpt_path", workspace.seg, "--n_predictions", 0]
     for name, *fixed in (("all", 0), ("none", 1), ("vast", 0, "--smallest_lesion_cm3", 1e6)):
         decision = ["--lesion_threshold", *fixed, "--flip_average", "--model_name", name]
         run_script(*test, *decision, *GRID, cwd=tmp_path)
@@ -362,8 +363,8 @@ def test_predictions_do_not_depend_on_the_intensity_scale(workspace, tmp_path):
     }
     for part in ("Scans", "Brains"):
         (tmp_path / part).mkdir()
-    subjects = sorted(workspace.scans.iterdir())
-    for path, brain in zip(subjects, sorted((workspace.scans.parent / "Brains").iterdir()), strict=True):
+    subjects, brains = (sorted(folder.iterdir())[:2] for folder in (workspace.scans, workspace.scans.parent / "Brains"))
+    for path, brain in zip(subjects, brains, strict=True):
         for name, change in changes.items():
             scan = np.rint(10 * np.load(path))
             np.save(tmp_path / "Scans" / path.name.replace("sub-", f"sub-{name}"), change(scan))
@@ -379,12 +380,13 @@ def test_predictions_do_not_depend_on_the_intensity_scale(workspace, tmp_path):
 
 
 def test_regions_file_and_rpn_lead_to_the_same_prediction(workspace):
-    common = ["test_strokeformer.py", "--scans", workspace.scans, "--ckpt_path", workspace.seg, "--n_predictions", 0]
+    scans = sorted(workspace.scans.iterdir())[:2]
+    common = ["test_strokeformer.py", "--scans", *scans, "--ckpt_path", workspace.seg, "--n_predictions", 0]
     run_script(*common, "--rpn_ckpt_path", workspace.rpn, "--model_name", "by_rpn", *GRID, cwd=workspace.cwd)
     regions = workspace.cwd / "scores/by_rpn/regions.json"
     run_script(*common, "--regions", regions, "--model_name", "by_file", *GRID, cwd=workspace.cwd)
     by_rpn, by_file = (sorted((workspace.cwd / f"scores/{n}/predictions").iterdir()) for n in ("by_rpn", "by_file"))
-    assert len(by_rpn) == 6
+    assert len(by_rpn) == 2
     for one, other in zip(by_rpn, by_file, strict=True):
         np.testing.assert_array_equal(np.load(one), np.load(other))
 

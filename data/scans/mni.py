@@ -6,6 +6,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 from scipy import ndimage
+from skimage.transform import downscale_local_mean
 
 from data.files.space import Space, coarse_space, resample
 from data.files.volumes import read_volume
@@ -32,9 +33,12 @@ def template_t1() -> tuple[np.ndarray, Space]:
 def _template(step_mm: float) -> tuple[np.ndarray, Space]:
     """Grey matter, white matter and brain (3, D, H, W) float32 in [0, 1] on cubic voxels."""
     t1, own = template_t1()
-    maps = np.stack([_read("gm")[0], _read("wm")[0], (t1 > 0).astype(np.float32)])
+    maps = _read("gm")[0], _read("wm")[0], (t1 > 0).astype(np.float32)
+    # By blocks first, which takes half a second less.
+    halved = np.stack([downscale_local_mean(tissue, 2) for tissue in maps])
+    half = Space(halved.shape[1:], own.affine @ nib.affines.from_matvec(2 * np.eye(3), (0.5,) * 3))
     space = coarse_space(own, step_mm)
-    return resample(maps, own, space, outside=(0.0,) * 3), space
+    return resample(halved, half, space, outside=(0.0,) * 3), space
 
 
 def map_space() -> Space:
@@ -62,7 +66,7 @@ def register(scan: PreparedScan) -> np.ndarray | None:
     if not (scan.spacing_known and scan.place_known):
         return None
     step_mm = max(STEP_MM, round(float(np.prod(scan.space.spacing_mm)) ** (1 / 3), 1))
-    maps, space = template = _template(step_mm)
+    maps, space = _template(step_mm)
     brain, coarse = maps[2] > 0.5, coarse_space(scan.space, step_mm)
     pair = np.stack([scan.scan[0].astype(np.float32), scan.brain.astype(np.float32)])
     pair = resample(pair, scan.space, coarse, outside=(0.0, 0.0))
@@ -72,7 +76,7 @@ def register(scan: PreparedScan) -> np.ndarray | None:
     pair[0] /= deviation
     to_scan = _first_guess(_places(brain, space), _places(inside, coarse))
     for blur in BLURS:
-        to_scan = _refine(to_scan, template, pair, coarse, blur)
+        to_scan = _refine(to_scan, _points(step_mm, blur), pair, coarse, blur)
     if not np.isfinite(to_scan).all() or np.linalg.det(to_scan) <= 0:
         return None
     to_mni = np.linalg.inv(to_scan)
@@ -93,17 +97,26 @@ def _places(mask: np.ndarray, space: Space) -> np.ndarray:
     return nib.affines.apply_affine(space.affine, np.argwhere(mask)[:, [1, 2, 0]])
 
 
-def _refine(
-    to_scan: np.ndarray, template: tuple[np.ndarray, Space], pair: np.ndarray, own: Space, blur: float
-) -> np.ndarray:
-    """Steps at one blur; `pair` holds scan and brain (2, D, H, W) on `own`, which `to_scan` leads to from MNI mm."""
-    maps, space = template
+@lru_cache(maxsize=2 * len(BLURS))
+def _points(step_mm: float, blur: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The template in and about the brain: places (N, 4) in MNI mm and 1, brain (N,), and what a scan is a sum of."""
+    maps, space = _template(step_mm)
     near = ndimage.binary_dilation(maps[2] > 0.02, iterations=2)
-    scale = np.array([REACH_MM] * 3 + [1.0])
     points = np.c_[_places(near, space), np.ones(np.count_nonzero(near))]
     grey, white, brain = (ndimage.gaussian_filter(m, blur)[near] for m in maps)
     tissues = np.stack([grey, white, np.clip(brain - grey - white, 0, None)], 1)
-    tissues = np.c_[tissues, brain[:, None] * points[:, :3] / REACH_MM]
+    return points, brain, np.c_[tissues, brain[:, None] * points[:, :3] / REACH_MM]
+
+
+def _refine(
+    to_scan: np.ndarray, template: tuple[np.ndarray, ...], pair: np.ndarray, own: Space, blur: float
+) -> np.ndarray:
+    """Steps at one blur; `pair` holds scan and brain (2, D, H, W) on `own`, which `to_scan` leads to from MNI mm.
+
+    `template` is that of `_points`.
+    """
+    points, brain, tissues = template
+    scale = np.array([REACH_MM] * 3 + [1.0])
     smooth = [ndimage.gaussian_filter(volume, blur) for volume in pair]
     slopes = [np.gradient(volume) for volume in smooth]
     weights, n = np.ones(len(points)), tissues.shape[1]
