@@ -9,13 +9,14 @@ from scipy.spatial.transform import Rotation
 
 from data.phantom import statistics
 from data.phantom.heads import MIDLINE_MM, ORIGIN_MM, Field, Head, load_templates
-from data.phantom.statistics import ARTERIES, NAMES, Law, draw_volumes, territory_scores
+from data.phantom.statistics import ARTERIES, NAMES, SPREADS_MM, Law, draw_volumes, territory_scores
 
 # From 0.1 to 0.9 of its opacity a lesion's edge fades over that many mm: at variety 0 and, half as wide again as the
 # 0.5 to 4 mm of real scans, at variety 1.
 FADE_MM, FULL_FADE_MM = (2.6, 2.6), (0.5, 5.75)
 FADE_SLOPE = 2 * np.log(9)  # of the logistic function between 0.1 and 0.9
 BORDER_MM = 4.0  # in which the log densities of two territories change by about 1
+CORE = 1.7  # standard deviations of a territory, in which its largest infarcts begin
 PROXIMAL_CM3 = 60.0  # beyond it a stroke is that of a trunk, not of one of its arteries
 NEIGHBOURS = np.ones((3, 3, 3), bool)
 CHAINED = ("ACA", "MCA frontal", "MCA parietal")
@@ -86,7 +87,7 @@ def plan_lesions(law: Law, evenly: np.ndarray, rng: np.random.Generator) -> list
     opposite_share = statistics.OTHER_SIDE[rng.random() < statistics.BOTH_SIDES]
     is_chain = len(volumes) > 2 and name in CHAINED and rng.random() < statistics.CHAIN_SHARE
     own = places.artery == NAMES.index(name)
-    first = _draw_place(places.mm[own & places.is_border if is_chain else own], side, rng)
+    first = _draw_place(places.mm[own & (places.is_border if is_chain else places.is_core)], side, rng)
     lesions = [_lesion_at(volumes[0], first, side, name, rng)]
     candidates = places.mm[places.is_border] if is_chain else places.mm
     for volume in volumes[1:]:
@@ -212,6 +213,7 @@ class Lattice(NamedTuple):
 
     mm: np.ndarray  # (N, 3)
     artery: np.ndarray  # (N,) index into `NAMES`
+    is_core: np.ndarray  # (N,) within `CORE` standard deviations of its artery's territory
     is_border: np.ndarray  # (N,) between anterior and middle, or middle and posterior cerebral artery
 
 
@@ -223,18 +225,20 @@ def _lattice() -> Lattice:
     second, first = np.take_along_axis(scores, order, 0)
     trunks = np.sort(np.array([artery.trunk for artery in ARTERIES.values()])[order], axis=0)
     is_pair = (trunks == [["ACA"], ["MCA"]]).all(0) | (trunks == [["MCA"], ["PCA"]]).all(0)
-    return Lattice(places.astype(float), order[-1], is_pair & (first - second < 1))
+    is_core = first + np.log(SPREADS_MM).sum(1)[order[-1]] > -(CORE**2) / 2
+    return Lattice(places.astype(float), order[-1], is_core, is_pair & (first - second < 1))
 
 
 def _draw_place(
     candidates: np.ndarray, side: int, rng: np.random.Generator, near: np.ndarray | None = None
 ) -> np.ndarray:
     """One of (N, 3) places of a hemisphere, in template mm; about `near` if given."""
-    candidates = candidates[(candidates[:, 0] - MIDLINE_MM) * side > 2]
+    some = candidates[rng.integers(len(candidates), size=400)]
+    some = some[(some[:, 0] - MIDLINE_MM) * side > 2]
     if near is None:
-        return candidates[rng.integers(len(candidates))]
+        return some[0]
     wanted = near + rng.normal(0, statistics.SCATTER_MM, 3)
-    return candidates[((candidates - wanted) ** 2).sum(1).argmin()]
+    return some[((some - wanted) ** 2).sum(1).argmin()]
 
 
 @lru_cache(maxsize=2)

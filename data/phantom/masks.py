@@ -19,7 +19,7 @@ from utils.progress import map_in_order
 ARGUMENT = "--lesion_masks"
 SCANS = 3  # whose lesions are mixed in one head: the largest is the first one's
 MIXED_SHARE = 0.5  # of the other lesions, that come from another scan than the largest
-GROWTH_MM, MOST_GROWTH = 0.6, 0.3  # standard deviation of growth and erosion, and the most as a share of the radius
+GROWTH_MM, GROWTH_SHARE = 1.0, 0.3  # the most that a lesion is grown or eroded by, and as a share of its radius
 MARGIN = 6  # voxels about a lesion in which its edge fades
 
 
@@ -103,7 +103,7 @@ def draw_real_lesions(head: Head, paths: list[Path], variety: float, rng: np.ran
         if 0 < i < len(other) and rng.random() < MIXED_SHARE:  # on the same side of its own largest as before
             component, flip = other[i], is_mirrored ^ ((other[0].deepest[0] > MIDLINE_MM) != side)
         depth, radius = _depth_at(points, component, flip), float(component.depth_mm.max())
-        depth += np.clip(rng.normal(0, GROWTH_MM), -MOST_GROWTH * radius, MOST_GROWTH * radius)
+        depth += rng.uniform(-1, 1) * min(GROWTH_MM, GROWTH_SHARE * radius)
         if i == 0 and depth.max() <= 0:  # it lies between coarse voxels; a scan with lesions has one at any spacing
             centre = np.where([flip, False, False], 2 * MIDLINE_MM, 0) + component.deepest * ([1, -1][flip], 1, 1)
             depth[((points - centre[:, None]) ** 2).sum(0).argmin()] = radius

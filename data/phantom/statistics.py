@@ -28,7 +28,7 @@ class Law:
     others: tuple[float, float, float, float]
 
 
-ACUTE = Law((0.30, 2.0, 12.7, 52.0, 197.0), (0.8, 0.12, 0.98), (-0.1, 0.28, 0.98), (-1.6, 0.2, -0.43, 1.9))
+ACUTE = Law((0.30, 2.0, 12.7, 52.0, 197.0), (0.82, 0.12, 0.98), (-0.1, 0.28, 0.98), (-1.6, 0.2, -0.43, 1.9))
 # ATLAS v2.0 (Liew et al., 2022, 10.1038/s41597-022-01401-7): median and 5 to 95 % of the volume, the quartiles of a
 # log-normal in between; median of 2 and 95 % of 8 lesions, 28 % of them under 0.03 cm3. Slopes are those of `ACUTE`.
 CHRONIC = Law((0.14, 1.05, 4.3, 17.6, 136.0), (0.6, 0.12, 0.85), (-0.1, 0.28, 0.85), (-2.8, 0.2, -0.43, 2.15))
@@ -58,20 +58,20 @@ class Artery(NamedTuple):
 
 VENTRICLE, ATRIUM, TEMPORAL_HORN, DENTATE = (18, 5, 20), (22, -42, 16), (34, -18, -12), (8, -52, -30)
 ARTERIES = {
-    "ACA": Artery((12, 3, 34), (7, 42, 27), 0.078, 6.5, 2.1, "ACA", 0.5, VENTRICLE),
-    "MCA frontal": Artery((39, 21, 18), (11, 21, 23), 0.245, 20.0, 2.1, "MCA", 0.08, VENTRICLE),
-    "MCA parietal": Artery((46, -40, 40), (12, 17, 14), 0.14, 18.0, 1.85, "MCA", 0.08, ATRIUM),
-    "MCA temporal": Artery((49, -21, -13), (14, 22, 18), 0.052, 30.0, 1.8, "MCA", 0.08, TEMPORAL_HORN),
-    "MCA occipital": Artery((40, -76, 15), (9, 9, 12), 0.018, 20.0, 1.2, "MCA", 0.05, ATRIUM),
-    "MCA insular": Artery((37, 1, -1), (5, 12, 9), 0.022, 2.0, 1.5, "MCA", 0.0, None, (0, 0.9, 0.4)),
-    "lenticulostriate": Artery((22, -2, 7), (7, 12, 10), 0.175, 3.0, 1.4, "MCA", 0.0, None, (0.2, -0.5, 0.8)),
-    "PCA occipital": Artery((18, -76, 7), (12, 16, 18), 0.064, 29.0, 1.2, "PCA", 0.3, ATRIUM),
+    "ACA": Artery((12, 3, 34), (7, 42, 27), 0.08, 6.5, 2.1, "ACA", 0.5, VENTRICLE),
+    "MCA frontal": Artery((39, 21, 18), (11, 21, 23), 0.255, 20.0, 2.1, "MCA", 0.08, VENTRICLE),
+    "MCA parietal": Artery((46, -40, 40), (12, 17, 14), 0.13, 18.0, 1.85, "MCA", 0.08, ATRIUM),
+    "MCA temporal": Artery((49, -21, -13), (14, 22, 18), 0.07, 30.0, 1.8, "MCA", 0.08, TEMPORAL_HORN),
+    "MCA occipital": Artery((40, -76, 15), (9, 9, 12), 0.016, 20.0, 1.2, "MCA", 0.05, ATRIUM),
+    "MCA insular": Artery((37, 1, -1), (5, 12, 9), 0.016, 2.0, 1.5, "MCA", 0.0, None, (0, 0.9, 0.4)),
+    "lenticulostriate": Artery((22, -2, 7), (7, 12, 10), 0.16, 3.0, 1.4, "MCA", 0.0, None, (0.2, -0.5, 0.8)),
+    "PCA occipital": Artery((18, -76, 7), (12, 16, 18), 0.075, 29.0, 1.2, "PCA", 0.3, ATRIUM),
     "PCA temporal": Artery((40, -41, -19), (8, 12, 7), 0.003, 16.0, 0.7, "PCA", 0.0, ATRIUM),
-    "thalamoperforating": Artery((12, -23, 0), (7, 9, 9), 0.045, 1.0, 1.1, "thalamus", 0.4, None, (0.2, 0.6, 0.8)),
-    "choroidal": Artery((28, -26, -13), (6, 7, 8), 0.006, 3.0, 0.8, "choroidal", 0.0, None, (0.2, -0.8, 0.6)),
-    "basilar": Artery((8, -31, -33), (5, 9, 8), 0.048, 0.9, 1.1, "brain stem", 0.8, None, (0, 0.95, 0.3)),
-    "superior cerebellar": Artery((20, -56, -23), (11, 13, 8), 0.055, 12.0, 1.5, "cerebellum", 0.7, DENTATE),
-    "inferior cerebellar": Artery((25, -68, -39), (15, 15, 7), 0.075, 9.0, 1.9, "cerebellum", 0.7, DENTATE),
+    "thalamoperforating": Artery((12, -23, 0), (7, 9, 9), 0.042, 1.0, 1.1, "thalamus", 0.4, None, (0.2, 0.6, 0.8)),
+    "choroidal": Artery((28, -26, -13), (6, 7, 8), 0.005, 3.0, 0.8, "choroidal", 0.0, None, (0.2, -0.8, 0.6)),
+    "basilar": Artery((8, -31, -33), (5, 9, 8), 0.045, 0.9, 1.1, "brain stem", 0.8, None, (0, 0.95, 0.3)),
+    "superior cerebellar": Artery((20, -56, -23), (11, 13, 8), 0.042, 12.0, 1.5, "cerebellum", 0.7, DENTATE),
+    "inferior cerebellar": Artery((25, -68, -39), (15, 15, 7), 0.07, 9.0, 1.9, "cerebellum", 0.7, DENTATE),
 }
 NAMES = tuple(ARTERIES)
 CENTRES_MM, SPREADS_MM = (np.array([getattr(artery, of) for artery in ARTERIES.values()], np.float32)
