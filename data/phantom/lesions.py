@@ -68,7 +68,7 @@ def draw_lesions(head: Head, law: Law, evenly: np.ndarray, variety: float, rng: 
     opacity = np.zeros(head.brain.shape, np.float32)
     taken = np.zeros(head.brain.shape, bool)
     for i, (lesion, own) in enumerate(zip(lesions, rng.spawn(len(lesions)), strict=True)):
-        n = max(round(lesion.volume_cm3 / voxel_cm3), i == 0)  # a scan with lesions has one at any spacing
+        n = max(round(lesion.volume_cm3 / voxel_cm3), int(i == 0))  # a scan with lesions has one at any spacing
         near = _within_reach(tissue, lesion, taken)
         if n == 0 or len(near.voxels) == 0:
             continue
