@@ -28,7 +28,7 @@ class Law:
     others: tuple[float, float, float, float]
 
 
-ACUTE = Law((0.30, 2.0, 12.7, 52.0, 197.0), (0.82, 0.12, 0.98), (-0.1, 0.28, 0.98), (-1.6, 0.2, -0.43, 1.9))
+ACUTE = Law((0.30, 2.0, 12.7, 52.0, 197.0), (0.76, 0.12, 1.02), (-0.1, 0.28, 1.02), (-1.5, 0.2, -0.43, 1.95))
 # ATLAS v2.0 (Liew et al., 2022, 10.1038/s41597-022-01401-7): median and 5 to 95 % of the volume, the quartiles of a
 # log-normal in between; median of 2 and 95 % of 8 lesions, 28 % of them under 0.03 cm3. Slopes are those of `ACUTE`.
 CHRONIC = Law((0.14, 1.05, 4.3, 17.6, 136.0), (0.6, 0.12, 0.85), (-0.1, 0.28, 0.85), (-2.8, 0.2, -0.43, 2.15))
