@@ -172,7 +172,8 @@ def lesions(mask: Volume, truth: Volume | None = None, affine: ArrayLike | None 
     """The lesions of a mask, a row each: ``x_mm``, ``y_mm``, ``z_mm``, ``slice``, ``voxels``, ``volume_cm3``.
 
     With `truth` the lesions of that instead, with ``found`` and ``dice`` of the `mask` that predicts them, and its
-    false lesions (``kind``): the columns of ``per_lesion_scores.csv`` (docs/outputs.md). Errors are those of `scores`.
+    false lesions (``kind``): the columns of ``per_lesion_scores.csv`` (docs/outputs.md) up to ``dice``. Errors are
+    those of `scores`.
     """
     predicted, true, space = _read_masks(affine, mask=mask, **({} if truth is None else {"truth": truth}))
     spacing_mm, affine = (None, np.eye(4)) if space is None else (space.spacing_mm, space.affine)

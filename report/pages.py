@@ -14,6 +14,7 @@ from models.evaluation.tables import PER_GROUP_FILE, PER_LESION_FILE, VOLUMES_FI
 from models.training.runs import folder_of
 from report.charts import plot_bland_altman, plot_dice_by_volume, plot_recall_by_volume, plot_scores, plot_volumes
 from report.page import Section, chart, listing, picture, table, write_page
+from report.places import lesion_map
 from report.scans import ranked, show_scan
 from utils.files import STAGE_1_TABLES, intervals_file, read_json
 from utils.scores.proposals import COVERED_SHARE
@@ -61,12 +62,13 @@ def report_strokeformer(
             _scores("Scores", _intervals(outputs, name), STAGE_2_SCORES),
             _by_volume(scans, lesions, seed),
             _subgroups(scores_dir, name),
+            lesion_map(scores_dir, [name]),
             _scans(scores_dir, scans, lesions, cases),
             _all_scans(scans),
         ]
     else:
         scans = read_rows(scores_dir / VOLUMES_FILE, [name])
-        findings = [_volumes(scans), _scans(scores_dir, scans, None, cases)]
+        findings = [_volumes(scans), lesion_map(scores_dir, [name]), _scans(scores_dir, scans, None, cases)]
     origin = _origin([folder_of(path) for path in (*rpn_checkpoints, *checkpoints)], folder / "run.json")
     what = "checkpoint" if len(checkpoints) == 1 else "checkpoints"
     facts = {"scans": len(cases), what: ", ".join(checkpoints)}
@@ -109,6 +111,7 @@ def report_cross_validation(cv: CrossValidation, results: list[dict], summary: p
         _by_volume(scans, lesions, seed),
         _subgroups(scores_dir, prefix),
         _covered("Lesions inside the regions", settings.rpn_outputs.scores_dir, rpn_names, seed),
+        lesion_map(scores_dir, names),
         _scans(scores_dir, scans, lesions, cases),
         _all_scans(scans),
         *_origin([*rpn_runs, *runs], cv.folder / "run.json"),

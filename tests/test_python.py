@@ -100,7 +100,7 @@ def test_mask_of_a_npy_scan_is_the_one_that_the_script_writes(results, networks)
         assert np.isnan(found.pop("pr_auc")) and found == pytest.approx(expected, nan_ok=True)
         rows = pd.read_csv(StringIO(lesions(mask, case.mask).to_csv(index=False)))
         expected = listed.loc[[case.name]].drop(columns="model_name").reset_index(drop=True)
-        pd.testing.assert_frame_equal(rows, expected, check_dtype=False)
+        pd.testing.assert_frame_equal(rows, expected[rows.columns], check_dtype=False)  # masks alone have no place
 
 
 def test_mask_of_another_grid_is_the_scripts_from_a_file_and_from_an_image(results, networks, no_skulls, tmp_path):

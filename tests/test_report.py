@@ -153,7 +153,7 @@ def titles(html: str) -> list[str]:
 def test_a_report_tells_what_was_found_and_how_it_came_about(reports, workspace):
     html = reports["scored"].read_text()
     assert titles(html) == [
-        *["Scores", "Lesions by volume", "Subgroups", "Scans", "All scans"],
+        *["Scores", "Lesions by volume", "Subgroups", "Where lesions lie", "Scans", "All scans"],
         *["Calibration of stage 1", "Training", "Settings"],
     ]
     scores = pd.read_csv(reports["scored"].parent.parent / "scores.csv")
@@ -174,7 +174,7 @@ def test_subgroups_are_those_of_the_table_and_as_sure_as_their_scans_let_them_be
 
 def test_without_masks_a_report_tells_volumes(reports):
     html = reports["unscored"].read_text()
-    assert titles(html) == ["Volumes", "Scans", "Calibration of stage 1", "Training", "Settings"]
+    assert titles(html) == ["Volumes", "Where lesions lie", "Scans", "Calibration of stage 1", "Training", "Settings"]
     assert "Dice" not in html.replace("DiceCELoss", "")
 
 

@@ -20,6 +20,8 @@ if TYPE_CHECKING:  # pandas is imported where it is used, so that ``--help`` ans
 # What an evaluation leaves beside the files that arguments name.
 STAGE_1_TABLES = ("rpn_per_scan_scores.csv", "rpn_per_lesion_scores.csv", "rpn_per_size_scores.csv")
 STAGE_2_TABLES = ("per_scan_scores.csv", "per_lesion_scores.csv", "volumes.csv", "per_group_scores.csv")
+REGION_VOLUMES_FILE = "per_region_volumes.csv"  # with an atlas
+PLACES_FILE = "places.json"  # in a model's folder, as `frequency_file`
 UNDECODABLE = re.compile("[\udc80-\udcff]")  # what Python puts in the place of bytes of a name that are not UTF-8
 NO_LOCKS = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS}  # the answers of file systems without locks
 
@@ -98,6 +100,11 @@ def intervals_file(scores_file: str) -> str:
     """The file with the intervals of the means in a file of scores, beside it."""
     path = Path(scores_file)
     return str(path.with_name(f"{path.stem}_intervals.csv"))
+
+
+def frequency_file(whose: str) -> str:
+    """The map of how many scans have a predicted or true lesion where."""
+    return f"{whose}_frequency.nii.gz"
 
 
 def read_scores(path: Path | str) -> "pd.DataFrame | None":

@@ -107,6 +107,12 @@ def _space_in(source: Space, start: np.ndarray, zoom: np.ndarray, shape: Shape) 
     return Space((d, h, w), source.affine @ to_source)
 
 
+def coarse_space(own: Space, size_mm: float) -> Space:
+    """A grid of cubic voxels of that size in the place of another, about its middle."""
+    d, h, w = (int(n) for n in np.ceil(np.multiply(own.shape, own.spacing_mm) / size_mm))
+    return centred_space(own, tuple((np.array(own.shape) - 1) / 2), (d, h, w), (size_mm,) * 3)
+
+
 def places_in(target: Space, voxels: np.ndarray, own: Space) -> np.ndarray:
     """Where (N, 3) voxels (D, H, W) of a grid `own` lie among the voxels of another, (N, 3) along its (D, H, W)."""
     steps = _steps(target, own)

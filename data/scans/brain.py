@@ -12,18 +12,17 @@ from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
-from scipy import ndimage
-from scipy.optimize import minimize
 
 from data.files.listing import Paths, counted, find_volumes, require_present
 from data.files.names import BRAIN_MASK, MASK, SCAN, contrast_of, extension_of, role_of, standard_contrast
 from data.files.nifti import affine_of
-from data.files.space import Space, centred_space, resample
+from data.files.space import Space
 from data.files.volumes import write_like
 from data.scans.checks import find_head, read_binary, read_scan, space_of
 from data.scans.cohort import BRAINS, Case, by_identity, identity, match_by_identity
 from data.scans.fingerprints import PREPARATION_VERSION, cache_key, stamp_of
 from data.scans.grid import UNKNOWN_MM
+from data.scans.symmetry import complete_by_symmetry
 from utils.errors import UserError
 from utils.scores.masks import voxel_cm3
 
@@ -37,9 +36,6 @@ LEAST_BRAIN, LEAST_OF_SCAN = 0.15, 0.03
 HELD = 0.95  # of a brain; a head that holds less of it is wrong: in MP2RAGE (UNI) it is air, as bright as tissue
 COARSE = (128, 128, 128)  # voxels that deepbet's first network sees of a scan
 CERTAIN = 0.5
-COARSE_MM = 3.0  # the search for what is symmetric needs no finer voxels
-FIRST_STEP = (0.5, 0.05, 0.05)  # voxels and radians of the simplex that looks for the plane
-LEAST_MM3 = 1000.0  # a smaller piece is no lesion that was left out
 BRAINS_DIR = "--brains_dir"
 Finder = Callable[[np.ndarray, np.ndarray, str | None, Space | None], np.ndarray | None]  # as `find_brain`
 BRAIN_SUFFIX, HEAD_SUFFIX = "_desc-brain_mask", "_desc-head_mask"  # behind a scan's name: a brain, a head in its place
@@ -222,53 +218,3 @@ def _deepbet():
 
     deepbet.bbox_model = memoised  # called by `is_stripped` first, and then by deepbet itself with an equal image
     return deepbet
-
-
-def complete_by_symmetry(brain: np.ndarray, head: np.ndarray, own: Space) -> np.ndarray:
-    """The brain (D, H, W), H across the head, with the solid pieces that only its mirror image holds in its outline.
-
-    Networks for brain extraction learn healthy brains: of an old infarct at the brain's rim, as dark as CSF, they may
-    leave out a third.
-    """
-    from skimage.morphology import convex_hull_image, remove_small_objects  # here: the runner does without it
-
-    shape = np.ceil(np.multiply(own.shape, own.spacing_mm) / COARSE_MM).astype(int)
-    centre = tuple((np.array(own.shape) - 1) / 2)
-    coarse = centred_space(own, centre, tuple(shape.tolist()), (COARSE_MM,) * 3)
-    small, small_head = (resample(mask[None], own, coarse)[0] for mask in (brain, head))
-    outline = np.stack([convex_hull_image(z) if z.any() else z for z in small])
-    lacking = mirrored(small) & outline & small_head & ~small
-    # Opened, so that what is left is thicker than the error of the plane.
-    thick = ndimage.binary_opening(lacking, np.ones((3, 3, 3), bool))
-    missing = remove_small_objects(thick, max_size=int(LEAST_MM3 / COARSE_MM**3))
-    if not missing.any():
-        return brain
-    missing = ndimage.binary_dilation(missing, iterations=2) & lacking  # what opening took off; up to the brain
-    return brain | (resample(missing[None], coarse, own)[0] & head)
-
-
-def mirrored(mask: np.ndarray) -> np.ndarray:
-    """A mask (D, H, W) of cubic voxels reflected at the plane in which it is most like its reflection."""
-    smooth: np.ndarray = ndimage.gaussian_filter(mask.astype(np.float32), 1)
-    half, middle = smooth[::2, ::2, ::2], np.array(ndimage.center_of_mass(mask))
-
-    def unlike(plane: np.ndarray) -> float:
-        return -float(np.vdot(half, _reflect(half, middle / 2, plane)))
-
-    simplex = np.vstack([np.zeros(3), np.diag(FIRST_STEP)])
-    shift, turn, tilt = minimize(
-        unlike,
-        np.zeros(3),
-        method="Nelder-Mead",
-        options={"initial_simplex": simplex, "xatol": 1e-3, "fatol": 1.0, "maxiter": 50},
-    ).x
-    return _reflect(smooth, middle, (2 * shift, turn, tilt)) > 0.5
-
-
-def _reflect(image: np.ndarray, middle: np.ndarray, plane: Sequence[float] | np.ndarray) -> np.ndarray:
-    """The image reflected at a plane: its shift from the `middle` in voxels, and two turns of its normal in radians."""
-    shift, turn, tilt = plane
-    normal = np.array([np.sin(tilt), np.cos(tilt) * np.cos(turn), np.cos(tilt) * np.sin(turn)])  # (D, H, W)
-    matrix = np.eye(3) - 2 * np.outer(normal, normal)
-    offset = middle - matrix @ middle + 2 * shift * normal
-    return ndimage.affine_transform(image, matrix, offset, order=1)

@@ -13,6 +13,7 @@ import numpy as np
 from data.batches.datamodules import scan_loader
 from data.files.listing import counted
 from data.files.names import result_name
+from data.scans.atlas import atlas_files
 from data.scans.centres import groups_of, require_whole_groups
 from data.scans.cohort import Case
 from data.scans.fingerprints import PREPARATION_VERSION, check_sources, combined, content_digest, fingerprint
@@ -220,9 +221,10 @@ def identity_of_test(cv: CrossValidation, number: int, fold: Fold) -> Mapping[st
     tables = {f"{name}/{path.name}": rows_of(path, name) for of, name in of_stages for path in of.tables}
     settings = repr(sorted(settings_of_results(cv.settings).items()))
     versions = f"{PREPARATION_VERSION}, {RESULTS_VERSION}"
+    atlas = content_digest(atlas_files(cv.settings.outputs.atlas, cv.settings.outputs.atlas_names))
     return {
         "networks": cv.network_digests(number),
-        "test": combined({**scans, "settings": settings, "versions": versions}),
+        "test": combined({**scans, "settings": settings, "versions": versions, "atlas": atlas}),
         "tables": combined(tables),
     }
 

@@ -18,10 +18,11 @@ from data.scans.cohort import Case
 from data.scans.prepared import PreparedScan
 from models.ensembles import StrokeFormerEnsemble
 from models.evaluation.explanations import find_layers, gradcam
+from models.evaluation.places import Place, Places
 from models.evaluation.settings import Outputs
 from models.pipeline import Prediction, TwoStage
 from models.segmentation.module import StrokeFormer
-from utils.files import STAGE_2_TABLES, intervals_file
+from utils.files import REGION_VOLUMES_FILE, STAGE_2_TABLES, intervals_file
 from utils.plots import pictures_per_scan, plot_gradcam, plot_volume_prediction, save_figure
 from utils.progress import progress
 from utils.regions.region import lying_on, write_regions
@@ -53,7 +54,7 @@ def evaluate_strokeformer(
     maps = MapWriter(pipeline, outputs, folder)
     layers = find_layers(pipeline.segmenter, outputs.target_layers)
     drawn = pictures_per_scan(min(outputs.n_predictions, len(cases)), len(cases), seed)
-    volumes, scored, regions = [], [], {}
+    volumes, scored, regions, places = [], [], {}, Places.asked_for(outputs)
     for case, scan, pictures in zip(progress(cases, f"Testing {name}"), scans, drawn, strict=True):
         prediction = pipeline.predict(scan)
         write_like(folder / "predictions" / result_name(case.scan, "prediction"), prediction.classes, case.scan)
@@ -61,9 +62,10 @@ def evaluate_strokeformer(
         if keep:
             keep(case, prediction)
         target = None if case.mask is None else read_mask(case)
-        volumes.append(_volumes(scan, prediction.lesions, target))
+        place = places.add(scan, prediction.lesions, target)
+        volumes.append(_volumes(scan, prediction.lesions, target, place))
         if target is not None:
-            scored.append(_score_case(prediction, target))
+            scored.append(_score_case(prediction, target, place))
         regions[case.name] = lying_on(prediction.regions or (), scan.space.as_json)
         if pictures:
             image, lesions = scan.scan[0].astype(np.float32), prediction.lesions_on_grid
@@ -73,26 +75,32 @@ def evaluate_strokeformer(
             maps.write_gradcam(case, prediction, layers)
     if pipeline.regions_of is not None:
         write_regions(folder / "regions.json", regions)
-    outputs.update(name, {VOLUMES_FILE: pd.DataFrame(volumes)})
+    places.write(folder)
+    by_region = {REGION_VOLUMES_FILE: pd.concat(places.regions)} if places.regions else {}
+    outputs.update(name, {VOLUMES_FILE: pd.DataFrame(volumes), **by_region})
     return _save_scores(outputs, name, scored, seed) if scored else None
 
 
-def _volumes(scan: PreparedScan, prediction: np.ndarray, target: np.ndarray | None) -> dict:
-    """A row of `VOLUMES_FILE`: number and cm3 of the predicted lesions and, with a mask, of the true ones."""
+def _volumes(scan: PreparedScan, prediction: np.ndarray, target: np.ndarray | None, place: Place) -> dict:
+    """A row of `VOLUMES_FILE`: number and cm3 of the predicted lesions and of those of the mask, and the latter's side.
+
+    Without a mask it is that of the predicted lesions.
+    """
     row: dict[str, object] = {"scan": scan.name}
     for whose, mask in (("predicted", prediction), ("true", target)):
         load = (pd.NA, np.nan) if mask is None else lesion_load(mask, scan.own_spacing_mm)
         row[f"{whose}_lesions"], row[f"{whose}_cm3"] = load
-    return row
+    return {**row, "side": place.side(np.argwhere(prediction if target is None else target))}
 
 
-def _score_case(prediction: Prediction, target: np.ndarray) -> CaseScores:
+def _score_case(prediction: Prediction, target: np.ndarray, place: Place) -> CaseScores:
     scan, lesions = prediction.scan, prediction.lesions
     brain = resample(scan.brain[None], scan.space, scan.own)[0]
     scores = scan_scores(lesions, target, scan.own_spacing_mm, prediction.lesion_probability)
+    rows = lesion_rows(lesions, target, scan.own_spacing_mm, scan.own.affine)
     return (
         {"scan": scan.name, **scores},
-        lesion_rows(lesions, target, scan.own_spacing_mm, scan.own.affine).assign(scan=scan.name),
+        place.with_places(rows, lesions, target).assign(scan=scan.name),
         slice_scores(lesions, target, brain).assign(scan=scan.name),
     )
 

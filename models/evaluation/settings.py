@@ -7,7 +7,15 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from models.rpn.settings import RegionSettings
-from utils.files import STAGE_1_TABLES, STAGE_2_TABLES, intervals_file, read_scores, require_writable, update_table
+from utils.files import (
+    REGION_VOLUMES_FILE,
+    STAGE_1_TABLES,
+    STAGE_2_TABLES,
+    intervals_file,
+    read_scores,
+    require_writable,
+    update_table,
+)
 from utils.settings import MAY_DIFFER, TESTS_ANEW, option
 from utils.validators import LayersAction, non_negative_int, pathname
 
@@ -66,13 +74,28 @@ class Outputs(Results):
         on_resume=MAY_DIFFER,
         metavar="FILE",
     )
+    atlas: str | None = output_option(
+        pathname, "NIfTI labels in MNI152 space: lesion volume of each region, and the region of each lesion"
+    )
+    atlas_names: str | None = output_option(
+        pathname, "names of its labels, a line 'LABEL NAME' each; by default the .txt beside it, if any"
+    )
     per_size_scores_file: str = "per_size_scores.csv"  # an option of test_strokeformer.py alone, as the maps are
     probabilities: bool = False
     uncertainty: bool = False
 
     @property
     def tables(self) -> list[Path]:
-        return [*super().tables, Path(self.scores_dir) / self.per_size_scores_file]
+        files = [self.per_size_scores_file, *([REGION_VOLUMES_FILE] if self.atlas else [])]
+        return [*super().tables, *(Path(self.scores_dir) / file for file in files)]
+
+    def require_writable(self, argument: str = "--scores_dir") -> None:
+        """As of all results; refuses an atlas that is none, too."""
+        from data.scans.atlas import atlas_files, read_atlas
+
+        super().require_writable(argument)
+        if files := atlas_files(self.atlas, self.atlas_names):
+            read_atlas(*files)
 
 
 SEVERAL = "a checkpoint, or several or the folder of a cross-validation for the mean of their predictions"
