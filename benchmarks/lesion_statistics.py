@@ -23,7 +23,7 @@ N_SCANS, SEED = 500, 0
 ONE_SIDED, SMALL_CM3 = 0.97, 0.03  # share of a scan's volume; of ATLAS's lesions 28 % are smaller
 ATLAS = {"volume": (0.14, np.nan, 4.3, np.nan, 136), "number": (np.nan, np.nan, 2, np.nan, 8), "small": (0.28,)}
 # The atlas has a label for each on each side: cerebral arteries and their parts, perforators, hindbrain, ventricle.
-ARTERIES = ["ACA", "MLS", "LLS", "MCA F", "MCA P", "MCA T", "MCA O", "MCA I", "PCA T", "PCA O", "PCTP", "ACTP"]
+ARTERIES = ["ACA", "MLS", "LLS", *(f"MCA {part}" for part in "FPTOI"), "PCA T", "PCA O", "PCTP", "ACTP"]
 ARTERIES += ["basilar", "SCA", "ICA", "ventricle"]
 
 
@@ -38,12 +38,11 @@ def measure(mask: np.ndarray, affine: np.ndarray, atlas: nib.Nifti1Image) -> tup
     return volumes, bool(max(right, 1 - right) >= ONE_SIDED), int(counts[1:].argmax())
 
 
-def draw(index: int, law: Law) -> np.ndarray:
-    """(H, W, D) bool mask of a scan's lesions on the template."""
-    maps = load_templates()
-    tissue = maps["gm"] + maps["wm"] > 0.5
+def draw(index: int, law: Law, atlas: nib.Nifti1Image) -> tuple[np.ndarray, bool, int]:
+    tissue = sum(load_templates()[name] for name in ("gm", "wm")) > 0.5
     head = Head(Grid((1.0, 1.0, 1.0)), np.indices(tissue.shape, np.float32), *[tissue] * 5)
-    return draw_lesions(head, law, even_numbers(SEED, index), 0.5, np.random.default_rng([SEED, index, 1])) > 0.5
+    opacity = draw_lesions(head, law, even_numbers(SEED, index), 0.5, np.random.default_rng([SEED, index, 1]))
+    return measure(opacity > 0.5, nib.affines.from_matvec(np.eye(3), -np.array(ORIGIN_MM)), atlas)
 
 
 def summary(scans: list[tuple]) -> dict[str, np.ndarray]:
@@ -52,35 +51,25 @@ def summary(scans: list[tuple]) -> dict[str, np.ndarray]:
     lesions, shares = np.concatenate(volumes), np.bincount(arteries, minlength=len(ARTERIES)) / len(scans)
     values = {"volume": [v.sum() for v in volumes], "number": [len(v) for v in volumes], "lesion": lesions}
     means = {"small": [np.mean(lesions < SMALL_CM3)], "one-sided": [np.mean(one_sided)]}
-    return (
-        {k: np.quantile(v, QUANTILES) for k, v in values.items()}
-        | means
-        | dict(zip(ARTERIES, shares[:, None], strict=True))
-    )
-
-
-def print_comparison(known: dict, drawn: dict) -> None:
-    rows = []
-    for name, values in known.items():
-        real, ours = np.array(values), np.array(drawn[name])
-        against = [f"{b - a:+.3f}" if len(real) == 1 else f"{b / a:.2f}" for a, b in zip(real, ours, strict=True)]
-        cells = [" / ".join(f"{value:.3g}" for value in each) for each in (real, ours)]
-        rows.append(dict(zip(["", "real", "drawn", "against"], [name, *cells, " / ".join(against)], strict=True)))
-    print_markdown(rows)
+    quantiles = {name: np.quantile(of, QUANTILES) for name, of in values.items()}
+    return quantiles | means | dict(zip(ARTERIES, shares[:, None], strict=True))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--lesions", type=Path, default=ROOT.parent / "shared/lesions")
-    folder = parser.parse_args().lesions
+    folder, rows = parser.parse_args().lesions, []
     atlas = nib.load(folder / "ArterialAtlas136.nii.gz")
     images = map(nib.load, progress(sorted((folder / "masks").glob("*.nii.gz")), "Real masks"))
     real = summary([measure(np.asarray(image.dataobj) > 0, image.affine, atlas) for image in images])
-    to_mni = nib.affines.from_matvec(np.eye(3), -np.array(ORIGIN_MM))
-    for law, known in ((ACUTE, real), (CHRONIC, ATLAS)):
-        print_comparison(
-            known, summary([measure(draw(i, law), to_mni, atlas) for i in progress(range(N_SCANS), "Drawn scans")])
-        )
+    for name, law, known in (("acute", ACUTE, real), ("ATLAS", CHRONIC, ATLAS)):
+        drawn = summary([draw(i, law, atlas) for i in progress(range(N_SCANS), "Drawn scans")])
+        for what, values in known.items():
+            pair = np.array([values, drawn[what]])
+            against = pair[1] - pair[0] if len(values) == 1 else pair[1] / pair[0]  # of shares, of quantiles
+            cells = [" / ".join(f"{value:.3g}" for value in each) for each in (*pair, against)]
+            rows.append(dict(zip(["", "real", "drawn", "against"], [f"{name}, {what}", *cells], strict=True)))
+    print_markdown(rows)
 
 
 if __name__ == "__main__":
