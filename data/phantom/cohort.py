@@ -14,9 +14,11 @@ from data.files.space import Space, resample
 from data.files.volumes import read_volume, volume_image, write_volume
 from data.phantom.centres import atlas3_files, centre_of
 from data.phantom.contrast import MODALITIES, draw_bias, draw_levels, measure, paint_brain
-from data.phantom.heads import FIELD_OF_VIEW_MM, ORIGIN_MM, Field, Grid, warp_head
-from data.phantom.lesions import PATTERNS, draw_lesions, paint_distractors
+from data.phantom.heads import FIELD_OF_VIEW_MM, ORIGIN_MM, Field, Grid, Head, warp_head
+from data.phantom.lesions import draw_lesions, paint_distractors
+from data.phantom.masks import describe_masks, draw_real_lesions, list_masks
 from data.phantom.skull import paint_outside
+from data.phantom.statistics import LAWS, even_numbers
 from data.prepare.cohort import describe_scan
 from data.settings import PhantomSettings
 from utils.errors import UserError
@@ -46,7 +48,7 @@ class Subject:
 
 def make_subject(settings: PhantomSettings, index: int) -> Subject:
     streams = {name: np.random.default_rng([settings.seed, index, part]) for name, part in STREAMS.items()}
-    modality, pattern = MODALITIES[settings.modality], PATTERNS[settings.modality]
+    modality = MODALITIES[settings.modality]
     head = warp_head(Grid(settings.spacing), settings.warp_mm, streams["anatomy"])
     levels = draw_levels(modality, streams["contrast"], streams["outside"])
     signal = paint_brain(head, modality, levels, streams["contrast"])
@@ -54,7 +56,7 @@ def make_subject(settings: PhantomSettings, index: int) -> Subject:
     mask = np.zeros(signal.shape, bool)
     is_healthy = index in healthy_subjects(settings)
     if not is_healthy:
-        opacity = draw_lesions(head, pattern, streams["lesions"])
+        opacity = lesion_opacity(head, settings, index, streams["lesions"])
         texture = 1 + 0.15 * Field.draw(12, streams["lesions"]).on(head.grid)
         signal += settings.lesion_contrast * opacity * (levels["lesion"] * texture - signal)
         mask = opacity > 0.5
@@ -67,9 +69,17 @@ def make_subject(settings: PhantomSettings, index: int) -> Subject:
     if settings.mask_spacing is not None:  # the same lesions, drawn on a grid of their own
         anatomy, lesions = (np.random.default_rng([settings.seed, index, STREAMS[n]]) for n in ("anatomy", "lesions"))
         own = warp_head(Grid(settings.mask_spacing), settings.warp_mm, anatomy)
-        mask = np.zeros(own.brain.shape, bool) if is_healthy else draw_lesions(own, pattern, lesions) > 0.5
+        mask = np.zeros(own.brain.shape, bool) if is_healthy else lesion_opacity(own, settings, index, lesions) > 0.5
     scan, mask, brain = (np.ascontiguousarray(array.transpose(2, 0, 1)) for array in (scan, mask, head.brain))
     return Subject(scan[None], mask[None].astype(np.uint8), brain)
+
+
+def lesion_opacity(head: Head, settings: PhantomSettings, index: int, rng: np.random.Generator) -> np.ndarray:
+    """(H, W, D) float32 in [0, 1] of a subject's lesions, drawn or those of ``--lesion_masks``."""
+    if settings.lesion_masks:
+        return draw_real_lesions(head, list_masks(settings.lesion_masks), settings.variety, rng)
+    evenly = even_numbers(settings.seed, index)
+    return draw_lesions(head, LAWS[settings.modality], evenly, settings.variety, rng)
 
 
 def healthy_subjects(settings: PhantomSettings) -> set[int]:
@@ -139,17 +149,22 @@ def write_subject(index: int, settings: PhantomSettings, out_dir: Path) -> dict:
 def write_cohort(settings: PhantomSettings, out_dir: Path, num_workers: int = 1) -> None:
     """Write all subjects, ``cohort.csv`` and ``phantom.json``, the same for any `num_workers`; refuses other scans."""
     path, fixed = out_dir / "phantom.json", flat(settings)
+    earlier = read_json(path) if path.exists() else {}
+    masks = None
+    if settings.lesion_masks:
+        masks = describe_masks(settings.lesion_masks, earlier.get("lesion_masks"), num_workers)
     if path.exists():
-        earlier = read_json(path)
         if earlier.get("version") != PHANTOM_VERSION:
             raise UserError(f"--out_dir {out_dir} holds a synthetic cohort of another version; remove it")
         if earlier["settings"] != fixed:
             raise UserError(f"--out_dir {out_dir} holds a synthetic cohort of other settings; give another folder")
+        if earlier["lesion_masks"] != masks:
+            raise UserError(f"--out_dir {out_dir} holds a synthetic cohort of other lesion masks; give another folder")
     elif any(chain(*map(out_dir.glob, ("Scans/*", "Masks/*", "*/sub-*/")))):
         # Our names are those of ATLAS and ISLES: a patient's scan would be kept as if it were ours.
         raise UserError(f"--out_dir {out_dir} holds scans that are not synthetic; give another folder")
     what = "Synthetic: drawn from the MNI152 templates by data.phantom; these are no patients."
-    write_json(path, {"what": what, "settings": fixed, "version": PHANTOM_VERSION})
+    write_json(path, {"what": what, "settings": fixed, "lesion_masks": masks, "version": PHANTOM_VERSION})
     write = partial(write_subject, settings=settings, out_dir=out_dir)
     rows = list(map_in_order(write, range(settings.n_subjects), num_workers, "Drawing synthetic scans"))
     write_csv(out_dir / "cohort.csv", pd.DataFrame(rows))
