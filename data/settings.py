@@ -165,6 +165,9 @@ class PhantomSettings:
         "its own; by default one centre in that of v2.0",
     )
     stripped: bool = option(None, "brains alone, without skull, scalp, eyes and neck", False)
+    variety: float = option(
+        fraction, "how much heads and scanners differ: 0 for clean scans, 1 for more than real scans show", 0.5
+    )
     seed: int = option(non_negative_int, "seed of the cohort", 0)
     ext: str = extension_option()
     healthy_fraction: float = option(fraction, "share of subjects without lesion", 0.1)
