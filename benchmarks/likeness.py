@@ -8,6 +8,7 @@ each run is a look at them, and is counted in ``looks.csv`` of the folder. The d
 """
 
 import argparse
+from collections.abc import Iterator
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -57,31 +58,39 @@ def measures(scan: np.ndarray, brain: np.ndarray, lesion: np.ndarray) -> dict[st
     field -= field[brain].mean()
     flat = share * np.exp(-field)
     flat /= np.median(flat[tissue])
-    deep = binary_erosion(tissue)
+    return field_measures(field, brain) | intensity_measures(flat, normal, binary_erosion(tissue), lesion, brain)
+
+
+def field_measures(field: np.ndarray, brain: np.ndarray) -> dict[str, float]:
     z, right, front = np.ogrid[tuple(slice(-1, 1, n * 1j) for n in brain.shape)]
-    percentiles = dict(zip((5, 25, 75, 99), np.percentile(flat[normal], (5, 25, 75, 99)), strict=True))
-    steps = [np.abs(np.diff(flat, axis=axis, append=0))[deep].mean() for axis in range(3)]
 
-    def lateral(part: np.ndarray) -> float:
-        return abs(field[part & (right > 0)].mean() - field[part & (right < 0)].mean())
+    def across(part: np.ndarray, axis: np.ndarray) -> float:
+        return field[part & (axis > 0)].mean() - field[part & (axis < 0)].mean()
 
-    found = {
+    return {
         "field: spread": field[brain].std(),
         "field: brightest": np.percentile(field[brain], 99),
-        "field: left against right": lateral(brain),
-        "field: left against right, low behind": lateral(brain & (front < 0) & (z < 0)),
-        "field: front minus back": field[brain & (front > 0)].mean() - field[brain & (front < 0)].mean(),
+        "field: left against right": abs(across(brain, right)),
+        "field: left against right, low behind": abs(across(brain & (front < 0) & (z < 0), right)),
+        "field: front minus back": across(brain, front),
         "field: vertex": field[-10:][brain[-10:]].mean(),  # 20 mm
+    }
+
+
+def intensity_measures(flat, normal, deep, lesion, brain) -> dict[str, float]:
+    """Of intensities without field, (D, H, W) as the masks of normal brain, tissue off its border, lesion and brain."""
+    steps = [np.abs(np.diff(flat, axis=axis, append=0))[deep].mean() for axis in range(3)]
+    values = {
         "noise": 1.48 * np.median(np.abs(convolve(flat, LAPLACIAN))[deep]),
         "edges: in plane": (steps[1] + steps[2]) / 2,
         "edges: across slices, relative": 2 * steps[0] / (steps[1] + steps[2]),
-        **{f"tissue: {p} %": value for p, value in percentiles.items()},
+        **{f"tissue: {share} %": np.percentile(flat[normal], share) for share in (5, 25, 75, 99)},
     }
     if lesion.sum() > 20:
         around = binary_dilation(lesion, iterations=3) & ~binary_dilation(lesion) & brain
-        found["lesion: median against around"] = np.median(flat[lesion]) / np.median(flat[around])
-        found["lesion: spread"] = np.subtract(*np.percentile(flat[lesion], (75, 25)))
-    return found
+        values["lesion: median against around"] = np.median(flat[lesion]) / np.median(flat[around])
+        values["lesion: spread"] = np.subtract(*np.percentile(flat[lesion], (75, 25)))
+    return values
 
 
 def measure_drawn(index: int, modality: str, variety: float) -> dict[str, float]:
@@ -108,26 +117,19 @@ def measure_real(path: Path, real: Path, modality: str) -> dict[str, float]:
     return measures(resample(scan, own, space)[0], brain, lesion & brain)
 
 
-def compare(modality: str, args: argparse.Namespace) -> list[dict]:
+def compare(modality: str, args: argparse.Namespace) -> Iterator[dict]:
     """Rows of the table of a contrast."""
     stored = args.out_dir / f"{modality}_{args.variety:g}.csv"
     if not stored.exists():
         draw = partial(measure_drawn, modality=modality, variety=args.variety)
         pd.DataFrame(map_in_order(draw, range(N_DRAWN), 1, f"Drawing {modality}")).to_csv(stored, index=False)
-    drawn = pd.read_csv(stored).quantile(RANGE)
     paths = sorted(path for path in args.real.rglob(f"{SCANS[modality]}.nii.gz") if "rec-ADC" not in path.name)
     real = pd.DataFrame([measure_real(path, args.real, modality) for path in paths])
-    real.to_csv(args.out_dir / f"{modality}_real.csv", index=False)
-    rows = []
-    for measure, (low, high) in drawn.items():
-        values = [v for v in real.get(measure, ()) if np.isfinite(v)]
-        cells = [f"{v:.3f}" if low <= v <= high else f"**{v:.3f}**" for v in values]
-        n_in = sum(low <= v <= high for v in values)
-        drawn_range, within = f"{low:.3f} to {high:.3f}", f"{n_in} of {len(values)}"
-        rows.append(
-            {"contrast": modality, "measure": measure, "drawn": drawn_range, "real": ", ".join(cells), "in": within}
-        )
-    return rows
+    for measure, (low, high) in pd.read_csv(stored).quantile(RANGE).items():
+        is_in = {f"{v:.3f}": bool(low <= v <= high) for v in real[measure].dropna()}
+        cells = ", ".join(v if inside else f"**{v}**" for v, inside in is_in.items())
+        drawn, within = f"{low:.3f} to {high:.3f}", f"{sum(is_in.values())} of {len(is_in)}"
+        yield {"contrast": modality, "measure": measure, "drawn": drawn, "real": cells, "in": within}
 
 
 def main() -> None:

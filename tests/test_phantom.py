@@ -126,8 +126,9 @@ def test_lesion_volumes_stay_in_the_range_of_atlas_about_its_median():
 
 def test_contrast_zero_hides_the_lesion():
     index = SICK[0]
-    hidden = make_subject(replace(SETTINGS, lesion_contrast=0.0), index).scan
-    subject = make_subject(SETTINGS, index)
+    clean = replace(SETTINGS, variety=0.0)  # without ghosts, which carry a lesion far
+    hidden = make_subject(replace(clean, lesion_contrast=0.0), index).scan
+    subject = make_subject(clean, index)
     shown, mask = subject.scan, subject.mask
     assert mask.any() and shown[mask > 0].mean() < hidden[mask > 0].mean()
     far = ~binary_dilation(mask[0] > 0, iterations=3)

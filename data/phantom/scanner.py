@@ -70,9 +70,8 @@ def draw_scanner(modality: Modality, levels: dict[str, float], variety: float, r
         return least * (most / least) ** share if is_there < variety else 0.0
 
     snr = SNR[0] * (SNR[1] / SNR[0]) ** rng.random()
-    # Coil elements lie around the head, not below it; the back of the head lies on them.
-    x, y, z = rng.normal((0, -0.7, 0))
-    direction = np.array([x, y, z if y < 0 else abs(z)])
+    # The back of the head lies on the coil, nearer to one side of it.
+    direction = rng.normal((0.7 * rng.choice([-1, 1]), -1.0, -0.5), 0.6)
     return Scanner(
         noise=(1 - variety) * levels["noise"] + variety * levels["white"] / snr,
         bias=(1 - variety) * modality.bias + variety * rng.uniform(*BIAS),
