@@ -1,45 +1,41 @@
-"""Do real scans look like drawn ones? Field, noise, edges and contrasts of both, by the same code.
+"""Do real scans look like drawn ones? Field, noise, edges and contrasts of both, by the same code on voxels of 2 mm.
 
     python benchmarks/likeness.py --real ../shared/real --out_dir runs/likeness
 
-Measures every scan of a contrast in the folder, its lesion masked out, and 100 synthetic ones, all on voxels of 2 mm.
-A real scan is in where it lies within the 2.5 to 97.5 % range of the drawn ones. Nothing may be fitted to single scans:
-each run is a look at them, and is counted in ``looks.csv`` of the folder. The drawn ones are measured once.
+A real scan is in where it lies within the 2.5 to 97.5 % range of 100 drawn ones, which are kept on disk. Nothing may be
+fitted to single real scans: each run is a look at them, and is counted in ``looks.txt`` of the folder.
 """
 
 import argparse
 from collections.abc import Iterator
-from datetime import datetime
-from functools import partial
 from pathlib import Path
 
-import nibabel as nib
 import numpy as np
 import pandas as pd
 from common import ROOT, SPACING_MM, print_markdown
 from scipy.ndimage import binary_dilation, binary_erosion, convolve, find_objects
 
 from data.files.space import Space, coarse_space, resample
+from data.files.volumes import read_volume
 from data.phantom.cohort import make_subject
 from data.scans.brain import find_brain
 from data.scans.head import head_mask
 from data.settings import PhantomSettings
-from utils.progress import map_in_order
+from utils.progress import progress
 
-N_DRAWN, RANGE = 100, (0.025, 0.975)
-DEGREE, ROUNDS, TISSUE = 3, 8, (0.4, 2.5)  # of the fitted field; intensities of tissue, as shares of their median
-POWERS = np.array([p for p in np.ndindex(*[DEGREE + 1] * 3) if sum(p) <= DEGREE])
-LAPLACIAN = np.outer([1, -2, 1], [1, -2, 1])[None] / 6  # of Immerkaer (1996, 10.1006/cviu.1996.0060): passes noise
-SCANS = {"t1w": "*_T1w", "flair": "*_[Ff][Ll][Aa][Ii][Rr]", "dwi": "*_dwi"}
-MASKS = {"t1w": ["*Chronic_mask"], "flair": ["*msk"], "dwi": ["*msk", "*Acute_mask"]}
+N_DRAWN, RANGE, VARIETY = 100, (0.025, 0.975), 0.5
+POWERS = np.array([p for p in np.ndindex(4, 4, 4) if sum(p) <= 3])  # of the field's polynomial
+LAPLACIAN = np.outer([1, -2, 1], [1, -2, 1])[None] / 6  # leaves noise alone (Immerkaer, 1996, 10.1006/cviu.1996.0060)
+SCANS = {"t1w": "*_T1w.nii.gz", "flair": "*_[Ff][Ll][Aa][Ii][Rr].nii.gz", "dwi": "*[!C]_dwi.nii.gz"}  # no rec-ADC
+MASKS = {"t1w": ["Chronic_mask"], "flair": ["msk"], "dwi": ["msk", "Acute_mask"]}  # of what is seen in them
 
 
 def fit_field(log: np.ndarray, tissue: np.ndarray) -> np.ndarray:
-    """(D, H, W) log of the receive field: a polynomial over the volume, fitted to tissue that is not far off it."""
+    """(D, H, W) log of the receive field: a polynomial, fitted to every eighth voxel of tissue that is not far off."""
     chosen = np.argwhere(tissue)[::8]
     terms = ((2 * chosen / (np.array(log.shape) - 1) - 1)[:, None] ** POWERS).prod(2)
     values, used = log[tuple(chosen.T)], np.ones(len(chosen), bool)
-    for _ in range(ROUNDS):
+    for _ in range(8):
         weights = np.linalg.lstsq(terms[used], values[used], rcond=None)[0]
         off = np.abs(values - terms @ weights)
         used = off < 2.5 * 1.48 * np.median(off[used])
@@ -53,97 +49,71 @@ def measures(scan: np.ndarray, brain: np.ndarray, lesion: np.ndarray) -> dict[st
     scan, lesion, brain = scan[box], lesion[box], binary_erosion(brain[box])
     normal = brain & ~binary_dilation(lesion, iterations=2) & (scan > 0)
     share = scan / np.median(scan[normal])
-    tissue = normal & (share > TISSUE[0]) & (share < TISSUE[1])
+    tissue = normal & (share > 0.4) & (share < 2.5)
     field = fit_field(np.log(np.clip(share, 0.01, None)), tissue)
     field -= field[brain].mean()
-    flat = share * np.exp(-field)
+    flat, deep = share * np.exp(-field), binary_erosion(tissue)
     flat /= np.median(flat[tissue])
-    return field_measures(field, brain) | intensity_measures(flat, normal, binary_erosion(tissue), lesion, brain)
-
-
-def field_measures(field: np.ndarray, brain: np.ndarray) -> dict[str, float]:
-    z, right, front = np.ogrid[tuple(slice(-1, 1, n * 1j) for n in brain.shape)]
-
-    def across(part: np.ndarray, axis: np.ndarray) -> float:
-        return field[part & (axis > 0)].mean() - field[part & (axis < 0)].mean()
-
+    steps = [np.abs(np.diff(flat, axis=axis, append=0))[deep].mean() for axis in range(3)]
+    up, right, front = (np.sign(axis) for axis in np.ogrid[tuple(slice(-1, 1, n * 1j) for n in brain.shape)])
+    low_behind, around = (up < 0) & (front < 0) & brain, binary_dilation(lesion, iterations=3) & ~lesion & brain
     return {
         "field: spread": field[brain].std(),
         "field: brightest": np.percentile(field[brain], 99),
-        "field: left against right": abs(across(brain, right)),
-        "field: left against right, low behind": abs(across(brain & (front < 0) & (z < 0), right)),
-        "field: front minus back": across(brain, front),
+        "field: right minus left": 2 * (field * right)[brain].mean(),
+        "field: right minus left, low behind": 2 * (field * right)[low_behind].mean(),
+        "field: front minus back": 2 * (field * front)[brain].mean(),
         "field: vertex": field[-10:][brain[-10:]].mean(),  # 20 mm
-    }
-
-
-def intensity_measures(flat, normal, deep, lesion, brain) -> dict[str, float]:
-    """Of intensities without field, (D, H, W) as the masks of normal brain, tissue off its border, lesion and brain."""
-    steps = [np.abs(np.diff(flat, axis=axis, append=0))[deep].mean() for axis in range(3)]
-    values = {
         "noise": 1.48 * np.median(np.abs(convolve(flat, LAPLACIAN))[deep]),
         "edges: in plane": (steps[1] + steps[2]) / 2,
         "edges: across slices, relative": 2 * steps[0] / (steps[1] + steps[2]),
-        **{f"tissue: {share} %": np.percentile(flat[normal], share) for share in (5, 25, 75, 99)},
+        **{f"tissue: {percent} %": np.percentile(flat[normal], percent) for percent in (5, 25, 75, 99)},
+        "lesion: against around": np.median(flat[lesion]) / np.median(flat[around]) if lesion.any() else np.nan,
+        "lesion: spread": np.subtract(*np.percentile(flat[lesion], (75, 25))) if lesion.any() else np.nan,
     }
-    if lesion.sum() > 20:
-        around = binary_dilation(lesion, iterations=3) & ~binary_dilation(lesion) & brain
-        values["lesion: median against around"] = np.median(flat[lesion]) / np.median(flat[around])
-        values["lesion: spread"] = np.subtract(*np.percentile(flat[lesion], (75, 25)))
-    return values
 
 
-def measure_drawn(index: int, modality: str, variety: float) -> dict[str, float]:
-    settings = PhantomSettings(modality=modality, variety=variety, spacing=(SPACING_MM,) * 3, stripped=True, seed=1)
+def measure_drawn(index: int, modality: str) -> dict[str, float]:
+    settings = PhantomSettings(modality=modality, variety=VARIETY, spacing=(SPACING_MM,) * 3, stripped=True, seed=1)
     subject = make_subject(settings, index)
     return measures(subject.scan[0], subject.brain, (subject.mask[0] > 0) & subject.brain)
 
 
-def read(path: Path) -> tuple[np.ndarray, Space]:
-    """(1, D, H, W) float32 with axes towards superior, right and anterior."""
-    image = nib.as_closest_canonical(nib.load(path))
-    array = np.asarray(image.dataobj, np.float32).reshape(image.shape[:3]).transpose(2, 0, 1)
-    return array[None], Space(array.shape, image.affine)
-
-
 def measure_real(path: Path, real: Path, modality: str) -> dict[str, float]:
-    scan, own = read(path)
-    brain, space = find_brain(scan[0], head_mask(scan[0]), None, own), coarse_space(own, SPACING_MM)
-    lesion, subject = np.zeros(space.shape, bool), path.name.split("_")[0]
-    for mask in (mask for kind in MASKS[modality] for mask in real.rglob(f"{subject}_{kind}.nii.gz")):
-        array, its = read(mask)
-        lesion |= resample(array > 0.5, its, space)[0]
+    masks = [mask for name in MASKS[modality] for mask in real.rglob(f"{path.name.split('_')[0]}_*{name}.nii.gz")]
+    (scan, own), *lesions = ((v.array, Space(v.array.shape[1:], v.affine)) for v in map(read_volume, (path, *masks)))
+    space, brain = coarse_space(own, SPACING_MM), find_brain(scan[0], head_mask(scan[0]), None, own)
+    lesion = sum((resample(mask > 0.5, its, space)[0] for mask, its in lesions), np.zeros(space.shape, bool))
     brain = resample(brain[None], own, space)[0]
     return measures(resample(scan, own, space)[0], brain, lesion & brain)
 
 
-def compare(modality: str, args: argparse.Namespace) -> Iterator[dict]:
-    """Rows of the table of a contrast."""
-    stored = args.out_dir / f"{modality}_{args.variety:g}.csv"
+def compare(modality: str, real: Path, out_dir: Path) -> Iterator[dict]:
+    """Rows of the table of a contrast; values that lie outside are bold."""
+    stored = out_dir / f"{modality}.csv"
     if not stored.exists():
-        draw = partial(measure_drawn, modality=modality, variety=args.variety)
-        pd.DataFrame(map_in_order(draw, range(N_DRAWN), 1, f"Drawing {modality}")).to_csv(stored, index=False)
-    paths = sorted(path for path in args.real.rglob(f"{SCANS[modality]}.nii.gz") if "rec-ADC" not in path.name)
-    real = pd.DataFrame([measure_real(path, args.real, modality) for path in paths])
+        drawn = [measure_drawn(index, modality) for index in progress(range(N_DRAWN), f"Drawing {modality}")]
+        pd.DataFrame(drawn).to_csv(stored, index=False)
+    found = pd.DataFrame([measure_real(path, real, modality) for path in sorted(real.rglob(SCANS[modality]))])
     for measure, (low, high) in pd.read_csv(stored).quantile(RANGE).items():
-        is_in = {f"{v:.3f}": bool(low <= v <= high) for v in real[measure].dropna()}
-        cells = ", ".join(v if inside else f"**{v}**" for v, inside in is_in.items())
-        drawn, within = f"{low:.3f} to {high:.3f}", f"{sum(is_in.values())} of {len(is_in)}"
-        yield {"contrast": modality, "measure": measure, "drawn": drawn, "real": cells, "in": within}
+        values = found[measure].dropna()
+        cells = ", ".join(f"{value:.3f}" if low <= value <= high else f"**{value:.3f}**" for value in values)
+        within = f"{values.between(low, high).sum()} of {len(values)}"
+        yield {modality: measure, "drawn": f"{low:.3f} to {high:.3f}", "real": cells, "in": within}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--real", type=Path, default=ROOT.parent / "shared/real")
     parser.add_argument("--out_dir", type=Path, required=True)
-    parser.add_argument("--variety", type=float, default=0.5)
     args = parser.parse_args()
     args.out_dir.mkdir(parents=True, exist_ok=True)
-    print_markdown([row for modality in SCANS for row in compare(modality, args)])
-    looks = args.out_dir / "looks.csv"
-    new = pd.DataFrame([{"at": f"{datetime.now():%Y-%m-%d %H:%M}", "variety": args.variety}])
-    new.to_csv(looks, mode="a", header=not looks.exists(), index=False)
-    print(f"The real scans have been looked at {len(pd.read_csv(looks))} times; what lies outside is bold")
+    looks = args.out_dir / "looks.txt"
+    for modality in SCANS:
+        print_markdown(list(compare(modality, args.real, args.out_dir)))
+    with looks.open("a") as file:
+        file.write(f"{pd.Timestamp.now():%Y-%m-%d %H:%M}\n")
+    print(f"The real scans have been looked at {len(looks.read_text().splitlines())} times")
 
 
 if __name__ == "__main__":

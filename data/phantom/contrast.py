@@ -55,13 +55,13 @@ MODALITIES = {
         texture=(0.01, 0.03),
         bias=0.06,
         noise=(0.01, 0.03),
-        coil=0.6,
+        coil=0.9,
         vertex=1.0,
     ),
     # An inversion nulls fluid; scalp fat is bright, the eye dark as CSF.
     "flair": Modality(
         brain={"grey": (1.2, 1.45), "fluid": (0.08, 0.25)},
-        varied={"grey": (0.95, 1.6), "fluid": (0.0, 0.6)},
+        varied={"grey": (0.85, 1.6), "fluid": (0.0, 0.6)},
         outside=FLAIR,
         lesion=(1.4, 2.0),
         detail=0.15,
@@ -76,7 +76,7 @@ MODALITIES = {
     # Echo-planar with suppressed fat: the scalp is dark, and the air in the skull distorts much.
     "dwi": Modality(
         brain={"grey": (1.2, 1.45), "fluid": (0.15, 0.35)},
-        varied={"grey": (0.95, 1.8), "fluid": (0.03, 0.6)},
+        varied={"grey": (0.8, 1.8), "fluid": (0.03, 0.6)},
         outside=DWI,
         lesion=(1.5, 2.6),
         detail=0.1,

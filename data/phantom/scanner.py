@@ -5,7 +5,6 @@ noise and ringing alone. At 1 the ranges are half as wide again as in real scans
 what variety 0 lacks appears with a probability and a strength in proportion to variety.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,9 +19,7 @@ BIAS_MM = 220  # wavelength of the receive field
 # 10.1109/TMI.2006.891486), a standard deviation of up to 0.15, and half as much again.
 BIAS = (0.0, 0.22)
 COIL_MM, COIL_DISTANCE_MM = 45.0, 90.0  # reach of a near coil element, and its distance from the middle of the brain
-DIELECTRIC = 0.3  # log gain from the middle of the brain to its surface, either way, at most: shading at 3 T
-HALF_AXES_MM = (68.0, 86.0, 66.0)  # of the template's brain about `VENTRICLES_MM`
-VERTEX = 0.4  # height above the ventricles, in half-axes, where the signal begins to fall
+VERTEX_MM = (112.0, 152.0)  # height in the template where the signal begins to fall, and of the vertex
 # Places in MNI mm (mirrored), where air in the skull disturbs the field, and the reach of its effects in mm.
 AIR_MM, PILE_UP_MM, DROPOUT_MM = ((8, 36, -32), (50, -22, -34)), 20.0, 13.0
 FARTHER, SHIFT_MM = 0.5, 4.0  # at most: growth of that reach, and distortion along phase encoding
@@ -44,7 +41,6 @@ class Scanner:
     coil: float  # log gain beside a near coil element
     coil_mm: np.ndarray  # (3,) its place in template mm
     vertex: float  # log gain lost at the vertex
-    dielectric: float  # log gain at the brain's surface
     reach: float  # factor on that of air
     pile_up: float  # gain beside air
     shift_mm: float  # distortion beside air
@@ -52,6 +48,7 @@ class Scanner:
     gap: float
     gain: float
     in_plane_mm: float
+    is_linear: bool  # interpolated from those voxels linearly, else by filling k-space with zeros
     apodisation: float  # 0: k-space is cut off sharply, 1: it fades to 0 (Hann)
     ghost: float  # of half the field of view
     motion: float
@@ -78,7 +75,6 @@ def draw_scanner(modality: Modality, levels: dict[str, float], variety: float, r
         coil=some(modality.coil),
         coil_mm=VENTRICLES_MM + COIL_DISTANCE_MM * direction / np.linalg.norm(direction),
         vertex=some(modality.vertex),
-        dielectric=some(DIELECTRIC) * float(rng.choice([-1, 1])),
         reach=1 + some(FARTHER),
         pile_up=modality.pile_up * (1 + some(FARTHER)),
         shift_mm=some(SHIFT_MM) * float(rng.choice([-1, 1])) if modality.pile_up else 0.0,
@@ -86,6 +82,7 @@ def draw_scanner(modality: Modality, levels: dict[str, float], variety: float, r
         gap=some(GAP),
         gain=some(GAIN),
         in_plane_mm=acquired(*IN_PLANE_MM),
+        is_linear=rng.random() < variety,
         apodisation=some(1.0),
         ghost=some(modality.ghost),
         motion=some(MOTION),
@@ -99,13 +96,11 @@ def receive_field(head: Head, scanner: Scanner, rng: np.random.Generator) -> np.
     """The factor (H, W, D) of the receive field, and of pile-up and dropout beside air."""
     log_gain = scanner.bias * Field.draw(BIAS_MM, rng).on(head.grid)
     if scanner.coil:
-        square = _square(head, scanner.coil_mm)
+        square = sum((axis - float(place)) ** 2 for axis, place in zip(head.template_mm, scanner.coil_mm, strict=True))
         log_gain += scanner.coil * np.exp(-square / (2 * COIL_MM**2))
     if scanner.vertex:
-        height = (head.template_mm[2] - float(VENTRICLES_MM[2])) / HALF_AXES_MM[2]
-        log_gain -= scanner.vertex * (np.clip(height - VERTEX, 0, None) / (1 - VERTEX)) ** 2
-    if scanner.dielectric:
-        log_gain += scanner.dielectric * np.minimum(_square(head, VENTRICLES_MM, HALF_AXES_MM), 1.5)
+        begin, vertex = VERTEX_MM
+        log_gain -= scanner.vertex * (np.clip(head.template_mm[2] - begin, 0, None) / (vertex - begin)) ** 2
     gain = np.exp(log_gain)
     if scanner.pile_up:
         strength = np.clip(1 + 0.8 * Field.draw(30, rng).on(head.grid), 0, None)
@@ -116,20 +111,17 @@ def receive_field(head: Head, scanner: Scanner, rng: np.random.Generator) -> np.
     return gain
 
 
-def _square(head: Head, place: np.ndarray, units: Sequence[float] = (1.0, 1.0, 1.0)) -> np.ndarray:
-    """(H, W, D) float32, squared distance of each voxel to a place in template mm, in units of mm."""
-    return sum(((head.template_mm[i] - float(place[i])) / units[i]) ** 2 for i in range(3))
-
-
 def measure(
     signal: np.ndarray, head: Head, modality: Modality, scanner: Scanner, rng: np.random.Generator
 ) -> np.ndarray:
     """The scan of a noise-free signal; the brain's voxels do not depend on the signal outside of it."""
-    grid, window = head.grid, [_window(head.grid, axis, scanner) for axis in (0, 1)]
+    grid = head.grid
+    window = [_window(grid, axis, scanner) for axis in (0, 1)]
     noise = rng.standard_normal((2, *signal.shape), np.float32) * np.float32(scanner.noise)
-    for axis, transfer in enumerate(window):  # noise as strong as before, in fewer samples of k-space
-        kernel_norm = np.linalg.norm(np.fft.irfft(transfer, grid.shape[axis]))
-        noise = [_convolve(part, axis, transfer / kernel_norm) for part in noise]
+    for axis, transfer in enumerate(window):
+        if transfer.min() < 1:  # noise as strong as before, in fewer samples of k-space
+            norm = np.linalg.norm(np.fft.irfft(transfer, grid.shape[axis]))
+            noise = [_convolve(part, axis, transfer / norm) for part in noise]
     transfers = window[0], window[1] * _movement(grid, scanner)
     scan = _acquire(signal, noise, transfers, head, scanner)
     if signal[~head.brain].any():
@@ -156,6 +148,9 @@ def _acquire(signal: np.ndarray, noise: list, transfers: tuple, head: Head, scan
         signal = signal * np.exp(scanner.gain * np.resize(scanner.gains, signal.shape[2]))
     # The magnitude of a complex signal with Gaussian noise (Gudbjartsson and Patz, 1995, 10.1002/mrm.1910340618).
     scan = np.hypot(signal + noise[0], noise[1]).astype(np.float32)
+    for axis in (0, 1):
+        if scanner.is_linear and scanner.in_plane_mm > head.grid.spacing_hwd[axis]:
+            scan = _along(_resampling(head.grid.axes_mm[axis], scanner.in_plane_mm), scan, axis)
     return scan if interpolation is None else scan @ interpolation
 
 
@@ -177,8 +172,23 @@ def _movement(grid: Grid, scanner: Scanner) -> np.ndarray:
 def _convolve(volume: np.ndarray, axis: int, transfer: np.ndarray) -> np.ndarray:
     if (transfer == 1).all():
         return volume
-    kernel = circulant(np.fft.irfft(transfer, volume.shape[axis])).astype(np.float32)
-    return kernel @ volume if axis else np.tensordot(kernel, volume, 1)
+    return _along(circulant(np.fft.irfft(transfer, volume.shape[axis])).astype(np.float32), volume, axis)
+
+
+def _along(matrix: np.ndarray, volume: np.ndarray, axis: int) -> np.ndarray:
+    """The product of a matrix with each line of a volume along H (0) or W (1)."""
+    return matrix @ volume if axis else np.tensordot(matrix, volume, 1)
+
+
+def _linear(places: np.ndarray, samples: np.ndarray) -> np.ndarray:
+    """(P, S) float32, the weights of samples in their linear interpolation at places."""
+    return np.array([np.interp(places, samples, each) for each in np.eye(len(samples), dtype=np.float32)], np.float32).T
+
+
+def _resampling(places: np.ndarray, distance: float) -> np.ndarray:
+    """(P, P) of an axis: what is left of a line that is sampled at a distance and interpolated back."""
+    samples = np.arange(places[0], places[-1] + distance, distance)
+    return _linear(places, samples) @ _linear(samples, places)
 
 
 def _slices(grid: Grid, scanner: Scanner) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -188,13 +198,15 @@ def _slices(grid: Grid, scanner: Scanner) -> tuple[np.ndarray, np.ndarray, np.nd
     half = scanner.slice_mm * (1 - scanner.gap) / 2
     above, below = np.add.outer(z, -centres - half), np.add.outer(z, half - centres)
     shares = np.clip(np.minimum(below, size / 2) - np.maximum(above, -size / 2), 0, None)
-    interpolation = np.array([np.interp(z, centres, each) for each in np.eye(len(centres))])
     nearest = np.abs(np.subtract.outer(centres, z)).argmin(1)
-    return (shares / shares.sum(0)).astype(np.float32), interpolation.astype(np.float32), nearest
+    return (shares / shares.sum(0)).astype(np.float32), _linear(z, centres).T, nearest
 
 
 def _distort(signal: np.ndarray, head: Head, shift_mm: float) -> np.ndarray:
-    """The signal moved along the phase encoding beside air, brighter where it is pressed together."""
+    """The signal moved along the phase encoding beside air, brighter where it is pressed together.
+
+    The masks stay: at most half of `SHIFT_MM` at the usual variety, and in the base of the brain alone.
+    """
     near_air = sum(np.exp(-square_distance(head.template_mm, place) / PILE_UP_MM**2) for place in AIR_MM)
     shift = shift_mm / head.grid.spacing_hwd[1] * near_air
     places = np.indices(signal.shape, np.float32)
