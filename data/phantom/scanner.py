@@ -117,7 +117,7 @@ def measure(
     """The scan of a noise-free signal; the brain's voxels do not depend on the signal outside of it."""
     grid = head.grid
     window = [_window(grid, axis, scanner) for axis in (0, 1)]
-    noise = rng.standard_normal((2, *signal.shape), np.float32) * np.float32(scanner.noise)
+    noise = list(rng.standard_normal((2, *signal.shape), np.float32) * np.float32(scanner.noise))
     for axis, transfer in enumerate(window):
         if transfer.min() < 1:  # noise as strong as before, in fewer samples of k-space
             norm = np.linalg.norm(np.fft.irfft(transfer, grid.shape[axis]))
