@@ -183,8 +183,8 @@ def test_brain_is_the_same_with_and_without_what_is_around_it(modality):
 
 
 def test_head_is_about_twice_its_brain_and_dark_bone_lies_between():
-    for seed in range(4):
-        subject = make_subject(replace(SETTINGS, seed=seed, spacing=(3.0,) * 3), 0)
+    for seed in range(4):  # in sharp scans: thick slices blur the bone
+        subject = make_subject(replace(SETTINGS, seed=seed, spacing=(3.0,) * 3, variety=0.0), 0)
         scan, brain = subject.scan[0], subject.brain
         head_cm3, brain_cm3 = (np.count_nonzero(mask) * 3**3 / 1000 for mask in (head_mask(scan), brain))
         assert 1100 < brain_cm3 < 1900 and 2000 < head_cm3 < 4000 and head_cm3 > 1.5 * brain_cm3
