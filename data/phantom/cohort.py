@@ -13,10 +13,11 @@ import pandas as pd
 from data.files.space import Space, resample
 from data.files.volumes import read_volume, volume_image, write_volume
 from data.phantom.centres import atlas3_files, centre_of
-from data.phantom.contrast import MODALITIES, draw_bias, draw_levels, measure, paint_brain
+from data.phantom.contrast import MODALITIES, draw_levels, paint_brain
 from data.phantom.heads import FIELD_OF_VIEW_MM, ORIGIN_MM, Field, Grid, Head, warp_head
 from data.phantom.lesions import draw_lesions, paint_distractors
 from data.phantom.masks import describe_masks, draw_real_lesions, list_masks
+from data.phantom.scanner import draw_scanner, measure, receive_field
 from data.phantom.skull import paint_outside
 from data.phantom.statistics import LAWS, even_numbers
 from data.prepare.cohort import describe_scan
@@ -30,7 +31,7 @@ from utils.settings import flat
 PHANTOM_VERSION = 1
 # One random stream for each part, so that a voxel more or less in one does not change the others, nor a skull the
 # brain. 3 is that of `healthy_subjects`.
-STREAMS = {"anatomy": 0, "lesions": 1, "noise": 2, "outside": 4, "contrast": 5}
+STREAMS = {"anatomy": 0, "lesions": 1, "noise": 2, "outside": 4, "contrast": 5, "scanner": 9}
 TILT_DEGREES = (12.0, 1.0, 3.0)  # about left-right, posterior-anterior, inferior-superior, as in ISLES 2022
 # (qform_code, sform_code) of scan, mask and brain mask: 1 is the scanner's space, 2 another scan's. An oblique cohort's
 # headers are ISLES 2022's, where a mask has only an sform.
@@ -50,7 +51,7 @@ def make_subject(settings: PhantomSettings, index: int) -> Subject:
     streams = {name: np.random.default_rng([settings.seed, index, part]) for name, part in STREAMS.items()}
     modality = MODALITIES[settings.modality]
     head = warp_head(Grid(settings.spacing), settings.warp_mm, streams["anatomy"])
-    levels = draw_levels(modality, streams["contrast"], streams["outside"])
+    levels = draw_levels(modality, settings.variety, streams["contrast"], streams["outside"])
     signal = paint_brain(head, modality, levels, streams["contrast"])
     paint_distractors(signal, head, modality.distractor, streams["anatomy"])
     mask = np.zeros(signal.shape, bool)
@@ -63,8 +64,9 @@ def make_subject(settings: PhantomSettings, index: int) -> Subject:
     removed = ~head.brain
     if not settings.stripped:
         signal[removed], removed[removed] = paint_outside(head, levels, streams["outside"])
-    signal *= draw_bias(head, modality, streams["contrast"])
-    scan = measure(signal, head, modality, levels, streams["noise"])
+    scanner = draw_scanner(modality, levels, settings.variety, streams["scanner"])
+    signal *= receive_field(head, scanner, streams["contrast"])
+    scan = measure(signal, head, modality, scanner, streams["noise"])
     scan[removed] = 0
     if settings.mask_spacing is not None:  # the same lesions, drawn on a grid of their own
         anatomy, lesions = (np.random.default_rng([settings.seed, index, STREAMS[n]]) for n in ("anatomy", "lesions"))
