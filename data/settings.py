@@ -170,3 +170,6 @@ class PhantomSettings:
     healthy_fraction: float = option(fraction, "share of subjects without lesion", 0.1)
     lesion_contrast: float = option(fraction, "1 for a core as dark as CSF, 0 for none to be seen", 1.0)
     warp_mm: float = option(positive_float, "standard deviation of the smooth warp in mm", 3.0)
+    variety: float = option(
+        fraction, "0 for young heads and clean scans, 1 for all that makes heads, lesions and scans hard", 0.5
+    )

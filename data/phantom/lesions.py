@@ -1,4 +1,4 @@
-"""Lesions of the synthetic cohort, and bright or dark spots that resemble them."""
+"""Lesions of the synthetic cohort."""
 
 from dataclasses import dataclass
 from functools import lru_cache
@@ -115,14 +115,3 @@ def _template_places(kind: str) -> np.ndarray:
     lattice = np.zeros_like(chosen)
     lattice[::3, ::3, ::3] = True
     return np.argwhere(chosen & lattice)
-
-
-def paint_distractors(scan: np.ndarray, head: Head, gain: float, rng: np.random.Generator) -> None:
-    """Change up to two mirrored pairs of small spots in white matter, in place: brighter for a `gain` above 0."""
-    places = _template_places("white")
-    for _ in range(rng.integers(0, 3)):
-        spot, radius, depth = places[rng.integers(len(places))], rng.uniform(2, 4), rng.uniform(0.2, 0.4)
-        for x in (spot[0], 2 * MIDLINE_MM - spot[0]):
-            centre = np.array([x, spot[1], spot[2]], np.float32)[:, None, None, None]
-            distance = ((head.template_mm - centre) ** 2).sum(0)
-            scan *= 1 + gain * depth * np.exp(-distance / radius**2)
