@@ -56,7 +56,7 @@ def test_nifti_cohort_holds_the_same_voxels_and_its_spacing(tmp_path, ext):
 def test_another_spacing_shows_the_same_head_and_lesion():
     coarse, fine = (replace(SETTINGS, spacing=(s,) * 3) for s in (6.0, 3.0))
     compared = 0
-    for index in SICK[:4]:
+    for index in SICK[:6]:
         pair = [(make_subject(settings, index), settings.spacing[0]) for settings in (coarse, fine)]
         volumes = [subject.mask.sum() * s**3 / 1000 for subject, s in pair]
         if volumes[1] < 3:  # a handful of voxels at 6 mm tells nothing
@@ -108,7 +108,7 @@ def test_just_the_wanted_fraction_is_healthy():
 
 def test_lesions_are_one_to_three_dark_and_within_the_brain():
     for index in SICK:
-        subject = make_subject(replace(SETTINGS, spacing=(4.0,) * 3), index)
+        subject = make_subject(replace(SETTINGS, spacing=(4.0,) * 3, variety=0.0), index)
         scan, lesion = subject.scan[0], subject.mask[0] > 0
         assert 1 <= label(lesion, np.ones((3, 3, 3)))[1] <= 3
         assert not (lesion & ~subject.brain).any()
@@ -126,8 +126,9 @@ def test_lesion_volumes_stay_in_the_range_of_atlas_about_its_median():
 
 def test_contrast_zero_hides_the_lesion():
     index = SICK[0]
-    hidden = make_subject(replace(SETTINGS, lesion_contrast=0.0), index).scan
-    subject = make_subject(SETTINGS, index)
+    clean = replace(SETTINGS, variety=0.0)
+    hidden = make_subject(replace(clean, lesion_contrast=0.0), index).scan
+    subject = make_subject(clean, index)
     shown, mask = subject.scan, subject.mask
     assert mask.any() and shown[mask > 0].mean() < hidden[mask > 0].mean()
     far = ~binary_dilation(mask[0] > 0, iterations=3)
@@ -204,7 +205,7 @@ def test_stripped_brain_is_its_own_head():
 def test_acute_lesions_are_bright_and_some_of_the_brain_is_negative(modality):
     below = 0
     for index in SICK:
-        subject = make_subject(replace(SETTINGS, modality=modality, spacing=(4.0,) * 3), index)
+        subject = make_subject(replace(SETTINGS, modality=modality, spacing=(4.0,) * 3, variety=0.0), index)
         scan, lesion = subject.scan[0], subject.mask[0] > 0
         assert lesion.any() and not (lesion & ~subject.brain).any()
         if lesion.sum() > 8:

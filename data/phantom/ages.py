@@ -26,12 +26,18 @@ WIDE_SPREAD = 0.5  # at variety 1, of the logs of both between heads of one age
 # T1w, bright on FLAIR and faint on DWI (STRIVE: Wardlaw et al., 2013, 10.1016/S1474-4422(13)70124-8).
 DISEASE = {"t1w": (0.6, 0.88), "flair": (1.45, 2.0), "dwi": (1.05, 1.35)}
 RIM = {"t1w": (0.7, 0.85), "flair": (1.35, 1.8), "dwi": (1.0, 1.2)}
-HORNS_MM = ((16, 36, 6), (28, -62, 16))  # where the caps sit, MNI mm off the template
+HORNS_MM = ((16, 36, 6), (28, -62, 16))  # where caps sit, of frontal horns in 90 % and occipital horns in 77 % of all
+# healthy heads (10.1007/s002340050402); MNI mm off the template
 # Perivascular spaces are up to 3 mm wide, most below the putamen and in the centrum semiovale; lacunes 3 to 15 mm, in
 # deep grey matter, white matter and pons (STRIVE). T1w cohorts count lacunes among their lesions, so they have none.
 SPACES_MM, LACUNES_MM = (0.6, 1.5), (1.5, 5.0)
 SPACE_PLACES = (((22, 4, -6), (6, 6, 3)), ((26, -16, 36), (6, 22, 6)))  # MNI mm and standard deviations
-LACUNE_PLACES = (((24, 2, 6), (5, 9, 6)), ((12, -18, 8), (4, 6, 4)), ((26, -10, 32), (6, 22, 6)), ((4, -26, -32), (3, 3, 6)))
+LACUNE_PLACES = (
+    ((24, 2, 6), (5, 9, 6)),
+    ((12, -18, 8), (4, 6, 4)),
+    ((26, -10, 32), (6, 22, 6)),
+    ((4, -26, -32), (3, 3, 6)),
+)
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,10 @@ TEXTURE, TEXTURE_MM = 0.15, 12.0  # of a lesion's level, at variety 0
 # Lesions of one scan and their parts, at variety 1; at 0 a lesion is all core, of full contrast. Estimates off published
 # pictures: a chronic infarct is a cavity within a rim of gliosis, which small or partial ones are all of; an acute one
 # is uneven and faint where it is not yet complete.
-UNEVEN = {"t1w": 0.15, "flair": 0.3, "dwi": 0.5}  # added to the texture
+UNEVEN = {"t1w": 0.0, "flair": 0.3, "dwi": 0.5}  # added to the texture
 RIM_MM = {"t1w": 6.0, "flair": 4.0, "dwi": 4.0}  # at most
 RIM_SHARE = (0.2, 0.7)  # of the contrast
-DIM = {"t1w": 0.7, "flair": 0.4, "dwi": 0.5}  # probability that a part of a lesion is as its rim is
+DIM = {"t1w": 0.5, "flair": 0.4, "dwi": 0.5}  # probability that a part of a lesion is as its rim is
 LEAST_CONTRAST = 0.08  # of the faintest lesions, from variety `FAINT` on
 FAINT = 0.5
 CAVITY_MM = 5.0  # radius of a lesion that has a cavity in every second case
@@ -44,7 +44,10 @@ def paint_lesions(
     Chronic on T1w, acute on FLAIR and DWI. `levels` are those of `data.phantom.contrast.draw_levels`.
     """
     texture = 1 + (TEXTURE + variety * UNEVEN[modality]) * Field.draw(TEXTURE_MM, rng).on(head.grid)
-    target = levels["lesion"] * np.clip(texture, 0.4, 1.8)
+    level, full = levels["lesion"], min(2 * variety, 1)
+    if modality == "t1w":  # a cavity holds CSF
+        level += full * (rng.uniform(1, 1.25) * levels["fluid"] - level)
+    target = level * np.clip(texture, 0.4, 1.8)
     parts = list(_parts(opacity, head.grid.spacing_hwd))
     painted = signal
     if modality == "t1w" and variety:
@@ -55,10 +58,10 @@ def paint_lesions(
     if variety:
         patches = Field.draw(18, rng).on(head.grid)
         faintest = 1 - min(variety / FAINT, 1) * (1 - LEAST_CONTRAST)
-        scan = 1 - (1 - faintest) * rng.random() ** 3
+        scan = 1 - (1 - faintest) * rng.random() ** 5
         for part in parts:
             core = _core(part, patches[part.box], modality, variety, rng)
-            contrast = max(scan * (1 - (1 - faintest) * 0.6 * rng.random() ** 3), LEAST_CONTRAST)
+            contrast = max(scan * (1 - (1 - faintest) * 0.6 * rng.random() ** 4), LEAST_CONTRAST)
             share[part.box] *= np.where(part.own, contrast * core, 1)
     return (painted + share * (target - painted)).astype(np.float32)
 
@@ -85,7 +88,7 @@ def _core(part: Part, patches: np.ndarray, modality: str, variety: float, rng: n
         rim_mm = 99.0
     core = expit((part.depth_mm - rim_mm * (1 + 0.4 * patches)) / 0.7) if rim_mm > 0.5 else np.ones_like(patches)
     if rng.random() < variety * DIM[modality]:
-        core *= expit((patches - rng.uniform(-1.2, 0.5)) / 0.15)
+        core *= expit((patches - rng.uniform(-1.5, 0.2)) / 0.15)
     return rim + (1 - rim) * core
 
 
@@ -116,7 +119,11 @@ def paint_past(signal: np.ndarray, head: Head, modality: str, levels: dict, vari
     places = _tissue_places()
     for _ in range(min(rng.poisson(PAST_MEAN * variety), 3)):
         place, radius = places[rng.integers(len(places))], np.exp(rng.uniform(*np.log(PAST_MM)))
-        rim_mm, rough, strength = min(rng.uniform(0.5, 4), 0.4 * radius), Field.draw(1.6 * radius + 4, rng), rng.uniform(0.6, 1)
+        rim_mm, rough, strength = (
+            min(rng.uniform(0.5, 4), 0.4 * radius),
+            Field.draw(1.6 * radius + 4, rng),
+            rng.uniform(0.6, 1),
+        )
         rim = levels["white"] * rng.uniform(*PAST_RIM[modality])
         box = head.box(place, 1.5 * radius + 2 * rim_mm)
         points = head.template_mm[(slice(None), *box)]

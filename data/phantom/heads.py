@@ -182,7 +182,9 @@ def warp_head(grid: Grid, warp_mm: float, rng: np.random.Generator, atrophy: Atr
     return Head(grid, points, detail, grey, white, tissue, brain)
 
 
-def _sulci(grid: Grid, points: np.ndarray, brain: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+def _sulci(
+    grid: Grid, points: np.ndarray, brain: np.ndarray, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
     """(N,) factor for the voxels of the brain, at `points`: above 1 where a sulcus may be, below it in a gyrus.
 
     And (N,) 1 where there are folds, 0 where there are none.

@@ -23,9 +23,10 @@ class Structure(NamedTuple):
     t1w: float = 0.0
 
 
-# Limbic cortex is bright on FLAIR in healthy heads, more than other cortex, and so are insula and cingulate gyrus on
-# both FLAIR and DWI (Hirai et al., 2000, PMID 10669236; Asao et al., 2005, 10.1007/s00062-005). Iron darkens pallidum,
-# red nucleus, substantia nigra and dentate nucleus on T2-weighted scans (Drayer et al., 1986, 10.2214/ajr.147.1.103).
+# Cingulate and hippocampal cortex have the longest T2 of all, then the insula (Georgiades et al., 2001, AJNR 22:1732);
+# cingulate and insula are bright on DWI (Asao et al., 2008, 10.1007/s00234-007-0327-9), the corticospinal tract on
+# FLAIR (40 healthy heads, 10.1007/s002340050402). Iron darkens pallidum, red nucleus, substantia nigra and dentate
+# nucleus (Drayer et al., 1986, 10.2214/ajr.147.1.103). The gains are estimates.
 STRUCTURES = {
     "amygdala": Structure(((23, -4, -19),), (10, 9, 9), "grey", 0.18, 0.12),
     "hippocampus": Structure(((27, -16, -19), (26, -30, -8)), (8, 11, 8), "grey", 0.18, 0.15),
@@ -34,7 +35,7 @@ STRUCTURES = {
     "subcallosal": Structure(((5, 18, -14),), (7, 12, 9), "grey", 0.15, 0.15),
     "splenium": Structure(((6, -38, 14),), (13, 7, 8), "white", 0.05, 0.22),
     "corticospinal": Structure(((25, -20, 26), (23, -18, 8), (15, -20, -10)), (5, 6, 12), "white", 0.16, 0.2),
-    "pallidum": Structure(((19, -4, -1),), (6, 8, 6), "grey", -0.25, -0.4, 0.08),
+    "pallidum": Structure(((19, -4, -1),), (6, 8, 6), "tissue", -0.25, -0.4, 0.08),
     "putamen": Structure(((26, 2, 0),), (6, 14, 8), "grey", -0.08, -0.15),
     "red nucleus": Structure(((5, -21, -9),), (4, 4, 5), "tissue", -0.22, -0.35),
     "nigra": Structure(((11, -18, -13),), (5, 5, 5), "tissue", -0.2, -0.3),
