@@ -1,4 +1,4 @@
-"""Heads of all ages: wider ventricles and sulci, white matter disease and small spaces of fluid, none of it a lesion."""
+"""Heads of all ages: wider ventricles and sulci, white matter disease, spaces of fluid; none of it is a lesion."""
 
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -82,11 +82,11 @@ def paint_ageing(signal: np.ndarray, head: Head, modality: str, levels: dict, ag
     signal += share * (level - signal)
     dark, rim = levels["fluid"], levels["white"] * rng.uniform(*RIM[modality])
     for _ in range(ageing.spaces):
-        _paint_space(signal, head, _place(SPACE_PLACES, rng), rng.uniform(*SPACES_MM), dark, None)
+        paint_ball(signal, head, _place(SPACE_PLACES, rng), rng.uniform(*SPACES_MM), dark)
     for _ in range(ageing.lacunes):
         place, radius, has_rim = _place(LACUNE_PLACES, rng), rng.uniform(*LACUNES_MM), rng.random() < 0.7
         if modality != "t1w":
-            _paint_space(signal, head, place, radius, dark, rim if has_rim else None)
+            paint_ball(signal, head, place, radius, dark, (0.6 * radius, rim) if has_rim else None)
 
 
 def disease_share(head: Head, volume_cm3: float, rng: np.random.Generator) -> np.ndarray:
@@ -124,15 +124,26 @@ def _place(places, rng: np.random.Generator) -> np.ndarray:
     """A random place on either side, in template mm."""
     centre, spread = places[rng.integers(len(places))]
     x, y, z = rng.normal(centre, spread)
-    return np.array(ORIGIN_MM) + (x * rng.choice((-1, 1)), y, z)
+    return np.add(ORIGIN_MM, (x * rng.choice((-1, 1)), y, z))
 
 
-def _paint_space(signal: np.ndarray, head: Head, place: np.ndarray, radius: float, dark: float, rim: float | None):
-    """Paint a ball of fluid in place, and around it a bright rim of half its radius if it has one."""
-    box = head.box(place, 2 * radius)
-    square = ((head.template_mm[(slice(None), *box)] - place.astype(np.float32)[:, None, None, None]) ** 2).sum(0)
-    edge = 0.3 * max(1.0, float(np.mean(head.grid.spacing_mm)))
-    part, inside = signal[box], head.tissue[box]
-    shares = [(1.6 * radius, rim)] if rim else []
-    for size, level in (*shares, (radius, dark)):
-        part += inside * expit((size - np.sqrt(square)) / edge) * (level - part)
+def paint_ball(
+    signal: np.ndarray,
+    head: Head,
+    place_mm: np.ndarray,
+    radius: float,
+    level: float,
+    rim: tuple[float, float] | None = None,
+    rough: Field | None = None,
+    strength: float = 1.0,
+) -> None:
+    """Paint a ball, and perhaps a rim (mm, level), in the tissue of one side over intensities (H, W, D), in place."""
+    box = head.box(place_mm, 1.9 * radius + (rim[0] if rim else 0))
+    points = head.template_mm[(slice(None), *box)]
+    surface = radius - np.sqrt(((points - np.float32(place_mm)[:, None, None, None]) ** 2).sum(0))
+    if rough:
+        surface += 0.3 * radius * rough.at(points)
+    inside = strength * head.tissue[box] * ((points[0] - MIDLINE_MM) * (place_mm[0] - MIDLINE_MM) > 0)
+    edge, part = 0.3 * max(1.0, float(np.mean(head.grid.spacing_mm))), signal[box]
+    for width, shade in (*((rim,) if rim else ()), (0.0, level)):
+        part += inside * expit((surface + width) / edge) * (shade - part)

@@ -6,19 +6,19 @@ import numpy as np
 from scipy.ndimage import distance_transform_edt, find_objects, label, map_coordinates
 from scipy.special import expit
 
+from data.phantom.ages import paint_ball
 from data.phantom.heads import MIDLINE_MM, Field, Head, load_templates
 from data.phantom.ventricles import load_ventricles
 
 TEXTURE, TEXTURE_MM = 0.15, 12.0  # of a lesion's level, at variety 0
-# Lesions of one scan and their parts, at variety 1; at 0 a lesion is all core, of full contrast. Estimates off published
-# pictures: a chronic infarct is a cavity within a rim of gliosis, which small or partial ones are all of; an acute one
-# is uneven and faint where it is not yet complete.
+# Lesions of one scan and their parts, at variety 1; at 0 a lesion is all core, of full contrast. Estimates off
+# published pictures: a chronic infarct is a cavity within a rim of gliosis, which small or partial ones are all of; an
+# acute one is uneven and faint where it is not yet complete.
 UNEVEN = {"t1w": 0.0, "flair": 0.3, "dwi": 0.5}  # added to the texture
 RIM_MM = {"t1w": 6.0, "flair": 4.0, "dwi": 4.0}  # at most
 RIM_SHARE = (0.2, 0.7)  # of the contrast
 DIM = {"t1w": 0.5, "flair": 0.4, "dwi": 0.5}  # probability that a part of a lesion is as its rim is
-LEAST_CONTRAST = 0.08  # of the faintest lesions, from variety `FAINT` on
-FAINT = 0.5
+LEAST_CONTRAST = 0.08  # of the faintest lesions, from variety 0.5 on
 CAVITY_MM = 5.0  # radius of a lesion that has a cavity in every second case
 # Ex vacuo: from this volume on the ventricle of that side widens, and the sulci about the lesion.
 VACUO_CM3, VACUO_REACH_MM, VACUO_FACTOR, VACUO_SULCI = 4.0, 32.0, 2.5, 1.2
@@ -48,26 +48,21 @@ def paint_lesions(
     if modality == "t1w":  # a cavity holds CSF
         level += full * (rng.uniform(1, 1.25) * levels["fluid"] - level)
     target = level * np.clip(texture, 0.4, 1.8)
-    parts = list(_parts(opacity, head.grid.spacing_hwd))
-    painted = signal
-    if modality == "t1w" and variety:
-        for part in parts:
-            if part.volume_cm3 > VACUO_CM3:
-                painted = _widen(painted, head, part, levels["fluid"], variety * rng.uniform(0.3, 1.5), rng)
-    share = opacity.copy()
+    painted, share = signal, opacity.copy()
     if variety:
-        patches = Field.draw(18, rng).on(head.grid)
-        faintest = 1 - min(variety / FAINT, 1) * (1 - LEAST_CONTRAST)
-        scan = 1 - (1 - faintest) * rng.random() ** 5
-        for part in parts:
-            core = _core(part, patches[part.box], modality, variety, rng)
-            contrast = max(scan * (1 - (1 - faintest) * 0.6 * rng.random() ** 4), LEAST_CONTRAST)
-            share[part.box] *= np.where(part.own, contrast * core, 1)
+        patches, fainter = Field.draw(18, rng).on(head.grid), full * (1 - LEAST_CONTRAST)
+        scan, key = 1 - fainter * rng.random() ** 5, int(rng.integers(2**32))
+        for number, part in enumerate(_parts(opacity, head.grid.spacing_hwd)):
+            own = np.random.default_rng([key, number])  # so that a part more does not change the looks of the others
+            contrast = max(scan * (1 - 0.6 * fainter * own.random() ** 4), LEAST_CONTRAST)
+            share[part.box] *= np.where(part.own, contrast * _core(part, patches[part.box], modality, variety, own), 1)
+            if modality == "t1w" and part.volume_cm3 > VACUO_CM3:
+                painted = _widen(painted, head, part, levels["fluid"], variety * own.uniform(0.3, 1.5))
     return (painted + share * (target - painted)).astype(np.float32)
 
 
 def _parts(opacity: np.ndarray, spacing_hwd: tuple[float, float, float]):
-    """The lesions (26-connected), each with the voxels at its edge that are nearer to it than to another."""
+    """The lesions (26-connected), each with the voxels about it that belong to no other."""
     labels, _ = label(opacity > 0.5, np.ones((3, 3, 3)))
     margins = [int(np.ceil(6 / size)) + 1 for size in spacing_hwd]
     for number, found in enumerate(find_objects(labels), start=1):
@@ -84,7 +79,7 @@ def _core(part: Part, patches: np.ndarray, modality: str, variety: float, rng: n
     rim_mm = variety * rng.uniform(0, RIM_MM[modality])
     rim = 1 - min(1.5 * variety, 1) * (1 - rng.uniform(*RIM_SHARE))
     cavitated = radius / (radius + CAVITY_MM) if modality == "t1w" else 1.0
-    if rng.random() > 1 - variety * (1 - cavitated):  # a scar without a cavity
+    if rng.random() < variety * (1 - cavitated):  # a scar without a cavity
         rim_mm = 99.0
     core = expit((part.depth_mm - rim_mm * (1 + 0.4 * patches)) / 0.7) if rim_mm > 0.5 else np.ones_like(patches)
     if rng.random() < variety * DIM[modality]:
@@ -92,7 +87,7 @@ def _core(part: Part, patches: np.ndarray, modality: str, variety: float, rng: n
     return rim + (1 - rim) * core
 
 
-def _widen(signal: np.ndarray, head: Head, part: Part, fluid: float, strength: float, rng) -> np.ndarray:
+def _widen(signal: np.ndarray, head: Head, part: Part, fluid: float, strength: float) -> np.ndarray:
     """Widen the ventricle and the sulci near an old lesion: the brain fills what it has lost."""
     strength *= min(part.volume_cm3 / 40, 1) ** 0.5
     place = head.template_mm[(slice(None), *part.box)][:, part.depth_mm > 0].mean(1)
@@ -119,21 +114,9 @@ def paint_past(signal: np.ndarray, head: Head, modality: str, levels: dict, vari
     places = _tissue_places()
     for _ in range(min(rng.poisson(PAST_MEAN * variety), 3)):
         place, radius = places[rng.integers(len(places))], np.exp(rng.uniform(*np.log(PAST_MM)))
-        rim_mm, rough, strength = (
-            min(rng.uniform(0.5, 4), 0.4 * radius),
-            Field.draw(1.6 * radius + 4, rng),
-            rng.uniform(0.6, 1),
-        )
-        rim = levels["white"] * rng.uniform(*PAST_RIM[modality])
-        box = head.box(place, 1.5 * radius + 2 * rim_mm)
-        points = head.template_mm[(slice(None), *box)]
-        distance = np.sqrt(((points - np.float32(place)[:, None, None, None]) ** 2).sum(0))
-        distance -= radius * (1 + 0.3 * rough.at(points))
-        same_side = (points[0] - MIDLINE_MM) * (place[0] - MIDLINE_MM) > 0
-        tissue, edge = head.tissue[box] & same_side, 0.3 * max(1.0, float(np.mean(head.grid.spacing_mm)))
-        part = signal[box]
-        for size, level in ((rim_mm, rim), (0, levels["fluid"])):
-            part += strength * tissue * expit((size - distance) / edge) * (level - part)
+        rim = min(rng.uniform(0.5, 4), 0.4 * radius), levels["white"] * rng.uniform(*PAST_RIM[modality])
+        rough, strength = Field.draw(1.6 * radius + 4, rng), rng.uniform(0.6, 1)
+        paint_ball(signal, head, place, radius, levels["fluid"], rim, rough, strength)
 
 
 def _tissue_places() -> np.ndarray:

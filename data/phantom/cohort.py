@@ -10,13 +10,13 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 
-from data.files.space import Space, resample
+from data.files.space import Space, Spacing, resample
 from data.files.volumes import read_volume, volume_image, write_volume
 from data.phantom.ages import draw_ageing, paint_ageing
 from data.phantom.appearance import paint_lesions, paint_past
 from data.phantom.centres import atlas3_files, centre_of
 from data.phantom.contrast import MODALITIES, draw_bias, draw_levels, measure, paint_brain
-from data.phantom.heads import FIELD_OF_VIEW_MM, ORIGIN_MM, Grid, warp_head
+from data.phantom.heads import FIELD_OF_VIEW_MM, ORIGIN_MM, Grid, Head, warp_head
 from data.phantom.lesions import PATTERNS, draw_lesions
 from data.phantom.skull import paint_outside
 from data.phantom.structures import paint_structures
@@ -48,12 +48,22 @@ class Subject:
     brain: np.ndarray  # (D, H, W) bool on the scan's grid, the true brain with its sulci and ventricles
 
 
-def make_subject(settings: PhantomSettings, index: int) -> Subject:
-    streams = {name: np.random.default_rng([settings.seed, index, part]) for name, part in STREAMS.items()}
-    modality, pattern = MODALITIES[settings.modality], PATTERNS[settings.modality]
+def draw_head(settings: PhantomSettings, index: int, spacing_mm: Spacing | None = None) -> Head:
+    """The head of a subject on the grid of its scan, or of voxels of another size."""
+    streams = _streams(settings, index)
     ageing = draw_ageing(settings.variety, streams["age"])
-    atrophy = ageing and ageing.atrophy
-    head = warp_head(Grid(settings.spacing), settings.warp_mm, streams["anatomy"], atrophy)
+    grid = Grid(spacing_mm or settings.spacing)
+    return warp_head(grid, settings.warp_mm, streams["anatomy"], ageing and ageing.atrophy)
+
+
+def _streams(settings: PhantomSettings, index: int) -> dict[str, np.random.Generator]:
+    return {name: np.random.default_rng([settings.seed, index, part]) for name, part in STREAMS.items()}
+
+
+def make_subject(settings: PhantomSettings, index: int) -> Subject:
+    streams = _streams(settings, index)
+    modality, pattern = MODALITIES[settings.modality], PATTERNS[settings.modality]
+    ageing, head = draw_ageing(settings.variety, streams["age"]), draw_head(settings, index)
     levels = draw_levels(modality, streams["contrast"], streams["outside"])
     signal = paint_brain(head, modality, levels, streams["contrast"])
     paint_structures(signal, head, settings.modality, levels, settings.variety, streams["structures"])
@@ -74,8 +84,7 @@ def make_subject(settings: PhantomSettings, index: int) -> Subject:
     scan = measure(signal, head, modality, levels, streams["noise"])
     scan[removed] = 0
     if settings.mask_spacing is not None:  # the same lesions, drawn on a grid of their own
-        anatomy, lesions = (np.random.default_rng([settings.seed, index, STREAMS[n]]) for n in ("anatomy", "lesions"))
-        own = warp_head(Grid(settings.mask_spacing), settings.warp_mm, anatomy, atrophy)
+        own, lesions = draw_head(settings, index, settings.mask_spacing), _streams(settings, index)["lesions"]
         mask = np.zeros(own.brain.shape, bool) if is_healthy else draw_lesions(own, pattern, lesions) > 0.5
     scan, mask, brain = (np.ascontiguousarray(array.transpose(2, 0, 1)) for array in (scan, mask, head.brain))
     return Subject(scan[None], mask[None].astype(np.uint8), brain)

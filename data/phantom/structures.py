@@ -58,7 +58,7 @@ def paint_structures(signal: np.ndarray, head: Head, modality: str, levels: dict
             for side, uneven in zip((-1, 1), rng.normal(1, SIDES, 2), strict=True):
                 box, share = _ellipsoid(head, centre, structure.half_mm, side)
                 tissue = head.tissue if structure.tissue == "tissue" else getattr(head, structure.tissue)
-                signal[box] *= 1 + drawn * uneven * share * tissue[box]
+                signal[box] *= np.exp(drawn * uneven * share * tissue[box])
     level = levels["white"] * rng.uniform(*PLEXUS[modality])
     for centre in PLEXUS_MM:
         for side in (-1, 1):
