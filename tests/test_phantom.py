@@ -56,7 +56,7 @@ def test_nifti_cohort_holds_the_same_voxels_and_its_spacing(tmp_path, ext):
 def test_another_spacing_shows_the_same_head_and_lesion():
     coarse, fine = (replace(SETTINGS, spacing=(s,) * 3) for s in (6.0, 3.0))
     compared = 0
-    for index in SICK[:4]:
+    for index in SICK[:6]:
         pair = [(make_subject(settings, index), settings.spacing[0]) for settings in (coarse, fine)]
         volumes = [subject.mask.sum() * s**3 / 1000 for subject, s in pair]
         if volumes[1] < 3:  # a handful of voxels at 6 mm tells nothing
@@ -98,7 +98,7 @@ def test_just_the_wanted_fraction_is_healthy():
 
 def test_lesions_are_dark_and_within_the_brain():
     for index in SICK:
-        subject = make_subject(replace(SETTINGS, spacing=(4.0,) * 3), index)
+        subject = make_subject(replace(SETTINGS, spacing=(4.0,) * 3, variety=0.0), index)
         scan, lesion = subject.scan[0], subject.mask[0] > 0
         assert lesion.any() and not (lesion & ~subject.brain).any()
         if lesion.sum() > 8:
@@ -194,7 +194,7 @@ def test_stripped_brain_is_its_own_head():
 def test_acute_lesions_are_bright_and_some_of_the_brain_is_negative(modality):
     below = 0
     for index in SICK:
-        subject = make_subject(replace(SETTINGS, modality=modality, spacing=(4.0,) * 3), index)
+        subject = make_subject(replace(SETTINGS, modality=modality, spacing=(4.0,) * 3, variety=0.0), index)
         scan, lesion = subject.scan[0], subject.mask[0] > 0
         assert lesion.any() and not (lesion & ~subject.brain).any()
         if lesion.sum() > 8:

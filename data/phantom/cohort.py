@@ -10,16 +10,19 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 
-from data.files.space import Space, resample
+from data.files.space import Space, Spacing, resample
 from data.files.volumes import read_volume, volume_image, write_volume
+from data.phantom.ages import draw_ageing, paint_ageing
+from data.phantom.appearance import paint_lesions, paint_past
 from data.phantom.centres import atlas3_files, centre_of
 from data.phantom.contrast import MODALITIES, draw_levels, paint_brain
-from data.phantom.heads import FIELD_OF_VIEW_MM, ORIGIN_MM, Field, Grid, Head, warp_head
-from data.phantom.lesions import draw_lesions, paint_distractors
+from data.phantom.heads import FIELD_OF_VIEW_MM, ORIGIN_MM, Grid, Head, warp_head
+from data.phantom.lesions import draw_lesions
 from data.phantom.masks import describe_masks, draw_real_lesions, list_masks
 from data.phantom.scanner import draw_scanner, measure, receive_field
 from data.phantom.skull import paint_outside
 from data.phantom.statistics import LAWS, even_numbers
+from data.phantom.structures import paint_structures
 from data.prepare.cohort import describe_scan
 from data.settings import PhantomSettings
 from utils.errors import UserError
@@ -32,6 +35,7 @@ PHANTOM_VERSION = 1
 # One random stream for each part, so that a voxel more or less in one does not change the others, nor a skull the
 # brain. 3 is that of `healthy_subjects`.
 STREAMS = {"anatomy": 0, "lesions": 1, "noise": 2, "outside": 4, "contrast": 5, "scanner": 9}
+STREAMS |= {"age": 10, "structures": 11, "appearance": 12, "past": 13}
 TILT_DEGREES = (12.0, 1.0, 3.0)  # about left-right, posterior-anterior, inferior-superior, as in ISLES 2022
 # (qform_code, sform_code) of scan, mask and brain mask: 1 is the scanner's space, 2 another scan's. An oblique cohort's
 # headers are ISLES 2022's, where a mask has only an sform.
@@ -47,19 +51,33 @@ class Subject:
     brain: np.ndarray  # (D, H, W) bool on the scan's grid, the true brain with its sulci and ventricles
 
 
+def draw_head(settings: PhantomSettings, index: int, spacing_mm: Spacing | None = None) -> Head:
+    """The head of a subject on the grid of its scan, or of voxels of another size."""
+    streams = _streams(settings, index)
+    ageing = draw_ageing(settings.variety, streams["age"])
+    grid = Grid(spacing_mm or settings.spacing)
+    return warp_head(grid, settings.warp_mm, streams["anatomy"], ageing and ageing.atrophy)
+
+
+def _streams(settings: PhantomSettings, index: int) -> dict[str, np.random.Generator]:
+    return {name: np.random.default_rng([settings.seed, index, part]) for name, part in STREAMS.items()}
+
+
 def make_subject(settings: PhantomSettings, index: int) -> Subject:
-    streams = {name: np.random.default_rng([settings.seed, index, part]) for name, part in STREAMS.items()}
-    modality = MODALITIES[settings.modality]
-    head = warp_head(Grid(settings.spacing), settings.warp_mm, streams["anatomy"])
+    streams, modality = _streams(settings, index), MODALITIES[settings.modality]
+    ageing, head = draw_ageing(settings.variety, streams["age"]), draw_head(settings, index)
     levels = draw_levels(modality, settings.variety, streams["contrast"], streams["outside"])
     signal = paint_brain(head, modality, levels, streams["contrast"])
-    paint_distractors(signal, head, modality.distractor, streams["anatomy"])
+    paint_structures(signal, head, settings.modality, levels, settings.variety, streams["structures"])
+    if ageing:
+        paint_ageing(signal, head, settings.modality, levels, ageing, streams["age"])
+        paint_past(signal, head, settings.modality, levels, settings.variety, streams["past"])
     mask = np.zeros(signal.shape, bool)
     is_healthy = index in healthy_subjects(settings)
     if not is_healthy:
         opacity = lesion_opacity(head, settings, index, streams["lesions"])
-        texture = 1 + 0.15 * Field.draw(12, streams["lesions"]).on(head.grid)
-        signal += settings.lesion_contrast * opacity * (levels["lesion"] * texture - signal)
+        how = settings.modality, levels, settings.variety, streams["appearance"]
+        signal += settings.lesion_contrast * (paint_lesions(signal, head, opacity, *how) - signal)
         mask = opacity > 0.5
     removed = ~head.brain
     if not settings.stripped:
@@ -69,8 +87,7 @@ def make_subject(settings: PhantomSettings, index: int) -> Subject:
     scan = measure(signal, head, modality, scanner, streams["noise"])
     scan[removed] = 0
     if settings.mask_spacing is not None:  # the same lesions, drawn on a grid of their own
-        anatomy, lesions = (np.random.default_rng([settings.seed, index, STREAMS[n]]) for n in ("anatomy", "lesions"))
-        own = warp_head(Grid(settings.mask_spacing), settings.warp_mm, anatomy)
+        own, lesions = draw_head(settings, index, settings.mask_spacing), _streams(settings, index)["lesions"]
         mask = np.zeros(own.brain.shape, bool) if is_healthy else lesion_opacity(own, settings, index, lesions) > 0.5
     scan, mask, brain = (np.ascontiguousarray(array.transpose(2, 0, 1)) for array in (scan, mask, head.brain))
     return Subject(scan[None], mask[None].astype(np.uint8), brain)

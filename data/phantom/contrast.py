@@ -20,7 +20,6 @@ class Modality:
     outside: dict[str, Range]  # and outside of it
     lesion: Range  # level of a lesion's core
     detail: float  # how much of the template's own T1w detail shows
-    distractor: float  # by how much spots that are no lesions are brighter, in units of their depth
     texture: tuple[float, float]  # standard deviation of the unevenness of tissue, for each of `TEXTURE_MM`
     bias: float  # log standard deviation of the receive field, little where scans are corrected for it as in ATLAS
     noise: Range  # of the standard deviation of the complex noise, as a share of white matter
@@ -51,7 +50,6 @@ MODALITIES = {
         outside=T1W,
         lesion=(0.15, 0.4),
         detail=0.3,
-        distractor=-1.0,
         texture=(0.01, 0.03),
         bias=0.06,
         noise=(0.01, 0.03),
@@ -65,7 +63,6 @@ MODALITIES = {
         outside=FLAIR,
         lesion=(1.4, 2.0),
         detail=0.15,
-        distractor=1.5,
         texture=(0.025, 0.1),
         bias=0.08,
         noise=(0.012, 0.03),
@@ -80,7 +77,6 @@ MODALITIES = {
         outside=DWI,
         lesion=(1.5, 2.6),
         detail=0.1,
-        distractor=0.5,
         texture=(0.03, 0.1),
         bias=0.08,
         noise=(0.015, 0.04),

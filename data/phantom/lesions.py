@@ -1,4 +1,4 @@
-"""Lesions of the synthetic cohort, and bright or dark spots that resemble them."""
+"""Lesions of the synthetic cohort."""
 
 from functools import lru_cache
 from typing import NamedTuple
@@ -219,7 +219,7 @@ class Lattice(NamedTuple):
 
 @lru_cache(maxsize=1)
 def _lattice() -> Lattice:
-    places = _template_places("tissue")
+    places = tissue_places()
     scores = territory_scores((places - ORIGIN_MM).T.astype(np.float32))
     order = np.argsort(scores, axis=0)[-2:]  # the likeliest two, the likeliest last
     second, first = np.take_along_axis(scores, order, 0)
@@ -241,22 +241,8 @@ def _draw_place(
     return some[((some - wanted) ** 2).sum(1).argmin()]
 
 
-@lru_cache(maxsize=2)
-def _template_places(kind: str) -> np.ndarray:
-    """(N, 3) template voxels of ``tissue`` or deep ``white`` matter, on a lattice of 3 mm."""
+@lru_cache(maxsize=1)
+def tissue_places() -> np.ndarray:
+    """(N, 3) voxels of the template's grey and white matter, on a lattice of 3 mm."""
     maps = load_templates()
-    chosen = maps["wm"] > 0.95 if kind == "white" else maps["gm"] + maps["wm"] > 0.8
-    lattice = np.zeros_like(chosen)
-    lattice[::3, ::3, ::3] = True
-    return np.argwhere(chosen & lattice)
-
-
-def paint_distractors(scan: np.ndarray, head: Head, gain: float, rng: np.random.Generator) -> None:
-    """Change up to two mirrored pairs of small spots in white matter, in place: brighter for a `gain` above 0."""
-    places = _template_places("white")
-    for _ in range(rng.integers(0, 3)):
-        spot, radius, depth = places[rng.integers(len(places))], rng.uniform(2, 4), rng.uniform(0.2, 0.4)
-        for x in (spot[0], 2 * MIDLINE_MM - spot[0]):
-            centre = np.array([x, spot[1], spot[2]], np.float32)[:, None, None, None]
-            distance = ((head.template_mm - centre) ** 2).sum(0)
-            scan *= 1 + gain * depth * np.exp(-distance / radius**2)
+    return 3 * np.argwhere((maps["gm"] + maps["wm"])[::3, ::3, ::3] > 0.8)
