@@ -140,7 +140,7 @@ def paint_ball(
     """Paint a ball, and perhaps a rim (mm, level), in the tissue of one side over intensities (H, W, D), in place."""
     box = head.box(place_mm, 1.9 * radius + (rim[0] if rim else 0))
     points = head.template_mm[(slice(None), *box)]
-    surface = radius - np.sqrt(((points - np.float32(place_mm)[:, None, None, None]) ** 2).sum(0))
+    surface = radius - np.sqrt(((points - place_mm.astype(np.float32)[:, None, None, None]) ** 2).sum(0))
     if rough:
         surface += 0.3 * radius * rough.at(points)
     inside = strength * head.tissue[box] * ((points[0] - MIDLINE_MM) * (place_mm[0] - MIDLINE_MM) > 0)

@@ -56,7 +56,7 @@ def draw_head(settings: PhantomSettings, index: int, spacing_mm: Spacing | None 
     streams = _streams(settings, index)
     ageing = draw_ageing(settings.variety, streams["age"])
     grid = Grid(spacing_mm or settings.spacing)
-    return warp_head(grid, settings.warp_mm, streams["anatomy"], ageing and ageing.atrophy)
+    return warp_head(grid, settings.warp_mm, streams["anatomy"], ageing.atrophy if ageing else None)
 
 
 def _streams(settings: PhantomSettings, index: int) -> dict[str, np.random.Generator]:

@@ -118,7 +118,7 @@ class Head:
     tissue: np.ndarray  # bool, where lesions may lie: grey or white matter, as the template has it
     brain: np.ndarray  # bool, the true brain mask: tissue with the CSF of sulci and ventricles
 
-    def box(self, place_mm: Sequence[float], reach_mm: float) -> tuple[slice, slice, slice]:
+    def box(self, place_mm: Sequence[float] | np.ndarray, reach_mm: float) -> tuple[slice, slice, slice]:
         """The voxels within `reach_mm` of a place in the template, and some around them."""
         shape, spacing = np.array(self.brain.shape), np.array(self.grid.spacing_hwd)
         voxel = shape / 2

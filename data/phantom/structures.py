@@ -72,5 +72,5 @@ def _ellipsoid(head: Head, centre_mm: Place, half_mm: Place, side: int) -> tuple
     """A box of the grid, and the share of an ellipsoid with soft edges in it."""
     place = np.array([MIDLINE_MM + side * centre_mm[0], *np.add(ORIGIN_MM, centre_mm)[1:]], np.float32)
     box = head.box(place.tolist(), 1.5 * max(half_mm))
-    from_centre = (head.template_mm[(slice(None), *box)] - place[:, None, None, None]).T / np.float32(half_mm)
+    from_centre = (head.template_mm[(slice(None), *box)] - place[:, None, None, None]).T / np.array(half_mm, np.float32)
     return box, expit(6 * (1 - np.sqrt((from_centre**2).sum(-1)))).T

@@ -25,7 +25,7 @@ class Ventricles(NamedTuple):
     @staticmethod
     def lattice(points_mm: np.ndarray) -> np.ndarray:
         """(3, N) lattice coordinates of points of the template."""
-        return (points_mm - np.float32(LATTICE_FROM_MM)[:, None]) / np.float32(LATTICE_MM)
+        return (points_mm - np.array(LATTICE_FROM_MM, np.float32)[:, None]) / np.float32(LATTICE_MM)
 
     def push(self, volume_factor: float) -> np.ndarray:
         """(3, h, w, d) mm from a place to the one whose tissue it shows once the ventricles are so much larger."""
@@ -59,6 +59,6 @@ def load_ventricles() -> Ventricles:
     within = distance_transform_edt(inside)
     outside, nearest = distance_transform_edt(~inside, return_indices=True)
     distance = gaussian_filter((LATTICE_MM * (outside - within)).astype(np.float32), 0.7)
-    normal = np.stack(np.gradient(gaussian_filter(distance, 1.0), LATTICE_MM)).astype(np.float32)
+    normal = np.array(np.gradient(gaussian_filter(distance, 1.0), LATTICE_MM), np.float32)
     depth = LATTICE_MM * maximum_filter(within, 5)[tuple(nearest)]
     return Ventricles(distance, normal, depth.astype(np.float32))
