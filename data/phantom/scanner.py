@@ -25,8 +25,8 @@ AIR_MM, PILE_UP_MM, DROPOUT_MM = ((8, 36, -32), (50, -22, -34)), 20.0, 13.0
 FARTHER, SHIFT_MM = 0.5, 4.0  # at most: growth of that reach, and distortion along phase encoding
 RINGING_VOXELS = 0.8  # width of the blur whose difference to the scan an interpolating spline overshoots by
 SNR = (8.0, 60.0)  # of white matter, log-uniform
-# As acquired, log-uniform, before interpolation to the scan's grid; diffusion series have voxels of up to 3.5 mm.
-SLICE_MM, IN_PLANE_MM = (1.0, 6.5), (0.45, 3.5)
+# As acquired, log-uniform, before interpolation to the scan's grid: 0.45 to 2 mm in plane, and half as much again.
+SLICE_MM, IN_PLANE_MM = (1.0, 6.5), (0.45, 3.0)
 GAP = 0.3  # share of a slice's distance that is not excited, at most
 GAIN, SLICES = 0.06, 200  # log standard deviation from slice to slice, at most
 MOTION, MOTION_MM, BLUR_MM = 0.2, (6.0, 60.0), 1.2  # at most: share of the signal in ghosts, their distance, blur
