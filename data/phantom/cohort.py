@@ -67,7 +67,7 @@ def make_subject(settings: PhantomSettings, index: int) -> Subject:
     streams, modality = _streams(settings, index), MODALITIES[settings.modality]
     ageing, head = draw_ageing(settings.variety, streams["age"]), draw_head(settings, index)
     levels = draw_levels(modality, settings.variety, streams["contrast"], streams["outside"])
-    signal = paint_brain(head, modality, levels, streams["contrast"])
+    signal = paint_brain(head, modality, levels, settings.variety, streams["contrast"])
     paint_structures(signal, head, settings.modality, levels, settings.variety, streams["structures"])
     if ageing:
         paint_ageing(signal, head, settings.modality, levels, ageing, streams["age"])

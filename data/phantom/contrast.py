@@ -64,7 +64,7 @@ MODALITIES = {
         brain={"grey": (1.2, 1.45), "fluid": (0.08, 0.25)},
         varied={"grey": (0.85, 1.6), "fluid": (0.0, 0.6)},
         outside=FLAIR,
-        lesion=(1.1, 1.6),
+        lesion=(1.15, 1.7),
         lesion_of="grey",
         detail=0.15,
         texture=(0.025, 0.1),
@@ -74,13 +74,13 @@ MODALITIES = {
         vertex=0.5,
         ringing=0.4,
     ),
-    # Echo-planar with suppressed fat: the scalp is dark, and the air in the skull distorts much. In the first three days
-    # infarcts are about 1.7 times as bright as the other side (92 patients, Eastwood et al., 2003, AJNR 24:680).
+    # Echo-planar with suppressed fat: the scalp is dark, and the air in the skull distorts much. In three days infarcts
+    # are 1.7 times as bright as the other side, faint parts with them (92 patients, Eastwood et al., 2003, AJNR 24:680).
     "dwi": Modality(
         brain={"grey": (1.2, 1.45), "fluid": (0.15, 0.35)},
         varied={"grey": (0.8, 1.8), "fluid": (0.03, 0.6)},
         outside=DWI,
-        lesion=(1.15, 2.1),
+        lesion=(1.3, 2.3),
         lesion_of="grey",
         detail=0.1,
         texture=(0.03, 0.1),
@@ -111,11 +111,14 @@ def draw_levels(
     return {**levels, "csf": levels["fluid"], "noise": white * brain.uniform(*modality.noise)}
 
 
-def paint_brain(head: Head, modality: Modality, levels: dict[str, float], rng: np.random.Generator) -> np.ndarray:
+def paint_brain(
+    head: Head, modality: Modality, levels: dict[str, float], variety: float, rng: np.random.Generator
+) -> np.ndarray:
     """(H, W, D) float32 intensities of the brain's tissues with detail and texture, 0 outside of the brain."""
     fluid = head.brain - head.grey - head.white
     scan = levels["white"] * head.white + levels["grey"] * head.grey + levels["fluid"] * fluid
     scan = np.clip(scan + modality.detail * levels["white"] * head.detail, 0, None).astype(np.float32)
     for wavelength, strength in zip(TEXTURE_MM, modality.texture, strict=True):
-        scan *= 1 + strength * draw_fine(wavelength, rng, head.grid)
+        unevenness = draw_fine(wavelength, rng, head.grid)
+        scan *= 1 + strength * (1 - variety * rng.uniform(0, 0.9)) * unevenness
     return scan
