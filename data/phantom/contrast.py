@@ -75,7 +75,7 @@ MODALITIES = {
         ringing=0.4,
     ),
     # Echo-planar with suppressed fat: the scalp is dark, and the air in the skull distorts much. In three days infarcts
-    # are 1.7 times as bright as the other side, faint parts with them (92 patients, Eastwood et al., 2003, AJNR 24:680).
+    # are 1.7 times as bright as the other side, faint parts too (92 patients, Eastwood et al., 2003, AJNR 24:680).
     "dwi": Modality(
         brain={"grey": (1.2, 1.45), "fluid": (0.15, 0.35)},
         varied={"grey": (0.8, 1.8), "fluid": (0.03, 0.6)},
