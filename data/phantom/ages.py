@@ -19,9 +19,10 @@ DISEASE_CM3, DISEASE_PER_YEAR, DISEASE_SCATTER, MOST_DISEASE_CM3 = 5.86, 0.045, 
 # about two and a half times the first at 85; their volume against that of a head of 25 years stays in this range.
 VENTRICLES_PER_YEAR, VENTRICLE_FACTORS = 0.016, (0.7, 3.0)
 # The log weight of fluid in sulci at 25 years, and its growth: CSF fills 18.7 % of the intracranial space in the third
-# decade and 33.7 % beyond 80 years (133 healthy heads, Yamada et al., 2023, 10.1007/s00330-023-09632-x).
+# decade and 33.7 % beyond 80 years (133 healthy heads, Yamada et al., 2023, 10.1007/s00330-023-09632-x), or 11.4 % of
+# it on average (49 heads of 24 to 80 years, Matsumae et al., 1996, J Neurosurg 84:982): heads differ by as much here.
 SULCI_YOUNG, SULCI_PER_YEAR = 2.1, 0.045
-VENTRICLE_SPREAD, SULCI_SPREAD = 0.5, 1.0  # at variety 1, of the logs between heads of one age; estimates
+VENTRICLE_SPREAD, SULCI_SPREAD = 0.5, 2.0  # at variety 1, of the logs between heads of one age; the first an estimate
 
 # Levels as shares of white matter's, drawn for each head: disease of white matter is between grey matter and CSF on
 # T1w, bright on FLAIR and faint on DWI (STRIVE: Wardlaw et al., 2013, 10.1016/S1474-4422(13)70124-8).
@@ -69,7 +70,7 @@ def draw_ageing(variety: float, rng: np.random.Generator) -> Ageing | None:
     return Ageing(
         years,
         float(np.clip(np.exp(VENTRICLES_PER_YEAR * older + ventricles), *VENTRICLE_FACTORS)),
-        share * SULCI_YOUNG + SULCI_PER_YEAR * older + sulci,
+        max(share * SULCI_YOUNG + SULCI_PER_YEAR * older + sulci, 0.0),
         share * min(DISEASE_CM3 * np.exp(log_disease), MOST_DISEASE_CM3),
         rng.poisson(0.012 * share * max(older, 0)),
         rng.poisson(share * (2 + 0.15 * max(older, 0))),
