@@ -16,8 +16,8 @@ from common import print_markdown
 
 from data.files.space import Space
 from data.phantom import lesions
-from data.phantom.cohort import STREAMS, _affine_of, make_subject
-from data.phantom.heads import ORIGIN_MM, Grid, warp_head
+from data.phantom.cohort import _affine_of, draw_head, make_subject
+from data.phantom.heads import ORIGIN_MM, Grid
 from data.scans.head import normalise
 from data.scans.mni import register
 from data.scans.prepared import PreparedScan
@@ -35,8 +35,7 @@ LANDMARKS_MM = [(0, 0, 0), (0, -28, 2), (0, 45, 30), (12, -18, 8), (-38, 4, 2), 
 def measure(index: int, settings: PhantomSettings) -> dict:
     """Errors in mm of a head's landmarks, and the seconds of its registration."""
     subject, grid = make_subject(settings, index), Grid(settings.spacing)
-    anatomy = np.random.default_rng([settings.seed, index, STREAMS["anatomy"]])
-    true = warp_head(grid, settings.warp_mm, anatomy).template_mm - np.reshape(ORIGIN_MM, (3, 1, 1, 1))
+    true = draw_head(settings, index).template_mm - np.reshape(ORIGIN_MM, (3, 1, 1, 1))
     if true[0, 0].mean() > true[0, -1].mean():  # a mirrored head: its left is still left
         true[0] *= -1
     own = Space(subject.brain.shape, _affine_of(grid, settings.oblique))

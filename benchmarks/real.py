@@ -1,101 +1,120 @@
-"""What networks trained on synthetic scans alone make of a real one.
+"""What networks trained on synthetic scans alone make of real ones.
 
-    python benchmarks/real.py --real ../shared/real --out_dir runs/real    # ISLES 2022, DWI
+    python benchmarks/real.py --real ../shared/real --out_dir runs/real --contrast dwi
 
-Trains both stages on a synthetic cohort by the recipe of the contrast, tests them on synthetic scans that they never
-saw, and then on the real case. Nothing may be chosen by the real case: every look at it is written into ``looks.csv``
-of the folder. What is there already is not repeated.
+Trains both stages on two synthetic cohorts of different seeds, by the recipe of the contrast, tests each on synthetic
+scans that it never saw, and then on every real scan of the contrast, healthy ones too. Nothing may be chosen by these:
+each look at them is a line in ``looks.csv`` of the folder. What is there already is not repeated.
 """
 
 import argparse
+import os
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from common import ROI, ROOT, draw, print_markdown, run
+from common import ROOT, draw, link, print_markdown, run
 
+from data.files.space import Space, resample
+from data.files.volumes import read_volume, volume_image
 from data.scans.folds import Fold, write_folds
 
-N_TRAIN, N_VAL, N_TEST = 50, 10, 24
-SEED = 61
-GRID = ["--scan_dim", 1, 73, 112, 112, "--spacing", 2, 2, 2]  # of recipes/isles_*.args, as data.prepare leaves ISLES
-MINUTES = ["--rpn_max_epochs", 4, "--max_epochs", 60]  # in place of a GPU's hours
-SPACINGS_MM = {"dwi": (2, 2, 2), "flair": (5, 1, 1)}  # of the synthetic scans; FLAIR has thick slices
+N_TRAIN, N_VAL, N_TEST, SEEDS = 60, 16, 24, (61, 62)
+# The grid of recipes/isles_*.args, and epochs in place of a GPU's hours.
+SETTINGS = ["--scan_dim", 1, 73, 112, 112, "--spacing", 2, 2, 2, "--rpn_max_epochs", 6, "--max_epochs", 60]
+RECIPES = {"t1w": "isles_dwi", "dwi": "isles_dwi", "flair": "isles_flair"}
+SPACINGS_MM = {"t1w": (2, 2, 2), "dwi": (2, 2, 2), "flair": (5, 1, 1)}  # of the synthetic scans; FLAIR has thick slices
+# The real scans of each contrast, and by whose names their masks are known; one without mask is healthy.
+SCANS = {"t1w": "*_T1w.nii.gz", "flair": "*_[Ff][Ll][Aa][Ii][Rr].nii.gz", "dwi": "*[!C]_dwi.nii.gz"}  # no rec-ADC
+MASKS = {"t1w": ["desc-lesion_mask"], "flair": ["msk"], "dwi": ["msk", "desc-lesionAcute_mask"]}
 
 
-def train(folder: Path, contrast: str, num_workers: int) -> None:
+def train(folder: Path, contrast: str, seed: int, more: list[str]) -> None:
     """Both stages on one fold of a synthetic cohort, tested on its remaining subjects."""
     if (folder / "scores/synthetic_summary.csv").exists():
         return
     look = ["--modality", contrast, "--stripped", "--oblique", "--ext", ".nii.gz"]
-    n_subjects, spacing_mm = N_TRAIN + N_VAL + N_TEST, SPACINGS_MM[contrast]
-    cases = draw(folder / "synthetic", SEED, n_subjects, *look, spacing_mm=spacing_mm)
+    cases = draw(folder / "cohort", seed, N_TRAIN + N_VAL + N_TEST, *look, spacing_mm=SPACINGS_MM[contrast])
     parts = np.split(np.array([case.subject for case in cases]), [N_TRAIN, N_TRAIN + N_VAL])
     write_folds(folder / "folds.json", [Fold(*(part.tolist() for part in parts))])
     run(
-        *["cross_validation.py", f"@recipes/isles_{contrast}.args", *GRID, *MINUTES, "--num_workers", num_workers],
-        *[*folders(folder / "synthetic"), "--folds", folder / "folds.json", "--offline"],
+        *["cross_validation.py", f"@recipes/{RECIPES[contrast]}.args", *SETTINGS, "--num_workers", 0, *more],
+        *["--scans_dir", folder / "cohort/Scans", "--masks_dir", folder / "cohort/Masks", "--ext", ".nii.gz"],
+        *["--folds", folder / "folds.json", "--offline", "--seed", seed],
         *["--model_prefix", "synthetic", "--default_root_dir", folder / "StrokeFormer"],
         *["--rpn_model_prefix", "synthetic", "--rpn_default_root_dir", folder / "RPN"],
         *["--scores_dir", folder / "scores", "--rpn_scores_dir", folder / "rpn_scores"],
     )
 
 
-def folders(cohort: Path) -> list:
-    return ["--scans_dir", cohort / "Scans", "--masks_dir", cohort / "Masks", "--ext", ".nii.gz"]
+def gather(real: Path, contrast: str, out_dir: Path) -> None:
+    """Links to the real scans of a contrast, and their masks on the scans' own grids; empty ones of healthy heads."""
+    for path in sorted(real.rglob(SCANS[contrast])):
+        subject = path.name.split("_")[0]
+        link(path, out_dir / f"Scans/{subject}_{contrast}.nii.gz")
+        masks = [mask for name in MASKS[contrast] for mask in real.rglob(f"{subject}_*{name}.nii.gz")]
+        volume = read_volume(path)
+        own = Space(volume.array.shape[1:], volume.affine)
+        lesion = np.zeros((1, *own.shape), bool)
+        for mask in map(read_volume, masks):
+            lesion |= resample(mask.array > 0.5, Space(mask.array.shape[1:], mask.affine), own)
+        (out_dir / "Masks").mkdir(exist_ok=True)
+        volume_image(lesion.astype(np.uint8), own.affine).to_filename(out_dir / f"Masks/{subject}_mask.nii.gz")
 
 
-def test(folder: Path, contrast: str, real: Path) -> None:
-    """Test both stages on the real case, and note that it was looked at."""
+def test(folder: Path, cohort: Path, contrast: str) -> None:
+    """Test both stages on the real scans, and note that they were looked at."""
     rpn, network = (folder / f"{stage}/synthetic_fold-0/checkpoints/best.ckpt" for stage in ("RPN", "StrokeFormer"))
-    cohort, slices, name = folder / "isles22", folder / "slices", ["--model_name", "real"]
-    isles = ["--dataset", f"isles-{contrast}", "--root", real / "isles22"]
-    run("-m", "data.prepare", *isles, "--ext", ".nii.gz", "--out_dir", cohort)
-    run("-m", "data.slices", *folders(cohort), *GRID, "--out_dir", slices)
-    run(
-        *["test_rpn.py", "--scans", slices / "Scans", "--masks", slices / "Masks", "--ckpt_path", rpn, *ROI],
-        *["--scores_dir", folder / "real_rpn", *name, "--n_predictions", 10],
-    )
     run(
         *["test_strokeformer.py", "--scans", cohort / "Scans", "--masks", cohort / "Masks", "--ckpt_path", network],
-        *["--rpn_ckpt_path", rpn, "--scores_dir", folder / "real", *name, "--n_predictions", 1],
+        *["--rpn_ckpt_path", rpn, "--scores_dir", folder / "real", "--model_name", "real", "--contrast", contrast],
     )
-    looks = folder.parent / "looks.csv"
-    dice = pd.read_csv(folder / "real/scores.csv").dice[0]
-    new = pd.DataFrame([{"at": f"{datetime.now():%Y-%m-%d %H:%M}", "contrast": folder.name, "dice": dice}])
-    new.to_csv(looks, mode="a", header=not looks.exists(), index=False)
+    with (folder.parent.parent / "looks.csv").open("a") as file:
+        file.write(f"{datetime.now():%Y-%m-%d %H:%M},{contrast},{folder.name}\n")
 
 
-def print_tables(folder: Path) -> None:
-    """Scores of the synthetic test scans; then what was detected of the real case's lesions, the largest first."""
-    print_markdown(pd.read_csv(folder / "scores/synthetic_summary.csv").round(3).to_dict("records"))
-    covered = pd.read_csv(folder / "real_rpn/rpn_per_lesion_scores.csv").sort_values("voxels", ascending=False)
-    lesions = pd.read_csv(folder / "real/per_lesion_scores.csv").sort_values("voxels", ascending=False)
-    true, false = (lesions[lesions.kind == kind] for kind in ("lesion", "false_lesion"))
-    table = true[["slice", "volume_cm3", "found", "dice"]].reset_index(drop=True)
-    print()
-    print_markdown(table.assign(covered=covered.covered.to_numpy()).round(3).to_dict("records"))
-    scores, proposed = (pd.read_csv(folder / name).iloc[0] for name in ("real/scores.csv", "real_rpn/rpn_scores.csv"))
-    share = proposed.proposed_fraction
-    print(f"\nStage 1 covers {proposed.lesion_coverage:.2f} of the lesion voxels and proposes {share:.2f} of the brain")
-    found = f"{true.found.astype(bool).sum()} of {len(true)} lesions found"
-    print(f"Dice {scores.dice:.3f}; {found}, {len(false)} false ones of {false.volume_cm3.sum():.2f} cm3")
-    n_looks = len(pd.read_csv(folder.parent / "looks.csv"))
-    print(f"The real case has been looked at {n_looks} times; pictures are in {folder / 'real/real/predictions'}")
+def rows_of(folder: Path) -> list[dict]:
+    """A row for each real scan: its scores, its lesions found, and where most of what is false lies (MNI, in mm)."""
+    scores = pd.read_csv(folder / "real/per_scan_scores.csv").set_index("scan")
+    lesions = pd.read_csv(folder / "real/per_lesion_scores.csv")
+    rows = []
+    for scan, own in scores.iterrows():
+        true, false = (lesions[(lesions.scan == scan) & (lesions.kind == kind)] for kind in ("lesion", "false_lesion"))
+        place = ""
+        if len(false):
+            largest = false.loc[false.volume_cm3.idxmax()]
+            place = f"{largest.side}, {largest.mni_x_mm:.0f} {largest.mni_y_mm:.0f} {largest.mni_z_mm:.0f}"
+        found = {f"from {cm3} mL": true.found[true.volume_cm3 >= cm3].astype(bool) for cm3 in (0, 1)}
+        scores_of = {name: round(own[name], 3) if len(true) else "" for name in ("dice", "lesion_f1_isles26")}
+        false_cm3 = round(false.volume_cm3.sum(), 2)
+        counts = {f"found {size}": f"{hits.sum()} of {len(hits)}" for size, hits in found.items()}
+        rows.append({"seed": folder.name, "scan": scan, **scores_of, **counts, "false cm3": false_cm3, "at": place})
+    return rows
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--real", type=Path, default=ROOT.parent / "shared/real", help="folder that holds isles22/")
+    parser.add_argument("--real", type=Path, default=ROOT.parent / "shared/real")
     parser.add_argument("--out_dir", type=Path, required=True)
-    parser.add_argument("--contrast", choices=SPACINGS_MM, default="dwi")
-    parser.add_argument("--num_workers", type=int, default=0)
+    parser.add_argument("--contrast", choices=SCANS, default="dwi")
+    parser.add_argument("more", nargs="*", help="after --, arguments of cross_validation.py")
     args = parser.parse_args()
     folder = args.out_dir.absolute() / args.contrast
-    train(folder, args.contrast, args.num_workers)
-    test(folder, args.contrast, args.real.absolute())
-    print_tables(folder)
+    folders = {seed: folder / f"seed-{seed}" for seed in SEEDS}
+    os.environ["OMP_NUM_THREADS"] = "1"  # the trainings share the cores
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(lambda seed: train(folders[seed], args.contrast, seed, args.more), SEEDS))
+    gather(args.real.absolute(), args.contrast, folder / "real")
+    for own in folders.values():
+        test(own, folder / "real", args.contrast)
+    print_markdown(
+        pd.concat(pd.read_csv(own / "scores/synthetic_summary.csv") for own in folders.values()).to_dict("records")
+    )
+    print_markdown([row for own in folders.values() for row in rows_of(own)])
+    looks = (args.out_dir / "looks.csv").read_text().splitlines()
+    print(f"The real scans have been looked at {len(looks)} times; pictures: {folder}/seed-*/real/real/predictions")
 
 
 if __name__ == "__main__":

@@ -170,3 +170,12 @@ class PhantomSettings:
     healthy_fraction: float = option(fraction, "share of subjects without lesion", 0.1)
     lesion_contrast: float = option(fraction, "1 for a core as dark as CSF, 0 for none to be seen", 1.0)
     warp_mm: float = option(positive_float, "standard deviation of the smooth warp in mm", 3.0)
+    variety: float = option(
+        fraction, "how much heads and scans differ: 0 for clean ones, 1 for more than real ones", 0.5
+    )
+    lesion_masks: str | None = option(
+        pathname,
+        "folder of real lesion masks in MNI152, .nii or .nii.gz, whose shapes and places the lesions take; by default "
+        "lesions are drawn",
+        metavar="DIR",
+    )

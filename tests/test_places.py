@@ -9,8 +9,8 @@ import pandas as pd
 import pytest
 
 from data.files.space import Space
-from data.phantom.cohort import STREAMS, make_subject
-from data.phantom.heads import ORIGIN_MM, Grid, warp_head
+from data.phantom.cohort import draw_head, make_subject
+from data.phantom.heads import ORIGIN_MM
 from data.scans.atlas import OUTSIDE, Atlas, atlas_files, read_atlas
 from data.scans.mni import map_space, register
 from data.scans.prepared import PreparedScan
@@ -35,8 +35,7 @@ def drawn_head(modality: str, index: int = 0):
     """A stripped head whose values lie in [0, 2], and the place of each voxel in MNI mm (3, D, H, W)."""
     settings = PhantomSettings(modality=modality, spacing=SIZES_MM, stripped=True, seed=3, healthy_fraction=0)
     subject = make_subject(settings, index)
-    anatomy = np.random.default_rng([3, index, STREAMS["anatomy"]])
-    mni_mm = warp_head(Grid(SIZES_MM), settings.warp_mm, anatomy).template_mm - np.reshape(ORIGIN_MM, (3, 1, 1, 1))
+    mni_mm = draw_head(settings, index).template_mm - np.reshape(ORIGIN_MM, (3, 1, 1, 1))
     if mni_mm[0, 0].mean() > mni_mm[0, -1].mean():  # its anatomy is mirrored, its left is still left
         mni_mm[0] *= -1
     return subject.scan / 100, subject.brain, mni_mm.transpose(0, 3, 1, 2)

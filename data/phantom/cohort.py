@@ -10,13 +10,19 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 
-from data.files.space import Space, resample
+from data.files.space import Space, Spacing, resample
 from data.files.volumes import read_volume, volume_image, write_volume
+from data.phantom.ages import draw_ageing, paint_ageing
+from data.phantom.appearance import paint_lesions, paint_past
 from data.phantom.centres import atlas3_files, centre_of
-from data.phantom.contrast import MODALITIES, draw_bias, draw_levels, measure, paint_brain
-from data.phantom.heads import FIELD_OF_VIEW_MM, ORIGIN_MM, Field, Grid, warp_head
-from data.phantom.lesions import PATTERNS, draw_lesions, paint_distractors
+from data.phantom.contrast import MODALITIES, draw_levels, paint_brain
+from data.phantom.heads import FIELD_OF_VIEW_MM, ORIGIN_MM, Grid, Head, warp_head
+from data.phantom.lesions import draw_lesions
+from data.phantom.masks import describe_masks, draw_real_lesions, list_masks
+from data.phantom.scanner import draw_scanner, measure, receive_field
 from data.phantom.skull import paint_outside
+from data.phantom.statistics import LAWS, even_numbers
+from data.phantom.structures import paint_structures
 from data.prepare.cohort import describe_scan
 from data.settings import PhantomSettings
 from utils.errors import UserError
@@ -25,10 +31,11 @@ from utils.progress import map_in_order
 from utils.settings import flat
 
 # Raised by hand when the same settings draw other files; a test holds the digest of one subject.
-PHANTOM_VERSION = 1
+PHANTOM_VERSION = 2
 # One random stream for each part, so that a voxel more or less in one does not change the others, nor a skull the
 # brain. 3 is that of `healthy_subjects`.
-STREAMS = {"anatomy": 0, "lesions": 1, "noise": 2, "outside": 4, "contrast": 5}
+STREAMS = {"anatomy": 0, "lesions": 1, "noise": 2, "outside": 4, "contrast": 5, "scanner": 9}
+STREAMS |= {"age": 10, "structures": 11, "appearance": 12, "past": 13}
 TILT_DEGREES = (12.0, 1.0, 3.0)  # about left-right, posterior-anterior, inferior-superior, as in ISLES 2022
 # (qform_code, sform_code) of scan, mask and brain mask: 1 is the scanner's space, 2 another scan's. An oblique cohort's
 # headers are ISLES 2022's, where a mask has only an sform.
@@ -44,32 +51,54 @@ class Subject:
     brain: np.ndarray  # (D, H, W) bool on the scan's grid, the true brain with its sulci and ventricles
 
 
+def draw_head(settings: PhantomSettings, index: int, spacing_mm: Spacing | None = None) -> Head:
+    """The head of a subject on the grid of its scan, or of voxels of another size."""
+    streams = _streams(settings, index)
+    ageing = draw_ageing(settings.variety, streams["age"])
+    grid = Grid(spacing_mm or settings.spacing)
+    return warp_head(grid, settings.warp_mm, streams["anatomy"], ageing.atrophy if ageing else None)
+
+
+def _streams(settings: PhantomSettings, index: int) -> dict[str, np.random.Generator]:
+    return {name: np.random.default_rng([settings.seed, index, part]) for name, part in STREAMS.items()}
+
+
 def make_subject(settings: PhantomSettings, index: int) -> Subject:
-    streams = {name: np.random.default_rng([settings.seed, index, part]) for name, part in STREAMS.items()}
-    modality, pattern = MODALITIES[settings.modality], PATTERNS[settings.modality]
-    head = warp_head(Grid(settings.spacing), settings.warp_mm, streams["anatomy"])
-    levels = draw_levels(modality, streams["contrast"], streams["outside"])
-    signal = paint_brain(head, modality, levels, streams["contrast"])
-    paint_distractors(signal, head, modality.distractor, streams["anatomy"])
+    streams, modality = _streams(settings, index), MODALITIES[settings.modality]
+    ageing, head = draw_ageing(settings.variety, streams["age"]), draw_head(settings, index)
+    levels = draw_levels(modality, settings.variety, streams["contrast"], streams["outside"])
+    signal = paint_brain(head, modality, levels, settings.variety, streams["contrast"])
+    paint_structures(signal, head, settings.modality, levels, settings.variety, streams["structures"])
+    if ageing:
+        paint_ageing(signal, head, settings.modality, levels, ageing, streams["age"])
+        paint_past(signal, head, settings.modality, levels, settings.variety, streams["past"])
     mask = np.zeros(signal.shape, bool)
     is_healthy = index in healthy_subjects(settings)
     if not is_healthy:
-        opacity = draw_lesions(head, pattern, streams["lesions"])
-        texture = 1 + 0.15 * Field.draw(12, streams["lesions"]).on(head.grid)
-        signal += settings.lesion_contrast * opacity * (levels["lesion"] * texture - signal)
+        opacity = lesion_opacity(head, settings, index, streams["lesions"])
+        how = settings.modality, levels, settings.variety, streams["appearance"]
+        signal += settings.lesion_contrast * (paint_lesions(signal, head, opacity, *how) - signal)
         mask = opacity > 0.5
     removed = ~head.brain
     if not settings.stripped:
         signal[removed], removed[removed] = paint_outside(head, levels, streams["outside"])
-    signal *= draw_bias(head, modality, streams["contrast"])
-    scan = measure(signal, head, modality, levels, streams["noise"])
+    scanner = draw_scanner(modality, levels, settings.variety, streams["scanner"])
+    signal *= receive_field(head, scanner, streams["contrast"])
+    scan = measure(signal, head, modality, scanner, streams["noise"])
     scan[removed] = 0
     if settings.mask_spacing is not None:  # the same lesions, drawn on a grid of their own
-        anatomy, lesions = (np.random.default_rng([settings.seed, index, STREAMS[n]]) for n in ("anatomy", "lesions"))
-        own = warp_head(Grid(settings.mask_spacing), settings.warp_mm, anatomy)
-        mask = np.zeros(own.brain.shape, bool) if is_healthy else draw_lesions(own, pattern, lesions) > 0.5
+        own, lesions = draw_head(settings, index, settings.mask_spacing), _streams(settings, index)["lesions"]
+        mask = np.zeros(own.brain.shape, bool) if is_healthy else lesion_opacity(own, settings, index, lesions) > 0.5
     scan, mask, brain = (np.ascontiguousarray(array.transpose(2, 0, 1)) for array in (scan, mask, head.brain))
     return Subject(scan[None], mask[None].astype(np.uint8), brain)
+
+
+def lesion_opacity(head: Head, settings: PhantomSettings, index: int, rng: np.random.Generator) -> np.ndarray:
+    """(H, W, D) float32 in [0, 1] of a subject's lesions, drawn or those of ``--lesion_masks``."""
+    if settings.lesion_masks:
+        return draw_real_lesions(head, list_masks(settings.lesion_masks), settings.variety, rng)
+    evenly = even_numbers(settings.seed, index)
+    return draw_lesions(head, LAWS[settings.modality], evenly, settings.variety, rng)
 
 
 def healthy_subjects(settings: PhantomSettings) -> set[int]:
@@ -139,17 +168,22 @@ def write_subject(index: int, settings: PhantomSettings, out_dir: Path) -> dict:
 def write_cohort(settings: PhantomSettings, out_dir: Path, num_workers: int = 1) -> None:
     """Write all subjects, ``cohort.csv`` and ``phantom.json``, the same for any `num_workers`; refuses other scans."""
     path, fixed = out_dir / "phantom.json", flat(settings)
+    earlier = read_json(path) if path.exists() else {}
+    masks = None
+    if settings.lesion_masks:
+        masks = describe_masks(settings.lesion_masks, earlier.get("lesion_masks"), num_workers)
     if path.exists():
-        earlier = read_json(path)
         if earlier.get("version") != PHANTOM_VERSION:
             raise UserError(f"--out_dir {out_dir} holds a synthetic cohort of another version; remove it")
         if earlier["settings"] != fixed:
             raise UserError(f"--out_dir {out_dir} holds a synthetic cohort of other settings; give another folder")
+        if earlier["lesion_masks"] != masks:
+            raise UserError(f"--out_dir {out_dir} holds a synthetic cohort of other lesion masks; give another folder")
     elif any(chain(*map(out_dir.glob, ("Scans/*", "Masks/*", "*/sub-*/")))):
         # Our names are those of ATLAS and ISLES: a patient's scan would be kept as if it were ours.
         raise UserError(f"--out_dir {out_dir} holds scans that are not synthetic; give another folder")
     what = "Synthetic: drawn from the MNI152 templates by data.phantom; these are no patients."
-    write_json(path, {"what": what, "settings": fixed, "version": PHANTOM_VERSION})
+    write_json(path, {"what": what, "settings": fixed, "lesion_masks": masks, "version": PHANTOM_VERSION})
     write = partial(write_subject, settings=settings, out_dir=out_dir)
     rows = list(map_in_order(write, range(settings.n_subjects), num_workers, "Drawing synthetic scans"))
     write_csv(out_dir / "cohort.csv", pd.DataFrame(rows))

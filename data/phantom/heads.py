@@ -3,7 +3,7 @@
 All geometry is drawn in millimetres of template space, so that one seed gives the same heads at any spacing.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -118,6 +118,33 @@ class Head:
     tissue: np.ndarray  # bool, where lesions may lie: grey or white matter, as the template has it
     brain: np.ndarray  # bool, the true brain mask: tissue with the CSF of sulci and ventricles
 
+    def box(self, place_mm: Sequence[float] | np.ndarray, reach_mm: float) -> tuple[slice, slice, slice]:
+        """The voxels within `reach_mm` of a place in the template, and some around them."""
+        shape, spacing = np.array(self.brain.shape), np.array(self.grid.spacing_hwd)
+        voxel = shape / 2
+        for _ in range(8):  # the warp is smooth: its inverse is a fixed point
+            at = np.clip(np.rint(voxel).astype(int), 0, shape - 1)
+            voxel = voxel + self.directions * (np.array(place_mm) - self.template_mm[(slice(None), *at)]) / spacing
+            voxel = np.clip(voxel, 0, shape - 1)
+        reach = (reach_mm + 2) / spacing + 1
+        low, high = np.floor(voxel - reach).astype(int), np.ceil(voxel + reach).astype(int) + 1
+        h, w, d = (slice(max(a, 0), max(b, 0)) for a, b in zip(low, high, strict=True))
+        return h, w, d
+
+    @property
+    def directions(self) -> np.ndarray:
+        """(3,) 1 or -1: whether the template's axes run along the grid's; a flipped head has its first reversed."""
+        ends = self.template_mm[0, -1, 0, 0] - self.template_mm[0, 0, 0, 0]
+        return np.array([np.sign(ends), 1, 1])
+
+
+@dataclass(frozen=True)
+class Atrophy:
+    """How much of its tissue a head has lost to fluid."""
+
+    sulci: float  # log of the factor on the weight of fluid where there are folds
+    push_at: Callable[[np.ndarray], np.ndarray]  # of (3, N) points: (3, N) mm to what wider ventricles push there
+
 
 @lru_cache(maxsize=2)
 def load_templates(smoothing_mm: tuple[float, float, float] = (0.0, 0.0, 0.0)) -> dict[str, np.ndarray]:
@@ -134,17 +161,19 @@ def load_templates(smoothing_mm: tuple[float, float, float] = (0.0, 0.0, 0.0)) -
     return {**maps, "brain": (maps["t1"] > 0).astype(np.float32)}
 
 
-def warp_head(grid: Grid, warp_mm: float, rng: np.random.Generator) -> Head:
+def warp_head(grid: Grid, warp_mm: float, rng: np.random.Generator, atrophy: Atrophy | None = None) -> Head:
     """Sample the templates through a random affine map, a smooth warp, larger ventricles and perhaps a flip."""
-    points = _deform(grid, warp_mm, rng)
+    points = _deform(grid, warp_mm, rng, atrophy)
     maps = load_templates(grid.smoothing_mm)
     brain = map_coordinates(maps["brain"], points, order=1) > 0.5
     t1, grey, white = (map_coordinates(maps[name], points[:, brain], order=1) for name in ("t1", "gm", "wm"))
     fluid = np.clip(1 - grey - white, 0, None)
     detail = t1 - (0.85 * white + 0.62 * grey + 0.25 * fluid)
     tissue = grey + white > 0.5
-    sulcus = _sulci(grid, points[:, brain], brain, rng)
+    sulcus, folded = _sulci(grid, points[:, brain], brain, rng)
     grey, white, fluid = grey**SHARPNESS, (white / sulcus) ** SHARPNESS, FLUID_WEIGHT * (fluid * sulcus) ** SHARPNESS
+    if atrophy:
+        fluid *= np.exp(np.float32(atrophy.sulci) * folded)
     whole = grey + white + fluid
     volumes = [np.zeros(brain.shape, part.dtype) for part in (detail, grey, white, tissue)]
     for volume, values in zip(volumes, (detail, grey / whole, white / whole, tissue), strict=True):
@@ -153,17 +182,23 @@ def warp_head(grid: Grid, warp_mm: float, rng: np.random.Generator) -> Head:
     return Head(grid, points, detail, grey, white, tissue, brain)
 
 
-def _sulci(grid: Grid, points: np.ndarray, brain: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """(N,) factor for the voxels of the brain, at `points`: above 1 where a sulcus may be, below it in a gyrus."""
+def _sulci(
+    grid: Grid, points: np.ndarray, brain: np.ndarray, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """(N,) factor for the voxels of the brain, at `points`: above 1 where a sulcus may be, below it in a gyrus.
+
+    And (N,) 1 where there are folds, 0 where there are none.
+    """
     folds = draw_fine(FOLDS_MM, rng, grid)[brain]
     strength = np.full(len(folds), FOLD_STRENGTH, np.float32)
     for centre, half in UNFOLDED:
         radius = np.sqrt(sum(((p - c) / h) ** 2 for p, c, h in zip(points, centre, half, strict=True)))
         strength *= np.clip((radius - 0.9) / 0.3, 0, 1)
-    return np.exp(strength * (1 - 1.6 * np.abs(folds)))  # sulci follow the zeros of the field
+    # Sulci follow the zeros of the field.
+    return np.exp(strength * (1 - 1.6 * np.abs(folds))), strength / np.float32(FOLD_STRENGTH)
 
 
-def _deform(grid: Grid, warp_mm: float, rng: np.random.Generator) -> np.ndarray:
+def _deform(grid: Grid, warp_mm: float, rng: np.random.Generator, atrophy: Atrophy | None) -> np.ndarray:
     """(3, H, W, D) float32: where in the template each voxel of the grid lies, in mm."""
     centre = (np.array(FIELD_OF_VIEW_MM) - 1) / 2
     sizes = rng.uniform(*SHRINKAGE) * rng.uniform(*AXIS_SHRINKAGE, 3)
@@ -177,6 +212,9 @@ def _deform(grid: Grid, warp_mm: float, rng: np.random.Generator) -> np.ndarray:
     from_ventricles = moved - VENTRICLES_MM.astype(np.float32)[:, None, None, None]
     nearness = np.exp(-(from_ventricles**2).sum(0) / np.float32(2 * 22.0**2))
     moved -= np.float32(rng.uniform(0, 0.35)) * nearness * from_ventricles
+    if atrophy:
+        near = (np.abs(from_ventricles) < np.float32(70)).all(0)
+        moved[:, near] += atrophy.push_at(moved[:, near])
     if rng.random() < 0.5:
         moved[0] = 2 * MIDLINE_MM - moved[0]
     return moved

@@ -1,0 +1,120 @@
+"""What lesions look like: their core, the rim about it, and what old ones leave of the brain around them."""
+
+from typing import NamedTuple
+
+import numpy as np
+from scipy.ndimage import distance_transform_edt, find_objects, label, map_coordinates
+from scipy.special import expit
+
+from data.phantom.ages import paint_ball
+from data.phantom.heads import MIDLINE_MM, Field, Head
+from data.phantom.lesions import tissue_places
+from data.phantom.ventricles import load_ventricles
+
+TEXTURE, TEXTURE_MM = 0.15, 12.0  # of a lesion's level, at variety 0
+# Lesions of one scan and their parts, at variety 1; at 0 a lesion is all core, of full contrast. Estimates off
+# published pictures: a chronic infarct is a cavity within a rim of gliosis, which small or partial ones are all of; an
+# acute one is uneven and faint where it is not yet complete.
+UNEVEN = {"t1w": 0.0, "flair": 0.3, "dwi": 0.5}  # added to the texture
+RIM_MM = {"t1w": 6.0, "flair": 4.0, "dwi": 4.0}  # at most
+RIM_SHARE = (0.2, 0.7)  # of the contrast
+DIM = {"t1w": 0.5, "flair": 0.4, "dwi": 0.5}  # probability that a part of a lesion is as its rim is
+LEAST_CONTRAST = 0.08  # of the faintest lesions, from variety 0.5 on
+CAVITY_MM = 5.0  # radius of a lesion that has a cavity in every second case
+# Ex vacuo: from this volume on the ventricle of that side widens, and the sulci about the lesion.
+VACUO_CM3, VACUO_REACH_MM, VACUO_FACTOR, VACUO_SULCI = 4.0, 32.0, 2.5, 1.2
+# Old infarcts beside acute ones, not in the mask: 0 to 3, in a third of stroke patients' scans at variety 0.5.
+PAST_MEAN, PAST_MM = 0.8, (2.0, 18.0)
+PAST_RIM = {"flair": (1.35, 1.9), "dwi": (0.85, 1.1)}  # levels, shares of white matter's
+
+
+class Part(NamedTuple):
+    """A lesion: its box of the grid, what is its own there (H, W, D), and its depth in mm."""
+
+    box: tuple[slice, ...]
+    own: np.ndarray
+    depth_mm: np.ndarray
+    volume_cm3: float
+
+
+def paint_lesions(
+    signal: np.ndarray, head: Head, opacity: np.ndarray, modality: str, levels: dict, variety: float, rng
+) -> np.ndarray:
+    """The brain's intensities (H, W, D) with lesions of this `opacity` (0 to 1, 0.5 at their edge), float32.
+
+    Chronic on T1w, acute on FLAIR and DWI. `levels` are those of `data.phantom.contrast.draw_levels`.
+    """
+    texture = 1 + (TEXTURE + variety * UNEVEN[modality]) * Field.draw(TEXTURE_MM, rng).on(head.grid)
+    level, full = levels["lesion"], min(2 * variety, 1)
+    if modality == "t1w":  # a cavity holds CSF
+        level += full * (rng.uniform(1, 1.25) * levels["fluid"] - level)
+    target = level * np.clip(texture, 0.4, 1.8)
+    painted, share = signal, opacity.copy()
+    if variety:
+        patches, fainter = Field.draw(18, rng).on(head.grid), full * (1 - LEAST_CONTRAST)
+        scan, key = 1 - fainter * rng.random() ** 5, int(rng.integers(2**32))
+        for number, part in enumerate(_parts(opacity, head.grid.spacing_hwd)):
+            own = np.random.default_rng([key, number])  # so that a part more does not change the looks of the others
+            contrast = max(scan * (1 - 0.6 * fainter * own.random() ** 4), LEAST_CONTRAST)
+            share[part.box] *= np.where(part.own, contrast * _core(part, patches[part.box], modality, variety, own), 1)
+            if modality == "t1w" and part.volume_cm3 > VACUO_CM3:
+                painted = _widen(painted, head, part, levels["fluid"], variety * own.uniform(0.3, 1.5))
+    return (painted + share * (target - painted)).astype(np.float32)
+
+
+def _parts(opacity: np.ndarray, spacing_hwd: tuple[float, float, float]):
+    """The lesions (26-connected), each with the voxels about it that belong to no other."""
+    labels, _ = label(opacity > 0.5, np.ones((3, 3, 3)))
+    margins = [int(np.ceil(6 / size)) + 1 for size in spacing_hwd]
+    for number, found in enumerate(find_objects(labels), start=1):
+        box = tuple(slice(max(s.start - m, 0), s.stop + m) for s, m in zip(found, margins, strict=True))
+        inside = labels[box] == number
+        depth = distance_transform_edt(np.pad(inside, 1), spacing_hwd)[1:-1, 1:-1, 1:-1].astype(np.float32)
+        volume = np.count_nonzero(inside) * float(np.prod(spacing_hwd)) / 1000
+        yield Part(box, inside | (labels[box] == 0), depth - np.float32(min(spacing_hwd) / 2), volume)
+
+
+def _core(part: Part, patches: np.ndarray, modality: str, variety: float, rng: np.random.Generator) -> np.ndarray:
+    """(H, W, D) share of the contrast: 1 in the core, less in the rim and where a part of the lesion is dim."""
+    radius = 10 * (3 * part.volume_cm3 / (4 * np.pi)) ** (1 / 3)
+    rim_mm = variety * rng.uniform(0, RIM_MM[modality])
+    rim = 1 - min(1.5 * variety, 1) * (1 - rng.uniform(*RIM_SHARE))
+    cavitated = radius / (radius + CAVITY_MM) if modality == "t1w" else 1.0
+    if rng.random() < variety * (1 - cavitated):  # a scar without a cavity
+        rim_mm = 99.0
+    core = expit((part.depth_mm - rim_mm * (1 + 0.4 * patches)) / 0.7) if rim_mm > 0.5 else np.ones_like(patches)
+    if rng.random() < variety * DIM[modality]:
+        core *= expit((patches - rng.uniform(-1.5, 0.2)) / 0.15)
+    return rim + (1 - rim) * core
+
+
+def _widen(signal: np.ndarray, head: Head, part: Part, fluid: float, strength: float) -> np.ndarray:
+    """Widen the ventricle and the sulci near an old lesion: the brain fills what it has lost."""
+    strength *= min(part.volume_cm3 / 40, 1) ** 0.5
+    place = head.template_mm[(slice(None), *part.box)][:, part.depth_mm > 0].mean(1)
+    near = np.zeros(signal.shape, bool)
+    near[head.box(place.tolist(), 2 * VACUO_REACH_MM)] = True
+    near &= head.brain & ((head.template_mm[0] - MIDLINE_MM) * np.sign(place[0] - MIDLINE_MM) > -2)
+    points = head.template_mm[:, near]
+    nearness = np.exp(-((points - place[:, None]) ** 2).sum(0) / (2 * VACUO_REACH_MM**2)).astype(np.float32)
+    push = load_ventricles().push_at(points, 1 + (VACUO_FACTOR - 1) * strength)
+    directions, spacing = head.directions[:, None], np.array(head.grid.spacing_hwd)[:, None]
+    source = np.argwhere(near).T + nearness * push * directions / spacing
+    widened = signal.copy()
+    widened[near] = map_coordinates(signal, source, order=1, mode="nearest")
+    sulci = 1 - head.grey[near] - head.white[near]
+    sulci = np.clip(VACUO_SULCI * strength * nearness * sulci, 0, 1)
+    widened[near] += sulci * (fluid - widened[near])
+    return widened
+
+
+def paint_past(signal: np.ndarray, head: Head, modality: str, levels: dict, variety: float, rng) -> None:
+    """Paint old infarcts, which are no lesions of an acute cohort, in place: dark, with a rim bright on FLAIR."""
+    if modality not in PAST_RIM:
+        return
+    places = tissue_places()
+    for _ in range(min(rng.poisson(PAST_MEAN * variety), 3)):
+        place, radius = places[rng.integers(len(places))], np.exp(rng.uniform(*np.log(PAST_MM)))
+        rim = min(rng.uniform(0.5, 4), 0.4 * radius), levels["white"] * rng.uniform(*PAST_RIM[modality])
+        rough, strength = Field.draw(1.6 * radius + 4, rng), rng.uniform(0.6, 1)
+        paint_ball(signal, head, place, radius, levels["fluid"], rim, rough, strength)
