@@ -99,7 +99,7 @@ def run_folds(cv) -> None:
     from models.cross_validation.launchers import choose_launcher
 
     settings = cv.settings
-    devices = len(settings.training.logging.devices)
+    devices = settings.training.logging.devices
     launch = choose_launcher(settings.launcher, devices)  # first: a missing cluster is refused before scans are read
     folds, slices = get_ready(cv)
     needed = [Path(settings.cohort.scans_dir), Path(settings.cohort.masks_dir), cv.folds_file]

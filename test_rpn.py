@@ -8,7 +8,7 @@ from data.settings import Loading, resize_option, seed_option
 from models.evaluation.settings import RPNOutputs
 from models.rpn.settings import score_threshold_option
 from models.segmentation.settings import contrast_option, num_classes_option, roi_size_option
-from models.training.settings import precision_option
+from models.training.settings import device_option, precision_option
 from utils import cli
 from utils.settings import option
 from utils.validators import LIST, pathname
@@ -28,6 +28,7 @@ class Settings:
     contrast: str | None = contrast_option()
     roi_size: tuple[int, int, int] = roi_size_option()
     score_threshold: float | None = score_threshold_option()
+    devices: int = device_option()
     precision: str = precision_option()
     loading: Loading = Loading(batch_size=32)
     outputs: RPNOutputs = RPNOutputs(scores_file="rpn_scores.csv")
@@ -69,8 +70,10 @@ def load_network(settings: Settings, table):
     from data.batches.slices import grid_of_slices
     from data.scans.contrast import require_contrast
     from models.checkpoints import load_rpn, require_channels, require_classes, require_spacing
+    from models.device import use_devices
     from models.precision import use_precision
 
+    use_devices([settings.devices])
     use_precision(settings.precision)
     path, model = settings.ckpt_path, load_rpn(settings.ckpt_path, settings.score_threshold)
     grid = grid_of_slices(table)

@@ -7,7 +7,7 @@ from pathlib import Path
 from data.settings import SCAN_DIM, GridSettings, Loading, brains_option, pattern_option, seed_option
 from models.evaluation.settings import SEVERAL, AllOutputs, EnsembleRegions
 from models.segmentation.settings import DecisionSettings, SlidingWindow, contrast_option, num_classes_option
-from models.training.settings import precision_option
+from models.training.settings import device_option, precision_option
 from utils import cli
 from utils.errors import UserError
 from utils.settings import option
@@ -32,6 +32,7 @@ class Settings:
     num_classes: int = num_classes_option()
     contrast: str | None = contrast_option()
     brains_dir: tuple[str, ...] | None = brains_option()
+    devices: int = device_option()
     precision: str = precision_option()
     regions: EnsembleRegions = EnsembleRegions()
     grid: GridSettings = GridSettings()
@@ -110,11 +111,13 @@ def with_checkpoints(settings: Settings) -> Settings:
 def load_pipeline(settings: Settings, names: Sequence[str]) -> tuple:
     """Both stages, and the grid that they want scans of these names on."""
     from models.checkpoints import grid_at_test, load_strokeformer, require_channels, require_classes
+    from models.device import use_devices
     from models.evaluation.explanations import find_layers
     from models.pipeline import TwoStage
     from models.precision import use_precision
     from models.regions import region_source
 
+    use_devices([settings.devices])
     use_precision(settings.precision)
     path, decision, grid = settings.ckpt_path[0], settings.decision, settings.grid
     model = load_strokeformer(settings.ckpt_path, decision.lesion_threshold, decision.smallest_lesion_cm3)

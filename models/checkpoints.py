@@ -13,6 +13,7 @@ from pytorch_lightning.plugins.io import TorchCheckpointIO
 from data.files.nifti import SAME_SIZE
 from data.scans.grid import ORIENTATION, Grid, size_text
 from data.settings import SCAN_DIM
+from models.device import device
 from models.ensembles import SHARED, Member, RPNEnsemble, StrokeFormerEnsemble
 from models.rpn.module import RPN
 from models.rpn.settings import RegionSettings
@@ -53,7 +54,7 @@ def write_checkpoint(path: Path | str, checkpoint: dict) -> None:
 
 
 def load_model(kind: type[Member], path: Path | str) -> Member:
-    """The model of a checkpoint in evaluation mode, on the GPU where there is one, with its ``grid`` and ``contrast``.
+    """The model of a checkpoint in evaluation mode, on `models.device.device`, with its ``grid`` and ``contrast``.
 
     A `UserError` says that there is no such file, no checkpoint, or the checkpoint of another model.
     """
@@ -69,7 +70,7 @@ def load_model(kind: type[Member], path: Path | str) -> Member:
         raise UserError(f"checkpoint {path} does not fit this version of {held} ({reason}); train it anew") from None
     model.grid, model.contrast = grid_of(checkpoint, path), checkpoint.get("contrast")
     layout = torch.channels_last if kind is RPN else torch.contiguous_format  # 1.7 times as fast on a CPU
-    return model.to("cuda" if torch.cuda.is_available() else "cpu", memory_format=layout).eval()
+    return model.to(device(), memory_format=layout).eval()
 
 
 def grid_of(checkpoint: dict, path: Path | str) -> Grid | None:

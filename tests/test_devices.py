@@ -15,8 +15,9 @@ from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 from data.batches.datamodules import EpochSampler, batch_loader
 from data.settings import Loading
 from models.checkpoints import load_rpn, load_strokeformer
+from models.device import device, use_devices
 from models.precision import autocast, precision_on, use_precision
-from models.training.devices import fit_on_devices, place_on, require_devices
+from models.training.devices import fit_on_devices, place_on
 from models.training.settings import Logging, Run, StrokeFormerTraining
 from models.training.tracking import build_trainer
 from tests.running import GRID, ROI, run_script
@@ -150,10 +151,22 @@ def test_fold_on_two_devices_leaves_one_set_of_files(cohort, tmp_path):
 def test_devices_that_do_not_fit_are_refused_in_one_line(tmp_path, monkeypatch):
     twice = run_script("train_rpn.py", "--devices", 0, 0, cwd=tmp_path, code=2)
     assert "--devices: [0, 0] names a device twice" in twice.err and "Traceback" not in twice.err
+    current = []
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    require_devices([0, 1])
+    monkeypatch.setattr(torch.cuda, "set_device", current.append)
+    use_devices([1, 0])
     with pytest.raises(UserError, match="--devices 2: this machine has 2 GPUs, from 0 to 1"):
-        require_devices([1, 2])
+        use_devices([1, 2])
+    assert current == [1]
+
+
+def test_networks_go_to_the_device_asked_for(monkeypatch, workspace):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    assert device() == torch.device("cuda", 1)
+    monkeypatch.setattr("models.checkpoints.device", lambda: torch.device("meta"))
+    for load, path in ((load_rpn, workspace.rpn), (load_strokeformer, workspace.seg)):
+        assert load(path).device == torch.device("meta")
 
 
 def test_batch_norms_look_at_the_batches_of_all_gpus(monkeypatch):

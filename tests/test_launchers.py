@@ -36,7 +36,7 @@ def test_folds_get_the_most_cpus_that_let_as_many_run_at_once(nodes, folds, gpus
 
 def test_one_after_the_other_is_in_order():
     done = []
-    choose_launcher("sequential", 1)(done.append, [2, 0], [])
+    choose_launcher("sequential", [0])(done.append, [2, 0], [])
     assert done == [2, 0]
 
 
@@ -57,7 +57,7 @@ def test_rows_of_folds_come_into_order_behind_those_of_other_models(tmp_path):
 def test_missing_ray_is_refused_with_what_installs_it(monkeypatch):
     monkeypatch.setattr(launchers, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"Ray is not installed; pip install -r requirements-ray\.txt"):
-        choose_launcher("ray", 1)
+        choose_launcher("ray", [0])
 
 
 @pytest.mark.parametrize("address", ["nonsense", "host:", "10.0.0.1:port"])
@@ -78,10 +78,12 @@ def test_more_gpus_than_a_node_has_are_refused(monkeypatch):
     monkeypatch.setattr(launchers, "_connect", lambda address: None)
     monkeypatch.setattr(launchers, "_nodes", lambda: [(8, 2), (8, 1)])
     with pytest.raises(UserError, match="--devices names 3 GPUs: no node of the cluster has more than 2"):
-        choose_launcher("ray", 3)
-    assert choose_launcher("ray", 1).keywords["gpus"] == 1
+        choose_launcher("ray", [0, 1, 2])
+    with pytest.raises(UserError, match="--devices 1: Ray counts the GPUs of a fold from 0; give 0 to 0"):
+        choose_launcher("ray", [1])
+    assert choose_launcher("ray", [0]).keywords["gpus"] == 1
     monkeypatch.setattr(launchers, "_nodes", lambda: [(8, 0)])
-    assert choose_launcher("ray", 1).keywords["gpus"] == 0
+    assert choose_launcher("ray", [0]).keywords["gpus"] == 0
 
 
 def test_node_that_does_not_see_the_folders_says_so(tmp_path):
@@ -106,8 +108,8 @@ def test_lost_fold_is_run_again_and_a_mistake_comes_back_as_one_line(tmp_path, m
         (tmp_path / f"{number}.json").write_text(json.dumps({"in": str(Path.cwd())}))
 
     monkeypatch.chdir(tmp_path)
-    choose_launcher("ray", 1)(work, [0, 1], [tmp_path])
+    choose_launcher("ray", [0])(work, [0, 1], [tmp_path])
     assert [json.loads((tmp_path / f"{n}.json").read_text()) for n in (0, 1)] == [{"in": str(tmp_path)}] * 2
     with pytest.raises(UserError) as refused:
-        choose_launcher("ray", 1)(work, [9], [])
+        choose_launcher("ray", [0])(work, [9], [])
     assert str(refused.value) == "fold 9 cannot be"

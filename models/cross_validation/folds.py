@@ -19,6 +19,7 @@ from models.cross_validation.state import (
     results_file,
     write_results,
 )
+from models.device import use_devices
 from models.evaluation.proposals import evaluate_rpn
 from models.evaluation.segmentation import evaluate_strokeformer
 from models.pipeline import TwoStage
@@ -56,7 +57,9 @@ def get_ready(cv: CrossValidation) -> tuple[list[Fold], pd.DataFrame]:
 
 def run_fold(number: int, cv: CrossValidation, folds: list[Fold], slices: pd.DataFrame) -> None:
     """Train and test one of the folds, given what `get_ready` returns, unless its results are there already."""
-    use_precision(cv.settings.training.logging.precision)  # a fold may run in a process of its own
+    logs = cv.settings.training.logging
+    use_devices(logs.devices)  # a fold may run in a process of its own
+    use_precision(logs.precision)
     fold = folds[number]
     sizes = f"{len(fold.train)} training, {len(fold.val)} validation and {len(fold.test)} test subjects"
     print(f"Fold {number + 1} of {len(folds)}: {sizes}")

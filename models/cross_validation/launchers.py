@@ -20,20 +20,23 @@ ADDRESS = "RAY_ADDRESS"  # Ray's own variable: where the cluster is; without it 
 Launch = Callable[[Callable[[int], None], Sequence[int], Sequence[Path]], None]
 
 
-def choose_launcher(name: str, devices: int) -> Launch:
-    """What ``--launcher`` names; a fold trains on that many GPUs, where the cluster has any.
+def choose_launcher(name: str, devices: Sequence[int]) -> Launch:
+    """What ``--launcher`` names; a fold trains on as many GPUs as `devices`, where the cluster has any.
 
-    Refuses Ray where it is not installed, its cluster does not answer, or no node has that many GPUs.
+    Refuses Ray where it is not installed, its cluster does not answer, no node has that many GPUs, or they are not
+    counted from 0.
     """
     if name == "sequential":
         return in_turn
     _connect(os.environ.get(ADDRESS))
     if not (nodes := _nodes()):
         raise UserError(f"{ADDRESS}: no node of the cluster has a CPU; add one")
-    most = max(gpus for _, gpus in nodes)
-    if most and devices > most:
-        raise UserError(f"--devices names {devices} GPUs: no node of the cluster has more than {most}; give fewer")
-    return partial(on_ray, nodes=nodes, gpus=devices if most else 0)
+    most, wanted = max(gpus for _, gpus in nodes), len(devices)
+    if most and wanted > most:
+        raise UserError(f"--devices names {wanted} GPUs: no node of the cluster has more than {most}; give fewer")
+    if most and sorted(devices) != list(range(wanted)):
+        raise UserError(f"--devices {devices[0]}: Ray counts the GPUs of a fold from 0; give 0 to {wanted - 1}")
+    return partial(on_ray, nodes=nodes, gpus=wanted if most else 0)
 
 
 def in_turn(work: Callable[[int], None], numbers: Sequence[int], needed: Sequence[Path]) -> None:

@@ -17,6 +17,7 @@ from pytorch_lightning.strategies import DDPStrategy
 from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 
 from data.batches.workers import require_room
+from models.device import use_devices
 from models.precision import use_precision
 from models.rpn.module import RPN
 from models.training.settings import Logging
@@ -27,16 +28,9 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)  # SLURM and docker sto
 
 def use_machine(settings: Logging, num_workers: int) -> None:
     """Refuse GPUs that are not there and workers without room, and compute with ``--precision``."""
-    require_devices(settings.devices)
+    use_devices(settings.devices)
     require_room(num_workers)
     use_precision(settings.precision)
-
-
-def require_devices(devices: Sequence[int]) -> None:
-    """Refuse GPUs that are not there."""
-    gpus = torch.cuda.device_count()
-    if gpus and (beyond := [device for device in devices if device >= gpus]):
-        raise UserError(f"--devices {beyond[0]}: this machine has {gpus} GPUs, from 0 to {gpus - 1}")
 
 
 def place_on(devices: Sequence[int]) -> dict:

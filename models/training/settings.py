@@ -25,6 +25,10 @@ def precision_option():
     return option(str, what, "auto", shared=True, choices=("auto", *PRECISIONS))
 
 
+def device_option():
+    return option(non_negative_int, "index of the GPU; without one the CPU is used", 0)
+
+
 @dataclass(frozen=True)
 class Run:
     """Training."""

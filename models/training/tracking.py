@@ -21,6 +21,7 @@ from pytorch_lightning.plugins.environments import LightningEnvironment
 from tqdm import tqdm
 
 from models.checkpoints import CheckpointFiles
+from models.device import peak_memory
 from models.precision import ScaledGradients
 from models.training.devices import ProcessSettings, place_on
 from models.training.settings import Logging, RPNTraining, Run, StrokeFormerTraining
@@ -189,7 +190,7 @@ class EpochLines(pl.Callback):
             values = ", ".join(f"{key} {metrics[key]:.3f}" for key in self.shown if key in metrics)
             left_s = (time.monotonic() - self.started) / (done - self.first) * (last - done)
             left = f"; at most {duration(left_s)} left" if done < last else ""
-            print(f"{self.name} epoch {done} of {last}: {values}{left}", flush=True)
+            print(f"{self.name} epoch {done} of {last}: {values}{left}{peak_memory(module.device)}", flush=True)
 
     def on_exception(self, trainer, module, exception) -> None:
         self.bar.close()
