@@ -18,6 +18,7 @@ from data.phantom.heads import ORIGIN_MM, Grid, Head, load_templates
 from data.phantom.lesions import draw_lesions
 from data.phantom.statistics import ACUTE, CHRONIC, QUANTILES, Law, even_numbers
 from utils.progress import progress
+from utils.scores.masks import TWENTY_SIX_CONNECTED
 
 N_SCANS, SEED = 500, 0
 ONE_SIDED, SMALL_CM3 = 0.97, 0.03  # share of a scan's volume; of ATLAS's lesions 28 % are smaller
@@ -29,7 +30,7 @@ ARTERIES += ["basilar", "SCA", "ICA", "ventricle"]
 
 def measure(mask: np.ndarray, affine: np.ndarray, atlas: nib.Nifti1Image) -> tuple[np.ndarray, bool, int]:
     """Of a (H, W, D) mask: the volumes of its lesions in cm3, whether it is one-sided, and its main artery."""
-    volumes = np.bincount(label(mask, np.ones((3, 3, 3)))[0].ravel())[1:] * abs(np.linalg.det(affine)) / 1000
+    volumes = np.bincount(label(mask, TWENTY_SIX_CONNECTED)[0].ravel())[1:] * abs(np.linalg.det(affine)) / 1000
     places = nib.affines.apply_affine(affine, np.argwhere(mask))
     voxels = np.rint(nib.affines.apply_affine(np.linalg.inv(atlas.affine), places)).astype(int)
     voxels = voxels[((voxels >= 0) & (voxels < atlas.shape)).all(1)]

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from common import ROOT, SPACING_MM, print_markdown
+from real import SCANS, true_lesions
 from scipy.ndimage import binary_dilation, binary_erosion, convolve, find_objects
 
 from data.files.space import Space, coarse_space, resample
@@ -26,7 +27,6 @@ from utils.progress import progress
 N_DRAWN, RANGE, VARIETY = 100, (0.025, 0.975), 0.5
 POWERS = np.array([p for p in np.ndindex(4, 4, 4) if sum(p) <= 3])  # of the field's polynomial
 LAPLACIAN = np.outer([1, -2, 1], [1, -2, 1])[None] / 6  # leaves noise alone (Immerkaer, 1996, 10.1006/cviu.1996.0060)
-SCANS = {"t1w": "*_T1w.nii.gz", "flair": "*_[Ff][Ll][Aa][Ii][Rr].nii.gz", "dwi": "*[!C]_dwi.nii.gz"}  # no rec-ADC
 MASKS = {"t1w": ["Chronic_mask"], "flair": ["msk"], "dwi": ["msk", "Acute_mask"]}  # of what is seen in them
 
 
@@ -80,12 +80,11 @@ def measure_drawn(index: int, modality: str) -> dict[str, float]:
 
 
 def measure_real(path: Path, real: Path, modality: str) -> dict[str, float]:
-    masks = [mask for name in MASKS[modality] for mask in real.rglob(f"{path.name.split('_')[0]}_*{name}.nii.gz")]
-    (scan, own), *lesions = ((v.array, Space(v.array.shape[1:], v.affine)) for v in map(read_volume, (path, *masks)))
+    volume = read_volume(path)
+    scan, own = volume.array, Space(volume.array.shape[1:], volume.affine)
     space, brain = coarse_space(own, SPACING_MM), find_brain(scan[0], head_mask(scan[0]), None, own)
-    lesion = sum((resample(mask > 0.5, its, space)[0] for mask, its in lesions), np.zeros(space.shape, bool))
     brain = resample(brain[None], own, space)[0]
-    return measures(resample(scan, own, space)[0], brain, lesion & brain)
+    return measures(resample(scan, own, space)[0], brain, true_lesions(path, real, MASKS[modality], space) & brain)
 
 
 def compare(modality: str, real: Path, out_dir: Path) -> Iterator[dict]:

@@ -52,16 +52,21 @@ def train(folder: Path, contrast: str, seed: int, more: list[str]) -> None:
 def gather(real: Path, contrast: str, out_dir: Path) -> None:
     """Links to the real scans of a contrast, and their masks on the scans' own grids; empty ones of healthy heads."""
     for path in sorted(real.rglob(SCANS[contrast])):
-        subject = path.name.split("_")[0]
-        link(path, out_dir / f"Scans/{subject}_{contrast}.nii.gz")
-        masks = [mask for name in MASKS[contrast] for mask in real.rglob(f"{subject}_*{name}.nii.gz")]
-        volume = read_volume(path)
+        subject, volume = path.name.split("_")[0], read_volume(path)
         own = Space(volume.array.shape[1:], volume.affine)
-        lesion = np.zeros((1, *own.shape), bool)
-        for mask in map(read_volume, masks):
-            lesion |= resample(mask.array > 0.5, Space(mask.array.shape[1:], mask.affine), own)
+        lesions = true_lesions(path, real, MASKS[contrast], own)
+        link(path, out_dir / f"Scans/{subject}_{contrast}.nii.gz")
         (out_dir / "Masks").mkdir(exist_ok=True)
-        volume_image(lesion.astype(np.uint8), own.affine).to_filename(out_dir / f"Masks/{subject}_mask.nii.gz")
+        volume_image(lesions[None].astype(np.uint8), own.affine).to_filename(out_dir / f"Masks/{subject}_mask.nii.gz")
+
+
+def true_lesions(scan: Path, real: Path, names: list[str], space: Space) -> np.ndarray:
+    """(D, H, W) bool on a grid, of all masks of a scan's subject that end with one of `names`."""
+    lesions = np.zeros((1, *space.shape), bool)
+    masks = [mask for name in names for mask in real.rglob(f"{scan.name.split('_')[0]}_*{name}.nii.gz")]
+    for mask in map(read_volume, masks):
+        lesions |= resample(mask.array > 0.5, Space(mask.array.shape[1:], mask.affine), space)
+    return lesions[0]
 
 
 def test(folder: Path, cohort: Path, contrast: str) -> None:

@@ -8,8 +8,9 @@ from scipy.special import expit
 
 from data.phantom.ages import paint_ball
 from data.phantom.heads import MIDLINE_MM, Field, Head
-from data.phantom.lesions import tissue_places
+from data.phantom.lesions import radius_mm, tissue_places
 from data.phantom.ventricles import load_ventricles
+from utils.scores.masks import TWENTY_SIX_CONNECTED
 
 TEXTURE, TEXTURE_MM = 0.15, 12.0  # of a lesion's level, at variety 0
 # Lesions of one scan and their parts, at variety 1; at 0 a lesion is all core, of full contrast. Estimates off
@@ -64,7 +65,7 @@ def paint_lesions(
 
 def _parts(opacity: np.ndarray, spacing_hwd: tuple[float, float, float]):
     """The lesions (26-connected), each with the voxels about it that belong to no other."""
-    labels, _ = label(opacity > 0.5, np.ones((3, 3, 3)))
+    labels, _ = label(opacity > 0.5, TWENTY_SIX_CONNECTED)
     margins = [int(np.ceil(6 / size)) + 1 for size in spacing_hwd]
     for number, found in enumerate(find_objects(labels), start=1):
         box = tuple(slice(max(s.start - m, 0), s.stop + m) for s, m in zip(found, margins, strict=True))
@@ -76,7 +77,7 @@ def _parts(opacity: np.ndarray, spacing_hwd: tuple[float, float, float]):
 
 def _core(part: Part, patches: np.ndarray, modality: str, variety: float, rng: np.random.Generator) -> np.ndarray:
     """(H, W, D) share of the contrast: 1 in the core, less in the rim and where a part of the lesion is dim."""
-    radius = 10 * (3 * part.volume_cm3 / (4 * np.pi)) ** (1 / 3)
+    radius = radius_mm(part.volume_cm3)
     rim_mm = variety * rng.uniform(0, RIM_MM[modality])
     rim = 1 - min(1.5 * variety, 1) * (1 - rng.uniform(*RIM_SHARE))
     cavitated = radius / (radius + CAVITY_MM) if modality == "t1w" else 1.0

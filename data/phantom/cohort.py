@@ -169,19 +169,19 @@ def write_cohort(settings: PhantomSettings, out_dir: Path, num_workers: int = 1)
     """Write all subjects, ``cohort.csv`` and ``phantom.json``, the same for any `num_workers`; refuses other scans."""
     path, fixed = out_dir / "phantom.json", flat(settings)
     earlier = read_json(path) if path.exists() else {}
-    masks = None
-    if settings.lesion_masks:
-        masks = describe_masks(settings.lesion_masks, earlier.get("lesion_masks"), num_workers)
-    if path.exists():
+    if earlier:
         if earlier.get("version") != PHANTOM_VERSION:
             raise UserError(f"--out_dir {out_dir} holds a synthetic cohort of another version; remove it")
         if earlier["settings"] != fixed:
             raise UserError(f"--out_dir {out_dir} holds a synthetic cohort of other settings; give another folder")
-        if earlier["lesion_masks"] != masks:
-            raise UserError(f"--out_dir {out_dir} holds a synthetic cohort of other lesion masks; give another folder")
     elif any(chain(*map(out_dir.glob, ("Scans/*", "Masks/*", "*/sub-*/")))):
         # Our names are those of ATLAS and ISLES: a patient's scan would be kept as if it were ours.
         raise UserError(f"--out_dir {out_dir} holds scans that are not synthetic; give another folder")
+    masks = None
+    if folder := settings.lesion_masks:  # each is checked, which takes a while
+        masks = describe_masks(folder, earlier.get("lesion_masks"), num_workers)
+    if earlier and earlier["lesion_masks"] != masks:
+        raise UserError(f"--out_dir {out_dir} holds a synthetic cohort of other lesion masks; give another folder")
     what = "Synthetic: drawn from the MNI152 templates by data.phantom; these are no patients."
     write_json(path, {"what": what, "settings": fixed, "lesion_masks": masks, "version": PHANTOM_VERSION})
     write = partial(write_subject, settings=settings, out_dir=out_dir)

@@ -10,6 +10,7 @@ from scipy.spatial.transform import Rotation
 from data.phantom import statistics
 from data.phantom.heads import MIDLINE_MM, ORIGIN_MM, Field, Head, load_templates
 from data.phantom.statistics import ARTERIES, NAMES, SPREADS_MM, Law, draw_volumes, territory_scores
+from utils.scores.masks import TWENTY_SIX_CONNECTED
 
 # From 0.1 to 0.9 of its opacity a lesion's edge fades over that many mm: at variety 0 and, half as wide again as the
 # 0.5 to 4 mm of real scans, at variety 1.
@@ -18,8 +19,9 @@ FADE_SLOPE = 2 * np.log(9)  # of the logistic function between 0.1 and 0.9
 BORDER_MM = 4.0  # in which the log densities of two territories change by about 1
 CORE = 1.7  # standard deviations of a territory, in which its largest infarcts begin
 PROXIMAL_CM3 = 60.0  # beyond it a stroke is that of a trunk, not of one of its arteries
-NEIGHBOURS = np.ones((3, 3, 3), bool)
 CHAINED = ("ACA", "MCA frontal", "MCA parietal")
+SMALLEST_WEDGE_CM3 = 0.3  # smaller lesions show no wedge in voxels of DWI
+WEDGE_DEGREES = (22.0, 40.0)  # between the axis and the sides of a wedge
 
 
 class Tissue(NamedTuple):
@@ -76,7 +78,7 @@ def draw_lesions(head: Head, law: Law, evenly: np.ndarray, variety: float, rng: 
         box, drawn = fill(surface, near, n, draw_fade_mm(variety, radius_mm(lesion.volume_cm3), own))
         np.maximum(opacity[box], drawn, out=opacity[box])
         around = tuple(slice(max(side.start - 1, 0), side.stop + 1) for side in box)
-        taken[around] |= binary_dilation(opacity[around] > 0.5, NEIGHBOURS)  # lesions do not touch each other
+        taken[around] |= binary_dilation(opacity[around] > 0.5, TWENTY_SIX_CONNECTED)  # lesions do not touch each other
     return opacity
 
 
@@ -130,10 +132,6 @@ def draw_surface(points: np.ndarray, lesion: Lesion, rng: np.random.Generator) -
     for wavelength, depth in ((1.6 * radius + 4, 0.19 * radius), (0.5 * radius + 4, 0.08 * radius)):
         surface += np.float32(depth) * Field.draw(wavelength, rng).at(points)
     return surface
-
-
-SMALLEST_WEDGE_CM3 = 0.3  # smaller lesions show no wedge in voxels of DWI
-WEDGE_DEGREES = (22.0, 40.0)  # between the axis and the sides of a wedge
 
 
 def _spindle(offset: np.ndarray, radius: float, axis: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -201,7 +199,7 @@ def fill(surface: np.ndarray, tissue: Tissue, n: int, fade_mm: float) -> tuple[t
 
 def _largest_component(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The largest component of a mask, and the rest of it."""
-    labels, n = label(mask, NEIGHBOURS)
+    labels, n = label(mask, TWENTY_SIX_CONNECTED)
     if n <= 1:
         return mask, np.zeros_like(mask)
     largest = labels == 1 + np.argmax(np.bincount(labels.ravel())[1:])

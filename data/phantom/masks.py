@@ -10,11 +10,12 @@ from scipy.ndimage import distance_transform_edt, find_objects, label, map_coord
 from data.files.nifti import open_nifti
 from data.files.volumes import refusing
 from data.phantom.heads import MIDLINE_MM, ORIGIN_MM, Head, load_templates
-from data.phantom.lesions import NEIGHBOURS, draw_fade_mm, opacity_at
+from data.phantom.lesions import draw_fade_mm, opacity_at
 from data.scans.checks import LEAST_SHARE_IN_HEAD, read_lesions
 from data.scans.fingerprints import content_digest
 from utils.errors import UserError
 from utils.progress import map_in_order
+from utils.scores.masks import TWENTY_SIX_CONNECTED
 
 ARGUMENT = "--lesion_masks"
 SCANS = 3  # whose lesions are mixed in one head: the largest is the first one's
@@ -73,7 +74,7 @@ class Component(NamedTuple):
 def read_components(path: Path) -> list[Component]:
     """The lesions of a mask, the largest first."""
     to_template = _to_template(path)
-    labels, _ = label(read_lesions(path)[0].transpose(1, 2, 0), NEIGHBOURS)
+    labels, _ = label(read_lesions(path)[0].transpose(1, 2, 0), TWENTY_SIX_CONNECTED)
     sizes, boxes = np.bincount(labels.ravel())[1:], find_objects(labels)
     spacing = nib.affines.voxel_sizes(to_template)
     components = []
