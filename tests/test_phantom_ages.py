@@ -109,7 +109,19 @@ def test_plain_lesion_has_one_level_and_a_varied_one_a_cavity_rim_and_faint_part
     assert plain[core].mean() == pytest.approx(20, rel=0.2)
     np.testing.assert_allclose(plain[opacity < 1e-4], 80, atol=0.1)
     means = [paint_lesions(signal, head, opacity, "t1w", LEVELS, 1.0, rng(seed))[core].mean() for seed in range(30)]
-    assert min(means) < 35 and max(means) > 55 and max(means) < 80
+    assert min(means) < 35 and max(means) > 45 and max(means) < 80
+
+
+def test_large_old_infarct_is_a_cavity_and_a_small_one_may_be_faint():
+    head = head_of()
+    signal = np.full(head.brain.shape, 80, np.float32)
+    means = {}
+    for radius in (5, 30):
+        opacity = ball(head, (125, 110, 95), radius)
+        painted = [paint_lesions(signal, head, opacity, "t1w", LEVELS, 0.5, rng(seed)) for seed in range(30)]
+        means[radius] = [scan[opacity > 0.5].mean() for scan in painted]
+    assert max(means[30]) < 55 and np.median(means[30]) < 40
+    assert max(means[5]) > 60
 
 
 def test_old_infarct_widens_the_ventricle_of_its_side():

@@ -13,7 +13,7 @@ from data.phantom.cohort import make_subject, write_cohort
 from data.phantom.heads import MIDLINE_MM, ORIGIN_MM, Grid, Head, load_templates
 from data.phantom.lesions import draw_lesions, plan_lesions
 from data.phantom.masks import draw_real_lesions, list_masks
-from data.phantom.statistics import ACUTE, CHRONIC, Law, draw_volumes, even_numbers
+from data.phantom.statistics import ACUTE, ARTERIES, CHRONIC, Law, draw_volumes, even_numbers
 from data.settings import PhantomSettings
 from utils.errors import UserError
 
@@ -60,6 +60,16 @@ def test_three_scans_of_four_are_one_sided_and_half_of_the_strokes_are_the_middl
     assert 0.6 < np.mean([len(s) == 1 for s in sides]) < 0.9
     assert 0.4 < np.mean([plan[0].artery.startswith("MCA") for plan in plans]) < 0.6
     assert 0.35 < np.mean([plan[0].centre[0] > MIDLINE_MM for plan in plans]) < 0.65
+
+
+def test_large_infarcts_of_the_cerebrum_stay_on_their_side():
+    cerebral = [
+        lesion
+        for seed in range(200)
+        for lesion in plan_lesions(CHRONIC, np.array([0.97, (seed + 0.5) / 200, 0.5]), np.random.default_rng(seed))
+        if lesion.volume_cm3 > 60 and ARTERIES[lesion.artery].trunk != "cerebellum"
+    ]
+    assert len(cerebral) > 100 and all(lesion.side for lesion in cerebral)
 
 
 def test_lesions_have_their_volumes_at_any_spacing_and_do_not_touch():

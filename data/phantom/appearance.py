@@ -21,7 +21,9 @@ RIM_MM = {"t1w": 6.0, "flair": 4.0, "dwi": 4.0}  # at most
 RIM_SHARE = (0.2, 0.7)  # of the contrast
 DIM = {"t1w": 0.5, "flair": 0.4, "dwi": 0.5}  # probability that a part of a lesion is as its rim is
 LEAST_CONTRAST = 0.08  # of the faintest lesions, from variety 0.5 on
-CAVITY_MM = 5.0  # radius of a lesion that has a cavity in every second case
+# Radius of a chronic infarct that has a cavity in every second case. A large one is a cavity for the most part, and
+# never faint.
+CAVITY_MM = 5.0
 # Ex vacuo: from this volume on the ventricle of that side widens, and the sulci about the lesion.
 VACUO_CM3, VACUO_REACH_MM, VACUO_FACTOR, VACUO_SULCI = 4.0, 32.0, 2.5, 1.2
 # Old infarcts beside acute ones, not in the mask: 0 to 3, in a third of stroke patients' scans at variety 0.5.
@@ -56,8 +58,10 @@ def paint_lesions(
         scan, key = 1 - fainter * rng.random() ** 5, int(rng.integers(2**32))
         for number, part in enumerate(_parts(opacity, head.grid.spacing_hwd)):
             own = np.random.default_rng([key, number])  # so that a part more does not change the looks of the others
-            contrast = max(scan * (1 - 0.6 * fainter * own.random() ** 4), LEAST_CONTRAST)
-            share[part.box] *= np.where(part.own, contrast * _core(part, patches[part.box], modality, variety, own), 1)
+            cavity = _cavity(part.volume_cm3) if modality == "t1w" else 0.0
+            contrast = max(scan * (1 - 0.6 * fainter * own.random() ** 4), LEAST_CONTRAST, cavity)
+            core = _core(part, patches[part.box], modality, variety, cavity, own)
+            share[part.box] *= np.where(part.own, contrast * core, 1)
             if modality == "t1w" and part.volume_cm3 > VACUO_CM3:
                 painted = _widen(painted, head, part, levels["fluid"], variety * own.uniform(0.3, 1.5))
     return (painted + share * (target - painted)).astype(np.float32)
@@ -75,17 +79,23 @@ def _parts(opacity: np.ndarray, spacing_hwd: tuple[float, float, float]):
         yield Part(box, inside | (labels[box] == 0), depth - np.float32(min(spacing_hwd) / 2), volume)
 
 
-def _core(part: Part, patches: np.ndarray, modality: str, variety: float, rng: np.random.Generator) -> np.ndarray:
+def _cavity(volume_cm3: float) -> float:
+    """How far an old infarct of this size is a cavity, from 0 to 1."""
+    radius = radius_mm(volume_cm3)
+    return radius / (radius + CAVITY_MM)
+
+
+def _core(
+    part: Part, patches: np.ndarray, modality: str, variety: float, cavity: float, rng: np.random.Generator
+) -> np.ndarray:
     """(H, W, D) share of the contrast: 1 in the core, less in the rim and where a part of the lesion is dim."""
-    radius = radius_mm(part.volume_cm3)
     rim_mm = variety * rng.uniform(0, RIM_MM[modality])
     rim = 1 - min(1.5 * variety, 1) * (1 - rng.uniform(*RIM_SHARE))
-    cavitated = radius / (radius + CAVITY_MM) if modality == "t1w" else 1.0
-    if rng.random() < variety * (1 - cavitated):  # a scar without a cavity
+    if modality == "t1w" and rng.random() < variety * (1 - cavity) ** 2:  # a scar without a cavity
         rim_mm = 99.0
     core = expit((part.depth_mm - rim_mm * (1 + 0.4 * patches)) / 0.7) if rim_mm > 0.5 else np.ones_like(patches)
     if rng.random() < variety * DIM[modality]:
-        core *= expit((patches - rng.uniform(-1.5, 0.2)) / 0.15)
+        core *= expit((patches - rng.uniform(-1.5, 0.2 - cavity)) / 0.15)
     return rim + (1 - rim) * core
 
 

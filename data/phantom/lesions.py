@@ -102,7 +102,9 @@ def plan_lesions(law: Law, evenly: np.ndarray, rng: np.random.Generator) -> list
 
 
 def _lesion_at(volume_cm3: float, place: np.ndarray, side: int, name: str, rng: np.random.Generator) -> Lesion:
-    return Lesion(float(volume_cm3), place, 0 if rng.random() < ARTERIES[name].crossing else side, name)
+    artery = ARTERIES[name]
+    may_cross = rng.random() < artery.crossing and (volume_cm3 < PROXIMAL_CM3 or artery.trunk == "cerebellum")
+    return Lesion(float(volume_cm3), place, 0 if may_cross else side, name)
 
 
 def _within_reach(tissue: Tissue, lesion: Lesion, taken: np.ndarray) -> Tissue:
