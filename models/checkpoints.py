@@ -112,14 +112,18 @@ def load_rpn(path: Paths, score_threshold: float | None = None) -> RPN | RPNEnse
 def load_strokeformer(
     path: Paths, lesion_threshold: float | None = None, smallest_lesion_cm3: float | None = None
 ) -> StrokeFormer | StrokeFormerEnsemble:
-    """The StrokeFormer of a checkpoint, or the ensemble of several; what is given of `Decision` replaces their own."""
+    """The StrokeFormer of a checkpoint, or the ensemble of several; what is given of `Decision` replaces their own.
+
+    With a threshold of its own all components are lesions: what tells them apart was learned at another one.
+    """
     decision = {"lesion_threshold": lesion_threshold, "smallest_lesion_cm3": smallest_lesion_cm3}
     checked(DecisionSettings(**decision))
-    members = _load_members(StrokeFormer, path, **decision)
+    weights = None if lesion_threshold is None else ()
+    members = _load_members(StrokeFormer, path, **decision, lesion_weights=weights)
     return members[0] if len(members) == 1 else StrokeFormerEnsemble(tuple(members))
 
 
-def _load_members(kind: type[Member], path: Paths, **hyperparameters: float | None) -> list[Member]:
+def _load_members(kind: type[Member], path: Paths, **hyperparameters: float | tuple | None) -> list[Member]:
     """Models of checkpoints, with the `hyperparameters` that are not None; refuses several that cannot be averaged."""
     paths = paths_of(path or ())
     if not paths:

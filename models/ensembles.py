@@ -55,7 +55,7 @@ class RPNEnsemble(_Ensemble[RPN]):
     def propose(self, prepared: PreparedScan, detections: list[Detections], roi_size: Shape) -> list[Region]:
         """The volume's regions, given `RPN.detect_volume` of each member."""
         threshold = float(pooled(np.array([member.hparams["score_threshold"] for member in self.members])))
-        boxes = select_boxes(detections, threshold, "linked", prepared.brain.shape, roi_size)
+        boxes = select_boxes(detections, threshold, "linked")
         return regions_of(boxes, prepared.brain, roi_size, "linked")
 
 
@@ -66,7 +66,12 @@ class StrokeFormerEnsemble(_Ensemble[StrokeFormer]):
     def decision(self) -> Decision:
         """The mean of the members' decisions."""
         decisions = [member.decision for member in self.members]
-        return Decision(mean(each.threshold for each in decisions), mean(each.smallest_cm3 for each in decisions))
+        all_weigh = all(each.weights for each in decisions)
+        weights = tuple(map(mean, zip(*(each.weights for each in decisions), strict=True))) if all_weigh else ()
+        threshold, smallest = (
+            mean(getattr(each, name) for each in decisions) for name in ("threshold", "smallest_cm3")
+        )
+        return Decision(threshold, smallest, weights)
 
     def segment(self, *args, **kwargs) -> np.ndarray:
         """The mean of the members' `StrokeFormer.segment`, with its arguments."""

@@ -8,10 +8,10 @@ from typing import Protocol
 
 import numpy as np
 
-from data.files.space import resample
+from data.files.space import resample, resample_nearest
 from data.scans.prepared import PreparedScan
 from models.segmentation.settings import SlidingWindow
-from utils.regions.region import Region, detected_mask
+from utils.regions.region import Region, evidence_map
 from utils.scores.masks import Decision, lesion_probability
 
 BATCH_SIZE = 8  # windows at a time: another number may round otherwise
@@ -49,17 +49,20 @@ class Prediction:
         return lesion_probability(self.own_probabilities)
 
     @cached_property
-    def detected(self) -> np.ndarray | None:
-        """(D, H, W) bool on the scan's own grid: what stage 1 detected; None where the whole volume was segmented."""
+    def evidence(self) -> np.ndarray | None:
+        """(D, H, W) float32 in [0, 1] on the scan's own grid: that of stage 1's detections, 0 where there is none.
+
+        None where the whole volume was segmented.
+        """
         # It grows by a voxel of this grid: between thick slices a small box would fall through.
         margin = [math.ceil(max(self.scan.own.spacing_mm) / side) for side in self.scan.space.spacing_mm]
-        detected = detected_mask(self.regions, self.scan.brain.shape, margin)
-        return None if detected is None else resample(detected[None], self.scan.space, self.scan.own)[0]
+        evidence = evidence_map(self.regions, self.scan.brain.shape, margin)
+        return None if evidence is None else resample_nearest(evidence, self.scan.space, self.scan.own)
 
     @cached_property
     def classes(self) -> np.ndarray:
         """(D, H, W) uint8 on the scan's own grid: the class of each voxel, 0 for background."""
-        return self.decision.classes(self.own_probabilities, self.scan.own.spacing_mm, self.detected)
+        return self.decision.classes(self.own_probabilities, self.scan.own.spacing_mm, self.evidence)
 
     @property
     def lesions(self) -> np.ndarray:

@@ -81,7 +81,7 @@ def _moved(box: Region, source: Space, target: Space) -> Region | None:
     low = np.maximum(np.floor(places.min(0) + SAME_VOXEL), 0).astype(int).tolist()
     high = np.minimum(np.ceil(places.max(0) - SAME_VOXEL), target.shape).astype(int).tolist()
     spans = [slice(*ends) for ends in zip(low, high, strict=True)]
-    return region_of(spans) if all(span.start < span.stop for span in spans) else None
+    return replace(region_of(spans), evidence=box.evidence) if all(s.start < s.stop for s in spans) else None
 
 
 def rpn_source(model: RPN | RPNEnsemble, roi_size: Shape) -> RegionSource:

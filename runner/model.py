@@ -36,13 +36,14 @@ class Runner:
     @property
     def decision(self) -> Decision:
         """What the model takes for lesion, given the probabilities of `segment`."""
-        return Decision(self.model.stage_2.lesion_threshold, self.model.stage_2.smallest_lesion_cm3)
+        hp = self.model.stage_2
+        return Decision(hp.lesion_threshold, hp.smallest_lesion_cm3, tuple(hp.lesion_weights))
 
     def propose(self, scan: PreparedScan) -> list[Region]:
         """The regions of a scan's grid that stage 1 proposes."""
         hp, roi_size = self.model.stage_1, self.model.stage_2.roi_size
         detections = self.detector.detect(scan.slices())
-        boxes = select_boxes([detections], hp.score_threshold, hp.consistency, scan.space.shape, roi_size)
+        boxes = select_boxes([detections], hp.score_threshold, hp.consistency)
         return regions_of(boxes, scan.brain, roi_size, hp.consistency)
 
     def segment(

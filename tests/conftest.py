@@ -107,7 +107,10 @@ def workspace(made_once, tmp_path_factory, cohort) -> SimpleNamespace:
 
 
 # Of networks after two epochs: what proposes and what is lesion is lowered until something is found.
-EAGER = {"RPN/rpn": {"score_threshold": 0.01}, "StrokeFormer/seg": {"lesion_threshold": 0.3, "smallest_lesion_cm3": 1}}
+EAGER = {
+    "RPN/rpn": {"score_threshold": 0.01},
+    "StrokeFormer/seg": {"lesion_threshold": 0.3, "smallest_lesion_cm3": 1, "lesion_weights": [20, 0.1, 1, 0.5, 0.3]},
+}
 
 
 @pytest.fixture(scope="session")

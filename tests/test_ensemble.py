@@ -24,7 +24,8 @@ from utils.scores.masks import Decision
 
 BOX, FAR = (10, 10, 16, 16), (30, 30, 36, 36)
 # Of networks after two epochs: what proposes and what is lesion is lowered until something is found.
-EAGER = {"rpn": {"score_threshold": 0.01}, "seg": {"lesion_threshold": 0.3, "smallest_lesion_cm3": 1.0}}
+NO_CHOICE = {"lesion_threshold": 0.3, "smallest_lesion_cm3": 1.0, "lesion_weights": []}
+EAGER = {"rpn": {"score_threshold": 0.01}, "seg": NO_CHOICE}
 
 
 def shaken(source: Path, path: Path, **hyperparameters) -> Path:
@@ -144,6 +145,11 @@ def test_decision_is_the_mean_of_the_members_unless_it_is_given(networks, tmp_pa
     ]
     assert load_strokeformer([networks.seg.one, *others]).decision == Decision(pytest.approx(0.3), pytest.approx(0.4))
     assert load_strokeformer([networks.seg.one, *others], 0.7, 0.01).decision == Decision(0.7, 0.01)
+    weighing = [shaken(others[i], tmp_path / f"{i}w.ckpt", lesion_weights=[i, 0, 1, 2, 4 * i]) for i in (0, 1)]
+    assert load_strokeformer(weighing).decision.weights == (0.5, 0, 1, 2, 2)
+    assert load_strokeformer([networks.seg.one, *weighing]).decision.weights == ()  # one of them has learned none
+    assert load_strokeformer(weighing, smallest_lesion_cm3=2).decision.weights == (0.5, 0, 1, 2, 2)
+    assert load_strokeformer(weighing, 0.2).decision.weights == ()
 
 
 def test_network_with_a_copy_of_itself_gives_the_mask_of_the_network(networks, scan):

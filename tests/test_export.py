@@ -242,7 +242,7 @@ def test_folder_tells_all_that_surrounds_the_networks(files, exported):
     one, two = content["stage_1"], content["stage_2"]
     assert (one["score_threshold"], one["consistency"]) == (0.01, "linked")
     assert (two["roi_size"], two["overlap"], two["lesion_threshold"]) == ([8, 8, 16], 0.25, 0.3)
-    assert two["smallest_lesion_cm3"] == 1.0
+    assert two["smallest_lesion_cm3"] == 1.0 and two["lesion_weights"] == [20, 0.1, 1, 0.5, 0.3]
     assert content["weights"] == "float16" and two["window"] == list(seg.window)
     for name in NETWORKS:
         network = onnx.load(exported.half / name)

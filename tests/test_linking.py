@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from utils.regions.region import Region, region_mask
-from utils.regions.rules import link_boxes, linked_regions, trusted
+from utils.regions.rules import link_boxes, linked_regions, regions_of, select_boxes
 
 SHAPE, ROI = (40, 50, 60), (8, 8, 8)
 BOX = (10, 10, 16, 16)
@@ -103,40 +103,18 @@ def test_candidates_do_not_depend_on_the_order_of_the_boxes(found, seed):
     np.testing.assert_allclose(shuffled, evidence[order])
 
 
-FAR = np.array([(10, 10, 12, 12), (40, 40, 42, 42)], float)  # each with a region of its own
-NEAR = np.array([(10, 10, 12, 12), (14, 14, 16, 16)], float)  # one region around both
-
-
-def trust(evidence, boxes, threshold=0.5):
-    """Whether two candidates are trusted."""
-    slices, candidates = np.array([4, 4]), np.array([0, 1])
-    return trusted(slices, boxes, candidates, np.array(evidence), threshold, SHAPE, ROI).tolist()
-
-
-def test_a_second_region_asks_for_more_evidence():
-    # Odds of 1 for the first, and of 2 ** 5 for the second: an evidence of 32 / 33, about 0.970.
-    assert trust([0.51, 0.49], FAR) == [True, False]
-    assert trust([0.49, 0.49], FAR) == [False, False]
-    assert trust([0.98, 0.96], FAR) == [True, False]
-    assert trust([0.971, 1.0], FAR) == [True, True]
-
-
-def test_a_candidate_in_a_region_that_is_proposed_anyway_asks_for_no_more():
-    assert trust([0.51, 0.51], NEAR) == [True, True]
-
-
-def test_a_scan_smaller_than_the_roi_has_one_region_for_all():
-    slices, boxes, candidates = np.array([4, 9]), FAR, np.array([0, 1])
-    evidence = np.array([0.51, 0.52])
-    assert trusted(slices, boxes, candidates, evidence, 0.5, SHAPE, (64, 64, 64)).all()
-
-
 @given(candidates, st.lists(st.floats(0, 1), min_size=2, max_size=2))
 def test_a_lower_threshold_keeps_all_that_a_higher_one_does(found, thresholds):
     slices, boxes = arrays_of(found)
-    evidence = np.linspace(0.05, 0.999, len(found))
-    low, high = (
-        trusted(slices, boxes, np.arange(len(found)), evidence, threshold, SHAPE, ROI)
-        for threshold in sorted(thresholds)
-    )
-    assert (low | ~high).all()
+    detections = {
+        z: {"boxes": boxes[slices == z], "scores": np.linspace(0.1, 0.9, (slices == z).sum())} for z in slices
+    }
+    low, high = (select_boxes([detections], threshold, "linked") for threshold in sorted(thresholds))
+    assert {*map(tuple, high.boxes)} <= {*map(tuple, low.boxes)} and (high.evidence >= max(thresholds)).all()
+
+
+def test_regions_know_the_evidence_of_their_detections():
+    box = {"boxes": [(10, 10, 14, 14)], "scores": [0.5]}
+    kept = select_boxes([{4: box, 5: box, 30: {"boxes": [(40, 40, 44, 44)], "scores": [0.3]}}], 0.2, "linked")
+    one, other = regions_of(kept, np.ones(SHAPE, bool), ROI, "linked")
+    assert [each.detected[0].evidence for each in (one, other)] == pytest.approx([0.75, 0.3])

@@ -33,7 +33,10 @@ from tests.running import ROOT
 
 NOTEBOOK = ROOT / "examples/quickstart.ipynb"
 # Of networks after two epochs: what proposes and what is lesion is lowered until something is found.
-EAGER = {"RPN": {"score_threshold": 0.01}, "StrokeFormer": {"lesion_threshold": 0.3, "smallest_lesion_cm3": 1.0}}
+EAGER = {
+    "RPN": {"score_threshold": 0.01},
+    "StrokeFormer": {"lesion_threshold": 0.3, "smallest_lesion_cm3": 1.0, "lesion_weights": []},
+}
 FOLD = "demo_fold-0"
 
 

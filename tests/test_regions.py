@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from utils.errors import UserError
 from utils.regions.region import (
     Region,
-    detected_mask,
     enclosing_box,
+    evidence_map,
     expand_region,
     pairwise_iou,
     read_regions,
@@ -199,14 +199,14 @@ def test_whole_volume_indexes_everything():
     assert np.ones((3, 4, 5))[whole_volume((3, 4, 5)).slices].sum() == 60
 
 
-def test_the_mask_holds_the_detections_and_all_of_a_region_without_them():
-    detected = detected_mask(
-        [Region(0, 4, 0, 0, 4, 1, detected=(Region(1, 2, 2, 0, 3, 1),)), Region(0, 1, 0, 2, 2, 3)], (4, 3, 4)
-    )
-    assert np.argwhere(detected).tolist() == [[0, 2, 0], [0, 2, 1], [1, 0, 2]]
-    grown = detected_mask([Region(0, 4, 0, 0, 4, 1, detected=(Region(1, 2, 3, 0, 4, 1),))], (4, 3, 4), (1, 0, 2))
+def test_evidence_lies_where_the_detections_are_and_in_all_of_a_region_without_them():
+    detections = Region(1, 2, 2, 0, 3, 1, evidence=0.9), Region(1, 2, 2, 0, 3, 1, evidence=0.2)
+    evidence = evidence_map([Region(0, 4, 0, 0, 4, 1, detected=detections), Region(0, 1, 0, 2, 2, 3)], (4, 3, 4))
+    assert np.argwhere(evidence).tolist() == [[0, 2, 0], [0, 2, 1], [1, 0, 2]]
+    assert evidence[0, 2, 0] == 0.5 and evidence[1, 0, 2] == np.float32(0.9)
+    grown = evidence_map([Region(0, 4, 0, 0, 4, 1, detected=(Region(1, 2, 3, 0, 4, 1),))], (4, 3, 4), (1, 0, 2))
     assert np.argwhere(grown).tolist() == [[z, 0, x] for z in (0, 1, 2) for x in (1, 2, 3)]
-    assert not detected_mask([], (4, 3, 4)).any() and detected_mask(None, (4, 3, 4)) is None
+    assert not evidence_map([], (4, 3, 4)).any() and evidence_map(None, (4, 3, 4)) is None
 
 
 # --- JSON ----------------------------------------------------------------------------------------------
@@ -221,9 +221,10 @@ def test_regions_come_back_as_they_were_written(tmp_path):
 
 
 def test_regions_come_back_with_their_detections(tmp_path):
-    detected = (Region(3, 9, 20, 30, 24, 34), Region(40, 41, 60, 60, 70, 80))
+    detected = (Region(3, 9, 20, 30, 24, 34, evidence=0.25), Region(40, 41, 60, 60, 70, 80))
     write_regions(tmp_path / "regions.json", {"sub-1_T1w.npy": [Region(0, 64, 10, 20, 74, 84, detected)]})
-    assert read_regions(tmp_path / "regions.json")["sub-1_T1w.npy"][0].detected == detected
+    back = read_regions(tmp_path / "regions.json")["sub-1_T1w.npy"][0].detected
+    assert back == detected and [box.evidence for box in back] == [0.25, None]
 
 
 @pytest.mark.parametrize(
@@ -236,6 +237,7 @@ def test_regions_come_back_with_their_detections(tmp_path):
         '{"a.npy": [{"region_start": 0.5, "region_end": 2, "xmin": 0, "ymin": 0, "xmax": 1, "ymax": 1}]}',
         '{"a.npy": [{"region_start": 2, "region_end": 2, "xmin": 0, "ymin": 0, "xmax": 1, "ymax": 1}]}',
         '{"a": [{"region_start": 0, "region_end": 2, "xmin": 0, "ymin": 0, "xmax": 1, "ymax": 1, "detected": [1]}]}',
+        '{"a.npy": [{"region_start": 1, "region_end": 2, "xmin": 0, "ymin": 0, "xmax": 1, "ymax": 1, "evidence": 2}]}',
         '{"a.npy": [{"region_start": -1, "region_end": 2, "xmin": 0, "ymin": 0, "xmax": 1, "ymax": 1}]}',
     ],
 )

@@ -300,9 +300,14 @@ def test_scans_with_masks_are_segmented_and_scored(workspace):
 
 def test_what_is_lesion_is_chosen_in_training_and_can_be_fixed_in_a_test(workspace, tmp_path):
     table = pd.read_csv(workspace.seg.parent.parent / "decisions.csv")
-    assert table.columns.tolist() == ["threshold", "smallest_cm3", "dice", "lesion_f1", "found", "missed", "false"]
+    columns = ["threshold", "probability", "dice", "lesion_f1", "found", "missed", "false", "constant"]
+    assert table.columns.tolist() == [
+        *columns,
+        *(f"weight_{name}" for name in ("volume_cm3", "peak", "mean", "evidence")),
+    ]
     chosen = torch.load(workspace.seg, weights_only=True)["hyper_parameters"]
-    row = table[(table.threshold == chosen["lesion_threshold"]) & (table.smallest_cm3 == chosen["smallest_lesion_cm3"])]
+    row = table[(table.threshold == chosen["lesion_threshold"])]
+    row = row[row.constant == chosen["lesion_weights"][0]] if chosen["lesion_weights"] else row[row.probability == 0]
     assert (row.dice + row.lesion_f1).item() == pytest.approx((table.dice + table.lesion_f1).max())
     assert f"Lesion is what has a probability above {row.threshold.item():g} " in workspace.output["seg"]
     scan = next(workspace.scans.iterdir())

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from data.batches.datamodules import SegmentationDataModule
-from data.batches.windows import RegionWindows, TrainingWindows, starts_over
+from data.batches.windows import RegionWindows, TrainingWindows, starts_over, windows_over
 from data.files.volumes import write_volume
 from data.scans.cohort import Case
 from data.scans.grid import Grid
@@ -91,6 +91,12 @@ def test_window_of_a_volume_smaller_than_the_roi_is_padded_outside_all_regions(m
     assert item["region"].sum() == 16 * 20 * 24 and item["region"][0, :16, :20].all()
 
 
+def test_region_within_the_window_of_another_needs_none_of_its_own():
+    small, large, far = Region(2, 4, 2, 2, 4, 4), Region(0, 8, 0, 0, 8, 8), Region(8, 10, 14, 14, 16, 16)
+    assert windows_over([small, large], WINDOW, SHAPE) == [(0, 0, 0)]
+    assert windows_over([small, far, large], WINDOW, SHAPE) == [(0, 0, 0), *starts_over(far, WINDOW, SHAPE)]
+
+
 # --- training ------------------------------------------------------------------------------------------
 
 
@@ -103,6 +109,16 @@ def test_half_of_the_training_windows_of_each_batch_lie_about_lesions_of_sick_sc
     lesions = np.array([windows[0, index]["has_lesion"] for index in range(40)])
     assert (lesions.reshape(10, 4)[:, [0, 2]] == 1).all()  # by chance a window meets the lesion in one of fifty
     assert lesions.reshape(10, 4)[:, [1, 3]].mean() < 0.3
+
+
+def test_small_lesions_are_drawn_as_often_as_large_ones(make_case, cohort):
+    mask = np.zeros(SHAPE, bool)
+    mask[:6, :6, :6] = mask[14, 14, 14] = True
+    case = make_case()
+    write_volume(case.mask, mask[None].astype(np.uint8))
+    windows = TrainingWindows([case], None, cohort, (4, 4, 4), 80)
+    about = [windows[0, index]["mask"].sum() for index in range(0, 80, 2)]  # every other one lies about a lesion
+    assert 12 <= np.count_nonzero(np.array(about) == 1) <= 28
 
 
 def test_a_lesion_is_not_always_in_the_middle_of_its_window(make_case, cohort):
@@ -154,7 +170,7 @@ def test_an_epoch_has_as_many_windows_as_it_takes_to_see_the_training_regions_on
     case = make_case()
     regions = {case.name: [FAR, Region(0, 16, 0, 0, 24, 20)]}
     data = SegmentationDataModule([case], [case], regions, cohort, WINDOW)
-    assert len(data.train) == len(data.val) == 1 + 2 * 3 * 3
+    assert len(data.train) == len(data.val) == 2 * 3 * 3  # the first lies in a window of the second
     whole = SegmentationDataModule([case], [case], None, cohort, WINDOW)
     assert len(whole.train) == len(whole.val) == 2 * 3 * 3
 

@@ -8,6 +8,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from scipy.ndimage import find_objects, label
 from torch.utils.data import Dataset
 
 from data.batches.transforms import apply_transforms, build_transforms
@@ -17,6 +18,7 @@ from data.scans.open import Cohort
 from data.scans.prepared import PreparedScan
 from utils.errors import UserError
 from utils.regions.region import Region, region_mask, whole_volume
+from utils.scores.masks import TWENTY_SIX_CONNECTED
 
 # What training windows lie about, in turn, so that every batch holds as much of each.
 ABOUT = ("lesion", "brain", "lesion", "region")
@@ -76,6 +78,7 @@ class TrainingWindows(Dataset):
     ) -> None:
         self.cohort, self.window, self.length, self.seed = cohort, window, length, seed
         self.regions = regions or {}
+        self.boxes: dict[str, list[tuple[slice, ...]]] = {}  # around the lesions of each scan
         self.transforms = build_transforms(transforms, spatial_dims=3)
         proposed = [case for case in cases if self.regions.get(case.name)]
         sick = [case for case in cases if _lesions_of(cohort.prepare(case)).any()]
@@ -97,9 +100,10 @@ class TrainingWindows(Dataset):
 
     def _middle(self, about: str, prepared: PreparedScan, rng: np.random.Generator) -> np.ndarray:
         """The voxel (3,) that a window lies about; any of the brain where the scan has no lesion or no region."""
-        mask = _lesions_of(prepared)
-        if about == "lesion" and len(voxels := np.flatnonzero(mask)):
-            return np.array(np.unravel_index(voxels[rng.integers(len(voxels))], mask.shape))
+        if about == "lesion" and (boxes := self._lesion_boxes(prepared)):
+            around = boxes[rng.integers(len(boxes))]
+            inside = np.argwhere(_lesions_of(prepared)[around])
+            return inside[rng.integers(len(inside))] + [span.start for span in around]
         regions = self.regions.get(prepared.name) if about == "region" else None
         box = regions[rng.integers(len(regions))] if regions else whole_volume(prepared.brain.shape)
         for _ in range(TRIALS):  # to look for all that is brain would read the whole mask
@@ -107,6 +111,13 @@ class TrainingWindows(Dataset):
             if prepared.brain[tuple(voxel)]:
                 break
         return np.array(voxel)
+
+    def _lesion_boxes(self, prepared: PreparedScan) -> list[tuple[slice, ...]]:
+        """A box around each lesion: small ones are drawn as often as large ones, which hold nearly all voxels."""
+        if prepared.name not in self.boxes:
+            labels, _ = label(_lesions_of(prepared), TWENTY_SIX_CONNECTED)
+            self.boxes[prepared.name] = find_objects(labels)
+        return self.boxes[prepared.name]
 
 
 class RegionWindows(Dataset):
@@ -117,8 +128,7 @@ class RegionWindows(Dataset):
         self.windows = [
             (case, start)
             for case in cases
-            for region in regions.get(case.name, [])
-            for start in starts_over(region, window, cohort.grid.shape)
+            for start in windows_over(regions.get(case.name, []), window, cohort.grid.shape)
         ]
 
     def __len__(self) -> int:
@@ -127,6 +137,16 @@ class RegionWindows(Dataset):
     def __getitem__(self, index: int) -> Item:
         case, start = self.windows[index]
         return _item(cut_window(self.cohort.prepare(case), start, self.window, self.regions[case.name]))
+
+
+def windows_over(regions: Sequence[Region], window: Shape, shape: Shape) -> list[Start]:
+    """Windows that see all regions once; a region that lies in a window of a larger one needs none."""
+    starts: list[Start] = []
+    for region in sorted(regions, key=lambda region: -math.prod(region.shape)):
+        spans = [[*zip(region.slices, start, window, strict=True)] for start in starts]
+        if not any(all(first <= s.start and s.stop <= first + side for s, first, side in each) for each in spans):
+            starts += starts_over(region, window, shape)
+    return starts
 
 
 def starts_over(region: Region, window: Shape, shape: Shape) -> list[Start]:

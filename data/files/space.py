@@ -155,6 +155,12 @@ def resample(array: np.ndarray, source: Space, target: Space, outside: Sequence[
     return out > 0.5 if is_mask else out
 
 
+def resample_nearest(array: np.ndarray, source: Space, target: Space) -> np.ndarray:
+    """Bring a map (D, H, W) from one grid to another, each voxel that of the nearest place; 0 beyond the source."""
+    steps = _steps(source, target)
+    return ndimage.affine_transform(array, steps[:3, :3], steps[:3, 3], target.shape, order=0)
+
+
 def _background(channel: np.ndarray) -> float:
     """The median of a (D, H, W) scan's outer faces: air, of which neither the neck nor a stray voxel is the most.
 

@@ -89,7 +89,11 @@ def prediction_settings(
         if names:
             alone = len(names) == 1
             settings |= {key: names[0] if alone else names, f"{key}SHA256": digests[0] if alone else digests}
-    decided = {"LesionThreshold": decision.threshold, "SmallestLesionCm3": decision.smallest_cm3}
+    decided = {
+        "LesionThreshold": decision.threshold,
+        "SmallestLesionCm3": decision.smallest_cm3,
+        "LesionWeights": list(decision.weights),
+    }
     return {**settings, **decided, "FlipAverage": flip_average}
 
 

@@ -66,7 +66,7 @@ def evaluate_rpn(
     for scan, n_pictures in zip(progress(scans, f"Testing {name}"), drawn, strict=True):
         assert scan.mask is not None  # stage 1 is tested on slices with masks
         detections = model.detect_volume(scan, batch_size)
-        proposing = model.keep(scan, detections, roi_size)
+        proposing = model.keep(detections)
         proposed_regions = regions_of(proposing, scan.brain, roi_size, model.hparams["consistency"])
         regions[scan.name] = lying_on(proposed_regions, scan.space.as_json if scan.place_known else None)
         proposed = region_mask(proposed_regions, scan.space.shape)

@@ -20,9 +20,11 @@ from models.training.runs import folder_of, is_trained
 from utils.errors import UserError
 from utils.files import atomic_path, read_json, write_text
 from utils.provenance import describe_program
+from utils.scores.proposals import SHARES
 
 PACKAGES = ("torch", "torchvision", "monai", "onnx", "onnxscript")
 SMALLEST_DETECTION = 1e-2  # pixels; torchvision has it in the code of `RoIHeads.postprocess_detections`
+SCORES = (*SHARES, "dice", "lesion_f1", "found", "missed", "false")
 UNKNOWN = "not recorded beside the checkpoint"
 
 CARD = """# Model card
@@ -42,7 +44,7 @@ what surrounds them. `python -m runner --model FOLDER --scans SCANS --out_dir OU
 | grid | {shape} voxels (D x H x W){spacing} |
 | windows of stage 2 | {window} voxels, overlap {stage_2.overlap:g} |
 | regions | rule `{stage_1.consistency}`, evidence from {stage_1.score_threshold:.3g} on |
-| lesion | probability above {stage_2.lesion_threshold:g}, at least {stage_2.smallest_lesion_cm3:g} cm3 |
+| lesion | probability above {stage_2.lesion_threshold:g}, at least {stage_2.smallest_lesion_cm3:g} cm3{components} |
 
 ## Intended use
 
@@ -93,7 +95,7 @@ def export(rpn_path: str, path: str, folder: Path, half: bool) -> None:
         with atomic_path(folder / name) as temporary:
             temporary.write_bytes(network.SerializeToString())
     weights, digests = "float16" if half else "float32", {name: content_digest([folder / name]) for name in NETWORKS}
-    names = ("roi_size", "num_classes", "lesion_threshold", "smallest_lesion_cm3")
+    names = ("roi_size", "num_classes", "lesion_threshold", "smallest_lesion_cm3", "lesion_weights")
     # Windows as ``test_strokeformer.py`` lays them by default.
     windows: dict = {"window": model.window, "overlap": DEFAULT_OVERLAP, "subvolume_depth": SUBVOLUME_DEPTH}
     stage_2 = SegmenterSettings(**windows, **{name: model.hparams[name] for name in names})
@@ -135,14 +137,15 @@ def detector_settings(model: RPN, shape: tuple[int, int]) -> DetectorSettings:
 def model_card(model: ExportedModel, rpn_ckpt: Path | str, ckpt: Path | str) -> str:
     """The card in Markdown, without any scan's name; what only people know is left to be filled in."""
     grid, stage_2 = model.grid, model.stage_2
-    decision = {"threshold": stage_2.lesion_threshold, "smallest_cm3": stage_2.smallest_lesion_cm3}
+    chosen = {"constant": stage_2.lesion_weights[0]} if stage_2.lesion_weights else {"probability": 0.0}
     return CARD.format(
         **vars(model),
         shape=" x ".join(map(str, grid.shape)),
         spacing=f" of {size_text(grid.spacing_mm)} mm" if grid.spacing_mm else ", of unknown size",
         window=" x ".join(map(str, stage_2.window)),
         one=_record_of(rpn_ckpt, "calibration.csv", {"threshold": model.stage_1.score_threshold}),
-        two=_record_of(ckpt, "decisions.csv", decision),
+        two=_record_of(ckpt, "decisions.csv", {"threshold": stage_2.lesion_threshold, **chosen}),
+        components=", and likely to be one by the features of its component" if stage_2.lesion_weights else "",
     )
 
 
@@ -163,7 +166,7 @@ def _scores_at(table: Path, chosen: dict[str, float]) -> str:
         return UNKNOWN
     with table.open(newline="") as file:
         for row in csv.DictReader(file):
-            if all(abs(float(row[name]) - value) < 1e-9 for name, value in chosen.items()):
-                scores = {name: value for name, value in row.items() if name not in chosen and value}
+            if all(row[name] and abs(float(row[name]) - value) < 1e-9 for name, value in chosen.items()):
+                scores = {name: row[name] for name in SCORES if row.get(name)}
                 return ", ".join(f"{name.replace('_', ' ')} {float(value):.3g}" for name, value in scores.items())
     return UNKNOWN

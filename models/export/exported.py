@@ -16,7 +16,7 @@ from utils.files import read_json, write_json
 SETTINGS = "model.json"
 NETWORKS = ("stage1_proposals.onnx", "stage1_boxes.onnx", "stage2.onnx")
 # A runner refuses a model of others; another format for a folder that an earlier runner would misread.
-FIXED = {"format": 3, "orientation": ORIENTATION, "normalisation_percentiles": list(PERCENTILES)}
+FIXED = {"format": 4, "orientation": ORIENTATION, "normalisation_percentiles": list(PERCENTILES)}
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,7 @@ class SegmenterSettings:
     subvolume_depth: int
     lesion_threshold: float
     smallest_lesion_cm3: float
+    lesion_weights: Sequence[float]
 
 
 @dataclass(frozen=True)

@@ -127,15 +127,13 @@ class RPN(pl.LightningModule):
         self, prepared: PreparedScan, detections: Detections, roi_size: Shape, threshold: float | None = None
     ) -> list[Region]:
         """The volume's regions, made consistent over slices, at the threshold (None for the model's own)."""
-        boxes = self.keep(prepared, detections, roi_size, threshold)
+        boxes = self.keep(detections, threshold)
         return regions_of(boxes, prepared.brain, roi_size, self.hparams["consistency"])
 
-    def keep(
-        self, prepared: PreparedScan, detections: Detections, roi_size: Shape, threshold: float | None = None
-    ) -> ProposalBoxes:
+    def keep(self, detections: Detections, threshold: float | None = None) -> ProposalBoxes:
         """The boxes of a volume that propose its regions; arguments as for `propose`."""
         threshold = self.hparams["score_threshold"] if threshold is None else threshold
-        return select_boxes([detections], threshold, self.hparams["consistency"], prepared.brain.shape, roi_size)
+        return select_boxes([detections], threshold, self.hparams["consistency"])
 
 
 def _to_cpu(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -31,11 +31,17 @@ class StrokeFormer(pl.LightningModule):
     grid: Grid | None = None  # of a checkpoint
     contrast: str | None = None  # of its training scans, one of `CONTRASTS`; None where that is unknown
 
-    def __init__(self, lesion_threshold: float = 0.5, smallest_lesion_cm3: float = 0.0, **settings: Any) -> None:
+    def __init__(
+        self,
+        lesion_threshold: float = 0.5,
+        smallest_lesion_cm3: float = 0.0,
+        lesion_weights: Sequence[float] = (),
+        **settings: Any,
+    ) -> None:
         super().__init__()
         hp = SegmenterSettings(**settings)
         decision = {"lesion_threshold": lesion_threshold, "smallest_lesion_cm3": smallest_lesion_cm3}
-        self.save_hyperparameters({**vars(hp), **decision})
+        self.save_hyperparameters({**vars(hp), **decision, "lesion_weights": list(lesion_weights)})
         depth, height, width = hp.window_size or hp.roi_size
         self.window = depth, height, width
         self.net = build_segmenter(hp.arch, hp.in_channels, hp.num_classes, self.window)
@@ -102,7 +108,8 @@ class StrokeFormer(pl.LightningModule):
     @property
     def decision(self) -> Decision:
         """What is lesion, given the probabilities of `segment`."""
-        return Decision(self.hparams["lesion_threshold"], self.hparams["smallest_lesion_cm3"])
+        hp = self.hparams
+        return Decision(hp["lesion_threshold"], hp["smallest_lesion_cm3"], tuple(hp["lesion_weights"]))
 
     @torch.inference_mode()
     def segment(

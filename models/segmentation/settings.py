@@ -99,9 +99,10 @@ class DecisionSettings:
     """What is lesion."""
 
     lesion_threshold: float | None = option(
-        fraction, "probability above which a voxel is lesion; by default that of the checkpoint, or the mean of several"
+        fraction,
+        "probability above which a voxel is lesion, in any component; by default the checkpoint's choice",
     )
     smallest_lesion_cm3: float | None = option(
         non_negative_float,
-        "volume below which a predicted lesion is removed; by default that of the checkpoint, or the mean of several",
+        "volume below which a predicted lesion is removed; by default that of the checkpoint, 0",
     )

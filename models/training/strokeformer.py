@@ -1,13 +1,15 @@
 """Training of stage 2 on scans and their regions; on validation scans it chooses what is lesion, given its probability:
-the threshold and the smallest lesion."""
+the threshold, and which components."""
 
 from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 import pytorch_lightning as pl
+from scipy.special import logit
 
 from data.batches.datamodules import SegmentationDataModule
 from data.scans.checks import read_mask
@@ -23,11 +25,14 @@ from utils.files import write_csv
 from utils.plots import plot_volume_prediction
 from utils.progress import progress
 from utils.regions.region import Region
-from utils.scores.masks import Components, Decision, find_components, overlap_scores, voxel_cm3
+from utils.scores.masks import Components, Decision, Features, features_of, find_components, overlap_scores
+from utils.scores.metrics import ISLES26_IOU, count_matched
 
 Regions = dict[str, list[Region]] | None  # of each scan by its file name; None for whole volumes
-THRESHOLDS = (0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
-SMALLEST_CM3 = (0.0, 0.02, 0.05, 0.1, 0.2)
+THRESHOLDS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
+PROBABILITIES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6)  # of a component's being a lesion
+WEIGHTS = ("constant", *(f"weight_{name}" for name in Features._fields))  # of `Decision.weights`
+RIDGE, FEWEST = 0.1, 5  # scikit-learn's C, and components of either kind: ten validation scans hold few lesions
 
 
 def train_strokeformer(
@@ -69,46 +74,87 @@ def decide(
     table = decision_table((pipeline.predict(cohort.prepare(case)), read_mask(case)) for case in cases)
     write_csv(folder / "decisions.csv", table)
     chosen = choose_decision(table)
-    print(decision_summary(table, chosen))
-    store_hyperparameters(checkpoint, lesion_threshold=chosen.threshold, smallest_lesion_cm3=chosen.smallest_cm3)
+    print(decision_summary(chosen))
+    decision = decision_of(chosen)
+    store_hyperparameters(checkpoint, lesion_threshold=decision.threshold, lesion_weights=list(decision.weights))
+
+
+class Candidates(NamedTuple):
+    """The components of a prediction above a threshold, and what is known of them."""
+
+    components: Components
+    features: Features
 
 
 def decision_table(predictions: Iterable[tuple[Prediction, np.ndarray]]) -> pd.DataFrame:
     """The scores of every `Decision` that may be chosen, a row each, on the scans' own grids as in an evaluation.
 
-    Predictions come with the true lesions, (D, H, W) bool on the scan's own grid. ``dice`` is the mean over scans with
-    lesions, NaN without any. ``lesion_f1`` of the 26-connected lesions, and the numbers of ``found``, ``missed`` and
-    ``false`` ones, are over all scans together: the F1 of a scan without lesions is 0 or 1.
+    Predictions come with the true lesions, (D, H, W) bool on the scan's own grid. For each of `THRESHOLDS` a logistic
+    regression tells from their features which components are lesions. A row keeps those of a `probability` at least,
+    or all (0), and holds the `WEIGHTS` of that. ``dice`` is the mean over scans with lesions, NaN without any.
+    ``lesion_f1``, that of ISLES'26, and the numbers of ``found``, ``missed`` and ``false`` lesions are over all scans
+    together: the F1 of a scan without lesions is 0 or 1.
     """
-    rows = []
+    by_threshold: dict[float, list[Candidates]] = {threshold: [] for threshold in THRESHOLDS}
     for prediction, target in predictions:
-        detected, cm3 = prediction.detected, voxel_cm3(prediction.scan.own.spacing_mm)
-        for threshold in THRESHOLDS:
-            components = find_components(1 - prediction.own_probabilities[0] > threshold, target)
-            confirmed = True if detected is None else components.touching(detected)
-            for smallest in SMALLEST_CM3:
-                kept = confirmed & (components.predicted_voxels * cm3 >= smallest)
-                rows.append({"threshold": threshold, "smallest_cm3": smallest, **_scores(components, kept)})
-    by_decision = pd.DataFrame(rows).groupby(["threshold", "smallest_cm3"], as_index=False)
-    table = by_decision.agg({"dice": "mean", "found": "sum", "missed": "sum", "false": "sum"})
-    table.insert(3, "lesion_f1", overlap_scores(table.found, table.false, table.missed, 0)["f1"])
-    return table
+        for threshold, candidates in by_threshold.items():
+            candidates.append(_candidates(prediction, target, threshold))
+    rows = []
+    for threshold, candidates in by_threshold.items():
+        for probability, weights in weights_by_probability(candidates).items():
+            decision = Decision(threshold, weights=weights)
+            scores = _scores(candidates, [decision.accepts(each.features) for each in candidates])
+            named = dict(zip(WEIGHTS, weights or [np.nan] * len(WEIGHTS), strict=True))
+            rows.append({"threshold": threshold, "probability": probability, **scores, **named})
+    return pd.DataFrame(rows)
 
 
-def choose_decision(table: pd.DataFrame) -> Decision:
-    """The decision with the largest sum of Dice and lesion F1; of equal ones that nearest to an argmax."""
+def _candidates(prediction: Prediction, target: np.ndarray, threshold: float) -> Candidates:
+    lesion, evidence = 1 - prediction.own_probabilities[0], prediction.evidence
+    components = find_components(lesion > threshold, target)
+    own = None if evidence is None else evidence[components.box]
+    features = features_of(components.predicted, lesion[components.box], own, prediction.scan.own.spacing_mm)
+    return Candidates(components, features)
+
+
+def weights_by_probability(candidates: list[Candidates]) -> dict[float, tuple[float, ...]]:
+    """`Decision.weights` by the least probability that a component must have of being a lesion; none for 0.
+
+    A component is one if a quarter of its voxels are. Nothing is learned from fewer than `FEWEST` of either kind.
+    """
+    from sklearn.linear_model import LogisticRegression
+
+    logs = np.concatenate([each.features.logs for each in candidates])
+    shares = [each.components.common.sum(0) / each.components.predicted_voxels for each in candidates]
+    true = np.concatenate(shares) >= ISLES26_IOU
+    weights: dict[float, tuple[float, ...]] = {0.0: ()}
+    if min(true.sum(), np.invert(true).sum()) < FEWEST:
+        return weights
+    model = LogisticRegression(C=RIDGE, max_iter=1000).fit(logs, true)
+    for probability in PROBABILITIES:
+        constant = model.intercept_[0] - logit(probability)
+        weights[probability] = tuple(np.array([constant, *model.coef_[0]]).round(6).tolist())
+    return weights
+
+
+def choose_decision(table: pd.DataFrame) -> pd.Series:
+    """The row with the largest sum of Dice and lesion F1; of equal ones that nearest to an argmax of all components."""
     gain = (table.dice + table.lesion_f1).fillna(0)
     order = table.assign(gain=gain.round(6), off=(table.threshold - 0.5).abs())
-    best = order.sort_values(["gain", "off", "smallest_cm3"], ascending=[False, True, True]).iloc[0]
-    return Decision(float(best.threshold), float(best.smallest_cm3))
+    best = order.sort_values(["gain", "off", "probability"], ascending=[False, True, True]).index[0]
+    return table.loc[best]
 
 
-def decision_summary(table: pd.DataFrame, decision: Decision) -> str:
-    """One line: what a decision of the table gives on its scans."""
-    at = table[(table.threshold == decision.threshold) & (table.smallest_cm3 == decision.smallest_cm3)].iloc[0]
+def decision_of(row: pd.Series) -> Decision:
+    """The decision of a row of `decision_table`."""
+    return Decision(float(row.threshold), weights=tuple(row[list(WEIGHTS)].tolist()) if row.probability else ())
+
+
+def decision_summary(row: pd.Series) -> str:
+    """One line: what a decision gives on the scans of its table."""
     return (
-        f"Lesion is what has a probability above {decision.threshold:g} and fills {decision.smallest_cm3:g} cm3: "
-        f"Dice {at.dice:.2f} and lesion F1 {at.lesion_f1:.2f} on the validation scans"
+        f"Lesion is what has a probability above {row.threshold:g}, in components that are one with a probability of "
+        f"{row.probability:g}: Dice {row.dice:.2f} and lesion F1 {row.lesion_f1:.2f} on the validation scans"
     )
 
 
@@ -124,9 +170,20 @@ def draw_volumes(
         yield case.stem, plot_volume_prediction(image, mask, prediction.lesions_on_grid, boxes, case.name)
 
 
-def _scores(components: Components, kept: np.ndarray) -> dict[str, float]:
-    """The Dice of the voxels, NaN without lesion, and the counts of lesions; (N,) bool tells the predicted ones."""
-    common, true = components.common[:, kept], components.true_voxels.sum()
-    inside, predicted, found = common.sum(), components.predicted_voxels[kept].sum(), int(common.any(1).sum())
-    dice = float(overlap_scores(inside, predicted - inside, true - inside, 0)["dice"]) if true else np.nan
-    return {"dice": dice, "found": found, "missed": len(common) - found, "false": int((~common.any(0)).sum())}
+def _scores(candidates: list[Candidates], kept: list[np.ndarray]) -> dict[str, float]:
+    """The mean Dice over scans, NaN without lesion, and the F1 and counts of lesions; (N,) bool tells the kept ones."""
+    dices, counts = [], np.zeros(3, int)
+    for (components, _), own in zip(candidates, kept, strict=True):
+        counts += count_matched(components, ISLES26_IOU, own)
+        inside, predicted = components.common[:, own].sum(), components.predicted_voxels[own].sum()
+        if true := components.true_voxels.sum():
+            dices.append(float(overlap_scores(inside, predicted - inside, true - inside, 0)["dice"]))
+    found, false, missed = counts.tolist()
+    f1 = float(overlap_scores(found, false, missed, 0)["f1"])
+    return {
+        "dice": np.mean(dices) if dices else np.nan,
+        "lesion_f1": f1,
+        "found": found,
+        "missed": missed,
+        "false": false,
+    }

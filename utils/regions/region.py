@@ -12,6 +12,7 @@ from utils.files import read_json, write_json
 
 EDGES = ("region_start", "region_end", "xmin", "ymin", "xmax", "ymax")
 Shape = tuple[int, int, int]  # (D, H, W) in voxels
+UNKNOWN_EVIDENCE = 0.5
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,8 @@ class Region:
     ymax: int
     # The boxes around detections from which it has grown; none where they are unknown.
     detected: tuple["Region", ...] = field(default=(), compare=False)
+    # Of a detection, that it is a lesion, in [0, 1]; None where that is unknown.
+    evidence: float | None = field(default=None, compare=False)
     # The grid that it lies on, ``{"shape": [D, H, W], "affine": 4 x 4 to mm}``; None where that is unknown.
     grid: Mapping | None = field(default=None, compare=False)
 
@@ -103,14 +106,21 @@ def grow_region(region: Region, margin: Sequence[int], shape: Shape) -> Region:
     return region_of(slice(max(s.start - more, 0), min(s.stop + more, size)) for s, more, size in spans)
 
 
-def detected_mask(
+def evidence_map(
     regions: Sequence[Region] | None, shape: Shape, margin: Sequence[int] = (0, 0, 0)
 ) -> np.ndarray | None:
-    """(D, H, W) bool: the detections, grown by a margin along each axis, or a region where these are unknown."""
+    """(D, H, W) float32: the largest evidence of the detections, grown by a margin along each axis; 0 without one.
+
+    A region stands for detections that are unknown, and `UNKNOWN_EVIDENCE` for theirs.
+    """
     if regions is None:
         return None
     boxes = [box for region in regions for box in region.detected or (region,)]
-    return region_mask((grow_region(box, margin, shape) for box in boxes), shape)
+    evidence = np.zeros(shape, np.float32)
+    for box in boxes:
+        place = evidence[grow_region(box, margin, shape).slices]
+        np.maximum(place, UNKNOWN_EVIDENCE if box.evidence is None else box.evidence, out=place)
+    return evidence
 
 
 def enclosing_box(boxes: np.ndarray) -> np.ndarray:
@@ -141,7 +151,9 @@ def write_regions(path: Path | str, regions: dict[str, list[Region]]) -> None:
 
 
 def _to_json(region: Region) -> dict:
-    entry = {edge: getattr(region, edge) for edge in EDGES}
+    entry: dict = {edge: getattr(region, edge) for edge in EDGES}
+    if region.evidence is not None:
+        entry["evidence"] = region.evidence
     if region.detected:
         entry["detected"] = [_to_json(box) for box in region.detected]
     return {**entry, "grid": region.grid} if region.grid else entry
@@ -157,13 +169,16 @@ def read_regions(path: Path | str) -> dict[str, list[Region]]:
 
 
 def _from_json(entry: dict, path: Path | str, name: str) -> Region:
-    edges = {key: value for key, value in entry.items() if key not in ("detected", "grid")}
+    edges = {key: value for key, value in entry.items() if key not in ("detected", "evidence", "grid")}
     if sorted(edges) != sorted(EDGES) or not all(type(v) is int for v in edges.values()):
         raise UserError(f"regions file {path}: a region of {name} needs whole numbers for {', '.join(EDGES)}")
     detected, grid = tuple(_from_json(box, path, name) for box in entry.get("detected", ())), entry.get("grid")
     if grid is not None and not _is_grid(grid):
         raise UserError(f"regions file {path}: the grid of {name} needs a shape (D, H, W) and an affine of 4 x 4")
-    region = Region(**edges, detected=detected, grid=grid)
+    evidence = entry.get("evidence")
+    if evidence is not None and not (isinstance(evidence, int | float) and 0 <= evidence <= 1):
+        raise UserError(f"regions file {path}: the evidence of a region of {name} is no number from 0 to 1")
+    region = Region(**edges, detected=detected, evidence=evidence, grid=grid)
     if min(s.start for s in region.slices) < 0 or min(region.shape) < 1:
         raise UserError(f"regions file {path}: the region {entry} of {name} is empty or starts below 0")
     return region

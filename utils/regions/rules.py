@@ -20,7 +20,6 @@ from utils.regions.region import (
     enclosing_region,
     expand_region,
     pairwise_iou,
-    region_mask,
     voxel_region,
 )
 
@@ -28,9 +27,6 @@ from utils.regions.region import (
 LINK_IOU = 0.3
 GAP = 2  # slices without a detection that may lie between two slices with one
 LOWEST_SCORE = 0.05  # boxes below are noise: they add nothing but chains between candidates
-# Power of the proposed voxels with which the odds that a further candidate needs grow. Measured on shifted cohorts:
-# three networks found as many lesions as without, or one fewer, in a seventh to a quarter less of the brain.
-EVIDENCE_GROWTH = 5.0
 SUREST = 1 - np.finfo(float).eps  # 1 has no finite log odds
 # Slices belong together while the brain's area differs by at most this share from the group's first slice ...
 AREA_TOLERANCE = 0.15
@@ -49,14 +45,13 @@ class ProposalBoxes:
     slices: np.ndarray
     boxes: np.ndarray
     candidates: np.ndarray
+    evidence: np.ndarray  # (N,) in [0, 1]: of each box's candidate, or its own score
 
     def in_slice(self, z: int) -> np.ndarray:
         return self.boxes[self.slices == z]
 
 
-def select_boxes(
-    detections: Sequence[Detections], threshold: float, rule: str, shape: Shape, roi_size: Shape
-) -> ProposalBoxes:
+def select_boxes(detections: Sequence[Detections], threshold: float, rule: str) -> ProposalBoxes:
     """The boxes that a rule lets propose regions, given each network's detections; ``grouped`` takes one.
 
     The threshold is that of a box's score (``grouped``) or of its candidate's evidence (``linked``).
@@ -69,16 +64,16 @@ def select_boxes(
     above = scores >= (LOWEST_SCORE if rule == "linked" else threshold)
     networks, slices, boxes, scores = networks[above], slices[above], boxes[above], scores[above]
     if rule == "grouped":
-        return ProposalBoxes(slices, boxes, np.arange(len(slices)))
+        return ProposalBoxes(slices, boxes, np.arange(len(slices)), scores)
     candidates, evidence = link_boxes(slices, boxes, scores, networks, len(detections))
-    enough = trusted(slices, boxes, candidates, evidence, threshold, shape, roi_size)
-    return ProposalBoxes(slices[enough], boxes[enough], candidates[enough])
+    enough = evidence >= threshold
+    return ProposalBoxes(slices[enough], boxes[enough], candidates[enough], evidence[enough])
 
 
 def regions_of(kept: ProposalBoxes, brain: np.ndarray, roi_size: Shape, rule: str) -> list[Region]:
     """The regions that the kept boxes propose in a volume whose brain is (D, H, W) bool."""
     if rule == "linked":
-        return linked_regions(kept.slices, kept.boxes, kept.candidates, brain.shape, roi_size)
+        return linked_regions(kept.slices, kept.boxes, kept.candidates, brain.shape, roi_size, kept.evidence)
     consolidated = np.full((len(brain), 4), np.nan)
     for z in np.unique(kept.slices):
         consolidated[z] = enclosing_box(kept.in_slice(z))
@@ -127,47 +122,26 @@ def pooled(probabilities: np.ndarray) -> np.ndarray:
     return expit(logit(np.clip(probabilities, 1 - SUREST, SUREST)).mean(0))
 
 
-def trusted(
+def linked_regions(
     slices: np.ndarray,
     boxes: np.ndarray,
     candidates: np.ndarray,
-    evidence: np.ndarray,
-    threshold: float,
     shape: Shape,
     roi_size: Shape,
-) -> np.ndarray:
-    """Which boxes are of candidates with enough evidence, the surest candidates first; (N,) bool.
-
-    The odds of a further candidate must reach those of the threshold times n ** `EVIDENCE_GROWTH`, where the regions
-    with it hold the voxels of n RoIs: on scans unlike the training's one threshold for all would propose too much.
-
-    `threshold` is the evidence in [0, 1] that one RoI needs; the others are as in `link_boxes` and what it returns.
-    """
-    proposed, roi_voxels = np.zeros(len(slices), bool), np.prod(np.minimum(roi_size, shape))
-    surest_first = dict.fromkeys(candidates[np.argsort(-evidence, kind="stable")].tolist())
-    for candidate in surest_first:
-        more = proposed | (candidates == candidate)
-        regions = linked_regions(slices[more], boxes[more], candidates[more], shape, roi_size)
-        n_rois = np.count_nonzero(region_mask(regions, shape)) / roi_voxels
-        if logit(evidence[candidates == candidate][0]) < logit(threshold) + EVIDENCE_GROWTH * np.log(n_rois):
-            break
-        proposed = more
-    return proposed
-
-
-def linked_regions(
-    slices: np.ndarray, boxes: np.ndarray, candidates: np.ndarray, shape: Shape, roi_size: Shape
+    evidence: np.ndarray | None = None,
 ) -> list[Region]:
     """One region around the boxes of each candidate, grown to the RoI size; neighbours share one where that is smaller.
 
-    The parameters are those of `trusted`. ``Region.detected`` are the boxes around the candidates.
+    `slices`, `boxes` and `candidates` are as in `link_boxes` and what it returns; ``Region.detected`` are the boxes
+    around the candidates.
     """
     tight = []
     for candidate in np.unique(candidates):
         own = candidates == candidate
         first, last = int(slices[own].min()), int(slices[own].max())
         around = voxel_region(first, last + 1, enclosing_box(boxes[own]), shape)
-        tight.append(replace(around, detected=(around,)))
+        box = around if evidence is None else replace(around, evidence=float(evidence[own][0]))
+        tight.append(replace(around, detected=(box,)))
     return [expand_region(region, roi_size, shape) for region in _share(tight, roi_size, shape)]
 
 

@@ -4,17 +4,20 @@ Without pandas, for the runner. `models.training.strokeformer` chooses the `Deci
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy import ndimage
+from scipy.special import logit
 
-from utils.regions.region import bounding_box
+from utils.regions.region import UNKNOWN_EVIDENCE, bounding_box
 
 OVERLAP_SCORES = ("dice", "iou", "precision", "recall", "f1", "mcc")
 SIX_CONNECTED = ndimage.generate_binary_structure(3, 1)  # voxels that share a face
 TWENTY_SIX_CONNECTED = np.ones((3, 3, 3), bool)  # or an edge or a corner: what "a lesion" means unless said otherwise
 Spacing = tuple[float, float, float]  # size of a voxel along (D, H, W) in mm
+FAINTEST, SUREST = 1e-3, 1 - 1e-6  # between which the log odds of probabilities say more than of their rounding
 
 
 def as_masks(**masks: np.ndarray) -> list[np.ndarray]:
@@ -100,10 +103,10 @@ class Components:
         """Which predicted components have no voxel of a lesion, (predicted components,) bool."""
         return np.count_nonzero(self.common, axis=0) == 0
 
-    def touching(self, mask: np.ndarray) -> np.ndarray:
-        """Which predicted components have a voxel of a mask (D, H, W), (predicted components,) bool."""
-        box = tuple(slice(first, first + side) for first, side in zip(self.corner, self.predicted.shape, strict=True))
-        return np.isin(np.arange(1, self.shared.shape[1]), self.predicted[mask[box]])
+    @property
+    def box(self) -> tuple[slice, ...]:
+        """Index of the box in the volume."""
+        return tuple(slice(first, first + side) for first, side in zip(self.corner, self.predicted.shape, strict=True))
 
 
 def find_components(
@@ -135,12 +138,46 @@ def voxel_cm3(spacing_mm: Spacing | None) -> float:
 # --- decision ----------------------------------------------------------------------------------------
 
 
+class Features(NamedTuple):
+    """What is known of components, (N,) arrays: volume, largest and mean probability, and the evidence of stage 1.
+
+    That is the largest one of the detections that a component touches; 0 where it touches none.
+    """
+
+    volume_cm3: np.ndarray
+    peak: np.ndarray
+    mean: np.ndarray
+    evidence: np.ndarray
+
+    @property
+    def logs(self) -> np.ndarray:
+        """(N, 4): the logarithms of volumes, the log odds of the rest."""
+        odds = [logit(np.clip(values, FAINTEST, SUREST)) for values in self[1:]]
+        return np.stack([np.log(self.volume_cm3), *odds], 1)
+
+
+def features_of(
+    labels: np.ndarray, probability: np.ndarray, evidence: np.ndarray | None, spacing_mm: Spacing
+) -> Features:
+    """Features of labelled components, given maps in [0, 1], all (D, H, W); `evidence` is None without stage 1."""
+    numbers = np.arange(1, labels.max(initial=0) + 1)
+    volumes = np.bincount(labels.ravel(), minlength=len(numbers) + 1)[1:] * voxel_cm3(spacing_mm)
+    if not len(numbers):
+        return Features(*[volumes] * 4)
+    peaks, means = (np.asarray(of(probability, labels, numbers)) for of in (ndimage.maximum, ndimage.mean))
+    if evidence is None:
+        return Features(volumes, peaks, means, np.full(len(numbers), UNKNOWN_EVIDENCE))
+    return Features(volumes, peaks, means, np.asarray(ndimage.maximum(evidence, labels, numbers)))
+
+
 @dataclass(frozen=True)
 class Decision:
     """What is lesion, given its probability.
 
     threshold: of a voxel's probability of any lesion, in [0, 1].
     smallest_cm3: volume below which a 26-connected component is none.
+    weights: those of a logistic regression on `Features.logs`, its constant first: a component of negative log odds is
+        none. Without them all are lesions.
 
     A component without a detection of stage 1 is none either. Regions are larger than detections, to show stage 2 what
     is around a lesion, and what only one stage detects is seldom one: on 60 synthetic heads unlike the training's the
@@ -149,21 +186,29 @@ class Decision:
 
     threshold: float = 0.5
     smallest_cm3: float = 0.0
+    weights: tuple[float, ...] = ()
 
-    def classes(self, probabilities: np.ndarray, spacing_mm: Spacing, detected: np.ndarray | None = None) -> np.ndarray:
+    def classes(self, probabilities: np.ndarray, spacing_mm: Spacing, evidence: np.ndarray | None = None) -> np.ndarray:
         """The class of each voxel, (D, H, W) uint8, of class probabilities (K, D, H, W); class 0 is background.
 
-        A component must have a voxel of `detected` (D, H, W) bool (`detected_mask`), unless that is None.
+        `evidence` is that of stage 1, (D, H, W) in [0, 1] (`evidence_map`), or None without it.
         """
-        lesion = 1 - probabilities[0] > self.threshold
-        if self.smallest_cm3 or detected is not None:
+        probability = 1 - probabilities[0]
+        lesion = probability > self.threshold
+        if self.smallest_cm3 or self.weights or evidence is not None:
             box = bounding_box(lesion)
-            labels, count = ndimage.label(lesion[box], TWENTY_SIX_CONNECTED)
-            valid = np.bincount(labels.ravel(), minlength=count + 1) * voxel_cm3(spacing_mm) >= self.smallest_cm3
-            if detected is not None:
-                valid &= np.isin(np.arange(count + 1), labels[detected[box]])
-            lesion[box] &= valid[labels]
+            labels, _ = ndimage.label(lesion[box], TWENTY_SIX_CONNECTED)
+            own = None if evidence is None else evidence[box]
+            valid = self.accepts(features_of(labels, probability[box], own, spacing_mm))
+            lesion[box] &= np.append(False, valid)[labels]
         return np.where(lesion, 1 + probabilities[1:].argmax(0), 0).astype(np.uint8)
+
+    def accepts(self, components: Features) -> np.ndarray:
+        """Which components are lesions, (N,) bool."""
+        valid = (components.volume_cm3 >= self.smallest_cm3) & (components.evidence > 0)
+        if self.weights:
+            valid &= self.weights[0] + components.logs @ np.array(self.weights[1:]) >= 0
+        return valid
 
 
 def lesion_probability(probabilities: np.ndarray) -> np.ndarray:

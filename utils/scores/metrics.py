@@ -159,7 +159,7 @@ def lesion_scores(prediction: np.ndarray, target: np.ndarray) -> dict[str, float
         `overlap_scores` for empty masks, and ``false_lesions_``, a count.
     """
     by_face, by_corner = find_components(prediction, target, SIX_CONNECTED), find_components(prediction, target)
-    matched = (_count_matched(by_corner, least_iou) for least_iou in (STRICT_IOU, ISLES26_IOU))
+    matched = (count_matched(by_corner, least_iou) for least_iou in (STRICT_IOU, ISLES26_IOU))
     counts = (_count_touched(by_face), _count_touched(by_corner), *matched)
     scores: dict[str, float] = {}
     for convention, (right, false, missed) in zip(CONVENTIONS, counts, strict=True):
@@ -177,10 +177,11 @@ def _count_touched(components: Components) -> tuple[int, int, int]:
     return right, int(components.false.sum()), len(components.found) - right
 
 
-def _count_matched(components: Components, least_iou: float) -> tuple[int, int, int]:
-    """Matched pairs, components without a match and lesions without one."""
-    common = components.common
-    iou = common / (components.true_voxels[:, None] + components.predicted_voxels - common)
+def count_matched(components: Components, least_iou: float, kept: np.ndarray | None = None) -> tuple[int, int, int]:
+    """Matched pairs, components without a match and lesions without one, of the `kept` components (N,) bool or all."""
+    kept = np.ones(len(components.predicted_voxels), bool) if kept is None else kept
+    common = components.common[:, kept]
+    iou = common / (components.true_voxels[:, None] + components.predicted_voxels[kept] - common)
     predicted, true = np.nonzero((iou >= least_iou).T)
     best_first = np.argsort(-iou[true, predicted], kind="stable")  # the first component first, as in panoptica
     free_true, free_predicted = set(true.tolist()), set(predicted.tolist())
