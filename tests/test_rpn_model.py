@@ -231,7 +231,7 @@ def curve_of(coverage, recall, fraction):
         ([1.0, 0.99, 0.7], [1.0, 1.0, 0.5], [0.8, 0.3, 0.1], 0.5),  # the highest that reaches 0.98
         ([1.0, 1.0, 1.0], [1.0, 1.0, 1.0], [0.25, 0.23, 0.15], 0.5),  # up to 0.6 times as much again as it takes
         ([1.0, 1.0, 1.0], [1.0, 1.0, 1.0], [0.36, 0.34, 0.28], 0.5),  # but not beyond the budget
-        ([1.0, 0.7, 0.5], [1.0, 0.7, 0.5], [0.6, 0.5, 0.4], 0.1),  # the target comes before the budget
+        ([1.0, 0.7, 0.5], [1.0, 0.7, 0.5], [0.6, 0.5, 0.4], 0.9),  # the budget comes before the target
         ([1.0, 1.0, 0.99], [1.0, 1.0, 0.5], [0.8, 0.3, 0.1], 0.5),  # small lesions count as much as large ones
         ([0.9, 0.8, 0.3], [0.9, 0.8, 0.3], [0.9, 0.2, 0.1], 0.5),  # none reaches it and 0.9 of the brain is too much
         ([0.8, 0.8, 0.8], [0.8, 0.8, 0.8], [0.3, 0.2, 0.1], 0.1),  # none reaches it: the lowest that is affordable

@@ -114,13 +114,14 @@ def choose_threshold(curve: pd.DataFrame, target_coverage: float, default: float
     """The lowest threshold that proposes at most `MARGIN` times the share of the brain that the target needs.
 
     The target is a share of the lesion voxels and of the lesions, or a few large lesions would decide alone.
-    `FRACTION_BUDGET` limits the margin, and is spent where no threshold reaches the target. `default` without lesions.
+    It proposes at most `FRACTION_BUDGET`, which is spent where no threshold reaches the target. `default` without
+    lesions.
     """
     if curve.lesion_coverage.isna().all():
         return default
     enough = curve[curve[["lesion_coverage", "lesion_recall"]].min(axis=1) >= target_coverage]
     needed = enough.proposed_fraction.iloc[enough.threshold.argmax()] if len(enough) else FRACTION_BUDGET
-    affordable = curve[curve.proposed_fraction <= max(needed, min(MARGIN * needed, FRACTION_BUDGET))]
+    affordable = curve[curve.proposed_fraction <= min(MARGIN * needed, FRACTION_BUDGET)]
     return float(affordable.threshold.min() if len(affordable) else curve.threshold.max())
 
 
