@@ -119,7 +119,7 @@ def test_tree_is_segmented_into_a_derivative_and_stays_as_it_is(raw, segment, ch
         assert sidecar == {
             **{"Type": "Lesion", "Manual": False, "Sources": [source], "SpatialReference": source, "Model": "seg"},
             **{"Checkpoint": "best.ckpt", "CheckpointSHA256": digest, "LesionThreshold": 0.5},
-            **{"SmallestLesionCm3": 2.0, "FlipAverage": False},
+            **{"SmallestLesionCm3": 2.0, "LesionWeights": [], "FlipAverage": False},
         }
         assert json.loads((out / f"{name}_probseg.json").read_text())["Sources"] == [source]
     description = json.loads((out / "dataset_description.json").read_text())
