@@ -23,7 +23,7 @@ from data.scans.folds import Fold, write_folds
 
 N_TRAIN, N_VAL, N_TEST, SEEDS = 60, 16, 24, (61, 62)
 # The grid of recipes/isles_*.args, and epochs in place of a GPU's hours.
-SETTINGS = ["--scan_dim", 1, 73, 112, 112, "--spacing", 2, 2, 2, "--rpn_max_epochs", 6, "--max_epochs", 60]
+SETTINGS = ["--scan_dim", 1, 73, 112, 112, "--spacing", 2, 2, 2, "--rpn_max_epochs", 6, "--max_epochs", 45]
 RECIPES = {"t1w": "isles_dwi", "dwi": "isles_dwi", "flair": "isles_flair"}
 SPACINGS_MM = {"t1w": (2, 2, 2), "dwi": (2, 2, 2), "flair": (5, 1, 1)}  # of the synthetic scans; FLAIR has thick slices
 # The real scans of each contrast, and by whose names their masks are known; one without mask is healthy.

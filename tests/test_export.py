@@ -31,6 +31,7 @@ from runner.model import decode, load_runner, suppress
 from tests.drawn import dice
 from tests.running import BARE, ROOT
 from utils.errors import UserError
+from utils.regions.region import read_regions
 
 OTHER_GRID = np.array([[-8.0, 0, 0, 90], [0, -8.0, 0, 100], [0, 0, 4.0, -70], [0, 0, 0, 1]])  # LPS, thinner slices
 
@@ -137,8 +138,11 @@ def test_runner_without_torch_gives_the_masks_and_probabilities_of_the_script(
         else:
             np.testing.assert_array_equal(found[name], volume)
         assert volume.any()
-    regions = [json.loads((tmp_path / where / "regions.json").read_text()) for where in ("out", "scores/torch")]
+    regions = [read_regions(tmp_path / where / "regions.json") for where in ("out", "scores/torch")]
     assert regions[0] == regions[1] and all(regions[0].values())
+    boxes = [[box for listed in each.values() for region in listed for box in region.detected] for each in regions]
+    assert boxes[0] == boxes[1]
+    np.testing.assert_allclose(*([box.evidence for box in each] for each in boxes), atol=1e-5)
     assert ("1 scan without brain mask (e.g. turned.nii.gz): all that is not air" in said) == (scans == "turned")
     (_, first, *_) = (tmp_path / "out/volumes.csv").read_text().splitlines()
     (_, expected_first, *_) = (tmp_path / "scores/volumes.csv").read_text().splitlines()
