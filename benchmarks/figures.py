@@ -24,7 +24,7 @@ TITLES = ("1  detect (blue)", "2  link over slices", "3  grow to windows (yellow
 
 def draw_method(scan: PreparedScan, model: RPN, regions: list, lesions: np.ndarray) -> Figure:
     figure, detections = Figure(figsize=(15, 4.4), layout="compressed"), model.detect_volume(scan)
-    linked, panels = model.keep(detections), figure.subplots(1, 4)  # --roi_size of the demo
+    linked, panels = model.keep(detections), figure.subplots(1, 4)
     z, x = (int(scan.mask.sum(others).argmax()) for others in ((1, 2), (0, 2)))
     axial, sagittal = (scan.scan[0, z].T, scan.mask[z].T), (scan.scan[0, :, x], scan.mask[:, x])
     for axes, title, (image, mask) in zip(panels, TITLES, (axial, sagittal, sagittal, axial), strict=True):
