@@ -47,7 +47,7 @@ def test_no_box_falls_through_the_voxels_of_the_scan(own_mm, corner, degrees):
     space = Space((40, 40, 40), np.eye(4))
     turned = np.eye(4)
     turned[:3, :3] = Rotation.from_euler("xyz", degrees, degrees=True).as_matrix() * own_mm
-    h, w, d = (int(80 / side) for side in own_mm)
+    h, w, d = (int(60 / side) for side in own_mm)
     turned[:3, 3] = 20 - turned[:3, :3] @ (np.array([h, w, d]) - 1) / 2
     scan = PreparedScan(
         "a", "1", np.zeros((1, 40, 40, 40)), everywhere((40, 40, 40)), None, space, Space((d, h, w), turned), True
