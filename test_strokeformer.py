@@ -116,6 +116,7 @@ def load_pipeline(settings: Settings, names: Sequence[str]) -> tuple:
     from models.pipeline import TwoStage
     from models.precision import use_precision
     from models.regions import region_source
+    from utils.regions.region import UNKNOWN_EVIDENCE
 
     use_devices([settings.devices])
     use_precision(settings.precision)
@@ -128,6 +129,11 @@ def load_pipeline(settings: Settings, names: Sequence[str]) -> tuple:
     held = grid_at_test(model, wanted, grid.resize_to, path)
     roi_size, contrast = model.hparams["roi_size"], settings.contrast or model.contrast
     regions_of = region_source(settings.regions, names, roi_size, held.spacing_mm, contrast)
+    if regions_of is None and any(model.decision.weights[-1:]):  # that of the evidence
+        print(
+            f"Components are chosen by the evidence of stage 1, too, which counts as {UNKNOWN_EVIDENCE:g} without it; "
+            "give --rpn_ckpt_path, or --lesion_threshold to keep all components"
+        )
     return TwoStage(model, regions_of, settings.sliding, settings.loading.batch_size), held
 
 

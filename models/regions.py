@@ -17,7 +17,7 @@ from models.rpn.module import RPN
 from models.rpn.settings import RegionSettings
 from utils.errors import UserError
 from utils.progress import progress
-from utils.regions.region import Region, Shape, expand_region, lying_on, read_regions, region_of
+from utils.regions.region import UNKNOWN_EVIDENCE, Region, Shape, expand_region, lying_on, read_regions, region_of
 
 
 def region_source(
@@ -43,6 +43,9 @@ def region_source(
     regions, path = read_regions(settings.regions), settings.regions
     if missing := [name for name in names if name not in regions]:
         raise UserError(f"--regions {path} has no entry for {missing[0]}; propose its regions first")
+    boxes = (box for name in names for region in regions[name] for box in region.detected or (region,))
+    if any(box.evidence is None for box in boxes):
+        print(f"--regions {path} does not say how sure stage 1 was: its evidence counts as {UNKNOWN_EVIDENCE:g}")
 
     def of_file(scan: PreparedScan) -> list[Region]:
         try:

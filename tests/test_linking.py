@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from utils.regions.region import Region, region_mask
-from utils.regions.rules import link_boxes, linked_regions, regions_of, select_boxes
+from utils.regions.rules import ProposalBoxes, link_boxes, linked_regions, regions_of, select_boxes
 
 SHAPE, ROI = (40, 50, 60), (8, 8, 8)
 BOX = (10, 10, 16, 16)
@@ -16,6 +16,11 @@ def link(*found):
     """Candidates and evidence of (slice, box, score) triples."""
     slices, boxes, scores = zip(*found, strict=True)
     return link_boxes(np.array(slices), np.array(boxes, float), np.array(scores))
+
+
+def linked(slices, boxes, candidates):
+    """The regions of boxes, all of the same evidence."""
+    return linked_regions(ProposalBoxes(slices, boxes, candidates, np.full(len(slices), 0.9)), SHAPE, ROI)
 
 
 def test_boxes_that_overlap_over_slices_are_one_candidate():
@@ -42,12 +47,12 @@ def test_gaps_of_up_to_two_slices_are_bridged(gap, one):
 def test_a_volume_without_boxes_has_no_regions():
     candidate, evidence = link_boxes(np.zeros(0, int), np.zeros((0, 4)), np.zeros(0))
     assert len(candidate) == len(evidence) == 0
-    assert linked_regions(np.zeros(0, int), np.zeros((0, 4)), candidate, SHAPE, ROI) == []
+    assert linked(np.zeros(0, int), np.zeros((0, 4)), candidate) == []
 
 
 def test_region_goes_around_all_boxes_of_a_candidate_and_grows_to_the_roi():
     slices, boxes = np.array([4, 6]), np.array([(10, 12, 16, 18), (12, 12, 22, 16.5)])
-    (region,) = linked_regions(slices, boxes, np.array([0, 0]), SHAPE, ROI)
+    (region,) = linked(slices, boxes, np.array([0, 0]))
     # D 4 to 7 grows to 8 about 5.5, W 10 to 22 is larger than 8 already, H 12 to 18 grows about 15.
     assert region == Region(1, 9, 10, 11, 22, 19) and region.detected == (Region(4, 7, 10, 12, 22, 18),)
 
@@ -55,7 +60,7 @@ def test_region_goes_around_all_boxes_of_a_candidate_and_grows_to_the_roi():
 def test_near_candidates_share_a_region_and_far_ones_do_not():
     slices = np.array([4, 4, 30])
     boxes = np.array([(10, 10, 12, 12), (14, 14, 16, 16), (40, 40, 42, 42)], float)
-    regions = linked_regions(slices, boxes, np.array([0, 1, 2]), SHAPE, ROI)
+    regions = linked(slices, boxes, np.array([0, 1, 2]))
     assert len(regions) == 2 and all(region.shape == ROI for region in regions)
     near = Region(4, 5, 10, 10, 12, 12), Region(4, 5, 14, 14, 16, 16)
     assert [sorted(region.detected, key=lambda box: box.xmin) for region in regions] == [
@@ -80,11 +85,11 @@ def arrays_of(found):
 @given(candidates)
 def test_regions_hold_every_box_and_are_no_larger_than_apart(found):
     slices, boxes = arrays_of(found)
-    together = linked_regions(slices, boxes, np.arange(len(found)), SHAPE, ROI)
+    together = linked(slices, boxes, np.arange(len(found)))
     mask = region_mask(together, SHAPE)
     for z, (x0, y0, x1, y1) in zip(slices, boxes.astype(int), strict=True):
         assert mask[z, y0:y1, x0:x1].all()
-    apart = [linked_regions(slices[[i]], boxes[[i]], np.array([0]), SHAPE, ROI)[0] for i in range(len(found))]
+    apart = [linked(slices[[i]], boxes[[i]], np.array([0]))[0] for i in range(len(found))]
     # Joining is decided pair by pair, so with several neighbours the union may grow, but never by more than was joined.
     assert len(together) <= len(apart)
     if len(apart) <= 2:
@@ -106,9 +111,8 @@ def test_candidates_do_not_depend_on_the_order_of_the_boxes(found, seed):
 @given(candidates, st.lists(st.floats(0, 1), min_size=2, max_size=2))
 def test_a_lower_threshold_keeps_all_that_a_higher_one_does(found, thresholds):
     slices, boxes = arrays_of(found)
-    detections = {
-        z: {"boxes": boxes[slices == z], "scores": np.linspace(0.1, 0.9, (slices == z).sum())} for z in slices
-    }
+    scores = np.linspace(0.1, 0.9, len(found))
+    detections = {z: {"boxes": boxes[slices == z], "scores": scores[slices == z]} for z in slices}
     low, high = (select_boxes([detections], threshold, "linked") for threshold in sorted(thresholds))
     assert {*map(tuple, high.boxes)} <= {*map(tuple, low.boxes)} and (high.evidence >= max(thresholds)).all()
 

@@ -109,7 +109,7 @@ def test_plain_lesion_has_one_level_and_a_varied_one_a_cavity_rim_and_faint_part
     assert plain[core].mean() == pytest.approx(20, rel=0.2)
     np.testing.assert_allclose(plain[opacity < 1e-4], 80, atol=0.1)
     means = [paint_lesions(signal, head, opacity, "t1w", LEVELS, 1.0, rng(seed))[core].mean() for seed in range(30)]
-    assert min(means) < 35 and max(means) > 45 and max(means) < 80
+    assert min(means) < 35 and max(means) > 55 and max(means) < 80
 
 
 def test_large_old_infarct_is_a_cavity_and_a_small_one_may_be_faint():

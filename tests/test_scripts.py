@@ -16,6 +16,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from data.scans.cohort import pair_cases
+from models.checkpoints import store_hyperparameters
 from tests.isles26 import organisers_scores
 from tests.running import (
     GRID,
@@ -29,7 +30,7 @@ from tests.running import (
     wait_for,
 )
 from utils.files import update_table
-from utils.regions.region import read_regions, region_mask
+from utils.regions.region import Region, read_regions, region_mask, write_regions
 from utils.scores.intervals import estimate
 
 SCRIPTS = ["cross_validation.py", "train_rpn.py", "train_strokeformer.py", "test_rpn.py", "test_strokeformer.py"]
@@ -393,6 +394,19 @@ def test_regions_file_and_rpn_lead_to_the_same_prediction(workspace):
     assert len(by_rpn) == 2
     for one, other in zip(by_rpn, by_file, strict=True):
         np.testing.assert_array_equal(np.load(one), np.load(other))
+
+
+def test_unknown_evidence_of_stage_1_is_said(workspace, tmp_path):
+    weighing, scan = tmp_path / "weighing.ckpt", sorted(workspace.scans.iterdir())[0]
+    shutil.copy(workspace.seg, weighing)
+    store_hyperparameters(weighing, lesion_weights=[0.5, 0.0, 1.0, 0.0, 1.0])
+    regions = {scan.name: [Region(0, 16, 2, 2, 18, 18)]}
+    write_regions(tmp_path / "regions.json", regions)
+    test = ["test_strokeformer.py", "--scans", scan, "--ckpt_path", weighing, "--n_predictions", 0, *GRID]
+    without = run_script(*test, cwd=tmp_path).out
+    assert "evidence of stage 1, too, which counts as 0.5 without it; give --rpn_ckpt_path" in without
+    by_file = run_script(*test, "--regions", "regions.json", "--model_name", "by_file", cwd=tmp_path).out
+    assert "--regions regions.json does not say how sure stage 1 was: its evidence counts as 0.5" in by_file
 
 
 @pytest.fixture(scope="module")

@@ -40,8 +40,12 @@ class StrokeFormer(pl.LightningModule):
     ) -> None:
         super().__init__()
         hp = SegmenterSettings(**settings)
-        decision = {"lesion_threshold": lesion_threshold, "smallest_lesion_cm3": smallest_lesion_cm3}
-        self.save_hyperparameters({**vars(hp), **decision, "lesion_weights": list(lesion_weights)})
+        decision = {
+            "lesion_threshold": lesion_threshold,
+            "smallest_lesion_cm3": smallest_lesion_cm3,
+            "lesion_weights": list(lesion_weights),
+        }
+        self.save_hyperparameters({**vars(hp), **decision})
         depth, height, width = hp.window_size or hp.roi_size
         self.window = depth, height, width
         self.net = build_segmenter(hp.arch, hp.in_channels, hp.num_classes, self.window)

@@ -110,10 +110,10 @@ def decision_table(predictions: Iterable[tuple[Prediction, np.ndarray]]) -> pd.D
 
 
 def _candidates(prediction: Prediction, target: np.ndarray, threshold: float) -> Candidates:
-    lesion, evidence = 1 - prediction.own_probabilities[0], prediction.evidence
-    components = find_components(lesion > threshold, target)
+    probability, evidence = prediction.lesion_probability, prediction.evidence
+    components = find_components(probability > threshold, target)
     own = None if evidence is None else evidence[components.box]
-    features = features_of(components.predicted, lesion[components.box], own, prediction.scan.own.spacing_mm)
+    features = features_of(components.predicted, probability[components.box], own, prediction.scan.own.spacing_mm)
     return Candidates(components, features)
 
 

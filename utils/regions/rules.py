@@ -73,7 +73,7 @@ def select_boxes(detections: Sequence[Detections], threshold: float, rule: str) 
 def regions_of(kept: ProposalBoxes, brain: np.ndarray, roi_size: Shape, rule: str) -> list[Region]:
     """The regions that the kept boxes propose in a volume whose brain is (D, H, W) bool."""
     if rule == "linked":
-        return linked_regions(kept.slices, kept.boxes, kept.candidates, brain.shape, roi_size, kept.evidence)
+        return linked_regions(kept, brain.shape, roi_size)
     consolidated = np.full((len(brain), 4), np.nan)
     for z in np.unique(kept.slices):
         consolidated[z] = enclosing_box(kept.in_slice(z))
@@ -122,26 +122,17 @@ def pooled(probabilities: np.ndarray) -> np.ndarray:
     return expit(logit(np.clip(probabilities, 1 - SUREST, SUREST)).mean(0))
 
 
-def linked_regions(
-    slices: np.ndarray,
-    boxes: np.ndarray,
-    candidates: np.ndarray,
-    shape: Shape,
-    roi_size: Shape,
-    evidence: np.ndarray | None = None,
-) -> list[Region]:
+def linked_regions(kept: ProposalBoxes, shape: Shape, roi_size: Shape) -> list[Region]:
     """One region around the boxes of each candidate, grown to the RoI size; neighbours share one where that is smaller.
 
-    `slices`, `boxes` and `candidates` are as in `link_boxes` and what it returns; ``Region.detected`` are the boxes
-    around the candidates.
+    ``Region.detected`` are the boxes around the candidates, with their evidence.
     """
     tight = []
-    for candidate in np.unique(candidates):
-        own = candidates == candidate
-        first, last = int(slices[own].min()), int(slices[own].max())
-        around = voxel_region(first, last + 1, enclosing_box(boxes[own]), shape)
-        box = around if evidence is None else replace(around, evidence=float(evidence[own][0]))
-        tight.append(replace(around, detected=(box,)))
+    for candidate in np.unique(kept.candidates):
+        own = kept.candidates == candidate
+        first, last = int(kept.slices[own].min()), int(kept.slices[own].max())
+        around = voxel_region(first, last + 1, enclosing_box(kept.boxes[own]), shape)
+        tight.append(replace(around, detected=(replace(around, evidence=float(kept.evidence[own][0])),)))
     return [expand_region(region, roi_size, shape) for region in _share(tight, roi_size, shape)]
 
 

@@ -17,7 +17,7 @@ OVERLAP_SCORES = ("dice", "iou", "precision", "recall", "f1", "mcc")
 SIX_CONNECTED = ndimage.generate_binary_structure(3, 1)  # voxels that share a face
 TWENTY_SIX_CONNECTED = np.ones((3, 3, 3), bool)  # or an edge or a corner: what "a lesion" means unless said otherwise
 Spacing = tuple[float, float, float]  # size of a voxel along (D, H, W) in mm
-FAINTEST, SUREST = 1e-3, 1 - 1e-6  # between which the log odds of probabilities say more than of their rounding
+TELLING = (1e-3, 1 - 1e-6)  # probabilities between which log odds say more than their rounding
 
 
 def as_masks(**masks: np.ndarray) -> list[np.ndarray]:
@@ -152,7 +152,7 @@ class Features(NamedTuple):
     @property
     def logs(self) -> np.ndarray:
         """(N, 4): the logarithms of volumes, the log odds of the rest."""
-        odds = [logit(np.clip(values, FAINTEST, SUREST)) for values in self[1:]]
+        odds = [logit(np.clip(values, *TELLING)) for values in self[1:]]
         return np.stack([np.log(self.volume_cm3), *odds], 1)
 
 

@@ -177,9 +177,10 @@ def _count_touched(components: Components) -> tuple[int, int, int]:
     return right, int(components.false.sum()), len(components.found) - right
 
 
-def count_matched(components: Components, least_iou: float, kept: np.ndarray | None = None) -> tuple[int, int, int]:
+def count_matched(
+    components: Components, least_iou: float, kept: np.ndarray | slice = slice(None)
+) -> tuple[int, int, int]:
     """Matched pairs, components without a match and lesions without one, of the `kept` components (N,) bool or all."""
-    kept = np.ones(len(components.predicted_voxels), bool) if kept is None else kept
     common = components.common[:, kept]
     iou = common / (components.true_voxels[:, None] + components.predicted_voxels[kept] - common)
     predicted, true = np.nonzero((iou >= least_iou).T)
