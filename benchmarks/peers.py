@@ -95,8 +95,8 @@ def split(subjects: list[str]) -> Fold:
 
 
 def epochs_in(minutes: float) -> tuple[int, int]:
-    """Epochs of both stages, of 60 scans: some 4 and 0.5 minutes each of a core without bfloat16."""
-    return max(1, round(minutes / 15)), max(1, round(1.2 * minutes))
+    """Epochs of both stages, of 60 scans: some 2.5 and 0.5 minutes each of a core without bfloat16."""
+    return max(1, round(minutes / 10)), max(1, round(1.2 * minutes))
 
 
 def train(out_dir: Path, folder: Path, method: str, seed: int, minutes: float) -> dict[str, float]:

@@ -15,10 +15,11 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 from monai import transforms
-from monai.data import DataLoader, Dataset, list_data_collate, set_track_meta
+from monai.data import Dataset, list_data_collate, set_track_meta
 from monai.losses import DeepSupervisionLoss, DiceCELoss
 from monai.networks.nets import DynUNet, SegResNet
 from torch import nn
+from torch.utils.data import DataLoader
 
 from data.scans.grid import Grid
 from data.scans.prepared import PreparedScan
@@ -109,9 +110,10 @@ def batches(scans: list[PreparedScan], peer: Peer, seed: int) -> Iterator[dict[s
     steps = [crop, transforms.CastToTyped(both, torch.float32), *augmentation()]
     transform = transforms.Compose(steps).set_random_state(seed)
     items = [{"image": np.array(scan.scan), "mask": (scan.mask & scan.brain)[None]} for scan in scans]
-    data = Dataset(items, transform)
+    # torch's loader: MONAI's begins with the same random numbers in each epoch.
+    loader = DataLoader(Dataset(items, transform), peer.batch_size, shuffle=True, collate_fn=list_data_collate)
     while True:
-        yield from DataLoader(data, peer.batch_size, shuffle=True, collate_fn=list_data_collate)
+        yield from loader
 
 
 def train(name: str, scans: list[PreparedScan], seconds: float, seed: int) -> StrokeFormer:
