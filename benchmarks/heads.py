@@ -3,12 +3,9 @@
 python benchmarks/heads.py --out_dir runs/heads
 """
 
-import argparse
-from pathlib import Path
-
 import numpy as np
 import pandas as pd
-from common import dice, draw, print_markdown
+from common import argument_parser, dice, draw, print_markdown
 
 from data.files.names import brain_name
 from data.scans.brain import find_brain
@@ -17,7 +14,6 @@ from data.scans.cohort import Case
 
 SEED, HEADS = 9, 20
 SPACINGS_MM = (1, 2, 3)
-SCORES = ["dice", "lesion_inside"]
 
 
 def scores_of(case: Case) -> dict[str, float]:
@@ -29,14 +25,12 @@ def scores_of(case: Case) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out_dir", type=Path, required=True)
-    out_dir, rows = parser.parse_args().out_dir.absolute(), []
+    out_dir, rows = argument_parser(__doc__).parse_args().out_dir, []
     for spacing_mm in SPACINGS_MM:
         more = ["--healthy_fraction", 0, "--ext", ".nii.gz"]
         cases = draw(out_dir / f"brain-{spacing_mm}mm", SEED, HEADS, *more, spacing_mm=(spacing_mm,))
         table = pd.DataFrame([scores_of(case) for case in cases])
-        cells = {f"{score}, {what}": f"{table[score].agg(what):.3f}" for score in SCORES for what in ("mean", "min")}
+        cells = {f"{score}, {what}": f"{table[score].agg(what):.3f}" for score in table for what in ("mean", "min")}
         rows.append({f"{HEADS} heads": f"{spacing_mm} mm", **cells})
     print_markdown(rows)
 
