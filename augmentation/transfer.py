@@ -64,7 +64,7 @@ def augment(cohort: IndexedCohort, recipient: int, copy: int, settings: Transfer
     """
     rng = np.random.default_rng([settings.seed, recipient, copy])
     scan, index, subject = cohort.load(recipient), cohort.index, cohort.cases[recipient].subject
-    lenders = [v for v in np.unique(index.volume[index.sick]) if cohort.cases[v].subject != subject]
+    lenders = [v for v in index.volume[index.sick].unique() if cohort.cases[v].subject != subject]
     donors = np.isin(index.volume, rng.permutation(lenders)[:DONORS])
     healthy = rng.permutation(np.flatnonzero((index.volume == recipient) & ~index.sick))
     result = Augmented(scan, scan.image.copy(), scan.lesions.copy(), [])

@@ -12,10 +12,10 @@ from data.files.listing import Patterns, counted
 from data.files.space import Shape, Spacing
 from data.prepare.cohort import PreparedGrid, attempt_all, prepare_case, record_path, remove_prepared
 from data.prepare.layouts import LAYOUTS, check_headers, choose_layout, find_cases, fit_brain, shape_for, spacing_for
-from data.scans.centres import CENTRE, centre_of_name
 from data.scans.checks import print_numbered
 from data.scans.cohort import Case
 from data.scans.fingerprints import fingerprint_cases
+from data.scans.groups import CENTRE, centre_of_name
 from data.scans.prepared import brains_in
 from data.settings import brains_option, extension_option, pattern_option, shape_option, spacing_option, workers_option
 from utils import cli

@@ -22,10 +22,10 @@ from data.files.names import BRAIN_MASK, MASK, SCAN, extension_of
 from data.files.space import Shape, Space, Spacing, centred_space, places_in, share_outside
 from data.files.volumes import read_header
 from data.scans.brain import brain_masks, read_brain, with_brains
-from data.scans.centres import require_one_centre
 from data.scans.checks import check_alignment, read_lesions, require_one_channel
 from data.scans.cohort import BRAINS, Case, pair_files, print_cases
 from data.scans.grid import CUT_OFF, centre_of, choose_spacing, print_cut, shape_that_holds, too_large
+from data.scans.groups import require_one_centre
 from utils.errors import UserError
 from utils.progress import progress
 
