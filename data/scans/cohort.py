@@ -1,7 +1,5 @@
 """A cohort: scans paired with their masks by their BIDS entities, and the augmented scans made of them."""
 
-import os
-import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -177,14 +175,8 @@ def _lacks(path: Path, *others: tuple[Identity, Path]) -> str:
 
 def _why_not_both(first: Path, second: Path) -> str:
     """What is wrong with two paths of one key, and how to fix it."""
-    if first.name == second.name:  # named anew, e.g., with the folder that tells it from the other
-        common = os.path.commonpath([first.absolute(), second.absolute()])
-        folders = [part for path in (first, second) for part in path.absolute().parent.relative_to(common).parts[:1]]
-        words = re.findall(r"[^\W_]+", folders[0])
-        example = f"{'-'.join(words)}_{first.name}"
-        if subject := bids_entity(first, "sub"):
-            example = first.name.replace(f"sub-{subject}", f"sub-{''.join(words)}{subject}", 1)
-        return f"have the same name, under which results are kept; rename them after their subjects, e.g. {example}"
+    if first.name == second.name:
+        return "have the same name, under which results are kept; rename them after their subjects"
     if stem_of(first) == stem_of(second):
         return "differ only in their extension; take one out"
     one, other = entities_of(first), entities_of(second)
