@@ -2,11 +2,9 @@
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure, SubFigure
@@ -20,12 +18,10 @@ from data.scans.head import normalise
 from data.scans.mni import map_space, template_t1
 from utils.plots import DPI, HEAT, TARGET, outline, save_figure, show_slice
 from utils.progress import progress
-from utils.scores.metrics import SIZE_BINS
 
 TILES = 32  # scans on the contact sheet
 MAP_SLICES = 8
 COLUMNS = 8  # of the contact sheet
-BAR: dict[str, Any] = {"color": TARGET, "edgecolor": "white"}
 Tile = tuple[str, np.ndarray, np.ndarray]  # caption, slice (H, W) in [0, 1] and mask (H, W) of a scan
 
 
@@ -89,23 +85,16 @@ def _tiles(table: pd.DataFrame, out_dir: Path) -> list[Tile]:
 
 
 def _draw_sizes(figure: SubFigure, table: pd.DataFrame) -> None:
-    volumes, bins, sides = figure.subplots(1, 3, width_ratios=[2, 1, 1])
+    volumes = figure.subplots()
     sick = table.lesion_cm3[table.lesion_cm3 > 0]
     volumes.set(title="lesion volume of a scan", xlabel="cm³", ylabel="scans", xscale="log")
     if len(sick):
         low, high = np.floor(np.log10(sick.min())), np.ceil(np.log10(sick.max() * 1.001))
-        volumes.hist(sick, np.logspace(low, high, int(4 * max(high - low, 1)) + 1).tolist(), **BAR)
+        bins = np.logspace(low, high, int(4 * max(high - low, 1)) + 1).tolist()
+        volumes.hist(sick, bins, color=TARGET, edgecolor="white")
         volumes.axvline(sick.median(), color="0.2", linestyle="--", label=f"median {sick.median():.3g} cm³")
         volumes.legend(frameon=False)
     volumes.yaxis.set_major_locator(MaxNLocator(integer=True))
-    _draw_counts(bins, table["size"], list(SIZE_BINS), "lesion as a share of the brain")
-    _draw_counts(sides, table.laterality, ["left", "both", "right"], "side of the lesion")
-
-
-def _draw_counts(axes: Axes, values: pd.Series, names: list[str], title: str) -> None:
-    axes.bar(names, [int((values == name).sum()) for name in names], **BAR)
-    axes.set(title=title, ylabel="scans")
-    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
 
 
 def _draw_frequency(figure: SubFigure, template: np.ndarray, frequency: np.ndarray, in_mni: bool) -> None:

@@ -7,16 +7,7 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from data.files.listing import BY_NAME, CHOOSE_BY_PATTERN, Paths, Patterns, choose_files, counted
-from data.files.names import (
-    SCAN,
-    bids_entity,
-    brain_name,
-    contrast_of,
-    entities_of,
-    standard_contrast,
-    stem_of,
-    subject_of,
-)
+from data.files.names import SCAN, brain_name, contrast_of, entities_of, standard_contrast, stem_of, subject_of
 from data.settings import CohortFolders
 from utils.errors import UserError
 from utils.files import read_json
@@ -27,17 +18,13 @@ Key = TypeVar("Key", bound=tuple)
 
 @dataclass(frozen=True)
 class Case:
-    """One scan and, where it has one, its mask.
+    """One scan and, where it has one, its mask."""
 
-    subject: the value of the BIDS entity ``sub-``, or what `subject_of` makes of another name; folds go by it.
-    brain: mask of the brain made elsewhere; None to find it (`data.scans.brain`).
-    """
-
-    subject: str
+    subject: str  # the BIDS entity ``sub-``, or what `subject_of` makes of another name; folds go by it
     session: str | None
     scan: Path
     mask: Path | None
-    brain: Path | None = None
+    brain: Path | None = None  # mask of the brain made elsewhere; None to find it (`data.scans.brain`)
 
     @property
     def name(self) -> str:
@@ -108,7 +95,7 @@ class Identity(NamedTuple):
 
 
 def identity(path: Path) -> Identity:
-    return Identity(subject_of(path), *(bids_entity(path, entity) for entity in ("ses", "augmented", "acq", "run")))
+    return Identity(subject_of(path), *map(entities_of(path).get, ("ses", "augmented", "acq", "run")))
 
 
 def pair_files(scans: list[Path], masks: list[Path] | None, names=("--scans", "--masks"), whole=True) -> list[Case]:
@@ -229,7 +216,7 @@ def augmented_cases(directory: Path | str) -> dict[Case, set[str]]:
 def refuse_augmented(cases: list[Case], argument: str) -> None:
     """Refuse a cohort to be split by subject that holds augmented scans: their lesions are other subjects'."""
     for case in cases:
-        if bids_entity(case.scan, "augmented"):
+        if "augmented" in entities_of(case.scan):
             raise UserError(
                 f"{argument}: {case.scan} is augmented and would carry lesions from fold to fold; keep the originals "
                 "only and give the augmented folder with --use_augmented --augmented_dir"

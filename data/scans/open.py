@@ -26,18 +26,7 @@ from data.scans.checks import (
 from data.scans.cohort import Case
 from data.scans.contrast import require_contrast, require_look
 from data.scans.fingerprints import case_files, content_digest
-from data.scans.grid import (
-    CUT_OFF,
-    Grid,
-    centre_of,
-    choose_spacing,
-    own_space,
-    print_cut,
-    print_unknown_spacing,
-    print_worst,
-    shape_that_holds,
-    too_large,
-)
+from data.scans.grid import Grid, brain_cut, choose_spacing, own_space, print_cut, print_unknown_spacing, print_worst
 from data.scans.prepared import PreparedScan, brains_in, cached_scan, place, prepare_scan, prepared_key, store
 from utils.errors import UserError
 from utils.files import read_json, require_writable, write_json
@@ -49,42 +38,27 @@ FACTS_FILE = "facts.json"
 
 @dataclass(frozen=True)
 class Facts:
-    """What is known of a case; shares are in [0, 1], those of a lesion 0 where there is none.
+    """What is known of a case; shares are in [0, 1], those of a lesion 0 where there is none."""
 
-    digest: of its files.
-    brain: how it came to be (`data.scans.brain.brain_origin`).
-    labels: the largest value of its mask; above 1 where that numbers its lesions.
-    lesion: share of the scan's voxels that are lesion.
-    brain_cut, lesion_cut: share of it that lies beyond the grid.
-    lesion_outside: share of it that lies outside the brain.
-    """
-
-    digest: str
-    brain: str
-    labels: int
-    lesion: float
-    brain_cut: float
-    lesion_cut: float
-    lesion_outside: float
+    digest: str  # of its files
+    brain: str  # how it came to be (`data.scans.brain.brain_origin`)
+    labels: int  # the largest value of its mask; above 1 where that numbers its lesions
+    lesion: float  # share of the scan's voxels that are lesion
+    brain_cut: float  # share that lies beyond the grid
+    lesion_cut: float  # likewise
+    lesion_outside: float  # share that lies outside the brain
 
 
 @dataclass(frozen=True)
 class Cohort:
-    """Cases on the networks' grid, whose headers have passed; `admit` looks at their voxels.
+    """Cases on the networks' grid, whose headers have passed; `admit` looks at their voxels."""
 
-    sides: the cases of a training and of its validation, or of one source.
-    augmented: further cases, whose brains were written with them.
-    brains: folder of the brains that are found.
-    cache_dir: folder of the prepared scans; None to prepare a scan whenever it is read.
-    contrast: that the scans must look like; None for any.
-    """
-
-    sides: tuple[list[Case], ...]
+    sides: tuple[list[Case], ...]  # the cases of a training and of its validation, or of one source
     grid: Grid
-    augmented: tuple[Case, ...] = ()
-    brains: Path = Path("brains")
-    cache_dir: Path | None = None
-    contrast: str | None = None
+    augmented: tuple[Case, ...] = ()  # further cases, whose brains were written with them
+    brains: Path = Path("brains")  # folder of the brains that are found
+    cache_dir: Path | None = None  # folder of the prepared scans; None to prepare a scan whenever it is read
+    contrast: str | None = None  # that the scans must look like; None for any
 
     @property
     def cases(self) -> list[Case]:
@@ -214,17 +188,13 @@ def _look(case: Case, cohort: Cohort, finder: Finder | None, find: bool) -> Fact
         return None
     require_look(scan[0], brain, own.spacing_mm, case.scan, cohort.contrast)
     space = grid.space_about(brain, own)
-    brain_cut = share_outside(brain, own, space)
-    if brain_cut > CUT_OFF:
-        needed = shape_that_holds(brain, own, own, centre_of(brain), grid.spacing_mm)
-        raise UserError(too_large(case, brain_cut, grid.scan_dim, needed))
     lesions = np.zeros_like(brain) if mask is None else mask
     facts = Facts(
         digest=content_digest(case_files(case)),
         brain=brain_origin(case, cohort.brains),
         labels=labels,
         lesion=float(lesions.mean()),
-        brain_cut=brain_cut,
+        brain_cut=brain_cut(case, brain, own, grid),
         lesion_cut=share_outside(lesions, own, space),
         lesion_outside=int(np.count_nonzero(lesions & ~brain)) / max(int(np.count_nonzero(lesions)), 1),
     )
