@@ -26,7 +26,7 @@ def isles(tmp_path_factory) -> Path:
     """Oblique and stripped: a DWI, the mask on its grid, and a FLAIR of thick slices on a grid of its own."""
     root, drawn = tmp_path_factory.mktemp("ISLES-2022"), tmp_path_factory.mktemp("drawn")
     phantom(drawn / "dwi", "--modality", "dwi", "--spacing", 8)
-    phantom(drawn / "flair", "--modality", "flair", "--spacing", 12, 6, 6, "--mask_spacing", 8)
+    phantom(drawn / "flair", "--modality", "flair", "--spacing", 12, 6, 6)
     for path in [*drawn.glob("*/Scans/*"), *drawn.glob("dwi/Masks/*")]:
         session = Path(*path.name.split("_")[:2])
         tree = root / ("derivatives" if "_msk" in path.name else "rawdata") / session

@@ -10,7 +10,7 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 
-from data.files.space import Space, Spacing, resample
+from data.files.space import Spacing
 from data.files.volumes import read_volume, volume_image, write_volume
 from data.phantom.ages import draw_ageing, paint_ageing
 from data.phantom.appearance import paint_lesions, paint_past
@@ -47,16 +47,15 @@ class Subject:
     """One synthetic scan."""
 
     scan: np.ndarray  # (1, D, H, W) float32, white matter near 80
-    mask: np.ndarray  # (1, D, H, W) uint8, on the grid of ``mask_spacing``
-    brain: np.ndarray  # (D, H, W) bool on the scan's grid, the true brain with its sulci and ventricles
+    mask: np.ndarray  # (1, D, H, W) uint8
+    brain: np.ndarray  # (D, H, W) bool, the true brain with its sulci and ventricles
 
 
-def draw_head(settings: PhantomSettings, index: int, spacing_mm: Spacing | None = None) -> Head:
-    """The head of a subject on the grid of its scan, or of voxels of another size."""
+def draw_head(settings: PhantomSettings, index: int) -> Head:
+    """The head of a subject on the grid of its scan."""
     streams = _streams(settings, index)
     ageing = draw_ageing(settings.variety, streams["age"])
-    grid = Grid(spacing_mm or settings.spacing)
-    return warp_head(grid, settings.warp_mm, streams["anatomy"], ageing.atrophy if ageing else None)
+    return warp_head(Grid(settings.spacing), settings.warp_mm, streams["anatomy"], ageing.atrophy if ageing else None)
 
 
 def _streams(settings: PhantomSettings, index: int) -> dict[str, np.random.Generator]:
@@ -73,8 +72,7 @@ def make_subject(settings: PhantomSettings, index: int) -> Subject:
         paint_ageing(signal, head, settings.modality, levels, ageing, streams["age"])
         paint_past(signal, head, settings.modality, levels, settings.variety, streams["past"])
     mask = np.zeros(signal.shape, bool)
-    is_healthy = index in healthy_subjects(settings)
-    if not is_healthy:
+    if index not in healthy_subjects(settings):
         opacity = lesion_opacity(head, settings, index, streams["lesions"])
         how = settings.modality, levels, settings.variety, streams["appearance"]
         signal += settings.lesion_contrast * (paint_lesions(signal, head, opacity, *how) - signal)
@@ -86,9 +84,6 @@ def make_subject(settings: PhantomSettings, index: int) -> Subject:
     signal *= receive_field(head, scanner, streams["contrast"])
     scan = measure(signal, head, modality, scanner, streams["noise"])
     scan[removed] = 0
-    if settings.mask_spacing is not None:  # the same lesions, drawn on a grid of their own
-        own, lesions = draw_head(settings, index, settings.mask_spacing), _streams(settings, index)["lesions"]
-        mask = np.zeros(own.brain.shape, bool) if is_healthy else lesion_opacity(own, settings, index, lesions) > 0.5
     scan, mask, brain = (np.ascontiguousarray(array.transpose(2, 0, 1)) for array in (scan, mask, head.brain))
     return Subject(scan[None], mask[None].astype(np.uint8), brain)
 
@@ -168,16 +163,14 @@ def write_subject(index: int, settings: PhantomSettings, out_dir: Path) -> dict:
     files = subject_files(out_dir, index, settings)
     if centre := centre_of(settings, index):
         settings = replace(settings, spacing=centre.spacing_mm)
-    scan_grid, mask_grid = Grid(settings.spacing), Grid(settings.mask_spacing or settings.spacing)
-    scan_affine, mask_affine = (_affine_of(grid, settings.oblique) for grid in (scan_grid, mask_grid))
     if not all(file.exists() for file in files):
         subject = make_subject(settings, index)
         mask = subject.mask * np.float32(centre.lesion) if centre else subject.mask
         arrays = subject.scan, mask, subject.brain[None].astype(np.uint8)
         tilted = TILTED_FLAIR if settings.modality == "flair" else TILTED
         codes = tilted if settings.oblique else STRAIGHT
-        affines = scan_affine, mask_affine, scan_affine
-        for path, array, affine, code in zip(files, arrays, affines, codes, strict=True):
+        affine = _affine_of(Grid(settings.spacing), settings.oblique)
+        for path, array, code in zip(files, arrays, codes, strict=True):
             if settings.ext == ".npy":
                 write_volume(path, array)
                 continue
@@ -187,16 +180,13 @@ def write_subject(index: int, settings: PhantomSettings, out_dir: Path) -> dict:
             with atomic_path(path) as temporary:
                 nib.save(image, temporary)
     mask, brain = (read_volume(path).array > 0.5 for path in (files.mask, files.brain))
-    on_mask = resample(brain, Space(brain.shape[1:], scan_affine), Space(mask.shape[1:], mask_affine))
-    on_scan = describe_scan(np.zeros_like(brain[0]), brain[0], scan_grid.spacing_mm)
     name, session = files.scan.name.split("_")[:2]
     return {
         "subject": name.removeprefix("sub-"),
         "session": session.removeprefix("ses-"),
         "scan": files.scan.name,
         "mask": files.mask.name,
-        **describe_scan(mask[0], on_mask[0], mask_grid.spacing_mm),
-        **{column: on_scan[column] for column in ("shape", "spacing_mm")},
+        **describe_scan(mask[0], brain[0], settings.spacing),
     }
 
 

@@ -39,10 +39,8 @@ def side_of(right_mm: np.ndarray) -> str | float:
 
 def _voxels(labels: np.ndarray, corner: np.ndarray) -> list[np.ndarray]:
     """The voxels (N, 3) of each component of `labels` (D, H, W), whose first voxel is `corner`."""
-    # Of a hundred components each fills little of the volume. There is none around two empty masks.
-    boxes = ndimage.find_objects(labels) if labels.size else []
-    starts = (corner + [span.start for span in box] for box in boxes)
-    return [np.argwhere(labels[box] == i) + start for i, (box, start) in enumerate(zip(boxes, starts, strict=True), 1)]
+    places = ndimage.value_indices(labels, ignore_value=0)
+    return [np.stack(places[i], 1) + corner for i in sorted(places)]
 
 
 @dataclass(frozen=True)
