@@ -6,10 +6,9 @@ import numpy as np
 from scipy.ndimage import distance_transform_edt, find_objects, label, map_coordinates
 from scipy.special import expit
 
-from data.phantom.ages import paint_ball
+from data.phantom.ages import load_ventricles, paint_ball
 from data.phantom.heads import MIDLINE_MM, Field, Head
 from data.phantom.lesions import radius_mm, tissue_places
-from data.phantom.ventricles import load_ventricles
 from utils.scores.masks import TWENTY_SIX_CONNECTED
 
 TEXTURE, TEXTURE_MM = 0.15, 12.0  # of a lesion's level, at variety 0
