@@ -110,7 +110,7 @@ def run_folds(cv) -> None:
 def sum_up(cv, groups) -> None:
     """Save and print every score over the folds and of subgroups of their scans, and write the report."""
     from models.cross_validation.folds import all_results, order_tables
-    from models.evaluation.tables import save_subgroups
+    from models.evaluation.segmentation import save_subgroups
     from models.training.tracking import log_report
     from report.pages import report_cross_validation
     from utils.scores.intervals import print_summary, summarise_folds

@@ -1,9 +1,14 @@
 """Small drawings that stand for scans."""
 
+from pathlib import Path
+
 import numpy as np
 
 from data.files.nifti import affine_of
 from data.files.space import Space
+from data.scans.cohort import Case
+from data.scans.grid import Grid
+from data.scans.open import Cohort, Facts
 from data.scans.prepared import PreparedScan
 
 SHAPE = (3, 4, 5)  # of masks that one can check by eye
@@ -39,3 +44,9 @@ def ball(shape=(24, 30, 26), radius=9.0, noise=1.0, seed=0, middle=(0, 0, 0)):
 
 def dice(a: np.ndarray, b: np.ndarray) -> float:
     return 2 * np.count_nonzero(a & b) / (np.count_nonzero(a) + np.count_nonzero(b))
+
+
+def admit(
+    cases: list[Case], grid: Grid, brains: Path, num_workers: int = 0, cache_dir: Path | None = None, finder=None
+) -> dict[Case, Facts]:
+    return Cohort((cases,), grid, brains=brains, cache_dir=cache_dir).admit(num_workers, finder)

@@ -136,7 +136,7 @@ def recording(recorder: Recorder):
             module, "evaluate_strokeformer", lambda both, _, scans, *__: recorder.check(both.segmenter, scans)
         )
         patch.setattr("report.pages.report_cross_validation", lambda *_: None)  # there are no tables to report
-        patch.setattr("models.evaluation.tables.save_subgroups", lambda *_: None)
+        patch.setattr("models.evaluation.segmentation.save_subgroups", lambda *_: None)
         patch.setattr("models.training.tracking.log_report", lambda *_: None)
         yield
 

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from scipy.ndimage import binary_dilation, label
 
-from data.files.space import Space, resample
+from data.files.space import Space
 from data.files.volumes import read_volume
 from data.phantom.cohort import healthy_subjects, make_subject, subject_files, write_cohort
 from data.phantom.heads import FIELD_OF_VIEW_MM
@@ -241,19 +241,6 @@ def test_thick_slices_have_their_spacing_in_file_and_table(tmp_path):
     assert int(subject.mask.sum()) * 72 == pytest.approx(int(same.mask.sum()) * 27, rel=0.2)
 
 
-def test_mask_on_its_own_grid_lies_on_the_same_lesion(tmp_path):
-    settings, files, row = written(
-        tmp_path, modality="flair", spacing=(6.0, 2.0, 2.0), mask_spacing=(3.0,) * 3, oblique=True, seed=7
-    )
-    scan, mask = read_volume(files.scan), read_volume(files.mask, np.uint8)
-    assert mask.spacing_mm == pytest.approx((3, 3, 3)) and scan.spacing_mm == pytest.approx((6, 2, 2))
-    here, there = (Space(v.array.shape[1:], v.affine) for v in (scan, mask))
-    brought = resample(mask.array > 0, there, here)[0]
-    own = make_subject(replace(settings, mask_spacing=None), 0).mask[0] > 0
-    assert 2 * (brought & own).sum() / (brought.sum() + own.sum()) > 0.7
-    assert row.lesion_voxels == mask.array.sum() and row.spacing_mm == "2.0 2.0 6.0"
-
-
 def test_oblique_turns_the_affine_and_no_voxel(tmp_path):
     straight, tilted = (written(tmp_path / str(o), modality="dwi", oblique=o)[1] for o in (False, True))
     for a, b in zip(straight, tilted, strict=True):
@@ -278,7 +265,7 @@ def test_isles_names_and_true_brains(tmp_path):
     assert (read_volume(files.brain).array[0] > 0).sum() == make_subject(SETTINGS, 0).brain.sum()
 
 
-@pytest.mark.parametrize("arguments", [["--oblique"], ["--mask_spacing", 4], ["--spacing", 4, 4]])
+@pytest.mark.parametrize("arguments", [["--oblique"], ["--spacing", 4, 4]])
 def test_grid_that_a_file_cannot_tell_is_refused(tmp_path, arguments):
     out_dir = tmp_path / "new"
     error = run_script("-m", "data.phantom", "--out_dir", out_dir, *arguments, cwd=tmp_path, code=2).err

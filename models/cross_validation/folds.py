@@ -6,8 +6,8 @@ import pandas as pd
 
 from data.batches.cutting import cut_cohort
 from data.files.listing import counted
-from data.scans.centres import print_mixed_centres
 from data.scans.folds import Fold, cases_of, lesion_loads, make_folds, make_group_folds
+from data.scans.groups import print_mixed_centres
 from models.checkpoints import load_model
 from models.cross_validation.state import (
     CrossValidation,

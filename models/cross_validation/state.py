@@ -14,7 +14,6 @@ from data.batches.datamodules import scan_loader
 from data.files.listing import counted
 from data.files.names import result_name
 from data.scans.atlas import atlas_files
-from data.scans.centres import groups_of, require_whole_groups
 from data.scans.cohort import Case
 from data.scans.fingerprints import PREPARATION_VERSION, check_sources, combined, content_digest, fingerprint
 from data.scans.folds import (
@@ -28,12 +27,12 @@ from data.scans.folds import (
     usable_augmented,
     write_folds,
 )
+from data.scans.groups import groups_of, read_metadata, require_whole_groups
 from data.scans.open import Cohort, Facts
 from models.cross_validation.settings import CrossValidationSettings
 from models.training.runs import best_checkpoint, inputs_of, is_finished, is_trained, run_folder
 from utils.errors import UserError
 from utils.files import read_json, rows_of, write_json
-from utils.metadata import read_metadata
 from utils.provenance import open_run, read_run, require_inputs, require_settings, settings_of_results
 from utils.scores.intervals import Estimate
 

@@ -39,10 +39,8 @@ def side_of(right_mm: np.ndarray) -> str | float:
 
 def _voxels(labels: np.ndarray, corner: np.ndarray) -> list[np.ndarray]:
     """The voxels (N, 3) of each component of `labels` (D, H, W), whose first voxel is `corner`."""
-    # Of a hundred components each fills little of the volume. There is none around two empty masks.
-    boxes = ndimage.find_objects(labels) if labels.size else []
-    starts = (corner + [span.start for span in box] for box in boxes)
-    return [np.argwhere(labels[box] == i) + start for i, (box, start) in enumerate(zip(boxes, starts, strict=True), 1)]
+    places = ndimage.value_indices(labels, ignore_value=0)
+    return [np.stack(places[i], 1) + corner for i in sorted(places)]
 
 
 @dataclass(frozen=True)
@@ -87,17 +85,14 @@ class Place:
 
     def region_rows(self, name: str, prediction: np.ndarray, target: np.ndarray | None) -> pd.DataFrame:
         """Rows of a scan in ``per_region_volumes.csv``: each region of the atlas, and what lies in none."""
-        columns = {}
+        assert self.atlas is not None
+        rows = pd.DataFrame({"scan": name, "region": [*self.atlas.names.values(), OUTSIDE]})
         for whose, mask in (("predicted", prediction), ("true", target)):
-            labels = None if mask is None else self.labels(np.argwhere(mask))
-            columns[f"{whose}_cm3"] = np.nan if labels is None else self._volumes(labels)
-        assert self.atlas is not None
-        return pd.DataFrame({"scan": name, "region": [*self.atlas.names.values(), OUTSIDE], **columns})
-
-    def _volumes(self, labels: np.ndarray) -> np.ndarray:
-        assert self.atlas is not None
-        counts = np.bincount(labels, minlength=max(self.atlas.names) + 1)
-        return counts[[*self.atlas.names, 0]] * voxel_cm3(self.spacing_mm)
+            rows[f"{whose}_cm3"] = np.nan
+            if mask is not None and (labels := self.labels(np.argwhere(mask))) is not None:
+                counts = np.bincount(labels, minlength=max(self.atlas.names) + 1)[[*self.atlas.names, 0]]
+                rows[f"{whose}_cm3"] = counts * voxel_cm3(self.spacing_mm)
+        return rows
 
 
 @dataclass
