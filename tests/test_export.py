@@ -128,7 +128,7 @@ def cases_of(files) -> list[Case]:
 def test_runner_without_torch_gives_the_masks_and_probabilities_of_the_script(
     files, exported, bare, no_skulls, tmp_path, scans
 ):
-    said = run_runner(bare, exported.full, getattr(files, scans), tmp_path / "out", "--probabilities")
+    said = run_runner(bare, exported.full, getattr(files, scans), tmp_path / "out")
     expected = volumes_of(run_torch(files, getattr(files, scans), tmp_path / "scores"))
     found = volumes_of(tmp_path / "out")
     assert found.keys() == expected.keys() and len(found) == (4 if scans == "scans" else 2)
