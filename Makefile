@@ -1,5 +1,5 @@
 # make demo: a synthetic cohort, cross-validated by the real scripts; make test: lint and tests; make pretrained-dwi (or
-# -t1w, -flair): the model in pretrained/dwi, of lesions with the shapes of real ones where LESION_MASKS is their folder.
+# -t1w, -flair): the model in pretrained/dwi; its lesions have the shapes of real ones if LESION_MASKS is their folder.
 PYTHON ?= python3
 PY = .venv/bin/python
 COHORT = data/demo

@@ -57,11 +57,8 @@ def test_scan_of_a_known_contrast_gets_mask_probability_volume_side_and_picture(
     name = scan.stem
     mask = read_volume(tmp_path / f"out/predictions/{name}_prediction.npy").array
     probability = read_volume(tmp_path / f"out/probabilities/{name}_probability.npy").array
-    assert (
-        mask.shape == probability.shape == read_volume(scan).array.shape
-        and mask.any()
-        and (probability[mask > 0] > 0).all()
-    )
+    assert mask.shape == probability.shape == read_volume(scan).array.shape
+    assert mask.any() and (probability[mask > 0] > 0).all()
     assert is_png(tmp_path / f"out/predictions/{name}.png")
     (row,) = csv.DictReader((tmp_path / "out/volumes.csv").open())
     assert row["scan"] == scan.name and float(row["predicted_cm3"]) == pytest.approx(0.512 * (mask > 0).sum())
