@@ -31,7 +31,7 @@ def main(settings: Settings) -> None:
     from models.training.devices import use_machine
 
     use_machine(settings.training.logging, settings.num_workers)
-    check_networks(settings)
+    check_networks(settings, cohort.grid.spacing_mm)
     settings = settings.with_groups().with_spacing(cohort.grid.spacing_mm)
     cv = CrossValidation(settings, cohort, origins)
     check_settings(cv)
@@ -66,21 +66,23 @@ def open_scans(settings: Settings) -> tuple:
 
 def build_networks(settings: Settings) -> tuple:
     """Both untrained networks, stage 1 with anchors that a fold chooses later."""
-    from models.rpn.settings import SMALLEST_ON_LEVEL
     from models.segmentation.module import StrokeFormer
     from models.training.rpn import build_rpn
 
     network = settings.training.network
-    return build_rpn(settings.rpn.network, network.in_channels, SMALLEST_ON_LEVEL), StrokeFormer(**vars(network))
+    return build_rpn(settings.rpn.network, network.in_channels), StrokeFormer(**vars(network))
 
 
-def check_networks(settings: Settings) -> None:
+def check_networks(settings: Settings, spacing_mm) -> None:
     """Build both networks once, so that an argument that does not fit is refused now and not hours from now."""
     from models.evaluation.explanations import find_layers
+    from models.training.starts import start_from
 
     rpn, model = build_networks(settings)
     find_layers(rpn, settings.rpn_outputs.target_layers, "--rpn_target_layers")
     find_layers(model, settings.outputs.target_layers)
+    for network, training in ((rpn, settings.rpn), (model, settings.training)):
+        start_from(network, training.run.init_ckpt_path, spacing_mm)
 
 
 def print_layers(settings: Settings) -> None:

@@ -115,7 +115,7 @@ class Recorder:
 @contextmanager
 def recording(recorder: Recorder):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cross_validation, "check_networks", lambda settings: None)
+        patch.setattr(cross_validation, "check_networks", lambda *_: None)
         patch.setattr("data.scans.brain.find_brain", lambda scan, head, contrast, own: head)
         patch.setattr(models.training.rpn, "build_rpn", lambda *_: nn.Identity())
         module = models.training.strokeformer

@@ -16,25 +16,12 @@ from data.files.volumes import volume_image
 from data.scans.atlas import OUTSIDE, Atlas, atlas_files, read_atlas
 from data.scans.mni import map_space, register
 from data.scans.prepared import PreparedScan
-from data.scans.symmetry import midsagittal_plane
+from data.scans.symmetry import midsagittal_plane, mm_right_of, side_of
 from models.evaluation.settings import Outputs
 from utils.files import PLACES_FILE, atomic_path, frequency_file, write_json
 from utils.scores.masks import find_components, voxel_cm3
 
-SIDED = 0.9  # of a lesion's voxels that lie on one side
-MIDLINE_MM = 10.0  # from the plane: as wide as half of the brain stem
 MNI_COLUMNS = ["mni_x_mm", "mni_y_mm", "mni_z_mm"]
-
-
-def side_of(right_mm: np.ndarray) -> str | float:
-    """The side that holds `SIDED` of the voxels, given how far each lies to the right of the plane; NaN of none.
-
-    ``left`` or ``right``; else ``midline`` where as many lie within `MIDLINE_MM`, and ``both`` where they do not.
-    """
-    if not len(right_mm) or np.isnan(right_mm).any():
-        return np.nan
-    shares = {"left": right_mm < 0, "right": right_mm > 0, "midline": np.abs(right_mm) <= MIDLINE_MM}
-    return next((side for side, inside in shares.items() if inside.mean() >= SIDED), "both")
 
 
 def _voxels(labels: np.ndarray, corner: np.ndarray) -> list[np.ndarray]:
@@ -49,22 +36,19 @@ class Place:
 
     own: Space
     spacing_mm: tuple[float, float, float] | None  # None where it is unknown
-    plane: np.ndarray  # its product with (x, y, z, 1) in scanner mm is how far right of the midline that lies, in mm
+    plane: np.ndarray  # as of `midsagittal_plane`
     to_mni: np.ndarray | None  # of `register`
     atlas: Atlas | None
 
     def side(self, voxels: np.ndarray) -> str | float:
         """Of (N, 3) voxels (D, H, W)."""
-        return side_of(self._in_mm(voxels) @ self.plane[:3] + self.plane[3])
-
-    def _in_mm(self, voxels: np.ndarray) -> np.ndarray:
-        return nib.affines.apply_affine(self.own.affine, voxels[:, [1, 2, 0]])
+        return side_of(mm_right_of(self.plane, voxels, self.own))
 
     def labels(self, voxels: np.ndarray) -> np.ndarray | None:
         """Of the atlas; None without it or without a place in MNI space."""
         if self.atlas is None or self.to_mni is None:
             return None
-        return self.atlas.at(nib.affines.apply_affine(self.to_mni, self._in_mm(voxels)))
+        return self.atlas.at(nib.affines.apply_affine(self.to_mni, self.own.in_mm(voxels)))
 
     def region(self, voxels: np.ndarray) -> str | float:
         """The name of the region that holds most of them; NaN where it is unknown."""

@@ -23,7 +23,7 @@ from models.evaluation.settings import Outputs
 from models.pipeline import Prediction, TwoStage
 from models.segmentation.module import StrokeFormer
 from utils.files import REGION_VOLUMES_FILE, STAGE_2_TABLES, intervals_file
-from utils.plots import pictures_per_scan, plot_gradcam, plot_volume_prediction, save_figure
+from utils.plots import pictures_per_scan, plot_gradcam, save_figure
 from utils.progress import progress
 from utils.regions.region import lying_on, write_regions
 from utils.scores.intervals import Estimate, interval_rows, means, ratios
@@ -69,9 +69,7 @@ def evaluate_strokeformer(
             scored.append(_score_case(prediction, target, place))
         regions[case.name] = lying_on(prediction.regions or (), scan.space.as_json)
         if pictures:
-            image, lesions = scan.scan[0].astype(np.float32), prediction.lesions_on_grid
-            figure = plot_volume_prediction(image, scan.mask, lesions, regions[case.name], scan.name)
-            save_figure(figure, folder / "predictions" / f"{case.stem}.png")
+            save_figure(prediction.picture(), folder / "predictions" / f"{case.stem}.png")
         if pictures and layers:
             maps.write_gradcam(case, prediction, layers)
     if pipeline.regions_of is not None:

@@ -22,6 +22,7 @@ from models.rpn.module import DEFAULT_THRESHOLD, MONITOR, RPN
 from models.rpn.settings import ANCHOR_SIZES, AUTO, REFERENCE_SIZE, SMALLEST_ON_LEVEL, RPNSettings
 from models.training.fit import Task, fit
 from models.training.settings import RPNTraining
+from models.training.starts import start_from
 from utils.files import write_csv
 from utils.plots import plot_coverage, plot_slice_boxes, save_figure
 from utils.progress import progress
@@ -41,12 +42,16 @@ THRESHOLDS = 1 / (1 + np.exp(-np.linspace(np.log(MIN_SCORE / (1 - MIN_SCORE)), 1
 
 
 def build_rpn(
-    settings: RPNSettings, in_channels: int, anchor_sizes: tuple[float, ...], slice_side: int | None = None
+    settings: RPNSettings,
+    in_channels: int,
+    anchor_sizes: tuple[float, ...] | None = None,
+    slice_side: int | None = None,
 ) -> RPN:
-    """The untrained network; arguments as in `RPN`."""
+    """The untrained network; arguments as in `RPN`. Without anchors it has those of the settings, or their number."""
+    anchors = anchor_sizes or ANCHOR_SIZES.get(settings.dataset_anchors) or SMALLEST_ON_LEVEL
     names = inspect.signature(RPN).parameters
     given = {name: value for name, value in vars(settings).items() if name in names and value is not None}
-    return RPN(**given, in_channels=in_channels, anchor_sizes=anchor_sizes, slice_side=slice_side)
+    return RPN(**given, in_channels=in_channels, anchor_sizes=anchors, slice_side=slice_side)
 
 
 def train_rpn(settings: RPNTraining, train: pd.DataFrame, val: pd.DataFrame, name: str, inputs: dict[str, str]) -> Path:
@@ -56,11 +61,11 @@ def train_rpn(settings: RPNTraining, train: pd.DataFrame, val: pd.DataFrame, nam
     network, grid = settings.network, grid_of_slices(train)
     slice_side = min(grid.shape[1:])
     data = RPNDataModule(train, val, settings.loading, settings.transforms, settings.seed)
+    anchors = None
     if network.dataset_anchors == AUTO:
         anchors = fit_anchors(boxes_of(train), slice_side, network.image_size)
-    else:
-        anchors = ANCHOR_SIZES[network.dataset_anchors]
     model = build_rpn(network, grid.scan_dim[0], anchors, slice_side)
+    start_from(model, settings.run.init_ckpt_path, grid.spacing_mm)
     sick = np.flatnonzero(data.val_sick)
     shown = sick[np.linspace(0, len(sick) - 1, min(settings.logging.num_samples, len(sick))).astype(int)]
     monitor = MONITOR if len(sick) else ("train_loss", "min")
