@@ -34,6 +34,7 @@ def main(settings: Settings) -> None:
     require_one_size(train, val)
     print_shared_subjects(train.subject, val.subject)
 
+    from data.batches.sources import SliceFiles
     from models.training.devices import use_machine
     from models.training.rpn import train_rpn
     from models.training.runs import run_folder
@@ -41,7 +42,7 @@ def main(settings: Settings) -> None:
     use_machine(training.logging, training.loading.num_workers)
     store = run_folder(training.run, name) / "fingerprints.json"
     inputs = admit_slices({"train": train, "val": val}, store, training.loading.num_workers)
-    print(f"Best checkpoint: {train_rpn(training, train, val, name, inputs)}")
+    print(f"Best checkpoint: {train_rpn(training, SliceFiles(train), SliceFiles(val), name, inputs)}")
 
 
 if __name__ == "__main__":

@@ -23,8 +23,8 @@ import torch
 from common import dice, opened, print_markdown
 from volume import GRID, REPEATS, ROI_SIZE, draw_head, fastest, two_stages
 
-from data.batches.cutting import cut_cohort
 from data.batches.datamodules import RPNDataModule, SegmentationDataModule
+from data.batches.sources import ScanSlices
 from data.scans.grid import Grid
 from data.scans.open import Cohort
 from data.scans.prepared import PreparedScan
@@ -101,12 +101,13 @@ class Stage:
     batch_size: int
 
 
-def stages(size: Size, cohort: Cohort, slices_dir: Path) -> dict[str, Stage]:
-    table, (of_slices, of_windows) = cut_cohort(cohort.cases, size.grid, cohort.prepare, slices_dir), size.batch_sizes
+def stages(size: Size, cohort: Cohort) -> dict[str, Stage]:
+    of_scans, (of_slices, of_windows) = ScanSlices(cohort.cases, cohort), size.batch_sizes
     regions = {case.name: [whole_volume(size.grid.shape)] for case in cohort.cases}
 
     def slices(workers: int) -> RPNDataModule:
-        return RPNDataModule(table, table, Loading(batch_size=of_slices, num_workers=workers), ["flip", "contrast"])
+        loading = Loading(batch_size=of_slices, num_workers=workers)
+        return RPNDataModule(of_scans, of_scans, loading, ["flip", "contrast"])
 
     def windows(workers: int) -> SegmentationDataModule:
         loading, cases = Loading(batch_size=of_windows, num_workers=workers), cohort.cases
@@ -222,7 +223,7 @@ def main() -> None:
     cohort = opened(out_dir / "cohort", size.grid, [out_dir / "cohort/TrueBrains"])
     # To compile takes minutes on a CPU.
     measures = {what: measure for what, measure in MEASURES.items() if not (args.tiny and measure.compiled)}
-    trained, rows = train_all(stages(size, cohort, out_dir / "slices"), measures, size, device)
+    trained, rows = train_all(stages(size, cohort), measures, size, device)
     print(torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU")
     print_markdown(rows)
     use_precision("auto")

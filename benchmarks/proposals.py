@@ -16,8 +16,8 @@ from pathlib import Path
 import pandas as pd
 from common import ROI, ROI_SIZE, SHIFT, cut, draw, draw_development, link, print_markdown, run, training_data
 
-from data.batches.datamodules import stacked_scans
 from data.batches.slices import read_slice_table
+from data.batches.sources import stacked_scans
 from models.checkpoints import load_rpn
 from models.training.rpn import coverage_curve
 from utils.files import read_json, write_csv

@@ -1,6 +1,7 @@
 """2D decomposition: true indices, boxes, the table of slices, and volumes put back together."""
 
 import shutil
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -12,11 +13,13 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from data.batches.cutting import boxes_of, cut_cohort, lesion_boxes
-from data.batches.datamodules import EpochSampler, RPNDataModule, SliceDataset, balanced_indices, stacked_scans
+from data.batches.datamodules import EpochSampler, RPNDataModule, SliceDataset, balanced_indices
 from data.batches.slices import read_slice_table
+from data.batches.sources import ScanSlices, SliceFiles, stacked_scans
 from data.files.volumes import write_volume
 from data.scans.cohort import pair_cases
 from data.scans.grid import Grid
+from data.scans.open import cohort_of
 from data.scans.prepared import prepare_scan
 from data.settings import Loading
 from models.rpn.module import RPN
@@ -159,11 +162,27 @@ def test_training_and_inference_see_the_same_slices(cohort, tmp_path):
     model.detect = lambda images, _: [seen.append(image) or {} for image in images]
     for case in cohort:
         model.detect_volume(prepare_scan(case, GRID, tmp_path / "2d/found"))
-    dataset = SliceDataset(table)
+    dataset = SliceDataset(SliceFiles(table))
     assert len(seen) == len(dataset) == 16
     for index, image in enumerate(seen):
         assert image.dtype == torch.float32
         np.testing.assert_array_equal(image, dataset[0, index][0])
+
+
+def test_slices_of_prepared_scans_are_those_that_are_cut_into_files(cohort, tmp_path):
+    files = SliceFiles(cut(cohort, tmp_path / "2d"))
+    opened = replace(cohort_of(cohort, grid=GRID), brains=tmp_path / "2d/found", cache_dir=tmp_path / "kept")
+    scans = ScanSlices(cohort[::-1], opened)
+    pd.testing.assert_frame_equal(scans.table, files.table[scans.table.columns])
+    names = ["flip", "affine", "noise"]
+    for key in [(epoch, index) for epoch in (0, 1) for index in range(len(files.table))]:
+        (image, target), (other, others) = (SliceDataset(each, names, seed=3)[key] for each in (files, scans))
+        np.testing.assert_array_equal(image, other)
+        assert all(np.array_equal(target[name], others[name]) for name in target)
+    for one, other in zip(files.scans(0), scans.scans(0), strict=True):
+        assert one.name == other.name
+        for part in ("scan", "brain", "mask"):
+            np.testing.assert_array_equal(getattr(one, part), getattr(other, part))
 
 
 # --- sampling ------------------------------------------------------------------------------------------
@@ -179,10 +198,10 @@ def test_epoch_holds_all_sick_slices_and_as_many_healthy_ones(flags, seed):
 
 
 def test_workers_neither_repeat_nor_drop_nor_change_a_slice(cohort, tmp_path):
-    table = cut(cohort, tmp_path / "2d")
+    slices = SliceFiles(cut(cohort, tmp_path / "2d"))
     batches = {}
     for num_workers in (0, 2):
-        data = RPNDataModule(table, table, Loading(batch_size=2, num_workers=num_workers), ["flip", "noise"], seed=3)
+        data = RPNDataModule(slices, slices, Loading(batch_size=2, num_workers=num_workers), ["flip", "noise"], seed=3)
         batches[num_workers] = list(data.train_dataloader())
     assert len(batches[0]) == len(batches[2])
     for (images, targets), (others, other_targets) in zip(batches[0], batches[2], strict=True):
@@ -190,13 +209,13 @@ def test_workers_neither_repeat_nor_drop_nor_change_a_slice(cohort, tmp_path):
             np.testing.assert_array_equal(image, other)
         for target, other in zip(targets, other_targets, strict=True):
             np.testing.assert_array_equal(target["boxes"], other["boxes"])
-    sick = (table.lesion_voxels > 0).sum()
-    assert sum(len(images) for images, _ in batches[2]) == sick + min(sick, len(table) - sick)
+    sick = (slices.table.lesion_voxels > 0).sum()
+    assert sum(len(images) for images, _ in batches[2]) == sick + min(sick, len(slices.table) - sick)
 
 
 def test_resumed_run_begins_with_the_batches_of_its_epoch_though_workers_load_them_early(cohort, tmp_path):
-    table = cut(cohort, tmp_path / "2d")
-    data = RPNDataModule(table, table, Loading(batch_size=2), ["noise"], seed=3)
+    slices = SliceFiles(cut(cohort, tmp_path / "2d"))
+    data = RPNDataModule(slices, slices, Loading(batch_size=2), ["noise"], seed=3)
     loader = data.train_dataloader()
     loader.sampler.set_epoch(4)
     expected = list(loader)

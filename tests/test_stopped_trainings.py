@@ -20,7 +20,8 @@ from torch import nn
 from torch.multiprocessing import ProcessRaisedException
 
 from data.batches import workers
-from data.batches.datamodules import EpochSampler, TrainingData, batch_loader, scan_loader
+from data.batches.datamodules import EpochSampler, TrainingData, batch_loader
+from data.batches.sources import scan_loader
 from data.batches.workers import require_room, size_of_batch
 from data.scans.grid import Grid
 from data.settings import Loading

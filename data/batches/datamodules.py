@@ -1,84 +1,24 @@
-"""Loaders of whole scans, the items of an epoch, and the Lightning data modules of the two stages."""
+"""The items of an epoch, and the Lightning data modules of the two stages."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 
 import numpy as np
-import pandas as pd
 import pytorch_lightning as pl
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from data.batches.cutting import brain_path, lesion_boxes
-from data.batches.slices import parse_spacing, read_slice
+from data.batches.cutting import lesion_boxes
+from data.batches.sources import Slices
 from data.batches.transforms import apply_transforms, build_transforms
 from data.batches.windows import RegionWindows, TrainingWindows
 from data.batches.workers import START_METHOD, end_with_parent, require_room, size_of_batch
-from data.files.nifti import affine_of
-from data.files.space import Shape, Space, resample, resized_space, space_from_json
+from data.files.space import Shape
 from data.scans.cohort import Case
-from data.scans.grid import UNKNOWN_MM
-from data.scans.head import head_mask
 from data.scans.open import Cohort
-from data.scans.prepared import PreparedScan
 from data.settings import Loading
 from utils.errors import UserError
-from utils.files import read_json
 from utils.regions.region import Region, whole_volume
-
-# --- whole scans ---------------------------------------------------------------------------------------
-
-
-def scan_loader(cases: Sequence, prepare: Callable[..., PreparedScan], num_workers: int = 0) -> DataLoader:
-    """A loader of ``prepare(case)`` for each case, made ahead by `num_workers` processes."""
-    require_room(num_workers)
-    # Without a batch size the collate function gets the items one by one, in the workers.
-    return DataLoader(cases, batch_size=None, num_workers=num_workers, collate_fn=prepare)  # type: ignore[arg-type]
-
-
-def stacked_scans(table: pd.DataFrame, num_workers: int = 0, resize_to: tuple[int, int] | None = None) -> DataLoader:
-    """A loader of volumes put back together from a table of slices, at their true depth; those without brain are air.
-
-    The brain comes from ``Brains/`` beside the folder of the slices or, without that, is all that is not air.
-    `resize_to` is an in-plane (H, W) that slices are resampled to.
-    """
-    volumes = list(table.groupby("volume", sort=True))
-    return scan_loader(volumes, partial(_stack_volume, resize_to=resize_to), num_workers)
-
-
-def _stack_volume(volume: tuple[str, pd.DataFrame], resize_to: tuple[int, int] | None) -> PreparedScan:
-    name, rows = volume
-    scan = _stack(rows.scan, rows.slice, rows.depth.iloc[0], name)
-    mask = _stack(rows["mask"], rows.slice, rows.depth.iloc[0], name)[0] > 0
-    path = brain_path(rows.scan.iloc[0], name)
-    brain = read_slice(path) > 0 if path.is_file() else head_mask(scan[0])
-    if brain.shape != mask.shape:
-        raise UserError(f"{path} has shape {brain.shape}, its slices make {mask.shape}; cut the slices anew")
-    spacing_mm = parse_spacing(rows.spacing_mm.iloc[0])
-    own = space = Space(mask.shape, affine_of(spacing_mm or UNKNOWN_MM))
-    if is_placed := (place := path.with_suffix(".json")).is_file():
-        own = space = space_from_json(read_json(place))
-    if resize_to:
-        space = resized_space(own, (len(mask) - 1) / 2, len(mask), resize_to)
-        scan = resample(scan, own, space, outside=[0.0] * len(scan))
-        mask, brain = (resample(m[None], own, space)[0] for m in (mask, brain))
-    subject = rows.subject.iloc[0]
-    arrays, known = (scan.astype(np.float16), brain, mask), spacing_mm is not None
-    return PreparedScan(name, subject, *arrays, space, own, known, place_known=is_placed)
-
-
-def _stack(paths: pd.Series, slices: pd.Series, depth: int, volume: str) -> np.ndarray:
-    """(C, D, H, W) float32 of slice files."""
-    arrays = [read_slice(path) for path in paths]
-    if len(shapes := {a.shape for a in arrays}) > 1:
-        raise UserError(f"the slices of {volume} have shapes {sorted(shapes)}; cut them anew")
-    c, h, w = arrays[0].shape
-    stack = np.zeros((c, depth, h, w), np.float32)
-    stack[:, slices] = np.stack(arrays, 1)
-    return stack
-
-
-# --- batches -------------------------------------------------------------------------------------------
 
 
 class EpochSampler(Sampler):
@@ -132,23 +72,23 @@ def batch_loader(items: Dataset, sampler: Iterable, loading: Loading, collate: C
 
 
 class SliceDataset(Dataset):
-    """Slices with their lesion boxes, by (epoch, index) of a row of a table (`data.batches.cutting`).
+    """Slices with their lesion boxes, by (epoch, index) of a row of their table.
 
     An item is ``(image, target)``: image (C, H, W) float32 in [0, 1]; target ``boxes`` (N, 4) float32 xyxy half-open,
     ``labels`` (N,) int64 of ones, ``mask`` (H, W) bool.
     """
 
-    def __init__(self, table: pd.DataFrame, transforms: Sequence[str] | None = None, seed: int = 0) -> None:
-        self.scans, self.masks = list(table.scan), list(table["mask"])
-        self.places = list(zip(table.volume, table.slice, strict=True))
+    def __init__(self, slices: Slices, transforms: Sequence[str] | None = None, seed: int = 0) -> None:
+        self.slices = slices
         self.transforms, self.seed = build_transforms(transforms, spatial_dims=2), seed
 
     def __len__(self) -> int:
-        return len(self.places)
+        return len(self.slices.table)
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         epoch, index = key
-        item = {"image": read_slice(self.scans[index]), "mask": read_slice(self.masks[index])}
+        image, mask = self.slices.read(index)
+        item = {"image": image, "mask": mask[None]}
         item = apply_transforms(self.transforms, item, np.random.default_rng([self.seed, epoch, index]))
         lesion = item["mask"][0] > 0.5
         boxes = lesion_boxes(lesion)
@@ -171,14 +111,14 @@ class RPNDataModule(TrainingData):
 
     def __init__(
         self,
-        train: pd.DataFrame,
-        val: pd.DataFrame,
+        train: Slices,
+        val: Slices,
         loading: Loading = Loading(batch_size=32),
         transforms: Sequence[str] | None = None,
         seed: int = 42,
     ) -> None:
         super().__init__()
-        self.sick, self.val_sick = (table.lesion_voxels.to_numpy() > 0 for table in (train, val))
+        self.sick, self.val_sick = (side.table.lesion_voxels.to_numpy() > 0 for side in (train, val))
         if not self.sick.any():
             raise UserError("no training slice holds a lesion; add scans with lesions to the training data")
         self.train, self.val = SliceDataset(train, transforms, seed), SliceDataset(val)

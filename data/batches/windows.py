@@ -16,7 +16,6 @@ from data.files.space import Shape, Start, cut
 from data.scans.cohort import Case
 from data.scans.open import Cohort
 from data.scans.prepared import PreparedScan
-from utils.errors import UserError
 from utils.regions.region import Region, bounding_box, region_mask, whole_volume
 from utils.scores.masks import TWENTY_SIX_CONNECTED
 
@@ -38,15 +37,9 @@ def cut_window(
         region &= cut(region_mask(regions, prepared.brain.shape), start, window)
     return {
         "image": cut(prepared.scan, start, window).astype(np.float32),
-        "mask": cut(_lesions_of(prepared), start, window)[None].astype(np.uint8),
+        "mask": cut(prepared.lesions, start, window)[None].astype(np.uint8),
         "region": region[None].astype(np.uint8),
     }
-
-
-def _lesions_of(prepared: PreparedScan) -> np.ndarray:
-    if prepared.mask is None:
-        raise UserError(f"{prepared.name} has no lesion mask; give one")
-    return prepared.mask
 
 
 def _item(window: dict[str, np.ndarray]) -> Item:
@@ -81,7 +74,7 @@ class TrainingWindows(Dataset):
         self.boxes: dict[str, list[tuple[slice, ...]]] = {}  # around the lesions of each scan
         self.transforms = build_transforms(transforms, spatial_dims=3)
         proposed = [case for case in cases if self.regions.get(case.name)]
-        sick = [case for case in cases if _lesions_of(cohort.prepare(case)).any()]
+        sick = [case for case in cases if cohort.prepare(case).lesions.any()]
         self.cases = {"lesion": sick or cases, "region": proposed or cases, "brain": cases}
 
     def __len__(self) -> int:
@@ -102,7 +95,7 @@ class TrainingWindows(Dataset):
         """The voxel (3,) that a window lies about; any of the brain where the scan has no lesion or no region."""
         if about == "lesion" and (boxes := self._lesion_boxes(prepared)):
             around = boxes[rng.integers(len(boxes))]
-            inside = np.argwhere(_lesions_of(prepared)[around])
+            inside = np.argwhere(prepared.lesions[around])
             return inside[rng.integers(len(inside))] + [span.start for span in around]
         regions = self.regions.get(prepared.name) if about == "region" else None
         box = regions[rng.integers(len(regions))] if regions else whole_volume(prepared.brain.shape)
@@ -115,7 +108,7 @@ class TrainingWindows(Dataset):
     def _lesion_boxes(self, prepared: PreparedScan) -> list[tuple[slice, ...]]:
         """A box around each lesion: small ones are drawn as often as large ones, which hold nearly all voxels."""
         if prepared.name not in self.boxes:
-            mask = _lesions_of(prepared)
+            mask = prepared.lesions
             around_all = bounding_box(mask)  # labels of whole volumes take ten times as long
             labels, n = label(mask[around_all], TWENTY_SIX_CONNECTED)
             self.boxes[prepared.name] = [

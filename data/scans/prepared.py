@@ -15,6 +15,7 @@ from data.scans.cohort import Case
 from data.scans.fingerprints import PREPARATION_VERSION, cache_key, stamp_of
 from data.scans.grid import Grid, own_space
 from data.scans.head import normalise
+from utils.errors import UserError
 from utils.files import atomic_path, read_json, write_json
 
 PARTS = ("scan", "brain", "mask", "own_brain")
@@ -42,6 +43,13 @@ class PreparedScan:
     spacing_known: bool
     own_brain: np.ndarray | None = None
     place_known: bool = True
+
+    @property
+    def lesions(self) -> np.ndarray:
+        """The mask of a scan that must have one."""
+        if self.mask is None:
+            raise UserError(f"{self.name} has no lesion mask; give one")
+        return self.mask
 
     @property
     def spacing_mm(self) -> Spacing | None:
