@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import count, islice
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytorch_lightning as pl
@@ -136,7 +137,8 @@ def train(stage: Stage, measure: Measure, size: Size, device: torch.device) -> t
     if measure.compiled:
         compile_network(model)
     optimiser = torch.optim.AdamW(model.parameters(), 1e-3)
-    batches = endless(stage.data(size.workers if measure.workers else 0))
+    data = stage.data(size.workers if measure.workers else 0)
+    data.trainer, batches = SimpleNamespace(training=True), endless(data)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     waited, started = 0.0, 0.0
@@ -148,7 +150,8 @@ def train(stage: Stage, measure: Measure, size: Size, device: torch.device) -> t
         batch = next(batches)
         waited += time.perf_counter() - before
         optimiser.zero_grad(set_to_none=True)
-        model.training_step(pl.utilities.move_data_to_device(batch, device), index).backward()
+        batch = data.on_after_batch_transfer(pl.utilities.move_data_to_device(batch, device), 0)
+        model.training_step(batch, index).backward()
         optimiser.step()
         finish(device)  # so that waiting is waiting for data
     seconds = time.perf_counter() - started

@@ -57,8 +57,7 @@ class Numbers:
 
 class Data(TrainingData):
     def __init__(self, num_workers: int) -> None:
-        super().__init__()
-        self.loading = Loading(batch_size=2, num_workers=num_workers)
+        super().__init__(Loading(batch_size=2, num_workers=num_workers), None, 0)
 
     def train_dataloader(self):
         sampler = EpochSampler(lambda rng: rng.permutation(ITEMS), 0, self.first_epoch)

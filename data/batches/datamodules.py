@@ -6,11 +6,11 @@ from functools import partial
 import numpy as np
 import pytorch_lightning as pl
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from data.batches.cutting import lesion_boxes
 from data.batches.sources import Slices
-from data.batches.transforms import apply_transforms, build_transforms
+from data.batches.transforms import Pair, augment
 from data.batches.windows import RegionWindows, TrainingWindows
 from data.batches.workers import START_METHOD, end_with_parent, require_room, size_of_batch
 from data.files.space import Shape
@@ -19,6 +19,8 @@ from data.scans.open import Cohort
 from data.settings import Loading
 from utils.errors import UserError
 from utils.regions.region import Region, whole_volume
+
+AUGMENTATION = 1  # its stream of random numbers, of an item
 
 
 class EpochSampler(Sampler):
@@ -71,33 +73,27 @@ def batch_loader(items: Dataset, sampler: Iterable, loading: Loading, collate: C
     )
 
 
-class SliceDataset(Dataset):
-    """Slices with their lesion boxes, by (epoch, index) of a row of their table.
+def collate(items: list[dict[str, np.ndarray]]) -> dict:
+    """A batch of items; their keys, of which no network knows, stay where they are."""
+    keys = [item.pop("key") for item in items]
+    return {**default_collate(items), "key": keys}
 
-    An item is ``(image, target)``: image (C, H, W) float32 in [0, 1]; target ``boxes`` (N, 4) float32 xyxy half-open,
-    ``labels`` (N,) int64 of ones, ``mask`` (H, W) bool.
+
+class SliceDataset(Dataset):
+    """Slices by (epoch, index) of a row of their table.
+
+    An item: ``image`` (C, H, W) float32 in [0, 1]; ``mask`` (1, H, W) uint8; its ``key``.
     """
 
-    def __init__(self, slices: Slices, transforms: Sequence[str] | None = None, seed: int = 0) -> None:
+    def __init__(self, slices: Slices) -> None:
         self.slices = slices
-        self.transforms, self.seed = build_transforms(transforms, spatial_dims=2), seed
 
     def __len__(self) -> int:
         return len(self.slices.table)
 
-    def __getitem__(self, key: tuple[int, int]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        epoch, index = key
-        image, mask = self.slices.read(index)
-        item = {"image": image, "mask": mask[None]}
-        item = apply_transforms(self.transforms, item, np.random.default_rng([self.seed, epoch, index]))
-        lesion = item["mask"][0] > 0.5
-        boxes = lesion_boxes(lesion)
-        target = {"boxes": boxes, "labels": np.ones(len(boxes), np.int64), "mask": lesion}
-        return torch.from_numpy(item["image"]), {key: torch.from_numpy(array) for key, array in target.items()}
-
-
-def _collate_slices(items: list) -> tuple[list, ...]:
-    return tuple(map(list, zip(*items, strict=True)))
+    def __getitem__(self, key: tuple[int, int]) -> dict[str, np.ndarray]:
+        image, mask = self.slices.read(key[1])
+        return {"image": image, "mask": mask[None].astype(np.uint8), "key": np.array(key)}
 
 
 class TrainingData(pl.LightningDataModule):
@@ -105,9 +101,25 @@ class TrainingData(pl.LightningDataModule):
 
     first_epoch = 0
 
+    def __init__(self, loading: Loading, transforms: Sequence[str] | None, seed: int) -> None:
+        super().__init__()
+        self.loading, self.transforms, self.seed = loading, transforms or (), seed
+
+    def augment(self, keys: list[np.ndarray], images: torch.Tensor, labels: torch.Tensor) -> Pair:
+        """`data.batches.transforms.augment`, in training alone."""
+        if not (self.trainer and self.trainer.training):
+            return images, labels
+        # Another stream than that of the item itself, which a window draws its place from.
+        generators = [np.random.default_rng([self.seed, *key, AUGMENTATION]) for key in keys]
+        return augment(self.transforms, images, labels, generators)
+
 
 class RPNDataModule(TrainingData):
-    """Slices for stage 1, drawn anew each epoch in training."""
+    """Slices for stage 1, drawn anew each epoch in training.
+
+    A batch is ``(images, targets)``: images (C, H, W) float32 in [0, 1]; targets of ``boxes`` (N, 4) float32 xyxy
+    half-open and ``labels`` (N,) int64 of ones.
+    """
 
     def __init__(
         self,
@@ -117,20 +129,28 @@ class RPNDataModule(TrainingData):
         transforms: Sequence[str] | None = None,
         seed: int = 42,
     ) -> None:
-        super().__init__()
+        super().__init__(loading, transforms, seed)
         self.sick, self.val_sick = (side.table.lesion_voxels.to_numpy() > 0 for side in (train, val))
         if not self.sick.any():
             raise UserError("no training slice holds a lesion; add scans with lesions to the training data")
-        self.train, self.val = SliceDataset(train, transforms, seed), SliceDataset(val)
-        self.loading, self.seed = loading, seed
+        self.train, self.val = SliceDataset(train), SliceDataset(val)
 
     def train_dataloader(self) -> DataLoader:
         sampler = EpochSampler(partial(balanced_indices, self.sick), self.seed, self.first_epoch)
-        return batch_loader(self.train, sampler, self.loading, _collate_slices)
+        return batch_loader(self.train, sampler, self.loading, collate)
 
     def val_dataloader(self) -> DataLoader:
         indices = np.sort(balanced_indices(self.val_sick, np.random.default_rng(self.seed)))
-        return batch_loader(self.val, [(0, index) for index in indices.tolist()], self.loading, _collate_slices)
+        return batch_loader(self.val, [(0, index) for index in indices.tolist()], self.loading, collate)
+
+    def on_after_batch_transfer(self, batch: dict, dataloader_idx: int) -> tuple[list[torch.Tensor], list[dict]]:
+        """Called by Lightning: augments a batch, and puts boxes around the lesions that are left."""
+        images, masks = self.augment(batch["key"], batch["image"][:, :, None], batch["mask"][:, :, None])
+        targets = []
+        for lesion in masks[:, 0, 0].cpu().numpy() > 0:
+            boxes = torch.from_numpy(lesion_boxes(lesion)).to(images.device)
+            targets.append({"boxes": boxes, "labels": torch.ones(len(boxes), dtype=torch.int64, device=boxes.device)})
+        return list(images[:, :, 0]), targets
 
 
 class SegmentationDataModule(TrainingData):
@@ -147,20 +167,30 @@ class SegmentationDataModule(TrainingData):
         transforms: Sequence[str] | None = None,
         seed: int = 42,
     ) -> None:
-        super().__init__()
+        super().__init__(loading, transforms, seed)
         laid = regions or {case.name: [whole_volume(cohort.grid.shape)] for case in [*train, *val]}
         if not (length := len(RegionWindows(train, laid, cohort, window))):
             raise UserError(
                 "no region was proposed on any training scan; train the RPN longer or lower --score_threshold"
             )
-        self.train = TrainingWindows(train, regions, cohort, window, length, transforms, seed)
+        self.train = TrainingWindows(train, regions, cohort, window, length, seed)
         self.val = RegionWindows(val, laid, cohort, window)
-        self.loading, self.seed = loading, seed
 
     def train_dataloader(self) -> DataLoader:
         # In order: what a window lies about goes by its number, so that each batch holds as much of everything.
         sampler = EpochSampler(lambda rng: np.arange(len(self.train)), self.seed, self.first_epoch)
-        return batch_loader(self.train, sampler, self.loading)
+        return batch_loader(self.train, sampler, self.loading, collate)
 
     def val_dataloader(self) -> DataLoader:
-        return batch_loader(self.val, range(len(self.val)), self.loading)
+        return batch_loader(self.val, range(len(self.val)), self.loading, collate)
+
+    def on_after_batch_transfer(self, batch: dict, dataloader_idx: int) -> dict[str, torch.Tensor]:
+        """Called by Lightning: augments a batch, and says in ``has_lesion`` (B,) which windows hold a lesion."""
+        image, labels = self.augment(batch["key"], batch["image"], torch.cat([batch["mask"], batch["region"]], 1))
+        mask, region = labels.split(1, 1)
+        return {
+            "image": image,
+            "mask": mask,
+            "region": region,
+            "has_lesion": (mask * region).amax((1, 2, 3, 4)).float(),
+        }

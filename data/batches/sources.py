@@ -16,7 +16,7 @@ from data.scans.cohort import Case
 from data.scans.grid import UNKNOWN_MM
 from data.scans.head import head_mask
 from data.scans.open import Cohort
-from data.scans.prepared import PreparedScan
+from data.scans.prepared import PreparedScan, kept_in, map_part
 from utils.errors import UserError
 from utils.files import read_json
 from utils.progress import map_in_order
@@ -42,20 +42,21 @@ class SliceFiles:
 
 
 class ScanSlices:
-    """The slices with brain of prepared scans, read where those are kept; as `SliceFiles` otherwise."""
+    """The slices with brain of scans that are kept prepared, read from there; as `SliceFiles` otherwise."""
 
     def __init__(self, cases: Sequence[Case], cohort: Cohort, num_workers: int = 0) -> None:
+        assert cohort.cache_dir is not None
         self.cases, self.prepare, self.grid = sorted(cases, key=lambda case: case.name), cohort.prepare, cohort.grid
         measure = partial(_measure, prepare=cohort.prepare)
         of_cases = list(zip(self.cases, map_in_order(measure, self.cases, num_workers, "Listing slices"), strict=True))
         rows = [[case.name, *row] for case, of_case in of_cases for row in of_case]
         self.table = pd.DataFrame(rows, columns=["volume", *MEASURES])
-        self.places = [(case, z) for case, of_case in of_cases for z, *_ in of_case]
+        folders = {case: kept_in(case, cohort.grid, cohort.cache_dir) for case in cases}
+        self.places = [(folders[case], z) for case, of_case in of_cases for z, *_ in of_case]
 
     def read(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        case, z = self.places[index]
-        prepared = self.prepare(case)
-        return prepared.scan[:, z].astype(np.float32), np.array(prepared.lesions[z])
+        folder, z = self.places[index]  # all that a slice does not need would take as long to open
+        return map_part(folder, "scan")[:, z].astype(np.float32), np.array(map_part(folder, "mask")[z])
 
     def scans(self, num_workers: int) -> DataLoader:
         return scan_loader(self.cases, self.prepare, num_workers)

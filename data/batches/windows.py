@@ -1,6 +1,6 @@
 """3D windows for stage 2, drawn over training scans and laid over the regions of validation scans.
 
-An item: ``image`` (C, D, H, W) and ``has_lesion`` float32; ``mask`` and ``region``, what counts, (1, D, H, W) uint8.
+An item: ``image`` (C, D, H, W) float32; ``mask`` and ``region``, what counts, (1, D, H, W) uint8; its ``key``.
 """
 
 import itertools
@@ -11,7 +11,6 @@ import numpy as np
 from scipy.ndimage import find_objects, label
 from torch.utils.data import Dataset
 
-from data.batches.transforms import apply_transforms, build_transforms
 from data.files.space import Shape, Start, cut
 from data.scans.cohort import Case
 from data.scans.open import Cohort
@@ -25,12 +24,10 @@ ABOUT = ("lesion", "brain", "lesion", "region")
 # always sits in the middle.
 JITTER = 0.3
 TRIALS = 100  # to hit the brain of a box; where less than a thirtieth of it is brain, any voxel may be taken
-Item = dict[str, np.ndarray | np.float32]
+Item = dict[str, np.ndarray]
 
 
-def cut_window(
-    prepared: PreparedScan, start: Start, window: Shape, regions: list[Region] | None
-) -> dict[str, np.ndarray]:
+def cut_window(prepared: PreparedScan, start: Start, window: Shape, regions: list[Region] | None) -> Item:
     """A window of a scan, zero-padded behind where the volume ends; the brain of `regions` counts, or all of it."""
     region = cut(prepared.brain, start, window)
     if regions is not None:
@@ -42,10 +39,6 @@ def cut_window(
     }
 
 
-def _item(window: dict[str, np.ndarray]) -> Item:
-    return {**window, "has_lesion": np.float32((window["mask"] * window["region"]).any())}
-
-
 def _start_inside(start: np.ndarray | Sequence[int], window: Shape, shape: Shape) -> Start:
     """The start moved so that the window leaves the volume nowhere or, where it is larger, only behind."""
     d, h, w = np.clip(start, 0, np.maximum(np.subtract(shape, window), 0)).tolist()
@@ -53,7 +46,7 @@ def _start_inside(start: np.ndarray | Sequence[int], window: Shape, shape: Shape
 
 
 class TrainingWindows(Dataset):
-    """Windows drawn anew each epoch about lesions, about proposed regions and anywhere in the brain, and augmented.
+    """Windows drawn anew each epoch about lesions, about proposed regions and anywhere in the brain.
 
     Not in the proposed regions alone: those of training scans are better than any to come, since stage 1 has learned
     from these scans, and few. All brain of a window, `window` voxels (D, H, W), counts. `length` windows are an epoch.
@@ -66,13 +59,11 @@ class TrainingWindows(Dataset):
         cohort: Cohort,
         window: Shape,
         length: int,
-        transforms: Sequence[str] | None = None,
         seed: int = 0,
     ) -> None:
         self.cohort, self.window, self.length, self.seed = cohort, window, length, seed
         self.regions = regions or {}
         self.boxes: dict[str, list[tuple[slice, ...]]] = {}  # around the lesions of each scan
-        self.transforms = build_transforms(transforms, spatial_dims=3)
         proposed = [case for case in cases if self.regions.get(case.name)]
         sick = [case for case in cases if cohort.prepare(case).lesions.any()]
         self.cases = {"lesion": sick or cases, "region": proposed or cases, "brain": cases}
@@ -89,7 +80,7 @@ class TrainingWindows(Dataset):
         middle = self._middle(about, prepared, rng)
         shift = [rng.integers(-most, most + 1) for most in (round(JITTER * size) for size in self.window)]
         start = _start_inside(middle - np.floor_divide(self.window, 2) + shift, self.window, prepared.brain.shape)
-        return _item(apply_transforms(self.transforms, cut_window(prepared, start, self.window, None), rng))
+        return {**cut_window(prepared, start, self.window, None), "key": np.array(key)}
 
     def _middle(self, about: str, prepared: PreparedScan, rng: np.random.Generator) -> np.ndarray:
         """The voxel (3,) that a window lies about; any of the brain where the scan has no lesion or no region."""
@@ -134,7 +125,8 @@ class RegionWindows(Dataset):
 
     def __getitem__(self, index: int) -> Item:
         case, start = self.windows[index]
-        return _item(cut_window(self.cohort.prepare(case), start, self.window, self.regions[case.name]))
+        window = cut_window(self.cohort.prepare(case), start, self.window, self.regions[case.name])
+        return {**window, "key": np.array((0, index))}
 
 
 def windows_over(regions: Sequence[Region], window: Shape, shape: Shape) -> list[Start]:

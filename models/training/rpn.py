@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytorch_lightning as pl
+import torch
 
 from data.batches.cutting import boxes_of
 from data.batches.datamodules import RPNDataModule, SliceDataset
@@ -145,9 +146,9 @@ def calibration_summary(curve: pd.DataFrame, threshold: float, target_coverage: 
 def draw_slices(module: RPN, slices: SliceDataset, shown: np.ndarray):
     """Pictures of the detections in some validation slices, (name, Figure) pairs."""
     for index in shown:
-        image, target = slices[0, index]
-        (detections,) = module.detect([image])
+        item = slices[0, index]
+        (detections,) = module.detect([torch.from_numpy(item["image"])])
         volume, z = slices.slices.table.loc[index, ["volume", "slice"]]
         boxes, scores = detections["boxes"].numpy(), detections["scores"].numpy()
-        figure = plot_slice_boxes(image[0].numpy(), target["mask"].numpy(), boxes, scores, None, volume)
+        figure = plot_slice_boxes(item["image"][0], item["mask"][0] > 0, boxes, scores, None, volume)
         yield f"{stem_of(volume)}_slice-{z:03d}", figure
