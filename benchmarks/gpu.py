@@ -14,6 +14,7 @@ import copy
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import count, islice
 from pathlib import Path
 from types import SimpleNamespace
@@ -103,23 +104,18 @@ class Stage:
 
 
 def stages(size: Size, cohort: Cohort) -> dict[str, Stage]:
-    of_scans, (of_slices, of_windows) = ScanSlices(cohort.cases, cohort), size.batch_sizes
+    scans, (of_slices, of_windows) = ScanSlices(cohort.cases, cohort), size.batch_sizes
     regions = {case.name: [whole_volume(size.grid.shape)] for case in cohort.cases}
 
     def slices(workers: int) -> RPNDataModule:
-        loading = Loading(batch_size=of_slices, num_workers=workers)
-        return RPNDataModule(of_scans, of_scans, loading, ["flip", "contrast"])
+        return RPNDataModule(scans, scans, Loading(batch_size=of_slices, num_workers=workers), TRANSFORMS)
 
     def windows(workers: int) -> SegmentationDataModule:
         loading, cases = Loading(batch_size=of_windows, num_workers=workers), cohort.cases
         return SegmentationDataModule(cases, cases, regions, cohort, size.window, loading, TRANSFORMS)
 
-    def build_rpn() -> RPN:
-        return RPN(image_size=size.image_size, slice_side=min(size.grid.shape[1:]))
-
-    def build_segmenter() -> StrokeFormer:
-        return StrokeFormer(roi_size=size.window)
-
+    build_rpn = partial(RPN, image_size=size.image_size, slice_side=min(size.grid.shape[1:]))
+    build_segmenter = partial(StrokeFormer, roi_size=size.window)
     return {
         "stage 1": Stage(build_rpn, slices, torch.channels_last, of_slices),
         "stage 2": Stage(build_segmenter, windows, torch.channels_last_3d, of_windows),
