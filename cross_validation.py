@@ -57,7 +57,7 @@ def open_scans(settings: Settings) -> tuple:
     refuse_augmented(cohort.cases, "--scans_dir")
     cohort = cohort.with_spacing(settings.training.grid.spacing)
     cache = Path(run.default_root_dir) / run.model_prefix / "cache"
-    cohort = cohort.cached_in(cache, "--default_root_dir", copies=2)  # whole for stage 2 and as slices for stage 1
+    cohort = cohort.cached_in(cache, "--default_root_dir")
     require_writable(settings.rpn.run.default_root_dir, "--rpn_default_root_dir")
     settings.outputs.require_writable("--scores_dir")
     settings.rpn_outputs.require_writable("--rpn_scores_dir")
@@ -103,9 +103,9 @@ def run_folds(cv) -> None:
     settings = cv.settings
     devices = settings.training.logging.devices
     launch = choose_launcher(settings.launcher, devices)  # first: a missing cluster is refused before scans are read
-    folds, slices = get_ready(cv)
+    folds = get_ready(cv)
     needed = [Path(settings.cohort.scans_dir), Path(settings.cohort.masks_dir), cv.folds_file]
-    work = partial(run_fold, cv=cv, folds=folds, slices=slices)
+    work = partial(run_fold, cv=cv, folds=folds)
     launch(work, settings.folds.folds_to_run or range(len(folds)), needed)
 
 

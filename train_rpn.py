@@ -34,6 +34,7 @@ def main(settings: Settings) -> None:
     require_one_size(train, val)
     print_shared_subjects(train.subject, val.subject)
 
+    from data.batches.sources import SliceFiles
     from models.training.devices import use_machine
     from models.training.rpn import build_rpn, train_rpn
     from models.training.runs import run_folder
@@ -44,7 +45,7 @@ def main(settings: Settings) -> None:
     start_from(build_rpn(training.network, grid.scan_dim[0]), start, grid.spacing_mm)  # one that does not fit
     store = run_folder(training.run, name) / "fingerprints.json"
     inputs = start_inputs(start) | admit_slices({"train": train, "val": val}, store, training.loading.num_workers)
-    print(f"Best checkpoint: {train_rpn(training, train, val, name, inputs)}")
+    print(f"Best checkpoint: {train_rpn(training, SliceFiles(train), SliceFiles(val), name, inputs)}")
 
 
 if __name__ == "__main__":

@@ -57,7 +57,7 @@ def main(settings: Settings) -> None:
 
 def propose(settings: Settings, cohort) -> tuple:
     """The regions of all scans, None for whole volumes, and the digests of scans, masks and what proposes regions."""
-    from data.batches.datamodules import scan_loader
+    from data.batches.sources import scan_loader
     from data.scans.contrast import common_contrast
     from data.scans.fingerprints import fingerprint
     from models.checkpoints import files_of

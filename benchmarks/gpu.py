@@ -14,7 +14,6 @@ import copy
 import time
 from dataclasses import dataclass
 from itertools import product
-from pathlib import Path
 
 import numpy as np
 import pytorch_lightning as pl
@@ -22,8 +21,8 @@ import torch
 from common import argument_parser, dice, opened, print_markdown
 from costs import GRID, ROI_SIZE, draw_head, fastest
 
-from data.batches.cutting import cut_cohort
 from data.batches.datamodules import RPNDataModule, SegmentationDataModule
+from data.batches.sources import ScanSlices
 from data.scans.grid import Grid
 from data.scans.open import Cohort
 from data.scans.prepared import PreparedScan
@@ -66,6 +65,7 @@ class Measure:
     workers: bool = False
 
 
+TRANSFORMS = ["flip", "affine", "contrast", "lesion_contrast"]  # of recipes/atlas.args
 MEASURES = {
     "plain": Measure(),
     "channels last": Measure(channels_last=True),
@@ -78,17 +78,15 @@ MEASURES = {
 # --- training ------------------------------------------------------------------------------------------
 
 
-def build(stage: int, size: Size, cohort: Cohort, slices_dir: Path, workers: int) -> tuple:
+def build(stage: int, size: Size, cohort: Cohort, workers: int) -> tuple:
     """A stage's untrained network, and its batches."""
     loading = Loading(batch_size=size.batch_sizes[stage - 1], num_workers=workers)
     if stage == 1:
-        table = cut_cohort(cohort.cases, size.grid, cohort.prepare, slices_dir)
+        scans = ScanSlices(cohort.cases, cohort)
         model = RPN(image_size=size.image_size, slice_side=min(size.grid.shape[1:]))
-        return model, RPNDataModule(table, table, loading, ["flip", "contrast"])
+        return model, RPNDataModule(scans, scans, loading, TRANSFORMS)
     regions = {case.name: [whole_volume(size.grid.shape)] for case in cohort.cases}
-    data = SegmentationDataModule(
-        cohort.cases, cohort.cases, regions, cohort, size.window, loading, ["flip", "affine", "contrast"]
-    )
+    data = SegmentationDataModule(cohort.cases, cohort.cases, regions, cohort, size.window, loading, TRANSFORMS)
     return StrokeFormer(roi_size=size.window), data
 
 
@@ -183,7 +181,7 @@ def main() -> None:
     measures = {what: measure for what, measure in MEASURES.items() if not (options.tiny and measure.compiled)}
     for stage, (what, measure) in product((1, 2), measures.items()):
         torch.manual_seed(0)
-        model, data = build(stage, size, cohort, out_dir / "slices", size.workers if measure.workers else 0)
+        model, data = build(stage, size, cohort, size.workers if measure.workers else 0)
         rows.append({"stage": stage, "measure": what, **train(model, data, measure, size.steps, device)})
         trained[stage] = model.to(device).eval()
         torch._dynamo.reset()

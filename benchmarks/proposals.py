@@ -14,8 +14,8 @@ from typing import NamedTuple
 import pandas as pd
 from common import SHIFT, argument_parser, draw, link, print_markdown, processor_seconds, run
 
-from data.batches.datamodules import stacked_scans
 from data.batches.slices import read_slice_table
+from data.batches.sources import stacked_scans
 from models.checkpoints import load_rpn
 from models.training.rpn import coverage_curve
 from utils.files import write_csv

@@ -1,9 +1,11 @@
 """Small drawings that stand for scans."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 
+from data.batches.datamodules import TrainingData
 from data.files.nifti import affine_of
 from data.files.space import Space
 from data.scans.cohort import Case
@@ -26,6 +28,12 @@ def prepared(name: str, scan: np.ndarray, brain: np.ndarray, mask: np.ndarray | 
     """A scan (C, D, H, W) on the networks' grid, which is its own and of unknown voxel size."""
     space = Space(brain.shape, affine_of((1, 1, 1)))
     return PreparedScan(name, "1", scan, brain, mask, space, space, False)
+
+
+def trained_on(data: TrainingData) -> list:
+    """The batches of an epoch as Lightning hands them to a network in training."""
+    data.trainer = SimpleNamespace(training=True)
+    return [data.on_after_batch_transfer(batch, 0) for batch in data.train_dataloader()]
 
 
 def ball(shape=(24, 30, 26), radius=9.0, noise=1.0, seed=0, middle=(0, 0, 0)):

@@ -86,10 +86,10 @@ class Cohort:
             print("The network was trained on scans of unknown voxel size: these are taken as they are")
         return replace(self, grid=grid, contrast=None if contrast else learned)
 
-    def cached_in(self, cache_dir: Path, argument: str, copies: int = 1) -> "Cohort":
-        """Kept prepared in the folder of an `argument`; refuses one without room for so many copies of each scan."""
+    def cached_in(self, cache_dir: Path, argument: str) -> "Cohort":
+        """Kept prepared in the folder of an `argument`; refuses one without room for them."""
         missing = sum(not (cache_dir / prepared_key(case, self.grid)).exists() for case in self.everything)
-        require_writable(cache_dir, argument, copies * missing * self.grid.bytes_per_scan)
+        require_writable(cache_dir, argument, missing * self.grid.bytes_per_scan)
         return replace(self, cache_dir=cache_dir, brains=brains_in(cache_dir))
 
     def admit(self, num_workers: int = 0, finder: Finder | None = None) -> dict[Case, Facts]:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data.batches.datamodules import scan_loader
+from data.batches.sources import ScanSlices, scan_loader
 from data.files.listing import counted
 from data.files.names import result_name
 from data.scans.atlas import atlas_files
@@ -100,6 +100,10 @@ class CrossValidation:
     def scans_of(self, cases: list[Case]):
         """A loader of prepared scans."""
         return scan_loader(cases, self.cohort.prepare, self.settings.num_workers)
+
+    def slices_of(self, cases: list[Case]) -> ScanSlices:
+        """What stage 1 learns from."""
+        return ScanSlices(cases, self.cohort, self.settings.num_workers)
 
     def known_folds(self) -> list[Fold] | None:
         """The folds of ``--folds`` or of the run as it was begun; None where nothing has been trained yet."""
