@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy.ndimage import binary_dilation, label
+from threadpoolctl import threadpool_limits
 
 from data.files.space import Space
 from data.files.volumes import read_volume
@@ -43,6 +44,15 @@ def test_files_follow_the_seed_and_not_the_number_of_processes(tmp_path):
     assert len(files) == 9
     assert all((tmp_path / "one" / f).read_bytes() == (tmp_path / "two" / f).read_bytes() for f in files)
     assert not np.array_equal(make_subject(small, 0).scan, make_subject(replace(small, seed=4), 0).scan)
+
+
+def test_voxels_do_not_follow_the_number_of_threads():
+    settings = PhantomSettings(modality="dwi", spacing=(4.0,) * 3, n_subjects=9, seed=3, variety=1.0)
+    scans = []
+    for threads in (1, 2):
+        with threadpool_limits(threads):
+            scans.append(make_subject(settings, 4).scan)
+    assert (scans[0] == scans[1]).all()
 
 
 @pytest.mark.parametrize("ext", [".nii", ".nii.gz"])

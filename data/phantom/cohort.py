@@ -9,6 +9,7 @@ from typing import NamedTuple
 import nibabel as nib
 import numpy as np
 import pandas as pd
+from threadpoolctl import threadpool_limits
 
 from data.files.space import Spacing
 from data.files.volumes import read_volume, volume_image, write_volume
@@ -62,6 +63,7 @@ def _streams(settings: PhantomSettings, index: int) -> dict[str, np.random.Gener
     return {name: np.random.default_rng([settings.seed, index, part]) for name, part in STREAMS.items()}
 
 
+@threadpool_limits.wrap(limits=1)  # several threads add in another order: other last digits, other files
 def make_subject(settings: PhantomSettings, index: int) -> Subject:
     streams, modality = _streams(settings, index), MODALITIES[settings.modality]
     ageing, head = draw_ageing(settings.variety, streams["age"]), draw_head(settings, index)
