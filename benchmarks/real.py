@@ -1,10 +1,11 @@
 """What networks trained on synthetic scans alone make of real ones.
 
-    python benchmarks/real.py --real ../shared/real --out_dir runs/real --contrast dwi
+    python benchmarks/real.py --real ../shared/real --out_dir runs/real --contrast dwi [--shipped]
 
 Trains both stages on two synthetic cohorts of different seeds, by the recipe of the contrast, tests each on synthetic
 scans that it never saw, and then on every real scan of the contrast, healthy ones too. Nothing may be chosen by these:
-each look at them is a line in ``looks.csv`` of the folder. What is there already is not repeated.
+each look at them is a line in ``looks.csv`` of the folder. What is there already is not repeated. With ``--shipped``
+nothing is trained: the model in ``pretrained/`` looks.
 """
 
 import os
@@ -41,6 +42,18 @@ def train(folder: Path, contrast: str, seed: int, more: list[str]) -> None:
     common.cross_validate(folder, folder / "cohort", fold, "synthetic", seed, recipe, *SETTINGS, *more)
 
 
+def train_all(folder: Path, contrast: str, more: list[str]) -> dict[Path, list[Path]]:
+    """`train` of each seed; the checkpoints of both stages by the folder of the seed."""
+    folders = {seed: folder / f"seed-{seed}" for seed in SEEDS}
+    os.environ["OMP_NUM_THREADS"] = "1"  # the trainings share the cores
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(lambda seed: train(folders[seed], contrast, seed, more), SEEDS))
+    summaries = pd.concat(pd.read_csv(own / "scores/synthetic_summary.csv") for own in folders.values())
+    print_markdown(summaries.to_dict("records"))
+    stages = common.STAGE_1, common.STAGE_2
+    return {own: [common.checkpoint_of(own, stage, "synthetic") for stage in stages] for own in folders.values()}
+
+
 def gather(real: Path, contrast: str, out_dir: Path) -> None:
     """Links to the real scans of a contrast, and their masks on the scans' own grids; empty ones of healthy heads."""
     for path in sorted(real.rglob(SCANS[contrast])):
@@ -61,9 +74,9 @@ def true_lesions(scan: Path, real: Path, names: list[str], space: Space) -> np.n
     return lesions[0]
 
 
-def test(folder: Path, cohort: Path, contrast: str) -> None:
-    """Test both stages on the real scans, and note that they were looked at."""
-    rpn, network = (common.checkpoint_of(folder, stage, "synthetic") for stage in (common.STAGE_1, common.STAGE_2))
+def test(networks: list[Path], folder: Path, cohort: Path, contrast: str) -> None:
+    """Test the networks of both stages on the real scans, and note that they were looked at."""
+    rpn, network = networks
     common.run(
         *["test_strokeformer.py", "--scans", cohort / "Scans", "--masks", cohort / "Masks", "--ckpt_path", network],
         *["--rpn_ckpt_path", rpn, "--scores_dir", folder / "real", "--model_name", "real", "--contrast", contrast],
@@ -86,7 +99,7 @@ def rows_of(folder: Path) -> list[dict]:
         scores_of = {name: round(own[name], 3) if len(true) else "" for name in ("dice", "lesion_f1_isles26")}
         false_cm3 = round(false.volume_cm3.sum(), 2)
         counts = {f"found {size}": f"{hits.sum()} of {len(hits)}" for size, hits in found.items()}
-        rows.append({"seed": folder.name, "scan": scan, **scores_of, **counts, "false cm3": false_cm3, "at": place})
+        rows.append({"networks": folder.name, "scan": scan, **scores_of, **counts, "false cm3": false_cm3, "at": place})
     return rows
 
 
@@ -94,21 +107,19 @@ def main() -> None:
     parser = common.argument_parser(__doc__)
     parser.add_argument("--real", type=Path, default=ROOT.parent / "shared/real")
     parser.add_argument("--contrast", choices=SCANS, default="dwi")
+    parser.add_argument("--shipped", action="store_true", help="look with the model in pretrained/, train none")
     parser.add_argument("more", nargs="*", help="after --, arguments of cross_validation.py")
     args = parser.parse_args()
     folder = args.out_dir / args.contrast
-    folders = {seed: folder / f"seed-{seed}" for seed in SEEDS}
-    os.environ["OMP_NUM_THREADS"] = "1"  # the trainings share the cores
-    with ThreadPoolExecutor() as pool:
-        list(pool.map(lambda seed: train(folders[seed], args.contrast, seed, args.more), SEEDS))
+    if args.shipped:
+        networks = {folder / "shipped": [ROOT / "pretrained" / args.contrast] * 2}
+    else:
+        networks = train_all(folder, args.contrast, args.more)
     gather(args.real.absolute(), args.contrast, folder / "real")
-    for own in folders.values():
-        test(own, folder / "real", args.contrast)
-    print_markdown(
-        pd.concat(pd.read_csv(own / "scores/synthetic_summary.csv") for own in folders.values()).to_dict("records")
-    )
-    print_markdown([row for own in folders.values() for row in rows_of(own)])
-    print(f"Pictures: {folder}/seed-*/real/real/predictions")
+    for own, of_stages in networks.items():
+        test(of_stages, own, folder / "real", args.contrast)
+    print_markdown([row for own in networks for row in rows_of(own)])
+    print(f"Pictures: {folder}/*/real/real/predictions")
 
 
 if __name__ == "__main__":
