@@ -33,7 +33,7 @@ from common import print_markdown
 import strokeformer
 from data.scans.folds import Fold, cases_of
 from data.scans.grid import Grid
-from models.evaluation.tables import PER_LESION_FILE, PER_SCAN_FILE, read_rows
+from models.evaluation.segmentation import PER_LESION_FILE, PER_SCAN_FILE, read_rows
 from models.training.settings import StrokeFormerTraining
 from models.training.strokeformer import decide
 from utils.compare.__main__ import compare
