@@ -194,7 +194,8 @@ def do(out_dir: Path, minutes: float, seed: int, method: str) -> None:
     steps = {"training": partial(train, out_dir, folder, method, seed, minutes)}
     for step, work in (steps | {cohort: partial(test, out_dir, folder, method, cohort) for cohort in TESTS}).items():
         if not (folder / f"{step}.json").exists():
-            with ProcessPoolExecutor(1, get_context("spawn")) as own:  # whose time and memory are the network's alone
+            # A process of its own, whose time and memory are the network's alone.
+            with ProcessPoolExecutor(1, get_context("spawn"), whole_volume.register) as own:
                 write_json(folder / f"{step}.json", own.submit(work).result())
 
 
