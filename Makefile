@@ -8,7 +8,7 @@ PRETRAINED = pretrained-t1w pretrained-dwi pretrained-flair
 .PHONY: demo test clean-demo $(PRETRAINED)
 
 demo: .venv/installed
-	$(PY) -m data.phantom --out_dir $(COHORT) --n_subjects 96 --spacing 3 --seed 7 --num_workers 2
+	$(PY) -m data.phantom --out_dir $(COHORT) --n_subjects 60 --modality dwi --spacing 3 --seed 7 --num_workers 2
 	$(PY) cross_validation.py @recipes/demo.args --scans_dir $(COHORT)/Scans --masks_dir $(COHORT)/Masks \
 		--model_prefix demo --rpn_model_prefix demo \
 		--default_root_dir demo/StrokeFormer --rpn_default_root_dir demo/RPN \
