@@ -1,9 +1,10 @@
-# make demo: a synthetic cohort, cross-validated by the real scripts; make test: lint and tests.
+# make demo: a synthetic cohort, cross-validated by the real scripts; make test: lint and tests; make pretrained-brain:
+# the network that finds the brain, trained anew.
 PYTHON ?= python3
 PY = .venv/bin/python
 COHORT = data/demo
 
-.PHONY: demo test clean-demo
+.PHONY: demo test pretrained-brain clean-demo
 
 demo: .venv/installed
 	$(PY) -m data.phantom --out_dir $(COHORT) --n_subjects 96 --spacing 3 --seed 7 --num_workers 2
@@ -17,6 +18,9 @@ test: .venv/installed-dev
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
 	$(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(PYTEST)
+
+pretrained-brain: .venv/installed
+	$(PY) -m models.brain --out pretrained/brain.onnx
 
 # Installs once; a change of the requirements installs again.
 .venv/installed: requirements.txt

@@ -12,7 +12,7 @@ import numpy as np
 
 from data.files.listing import Paths
 from data.files.space import share_outside
-from data.scans.brain import Finder, brain_origin, brain_path, print_heads, read_brain, store_brain, with_brains
+from data.scans.brain import brain_origin, brain_path, print_heads, read_brain, store_brain, with_brains
 from data.scans.checks import (
     check_headers,
     find_head,
@@ -118,9 +118,9 @@ class Cohort:
         require_writable(cache_dir, argument, copies * missing * self.grid.bytes_per_scan)
         return replace(self, cache_dir=cache_dir, brains=brains_in(cache_dir))
 
-    def admit(self, num_workers: int = 0, finder: Finder | None = None) -> Mapping[Case, Facts]:
+    def admit(self, num_workers: int = 0) -> Mapping[Case, Facts]:
         """Look at all voxels, find the brains that are missing, prepare what is kept; raises as `admit`."""
-        return admit(self.everything, self.grid, self.brains, num_workers, self.cache_dir, finder, self.contrast)
+        return admit(self.everything, self.grid, self.brains, num_workers, self.cache_dir, self.contrast)
 
     def prepare(self, case: Case) -> PreparedScan:
         """A case as the networks see it."""
@@ -161,7 +161,6 @@ def admit(
     brains: Path,
     num_workers: int = 0,
     cache_dir: Path | None = None,
-    finder: Finder | None = None,
     contrast: str | None = None,
 ) -> dict[Case, Facts]:
     """Look at all cases, find the brains that nobody gave, and print a line on small losses.
@@ -169,7 +168,6 @@ def admit(
     Args:
         brains: folder of the brains that are found.
         cache_dir: where scans and facts are kept; None for neither.
-        finder: what finds brains, and has printed where it does not; None for `data.scans.brain.find_brain`.
         contrast: that the scans must look like; None for any.
 
     Raises:
@@ -178,14 +176,13 @@ def admit(
     """
     print_unknown_spacing(cases, grid)
     facts = {case: _recall(case, grid, cache_dir) for case in cases}
-    look = partial(_look, grid=grid, brains=brains, cache_dir=cache_dir, finder=finder, contrast=contrast)
+    look = partial(_look, grid=grid, brains=brains, cache_dir=cache_dir, contrast=contrast)
     # A brain takes long to find: none is looked for before all scans have passed.
     for what, find in (("Checking scans", False), ("Finding brains", True)):
         unknown = [case for case in cases if facts[case] is None]
         facts.update(zip(unknown, map_in_order(partial(look, find=find), unknown, num_workers, what), strict=True))
     known = {case: of_case for case, of_case in facts.items() if of_case is not None}
-    if finder is None:
-        print_heads([case for case in known if known[case].brain == "head"])
+    print_heads([case for case in known if known[case].brain == "head"])
     print_cut({case.name: of_case.brain_cut for case, of_case in known.items()})
     of_masks = {case.mask.name: of_case for case, of_case in known.items() if case.mask is not None}
     print_numbered({name: of_mask.labels for name, of_mask in of_masks.items()})
@@ -209,14 +206,13 @@ def _look(
     brains: Path,
     cache_dir: Path | None,
     find: bool,
-    finder: Finder | None,
     contrast: str | None,
 ) -> Facts | None:
     """The facts of a case; None for one whose brain has yet to be found, unless `find` asks for that."""
     folder = cache_dir and cache_dir / prepared_key(case, grid)  # first: the files may change meanwhile
     scan = read_scan(case)
     mask, labels = (None, 1) if case.mask is None else read_lesions(case.mask)
-    brain, own = _brain_of(case, scan, mask, brains, find, finder), own_space(case, grid.spacing_mm)
+    brain, own = _brain_of(case, scan, mask, brains, find), own_space(case, grid.spacing_mm)
     if brain is None:
         return None
     require_look(scan[0], brain, own.spacing_mm, case.scan, contrast)
@@ -241,9 +237,7 @@ def _look(
     return facts
 
 
-def _brain_of(
-    case: Case, scan: np.ndarray, mask: np.ndarray | None, brains: Path, find: bool, finder: Finder | None
-) -> np.ndarray | None:
+def _brain_of(case: Case, scan: np.ndarray, mask: np.ndarray | None, brains: Path, find: bool) -> np.ndarray | None:
     """The brain of a case, whose lesions lie in it or in the head; None for one that has yet to be found.
 
     It is found at once where the lesions lie outside the head: that may be wrong, and the brain is then right.
@@ -253,7 +247,7 @@ def _brain_of(
     if brain is None:
         if not find and (mask is None or lies_in(mask, head)):
             return None
-        store_brain(case, brains, scan, head, finder)
+        store_brain(case, brains, scan, head)
         brain = read_brain(case, brains)
     if mask is not None:
         require_mask_in_head(mask, head | brain, case)
