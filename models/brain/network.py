@@ -6,11 +6,11 @@ from torch import nn
 from torch.nn import functional
 
 PATCH = 2  # voxels along an edge of the cube that is one place of the first level
-CHANNELS = (16, 32, 56)  # at a half, a quarter and an eighth of the resolution
+CHANNELS = (24, 32, 56)  # at a half, a quarter and an eighth of the resolution
 
 
 class BrainNet(nn.Module):
-    """A 3D U-Net of 220,000 weights, whose skips are added.
+    """A 3D U-Net of 250,000 weights, whose skips are added.
 
     At full resolution convolutions would take most of the time: the eight voxels of a cube are channels of one place
     instead, and so are their logits (the sub-pixel convolution of Shi et al., 2016, arXiv 1609.05158).

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import onnx
@@ -18,8 +19,8 @@ from utils.files import atomic_path
 from utils.progress import progress
 
 BATCH, RATE, DECAY = 2, 3e-3, 1e-2
-WARM_UP = 100  # steps in which the rate rises
-AVERAGE = 0.99  # of the weights' running mean, which is the network at any step: the rate need not fall
+WARM_UP = 0.05  # share of the steps in which the rate rises
+AVERAGE = 0.99  # of the weights' running mean, which is what is kept
 EVERY = 50  # steps between two lines
 
 
@@ -29,7 +30,7 @@ def train(heads: Sequence[Head], steps: int, seed: int) -> BrainNet:
     rng, network = np.random.default_rng(seed), BrainNet().to(memory_format=torch.channels_last_3d)
     mean = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(AVERAGE))
     optimizer = torch.optim.AdamW(network.parameters(), RATE, weight_decay=DECAY)
-    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 0.01, total_iters=WARM_UP)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, steps, pct_start=WARM_UP)
     losses = []
     for step in progress(range(1, steps + 1), "Training", unit="step"):
         examples = [draw_example(heads[i], rng) for i in rng.integers(len(heads), size=BATCH)]
@@ -44,7 +45,7 @@ def train(heads: Sequence[Head], steps: int, seed: int) -> BrainNet:
         losses.append(loss.item())
         if step % EVERY == 0:
             print(f"step {step}: loss {np.mean(losses[-EVERY:]):.4f}", flush=True)
-    return mean.module.eval()
+    return cast(BrainNet, mean.module.eval())
 
 
 def brain_loss(logits: torch.Tensor, brain: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
