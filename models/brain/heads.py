@@ -33,7 +33,7 @@ def draw_heads(n: int, seed: int, num_workers: int) -> list[Head]:
 
 def _draw(seed: int, index: int) -> Head:
     rng = np.random.default_rng([seed, index])
-    spacing_mm = SPACINGS_MM[rng.integers(len(SPACINGS_MM))]
+    spacing_mm = SPACINGS_MM[int(rng.integers(len(SPACINGS_MM)))]
     modality = list(MODALITIES)[index % len(MODALITIES)]
     settings = replace(PhantomSettings(), modality=modality, spacing=spacing_mm, seed=seed, variety=rng.random())
     subject = make_subject(settings, index, defaced=rng.random() < DEFACED)
