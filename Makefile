@@ -1,10 +1,12 @@
-# make demo: a synthetic cohort, cross-validated by the real scripts; make test: lint and tests; make pretrained-brain:
-# the network that finds the brain, trained anew.
+# make demo: a synthetic cohort, cross-validated by the real scripts; make test: lint and tests; make pretrained-dwi (or
+# -t1w, -flair): the model in pretrained/dwi; its lesions have the shapes of real ones if LESION_MASKS is their folder.
+# make pretrained-brain: the network that finds the brain, trained anew.
 PYTHON ?= python3
 PY = .venv/bin/python
 COHORT = data/demo
+PRETRAINED = pretrained-t1w pretrained-dwi pretrained-flair
 
-.PHONY: demo test pretrained-brain clean-demo
+.PHONY: demo test pretrained-brain clean-demo $(PRETRAINED)
 
 demo: .venv/installed
 	$(PY) -m data.phantom --out_dir $(COHORT) --n_subjects 96 --spacing 3 --seed 7 --num_workers 2
@@ -12,6 +14,16 @@ demo: .venv/installed
 		--model_prefix demo --rpn_model_prefix demo \
 		--default_root_dir demo/StrokeFormer --rpn_default_root_dir demo/RPN \
 		--scores_dir demo/scores --rpn_scores_dir demo/rpn_scores
+
+$(PRETRAINED): pretrained-%: .venv/installed
+	$(PY) -m data.phantom --out_dir runs/$@/cohort --modality $* --n_subjects 120 --spacing 2 --stripped --oblique \
+		--ext .nii.gz --seed 71 --num_workers 2 $(if $(LESION_MASKS),--lesion_masks $(LESION_MASKS))
+	$(PY) cross_validation.py @recipes/pretrained.args --k 10 --splits 80 10 10 --folds_to_run 0 --seed 71 --offline \
+		--scans_dir runs/$@/cohort/Scans --masks_dir runs/$@/cohort/Masks --ext .nii.gz \
+		--model_prefix $* --rpn_model_prefix $* --default_root_dir runs/$@/StrokeFormer \
+		--rpn_default_root_dir runs/$@/RPN --scores_dir runs/$@/scores --rpn_scores_dir runs/$@/rpn_scores
+	$(PY) -m models.export --fp16 --rpn_ckpt_path runs/$@/RPN/$*_fold-0/checkpoints/best.ckpt \
+		--ckpt_path runs/$@/StrokeFormer/$*_fold-0/checkpoints/best.ckpt --out_dir pretrained/$*
 
 test: .venv/installed-dev
 	.venv/bin/ruff check .

@@ -31,7 +31,7 @@ def main(settings: Settings) -> None:
     from models.training.devices import use_machine
 
     use_machine(settings.training.logging, settings.num_workers)
-    check_networks(settings)
+    check_networks(settings, cohort.grid.spacing_mm)
     settings = settings.with_groups().with_spacing(cohort.grid.spacing_mm)
     cv = CrossValidation(settings, cohort, origins)
     check_settings(cv)
@@ -57,7 +57,7 @@ def open_scans(settings: Settings) -> tuple:
     refuse_augmented(cohort.cases, "--scans_dir")
     cohort = cohort.with_spacing(settings.training.grid.spacing)
     cache = Path(run.default_root_dir) / run.model_prefix / "cache"
-    cohort = cohort.cached_in(cache, "--default_root_dir", copies=2)  # whole for stage 2 and as slices for stage 1
+    cohort = cohort.cached_in(cache, "--default_root_dir")
     require_writable(settings.rpn.run.default_root_dir, "--rpn_default_root_dir")
     settings.outputs.require_writable("--scores_dir")
     settings.rpn_outputs.require_writable("--rpn_scores_dir")
@@ -66,21 +66,23 @@ def open_scans(settings: Settings) -> tuple:
 
 def build_networks(settings: Settings) -> tuple:
     """Both untrained networks, stage 1 with anchors that a fold chooses later."""
-    from models.rpn.settings import SMALLEST_ON_LEVEL
     from models.segmentation.module import StrokeFormer
     from models.training.rpn import build_rpn
 
     network = settings.training.network
-    return build_rpn(settings.rpn.network, network.in_channels, SMALLEST_ON_LEVEL), StrokeFormer(**vars(network))
+    return build_rpn(settings.rpn.network, network.in_channels), StrokeFormer(**vars(network))
 
 
-def check_networks(settings: Settings) -> None:
+def check_networks(settings: Settings, spacing_mm) -> None:
     """Build both networks once, so that an argument that does not fit is refused now and not hours from now."""
     from models.evaluation.explanations import find_layers
+    from models.training.starts import start_from
 
     rpn, model = build_networks(settings)
     find_layers(rpn, settings.rpn_outputs.target_layers, "--rpn_target_layers")
     find_layers(model, settings.outputs.target_layers)
+    for network, training in ((rpn, settings.rpn), (model, settings.training)):
+        start_from(network, training.run.init_ckpt_path, spacing_mm)
 
 
 def print_layers(settings: Settings) -> None:
@@ -101,16 +103,16 @@ def run_folds(cv) -> None:
     settings = cv.settings
     devices = settings.training.logging.devices
     launch = choose_launcher(settings.launcher, devices)  # first: a missing cluster is refused before scans are read
-    folds, slices = get_ready(cv)
+    folds = get_ready(cv)
     needed = [Path(settings.cohort.scans_dir), Path(settings.cohort.masks_dir), cv.folds_file]
-    work = partial(run_fold, cv=cv, folds=folds, slices=slices)
+    work = partial(run_fold, cv=cv, folds=folds)
     launch(work, settings.folds.folds_to_run or range(len(folds)), needed)
 
 
 def sum_up(cv, groups) -> None:
     """Save and print every score over the folds and of subgroups of their scans, and write the report."""
     from models.cross_validation.folds import all_results, order_tables
-    from models.evaluation.tables import save_subgroups
+    from models.evaluation.segmentation import save_subgroups
     from models.training.tracking import log_report
     from report.pages import report_cross_validation
     from utils.scores.intervals import print_summary, summarise_folds

@@ -28,8 +28,9 @@ from data.scans.grid import own_space
 from data.scans.open import cohort_of
 from data.scans.prepared import PreparedScan
 from data.settings import GridSettings, Loading
-from models.checkpoints import grid_at_test, load_rpn, load_strokeformer, require_channels, require_spacing
+from models.checkpoints import grid_at_test, load_model, load_rpn, load_strokeformer, require_channels, require_spacing
 from models.ensembles import RPNEnsemble, StrokeFormerEnsemble
+from models.export.exported import shipped_model
 from models.pipeline import BATCH_SIZE, Prediction, TwoStage
 from models.regions import rpn_source
 from models.rpn.module import RPN
@@ -48,6 +49,7 @@ __all__ = [
     "lesions",
     "load_rpn",
     "load_strokeformer",
+    "pretrained",
     "propose",
     "read_image",
     "scores",
@@ -56,6 +58,18 @@ __all__ = [
 
 Proposer = RPN | RPNEnsemble
 Segmenter = StrokeFormer | StrokeFormerEnsemble
+
+
+def pretrained(contrast: str) -> tuple[RPN, StrokeFormer]:
+    """Both networks of the model that comes with this program for ``"t1w"``, ``"dwi"`` or ``"flair"`` scans.
+
+    They have never seen a patient: docs/pretrained.md. `rpn, model = pretrained("dwi")` are arguments of `segment`.
+
+    Raises:
+        UserError: there is no model of this contrast.
+    """
+    folder = shipped_model(contrast)
+    return load_model(RPN, folder), load_model(StrokeFormer, folder)
 
 
 def segment(

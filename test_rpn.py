@@ -49,7 +49,7 @@ def main(settings: Settings) -> None:
     settings.outputs.require_writable()
     check_slices(table, settings.resize_to, loading.num_workers)
 
-    from data.batches.datamodules import stacked_scans
+    from data.batches.sources import stacked_scans
     from models.checkpoints import run_name
     from models.evaluation.proposals import evaluate_rpn
     from report.pages import report_rpn

@@ -51,10 +51,9 @@ def main(settings: Settings) -> None:
         return print_layers(settings)
     cohort, derivative, groups = open_scans(settings)  # first: a wrong path is refused before the heavy libraries load
 
-    from data.batches.datamodules import scan_loader
+    from data.batches.sources import scan_loader
     from models.checkpoints import run_name
-    from models.evaluation.segmentation import evaluate_strokeformer
-    from models.evaluation.tables import save_subgroups
+    from models.evaluation.segmentation import evaluate_strokeformer, save_subgroups
     from report.pages import report_strokeformer
     from utils.provenance import save_run
     from utils.scores.intervals import print_scores

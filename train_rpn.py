@@ -22,7 +22,7 @@ def parse_args(argv: Sequence[str] | None = None) -> Settings:
 
 
 def main(settings: Settings) -> None:
-    from data.batches.slices import admit_slices, read_slice_table, require_one_size
+    from data.batches.slices import admit_slices, grid_of_slices, read_slice_table, require_one_size
     from data.scans.cohort import print_shared_subjects
 
     folders, training, name = settings.data, settings.training, settings.training.run.model_prefix
@@ -34,14 +34,18 @@ def main(settings: Settings) -> None:
     require_one_size(train, val)
     print_shared_subjects(train.subject, val.subject)
 
+    from data.batches.sources import SliceFiles
     from models.training.devices import use_machine
-    from models.training.rpn import train_rpn
+    from models.training.rpn import build_rpn, train_rpn
     from models.training.runs import run_folder
+    from models.training.starts import start_from, start_inputs
 
     use_machine(training.logging, training.loading.num_workers)
+    grid, start = grid_of_slices(train), training.run.init_ckpt_path
+    start_from(build_rpn(training.network, grid.scan_dim[0]), start, grid.spacing_mm)  # one that does not fit
     store = run_folder(training.run, name) / "fingerprints.json"
-    inputs = admit_slices({"train": train, "val": val}, store, training.loading.num_workers)
-    print(f"Best checkpoint: {train_rpn(training, train, val, name, inputs)}")
+    inputs = start_inputs(start) | admit_slices({"train": train, "val": val}, store, training.loading.num_workers)
+    print(f"Best checkpoint: {train_rpn(training, SliceFiles(train), SliceFiles(val), name, inputs)}")
 
 
 if __name__ == "__main__":

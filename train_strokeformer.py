@@ -42,11 +42,13 @@ def main(settings: Settings) -> None:
     from models.regions import rpn_spacing
     from models.segmentation.module import StrokeFormer
     from models.training.devices import use_machine
+    from models.training.starts import start_from
     from models.training.strokeformer import train_strokeformer
 
     use_machine(training.logging, training.loading.num_workers)
-    StrokeFormer(**vars(training.network))  # an argument that does not fit is refused now
     cohort = cohort.with_spacing(training.grid.spacing or rpn_spacing(settings.regions))
+    # An argument or a start that does not fit is refused now.
+    start_from(StrokeFormer(**vars(training.network)), training.run.init_ckpt_path, cohort.grid.spacing_mm)
     cohort = cohort.cached_in(Path(training.run.default_root_dir) / "cache", "--default_root_dir")
     training = replace(training, grid=replace(training.grid, spacing=cohort.grid.spacing_mm))
     regions, inputs = propose(settings, cohort)
@@ -55,12 +57,13 @@ def main(settings: Settings) -> None:
 
 def propose(settings: Settings, cohort) -> tuple:
     """The regions of all scans, None for whole volumes, and the digests of scans, masks and what proposes regions."""
-    from data.batches.datamodules import scan_loader
+    from data.batches.sources import scan_loader
     from data.scans.contrast import common_contrast
     from data.scans.fingerprints import fingerprint
-    from models.checkpoints import paths_of
+    from models.checkpoints import files_of
     from models.regions import collect_regions, region_source
     from models.training.runs import inputs_of, is_trained, run_folder
+    from models.training.starts import start_inputs
     from utils.provenance import require_inputs
 
     training, regions = settings.training, settings.regions
@@ -70,10 +73,11 @@ def propose(settings: Settings, cohort) -> tuple:
     regions_of = region_source(regions, names, roi_size, cohort.grid.spacing_mm, contrast)
     facts = cohort.admit(workers)
     proposer = regions.regions or regions.rpn_ckpt_path
-    files = [Path(path) for path in paths_of(proposer)] if proposer else []
+    files = files_of(proposer) if proposer else []
     digest = fingerprint({"proposer": files}, folder / "fingerprints.json")["proposer"] if files else None
     train, val = cohort.sides
     inputs = inputs_of(train, val, {case.name: facts[case].digest for case in facts}, digest)
+    inputs |= start_inputs(training.run.init_ckpt_path)
     if is_trained(folder):  # a training begun with others is refused before the work
         require_inputs(folder, inputs)
     scans = scan_loader(cohort.cases, cohort.prepare, workers)

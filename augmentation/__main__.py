@@ -9,12 +9,11 @@ import numpy as np
 from augmentation.cohort import index_cohort
 from augmentation.transfer import TransferSettings
 from data.files.volumes import read_header
-from data.scans.brain import with_brains
 from data.scans.checks import require_one_grid
 from data.scans.cohort import cases_in, refuse_augmented
 from data.scans.fingerprints import fingerprint_cases
 from data.scans.grid import Grid
-from data.scans.open import cohort_of
+from data.scans.open import open_cohort
 from data.settings import CohortFolders, augmented_option, workers_option
 from utils import cli
 from utils.errors import UserError
@@ -51,7 +50,7 @@ def main(settings: Settings) -> None:
     if len({case.subject for case in cases}) < 2:
         raise UserError(f"--scans_dir {folders.scans_dir} holds one subject; lesions are moved between two or more")
     grid = Grid(read_header(cases[0].scan).shape)
-    cohort = cohort_of(with_brains(cases, folders.brains_dir), grid=grid)
+    cohort = open_cohort(cases, grid=grid, brains_dir=folders.brains_dir)
     require_one_grid(cohort.cases)
     made = settings.copies * BYTES_PER_VOXEL * int(np.prod(grid.shape))
     require_writable(out_dir, "--out_dir", len(cohort.cases) * (grid.bytes_per_scan + made))

@@ -1,6 +1,6 @@
 """The scans that give and take lesions, and which sick slices are like which healthy ones.
 
-They are alike by brain outline (IoU, most are ruled out by a bound of it), by structure (SSIM), and close in depth.
+They are alike by brain outline (IoU) and by structure (SSIM), and close in depth.
 """
 
 from collections.abc import Callable
@@ -9,6 +9,7 @@ from functools import cached_property, lru_cache, partial
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from numpy.lib.stride_tricks import sliding_window_view
 from scipy import ndimage
 from skimage.metrics import structural_similarity
@@ -24,7 +25,6 @@ from utils.progress import map_in_order
 from utils.settings import option
 from utils.validators import fraction, non_negative_int
 
-CELLS = 12  # along each side of the coarse grid that the brain's voxels are counted on
 LEAST_BRAIN = 0.2  # of the largest slice of its volume: the tips of the brain are no place for most lesions
 CANDIDATES = 32  # sick slices that are looked at for a healthy one: the cost grows with the scans, not their square
 PARTNERS = 3  # after so many the search ends: one of them lends, drawn at random
@@ -72,21 +72,11 @@ class Scan:
 
 
 @dataclass(frozen=True)
-class SliceIndex:
-    """Slices of a cohort, a row each: volume (N,) and z (N,) int, sick (N,) bool, cells (N, CELLS ** 2) int."""
-
-    volume: np.ndarray
-    z: np.ndarray
-    sick: np.ndarray
-    cells: np.ndarray
-
-
-@dataclass(frozen=True)
 class IndexedCohort:
-    """A cohort kept prepared, and which of its slices may lend to which."""
+    """A cohort kept prepared, and its slices (`index_slices`)."""
 
     cohort: Cohort
-    index: SliceIndex
+    index: pd.DataFrame
 
     @property
     def cases(self) -> list[Case]:
@@ -111,40 +101,25 @@ def load_scan(case: Case, grid: Grid, cache_dir: Path) -> Scan:
 def index_cohort(cohort: Cohort, num_workers: int) -> IndexedCohort:
     """Describe the slices of a cohort that is kept prepared."""
     work, n = partial(_index_case, cohort=cohort), len(cohort.cases)
-    index = join(list(map_in_order(work, range(n), num_workers, "Describing slices")))
+    index = pd.concat(map_in_order(work, range(n), num_workers, "Describing slices"), ignore_index=True)
     if not index.sick.any():
         raise UserError("no mask of --masks_dir holds a lesion that could be moved; add scans with lesions")
     return IndexedCohort(cohort, index)
 
 
-def _index_case(number: int, cohort: Cohort) -> SliceIndex:
+def _index_case(number: int, cohort: Cohort) -> pd.DataFrame:
     prepared = cohort.prepare(cohort.cases[number])
     return index_slices(number, prepared.brain, np.asarray(prepared.mask))
 
 
-def index_slices(volume: int, brain: np.ndarray, lesion: np.ndarray) -> SliceIndex:
-    """The slices of masks (D, H, W) bool with at least `LEAST_BRAIN` of the brain of the largest one."""
+def index_slices(number: int, brain: np.ndarray, lesion: np.ndarray) -> pd.DataFrame:
+    """The slices of masks (D, H, W) bool with at least `LEAST_BRAIN` of the brain of the largest one.
+
+    A row each: ``volume``, the number of the scan, ``z``, and ``sick``, whether it has lesion.
+    """
     areas = brain.sum((1, 2))
     z = np.flatnonzero((areas > 0) & (areas >= LEAST_BRAIN * areas.max()))
-    sick = np.asarray(lesion[z].any((1, 2)))
-    return SliceIndex(np.full(len(z), volume), z, sick, count_cells(brain[z]))
-
-
-def join(indices: list[SliceIndex]) -> SliceIndex:
-    return SliceIndex(*(np.concatenate([getattr(i, n) for i in indices]) for n in ("volume", "z", "sick", "cells")))
-
-
-def count_cells(masks: np.ndarray) -> np.ndarray:
-    """Voxels of (N, H, W) bool in each cell of a grid of `CELLS` by `CELLS`, (N, CELLS ** 2) int32."""
-    edges = [np.linspace(0, size, CELLS + 1).astype(int)[:-1] for size in masks.shape[1:]]
-    rows = np.add.reduceat(masks.astype(np.int32), edges[0], axis=1)
-    return np.add.reduceat(rows, edges[1], axis=2).reshape(len(masks), -1)
-
-
-def iou_bound(cells: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """The largest IoU that a mask can have with others of these counts, (CELLS ** 2,) and (N, CELLS ** 2)."""
-    # In each cell the smaller count may overlap wholly.
-    return np.minimum(cells, others).sum(1) / np.maximum(np.maximum(cells, others).sum(1), 1)
+    return pd.DataFrame({"volume": number, "z": z, "sick": lesion[z].any((1, 2))})
 
 
 def iou(mask: np.ndarray, other: np.ndarray) -> float:
@@ -162,31 +137,30 @@ class Pair:
 
 
 def find_pairs(
-    index: SliceIndex,
+    index: pd.DataFrame,
     healthy: int,
     donors: np.ndarray,
     read: Callable[[int], tuple[np.ndarray, np.ndarray]],
     rng: np.random.Generator,
     criteria: Criteria,
 ) -> list[Pair]:
-    """Sick partners of a healthy slice, the likeliest first.
+    """Sick partners of a healthy slice, those whose brains overlap most first.
 
     Args:
         healthy: row of the slice.
         donors: (N,) bool, which rows may be partners.
         read: from a row to its slice (H, W) in [0, 1] and its brain mask (H, W) bool.
     """
-    near = np.abs(index.z - index.z[healthy]) <= criteria.max_depth_difference
+    near = (index.z - index.z[healthy]).abs() <= criteria.max_depth_difference
     looked_at = rng.permutation(np.flatnonzero(index.sick & donors & near))[:CANDIDATES]
-    bounds = iou_bound(index.cells[healthy], index.cells[looked_at])
-    pairs: list[Pair] = []
     image, brain = read(healthy)
-    for sick in looked_at[bounds >= criteria.min_iou][np.argsort(-bounds[bounds >= criteria.min_iou])]:
-        other_image, other_brain = read(sick)
-        if (overlap := iou(brain, other_brain)) >= criteria.min_iou:
-            likeness = structural_similarity(image, other_image, data_range=1.0)
-            if likeness >= criteria.min_ssim:
-                pairs.append(Pair(int(healthy), int(sick), overlap, float(likeness)))
-        if len(pairs) == PARTNERS:
+    others = [read(sick) for sick in looked_at]
+    overlaps = np.array([iou(brain, other_brain) for _, other_brain in others])
+    pairs: list[Pair] = []
+    for i in np.argsort(-overlaps):
+        if len(pairs) == PARTNERS or overlaps[i] < criteria.min_iou:
             break
+        likeness = structural_similarity(image, others[i][0], data_range=1.0)
+        if likeness >= criteria.min_ssim:
+            pairs.append(Pair(int(healthy), int(looked_at[i]), float(overlaps[i]), float(likeness)))
     return pairs

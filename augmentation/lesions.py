@@ -4,11 +4,12 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
+import torch
 from scipy import ndimage
 from skimage.filters import threshold_multiotsu
 
 from augmentation.poisson import box_around
-from data.batches.tissue import surrounding_tissue
+from data.batches.tissue import lesion_width, surrounding_tissue
 from data.files.space import cut
 from utils.regions.region import bounding_box
 
@@ -42,7 +43,8 @@ def cut_lesion(image: np.ndarray, mask: np.ndarray, healthy: np.ndarray) -> Lesi
     ranges = zip(starts, shape, mask.shape, strict=True)
     nearest = np.ix_(*(np.arange(start, start + size).clip(0, n - 1) for start, size, n in ranges))
     patch = np.stack([channel[nearest] for channel in image])
-    tissue = np.stack([surrounding_tissue(channel, lesion, known) for channel in patch])
+    values, healthy_there = torch.from_numpy(patch.astype(np.float32)), torch.from_numpy(known)[None]
+    tissue = surrounding_tissue(values, healthy_there, lesion_width(lesion)).numpy()
     centre = tuple(start + (size - 1) / 2 for start, size in zip(starts, shape, strict=True))
     return Lesion(patch, tissue, lesion, centre)
 

@@ -17,7 +17,7 @@ from utils.plots import DPI, outline, save_figure, show_slice
 from utils.progress import map_in_order
 
 # Raised by hand when the same scans and settings give others: those of an earlier version are made anew.
-TRANSFER_VERSION = 1
+TRANSFER_VERSION = 2
 ROWS = 8  # of the contact sheet
 
 

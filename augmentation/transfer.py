@@ -1,5 +1,6 @@
 """One augmented scan: lesions of other subjects' scans moved into it by Poisson image editing."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -64,24 +65,24 @@ def augment(cohort: IndexedCohort, recipient: int, copy: int, settings: Transfer
     """
     rng = np.random.default_rng([settings.seed, recipient, copy])
     scan, index, subject = cohort.load(recipient), cohort.index, cohort.cases[recipient].subject
-    lenders = [v for v in np.unique(index.volume[index.sick]) if cohort.cases[v].subject != subject]
+    lenders = [v for v in index.volume[index.sick].unique() if cohort.cases[v].subject != subject]
     donors = np.isin(index.volume, rng.permutation(lenders)[:DONORS])
     healthy = rng.permutation(np.flatnonzero((index.volume == recipient) & ~index.sick))
     result = Augmented(scan, scan.image.copy(), scan.lesions.copy(), [])
 
-    def partners(rows: np.ndarray) -> list[Pair]:
+    def partners(rows: np.ndarray) -> Iterator[Pair]:
         """One pair for each healthy slice that has any."""
-        options = [find_pairs(index, row, donors, cohort.slice_of, rng, settings.criteria) for row in rows]
-        return [pairs[rng.integers(len(pairs))] for pairs in options if pairs]
+        for row in rows:
+            if pairs := find_pairs(index, row, donors, cohort.slice_of, rng, settings.criteria):
+                yield pairs[rng.integers(len(pairs))]
 
     if settings.mode == "slice":
         for pair in partners(healthy[: round(SLICES * len(healthy))]):
             _into_slice(cohort, result, pair, rng, settings)
         return result
     allowed = allowed_region(scan.image[0], scan.brain, scan.inner, scan.lesions)
-    for row in healthy[: TRIES * settings.lesions]:
-        for pair in partners(np.array([row])):
-            _into_volume(cohort, result, allowed, pair, rng, settings)
+    for pair in partners(healthy[: TRIES * settings.lesions]):
+        _into_volume(cohort, result, allowed, pair, rng, settings)
         if len(result.origins) == settings.lesions:
             break
     return result

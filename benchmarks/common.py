@@ -3,11 +3,13 @@
 Importing it puts the project on the path, so that ``python benchmarks/NAME.py`` runs from any folder.
 """
 
+import argparse
 import resource
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from datetime import datetime
 from pathlib import Path
 
 import numpy as np
@@ -16,18 +18,20 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
 from data.scans.cohort import Case, pair_cases
+from data.scans.folds import Fold, write_folds
 from data.scans.grid import Grid
 from data.scans.open import Cohort, open_cohort
-from data.scans.prepared import PreparedScan
-from utils.regions.region import Region, expand_region, region_of
-from utils.scores.masks import TWENTY_SIX_CONNECTED, count_overlap, overlap_scores
+from utils.scores.masks import count_overlap, overlap_scores
 
-SPACING_MM = 2
-GRID = Grid((1, 94, 98, 116), spacing_mm=(float(SPACING_MM),) * 3)
-ROI_SIZE = (32, 32, 32)  # 64 mm, as the default of 64 voxels at 1 mm
-SCAN_DIM, ROI = ["--scan_dim", *GRID.scan_dim], ["--roi_size", *ROI_SIZE]
-N_TRAIN, N_VAL = 40, 10
 SHIFT = ["--warp_mm", 5, "--lesion_contrast", 0.8]  # of cohorts unlike those for training
+STAGE_1, STAGE_2 = "RPN", "StrokeFormer"
+
+
+def argument_parser(description: str | None) -> argparse.ArgumentParser:
+    """A parser that takes the folder of the results; its help is the script's docstring."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out_dir", type=lambda path: Path(path).absolute(), required=True)
+    return parser
 
 
 def run(*command) -> None:
@@ -38,20 +42,11 @@ def run(*command) -> None:
 # --- cohorts -------------------------------------------------------------------------------------------
 
 
-def draw(folder: Path, seed: int, n_subjects: int, *more, spacing_mm: Sequence[float] = (SPACING_MM,)) -> list[Case]:
+def draw(folder: Path, seed: int, n_subjects: int, *more, spacing_mm: Sequence[float] = (2,)) -> list[Case]:
     """The cases of a synthetic cohort with `more` arguments of ``data.phantom``; what is drawn already stays."""
     size = ["--n_subjects", n_subjects, "--seed", seed, "--spacing", *spacing_mm]
     run("-m", "data.phantom", "--out_dir", folder, "--num_workers", 2, *size, *more)
     return pair_cases([folder / "Scans"], [folder / "Masks"])
-
-
-def draw_development(out_dir: Path, seed: int) -> None:
-    """The cohorts ``train`` and ``val``: the two parts of one, as links."""
-    cases = draw(out_dir / "development", seed, N_TRAIN + N_VAL)
-    for part, own in (("train", cases[:N_TRAIN]), ("val", cases[N_TRAIN:])):
-        for path in [path for case in own for path in (case.scan, case.mask)]:
-            link(path, out_dir / part / path.parent.name / path.name)
-        link(out_dir / "development/cohort.csv", out_dir / part / "cohort.csv")
 
 
 def link(path: Path, place: Path) -> None:
@@ -60,37 +55,30 @@ def link(path: Path, place: Path) -> None:
         place.symlink_to(path.absolute())
 
 
-def cut(folder: Path) -> Path:
-    """The folder of the 2D slices of a cohort."""
-    if not (folder / "slices/slices.csv").exists():
-        cohort = ["--scans_dir", folder / "Scans", "--masks_dir", folder / "Masks"]
-        run("-m", "data.slices", *cohort, *SCAN_DIM, "--out_dir", folder / "slices")
-    return folder / "slices"
-
-
-def opened(folder: Path, grid: Grid = GRID, brains_dir: list[Path] | None = None) -> Cohort:
+def opened(folder: Path, grid: Grid, brains_dir: list[Path] | None = None) -> Cohort:
     """A cohort whose scans are prepared in its folder ``cache``."""
     cases = pair_cases([folder / "Scans"], [folder / "Masks"])
     return open_cohort(cases, grid=grid, brains_dir=brains_dir).cached_in(folder / "cache", "--out_dir")
 
 
-def training_data(train: Path, val: Path) -> list:
-    """Arguments of a training of slices or of volumes, which lie in ``Scans`` and ``Masks`` of two folders."""
-    parts = {"train": train, "val": val}
-    return [
-        word
-        for part, folder in parts.items()
-        for kind in ("Scans", "Masks")
-        for word in (f"--{part}_{kind.lower()}", folder / kind)
-    ]
+# --- training ------------------------------------------------------------------------------------------
 
 
-def true_regions(scan: PreparedScan, roi_size: tuple[int, int, int] = ROI_SIZE) -> list[Region]:
-    """Regions of the RoI's size about each lesion."""
-    from scipy.ndimage import find_objects, label
+def cross_validate(folder: Path, cohort: Path, fold: Fold, name: str, seed: int, *more) -> None:
+    """Train and test both stages on a fold of a cohort, with `more` arguments of ``cross_validation.py``."""
+    write_folds(folder / "folds.json", [fold])
+    run(
+        *["cross_validation.py", *more, "--num_workers", 0, "--offline", "--seed", seed],
+        *["--folds", folder / "folds.json", "--model_prefix", name, "--rpn_model_prefix", name],
+        *["--scans_dir", cohort / "Scans", "--masks_dir", cohort / "Masks", "--ext", ".nii.gz"],
+        *["--default_root_dir", folder / STAGE_2, "--rpn_default_root_dir", folder / STAGE_1],
+        *["--scores_dir", folder / "scores", "--rpn_scores_dir", folder / "rpn_scores"],
+    )
 
-    places = find_objects(label(scan.mask & scan.brain, TWENTY_SIX_CONNECTED)[0])
-    return [expand_region(region_of(place), roi_size, scan.brain.shape) for place in places]
+
+def checkpoint_of(folder: Path, stage: str, name: str) -> Path:
+    """That of `STAGE_1` or `STAGE_2` after `cross_validate`."""
+    return folder / stage / f"{name}_fold-0/checkpoints/best.ckpt"
 
 
 # --- measures ------------------------------------------------------------------------------------------
@@ -116,6 +104,13 @@ def peak_memory_gib() -> float:
 
 def dice(one: np.ndarray, other: np.ndarray) -> float:
     return float(overlap_scores(*count_overlap(one, other), 0)["dice"])
+
+
+def print_looks(file: Path, *what: str) -> None:
+    """Note a look at the real scans, and print how many there have been."""
+    with file.open("a") as looks:
+        looks.write(f"{','.join([f'{datetime.now():%Y-%m-%d %H:%M}', *what])}\n")
+    print(f"The real scans have been looked at {len(file.read_text().splitlines())} times")
 
 
 def print_markdown(rows: list[dict]) -> None:

@@ -12,19 +12,17 @@ networks are those that have just been trained, so that they find something.
 import argparse
 import copy
 import time
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import count, islice
-from pathlib import Path
+from itertools import product
 
 import numpy as np
 import pytorch_lightning as pl
 import torch
-from common import dice, opened, print_markdown
-from volume import GRID, REPEATS, ROI_SIZE, draw_head, fastest, two_stages
+from common import argument_parser, dice, opened, print_markdown
+from costs import GRID, ROI_SIZE, draw_head, fastest
 
-from data.batches.cutting import cut_cohort
 from data.batches.datamodules import RPNDataModule, SegmentationDataModule
+from data.batches.sources import ScanSlices
 from data.scans.grid import Grid
 from data.scans.open import Cohort
 from data.scans.prepared import PreparedScan
@@ -36,18 +34,11 @@ from models.training.devices import compile_network
 from utils.regions.region import whole_volume
 
 SAME = 1e-3  # the most by which the Dice of two devices may differ
-TRANSFORMS = ["flip", "affine", "contrast"]
 
 
 @dataclass(frozen=True)
 class Size:
-    """What is measured on.
-
-    spacing_mm: of the heads.
-    window, image_size: of the networks.
-    batch_sizes: of both stages.
-    steps: of training that are timed; as many come before, untimed.
-    """
+    """What is measured on: heads, the networks' windows and slices, the batches of both stages, and steps timed."""
 
     grid: Grid
     spacing_mm: int
@@ -74,6 +65,7 @@ class Measure:
     workers: bool = False
 
 
+TRANSFORMS = ["flip", "affine", "contrast", "lesion_contrast"]  # of recipes/atlas.args
 MEASURES = {
     "plain": Measure(),
     "channels last": Measure(channels_last=True),
@@ -86,91 +78,65 @@ MEASURES = {
 # --- training ------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Stage:
-    """What is trained.
-
-    build: its network, untrained.
-    data: from a number of workers to its batches.
-    layout: channels last.
-    """
-
-    build: Callable[[], pl.LightningModule]
-    data: Callable[[int], pl.LightningDataModule]
-    layout: torch.memory_format
-    batch_size: int
-
-
-def stages(size: Size, cohort: Cohort, slices_dir: Path) -> dict[str, Stage]:
-    table, (of_slices, of_windows) = cut_cohort(cohort.cases, size.grid, cohort.prepare, slices_dir), size.batch_sizes
+def build(stage: int, size: Size, cohort: Cohort, workers: int) -> tuple:
+    """A stage's untrained network, and its batches."""
+    loading = Loading(batch_size=size.batch_sizes[stage - 1], num_workers=workers)
+    if stage == 1:
+        scans = ScanSlices(cohort.cases, cohort)
+        model = RPN(image_size=size.image_size, slice_side=min(size.grid.shape[1:]))
+        return model, RPNDataModule(scans, scans, loading, TRANSFORMS)
     regions = {case.name: [whole_volume(size.grid.shape)] for case in cohort.cases}
-
-    def slices(workers: int) -> RPNDataModule:
-        return RPNDataModule(table, table, Loading(batch_size=of_slices, num_workers=workers), ["flip", "contrast"])
-
-    def windows(workers: int) -> SegmentationDataModule:
-        loading, cases = Loading(batch_size=of_windows, num_workers=workers), cohort.cases
-        return SegmentationDataModule(cases, cases, regions, cohort, size.window, loading, TRANSFORMS)
-
-    def build_rpn() -> RPN:
-        return RPN(image_size=size.image_size, slice_side=min(size.grid.shape[1:]))
-
-    def build_segmenter() -> StrokeFormer:
-        return StrokeFormer(roi_size=size.window)
-
-    return {
-        "stage 1": Stage(build_rpn, slices, torch.channels_last, of_slices),
-        "stage 2": Stage(build_segmenter, windows, torch.channels_last_3d, of_windows),
-    }
+    data = SegmentationDataModule(cohort.cases, cohort.cases, regions, cohort, size.window, loading, TRANSFORMS)
+    return StrokeFormer(roi_size=size.window), data
 
 
-def train(stage: Stage, measure: Measure, size: Size, device: torch.device) -> tuple[pl.LightningModule, dict]:
-    """A network after its steps, and what they took."""
+class Clock(pl.Callback):
+    """Times the steps of a training after the first half of them, when the libraries have chosen their kernels."""
+
+    def __init__(self, steps: int) -> None:
+        self.steps, self.samples = steps, 0
+        self.started = self.ended = self.waited = 0.0
+
+    def on_train_batch_start(self, trainer, module, batch, batch_index) -> None:
+        now = time.perf_counter()
+        if trainer.global_step == self.steps:
+            self.started = now
+        elif trainer.global_step > self.steps:
+            self.waited += now - self.ended
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_index) -> None:
+        if module.device.type == "cuda":
+            torch.cuda.synchronize(module.device)  # so that waiting is waiting for data
+        self.ended = time.perf_counter()
+        if trainer.global_step > self.steps:
+            self.samples += len(batch["image"] if isinstance(batch, dict) else batch[0])
+
+
+def train(
+    model: pl.LightningModule, data: pl.LightningDataModule, measure: Measure, steps: int, device: torch.device
+) -> dict[str, str]:
+    """What the steps of a training take."""
     use_precision(measure.precision)
-    torch.manual_seed(0)
-    model = stage.build().to(device).train()
-    model.log_dict = lambda *args, **kwargs: None  # without a trainer there is no log
+    clock = Clock(steps)
     if measure.channels_last:
-        model = model.to(memory_format=stage.layout)
+        model.to(memory_format=torch.channels_last if isinstance(model, RPN) else torch.channels_last_3d)
     if measure.compiled:
         compile_network(model)
-    optimiser = torch.optim.AdamW(model.parameters(), 1e-3)
-    batches = endless(stage.data(size.workers if measure.workers else 0))
+    quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
+    trainer = pl.Trainer(
+        accelerator=device.type, devices=1, max_steps=2 * steps, callbacks=[clock], limit_val_batches=0, **quiet
+    )
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    waited, started = 0.0, 0.0
-    for index in range(2 * size.steps):
-        if index == size.steps:  # by now the libraries have chosen their kernels
-            finish(device)
-            waited, started = 0.0, time.perf_counter()
-        before = time.perf_counter()
-        batch = next(batches)
-        waited += time.perf_counter() - before
-        optimiser.zero_grad(set_to_none=True)
-        model.training_step(pl.utilities.move_data_to_device(batch, device), index).backward()
-        optimiser.step()
-        finish(device)  # so that waiting is waiting for data
-    seconds = time.perf_counter() - started
-    row = {"samples/s": f"{size.steps * stage.batch_size / seconds:.1f}", "waits for data": f"{waited / seconds:.0%}"}
+    trainer.fit(model, data)
+    seconds = clock.ended - clock.started
     memory = torch.cuda.max_memory_allocated(device) / 2**30 if device.type == "cuda" else float("nan")
-    return model, {"precision": precision_on(device), **row, "GiB of the GPU": f"{memory:.2f}"}
-
-
-def endless(data: pl.LightningDataModule) -> Iterator:
-    """Batch after batch, epoch after epoch; full ones alone, so that samples are easily counted."""
-    loader = data.train_dataloader()
-    full = len(loader.sampler) // loader.batch_size
-    if not full:
-        raise SystemExit(f"an epoch has fewer than the {loader.batch_size} samples of a batch; draw more heads")
-    for epoch in count():
-        loader.sampler.set_epoch(epoch)
-        yield from islice(loader, full)
-
-
-def finish(device: torch.device) -> None:
-    """Wait for the GPU to have done what it was asked."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    return {
+        "precision": precision_on(device),
+        "samples/s": f"{clock.samples / seconds:.1f}",
+        "waits for data": f"{clock.waited / seconds:.0%}",
+        "GiB of the GPU": f"{memory:.2f}",
+    }
 
 
 # --- a volume ------------------------------------------------------------------------------------------
@@ -196,43 +162,36 @@ def difference(model: StrokeFormer, scan: PreparedScan, device: torch.device, pr
 # --- all of it -----------------------------------------------------------------------------------------
 
 
-def train_all(
-    stages: dict[str, Stage], measures: dict[str, Measure], size: Size, device: torch.device
-) -> tuple[dict, list]:
-    """The last network of each stage, and a row of each training."""
-    trained, rows = {}, []
-    for name, stage in stages.items():
-        for what, measure in measures.items():
-            trained[name], row = train(stage, measure, size, device)
-            rows.append({"training": name, "measure": what, **row})
-            torch._dynamo.reset()
-    return trained, rows
+def parse_args() -> argparse.Namespace:
+    parser = argument_parser(__doc__)
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--tiny", action="store_true", help="small heads and few steps: whether the program runs")
+    options = parser.parse_args()
+    if options.device != "cpu" and not torch.cuda.is_available():
+        parser.exit(2, "benchmarks/gpu.py: error: there is no GPU here; --device cpu --tiny shows that it runs\n")
+    return options
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out_dir", type=Path, required=True)
-    parser.add_argument("--device", default="cuda")
-    parser.add_argument("--tiny", action="store_true", help="small heads and few steps: whether the program runs")
-    args = parser.parse_args()
-    if args.device != "cpu" and not torch.cuda.is_available():
-        parser.exit(2, "benchmarks/gpu.py: error: there is no GPU here; --device cpu --tiny shows that it runs\n")
-    device, size, out_dir = torch.device(args.device), SIZES[args.tiny], args.out_dir.absolute()
+    options = parse_args()
+    device, size, out_dir, rows, trained = torch.device(options.device), SIZES[options.tiny], options.out_dir, [], {}
     draw_head(out_dir, size.spacing_mm, n_subjects=2)
     cohort = opened(out_dir / "cohort", size.grid, [out_dir / "cohort/TrueBrains"])
     # To compile takes minutes on a CPU.
-    measures = {what: measure for what, measure in MEASURES.items() if not (args.tiny and measure.compiled)}
-    trained, rows = train_all(stages(size, cohort, out_dir / "slices"), measures, size, device)
+    measures = {what: measure for what, measure in MEASURES.items() if not (options.tiny and measure.compiled)}
+    for stage, (what, measure) in product((1, 2), measures.items()):
+        torch.manual_seed(0)
+        model, data = build(stage, size, cohort, size.workers if measure.workers else 0)
+        rows.append({"stage": stage, "measure": what, **train(model, data, measure, size.steps, device)})
+        trained[stage] = model.to(device).eval()
+        torch._dynamo.reset()
     print(torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU")
     print_markdown(rows)
     use_precision("auto")
-    rpn, model = trained["stage 1"].eval(), trained["stage 2"].eval()
-    if not args.tiny:  # its seconds are those of the default grid
-        program = two_stages(rpn, model)
-        seconds = fastest(cohort.cases[0], program, REPEATS["ours"], out_dir / "predicted.nii.gz")
-        print_markdown([{f"{step}, s": f"{s:.2f}" for step, s in seconds.items()}])
+    if not options.tiny:  # its seconds are those of the default grid
+        print_markdown([fastest(cohort.cases[0], trained[1], trained[2], out_dir / "predicted.nii.gz")])
     scan = cohort.prepare(cohort.cases[0])
-    print_markdown([difference(model, scan, device, precision) for precision in ("32-true", "auto")])
+    print_markdown([difference(trained[2], scan, device, precision) for precision in ("32-true", "auto")])
 
 
 if __name__ == "__main__":

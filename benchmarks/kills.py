@@ -7,7 +7,6 @@ and its whole group of processes, as by a terminal. Then it may end. The program
 128 + signal (-9 for KILL), if a process is left, or if a table differs.
 """
 
-import argparse
 import os
 import signal
 import subprocess
@@ -17,7 +16,7 @@ from itertools import count
 from pathlib import Path
 
 import numpy as np
-from common import ROOT, draw
+from common import ROOT, argument_parser, draw
 
 TABLES = ("scores/scores.csv", "scores/per_scan_scores.csv", "rpn_scores/scores.csv", "scores/kills_summary.csv")
 LONGEST_S = 10  # from the beginning of a training to the signal
@@ -57,13 +56,12 @@ def stop(process: subprocess.Popen, folder: Path, number: int, seconds: float, g
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out_dir", type=Path, required=True)
+    parser = argument_parser(__doc__)
     parser.add_argument("--signals", nargs="+", default=["TERM", "INT", "HUP"])
     parser.add_argument("--times", type=int, default=5)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    cohort, calm, killed = (args.out_dir.absolute() / name for name in ("cohort", "undisturbed", "killed"))
+    cohort, calm, killed = (args.out_dir / name for name in ("cohort", "undisturbed", "killed"))
     signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell lets its jobs in the background ignore
     signal.signal(signal.SIGHUP, signal.SIG_DFL)  # which nohup ignores, and so would a training
     draw(cohort, 1, 6, spacing_mm=(8,))

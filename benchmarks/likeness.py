@@ -6,13 +6,12 @@ A real scan is in where it lies within the 2.5 to 97.5 % range of 100 drawn ones
 fitted to single real scans: each run is a look at them, and is counted in ``looks.txt`` of the folder.
 """
 
-import argparse
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from common import ROOT, SPACING_MM, print_markdown
+from common import ROOT, argument_parser, print_looks, print_markdown
 from real import SCANS, true_lesions
 from scipy.ndimage import binary_dilation, binary_erosion, convolve, find_objects
 
@@ -24,7 +23,7 @@ from data.scans.head import head_mask
 from data.settings import PhantomSettings
 from utils.progress import progress
 
-N_DRAWN, RANGE, VARIETY = 100, (0.025, 0.975), 0.5
+N_DRAWN, RANGE, VARIETY, SPACING_MM = 100, (0.025, 0.975), 0.5, 2
 POWERS = np.array([p for p in np.ndindex(4, 4, 4) if sum(p) <= 3])  # of the field's polynomial
 LAPLACIAN = np.outer([1, -2, 1], [1, -2, 1])[None] / 6  # leaves noise alone (Immerkaer, 1996, 10.1006/cviu.1996.0060)
 MASKS = {"t1w": ["Chronic_mask"], "flair": ["msk"], "dwi": ["msk", "Acute_mask"]}  # of what is seen in them
@@ -102,17 +101,13 @@ def compare(modality: str, real: Path, out_dir: Path) -> Iterator[dict]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argument_parser(__doc__)
     parser.add_argument("--real", type=Path, default=ROOT.parent / "shared/real")
-    parser.add_argument("--out_dir", type=Path, required=True)
     args = parser.parse_args()
     args.out_dir.mkdir(parents=True, exist_ok=True)
-    looks = args.out_dir / "looks.txt"
     for modality in SCANS:
         print_markdown(list(compare(modality, args.real, args.out_dir)))
-    with looks.open("a") as file:
-        file.write(f"{pd.Timestamp.now():%Y-%m-%d %H:%M}\n")
-    print(f"The real scans have been looked at {len(looks.read_text().splitlines())} times")
+    print_looks(args.out_dir / "looks.txt")
 
 
 if __name__ == "__main__":

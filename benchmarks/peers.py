@@ -1,283 +1,226 @@
-"""StrokeFormer beside what users would take in its place, at equal cost, on the same synthetic heads.
+"""StrokeFormer beside networks over the whole volume (`whole_volume.py`) that had as much time to learn the same scans.
 
-    python benchmarks/peers.py --out_dir runs/peers [--contestants ours segresnet] [--budget quarter] [--table]
+    python benchmarks/peers.py --out_dir runs/peers [--methods ours meshnet] [--seeds 42] [--minutes 45] [--table]
 
-Heads with skull at 2 mm: 40 for training, 10 for validation, 60 to test on, and 60 shifted ones with stronger warps and
-fainter lesions. Every contestant has the same processor time to train, ``full`` being 90 minutes of two cores. The
-scripts of ours count epochs, so theirs are chosen to stay below it, both stages from the 3D scans on; the table says
-what each took. What is there already is not repeated, so that calls may run beside each other (with
-``OMP_NUM_THREADS=1`` each).
+Synthetic DWI at 2 mm: 60 scans to train on and 12 for validation; to test on 80 like them, 80 shifted ones with
+stronger warps, fainter lesions and worse scanners, and 20 at 1 mm. Half of each have lesions with the shapes of real
+masks, of which each cohort has its own. Peers learn for ``--minutes`` of a core. Ours counts epochs: `epochs_in` gives
+those that take about as long with all that surrounds them, and the table tells what each took. All choose thresholds
+and components on the validation scans by the same code, and ``test_strokeformer.py`` scores all, with the same sliding
+window: overlaps of a quarter, no mirror images.
 
-Contestants: ``segresnet`` (`segresnet.py`); ``ours``; and ours with a part taken away or replaced (`OURS`), which shows
-what that part brings.
+Each method and seed is a job with one thread. What is there already is not made again, so that jobs may run in several
+sittings, and beside each other. Of an interrupted training of ours the last sitting's time alone is told.
 """
 
-import argparse
+import os
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from functools import partial
+from itertools import product
+from multiprocessing import get_context
 from pathlib import Path
+from typing import NamedTuple
 
 import common
+import nibabel as nib
 import numpy as np
 import pandas as pd
-import segresnet
-import torch
-from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
+import whole_volume
+from common import print_markdown
 
-from data.files.names import brain_name
-from data.files.volumes import write_like
-from data.scans.brain import read_brain
-from data.scans.checks import read_mask
-from data.scans.cohort import BRAINS
-from data.scans.prepared import PreparedScan
-from models.checkpoints import load_rpn, load_strokeformer
-from models.pipeline import TwoStage
-from models.regions import rpn_source
-from models.segmentation import module as strokeformer
+import strokeformer
+from data.scans.folds import Fold, cases_of
+from data.scans.grid import Grid
+from models.evaluation.tables import PER_LESION_FILE, PER_SCAN_FILE, read_rows
+from models.training.settings import StrokeFormerTraining
+from models.training.strokeformer import decide
 from utils.compare.__main__ import compare
-from utils.files import atomic_path, read_json, write_csv, write_json
-from utils.progress import progress
-from utils.regions.region import write_regions
-from utils.scores import intervals
-from utils.scores.metrics import scan_scores
+from utils.files import locked, read_json, write_json
+from utils.scores.subgroups import volume_bins
 
-N_TEST = 60
-SEEDS = {"development": 121, "alike": 122, "shifted": 123}
-TESTS = ("alike", "shifted")
-SECONDS = {"full": 10800, "half": 5400, "quarter": 2700, "eighth": 1350}  # of processor time for a training
-EPOCHS = {"full": (48, 960), "half": (24, 480), "quarter": (12, 240), "eighth": (8, 120)}  # of stage 1 and stage 2
-STAGE_1 = ["--dataset_anchors", "auto", "--lr", "1e-3", "--batch_size", 16]
-STAGE_2 = ["--max_lr", "2e-3", "--batch_size", 4, "--ema_decay", 0.99]
-BOTH = ["--transforms", "flip", "affine", "contrast", "lesion_contrast", "--offline", "--num_samples", 0]
-SCORES = [
-    *["dice", "lesion_f1_isles", "dice_with_lesions", "lesion_f1_atlas"],
-    *["lesion_recall_isles", "false_lesions_isles", "hd95"],
-]
-TIMED = 5  # scans of which the seconds a volume are the mean
+OURS, CONTRAST = "ours", "dwi"
+METHODS = (OURS, *whole_volume.PEERS)
+GRID = Grid((1, 73, 112, 112), spacing_mm=(2.0,) * 3)  # that of the recipe
+# Slices of 128 pixels in place of 192 take half of the time; the weights' average makes up for few epochs.
+SETTINGS = ["@recipes/isles_dwi.args", "--spacing", 2, 2, 2, "--rpn_image_size", 128, "--ema_decay", 0.99]
+SCORES = ["lesion_f1_isles26", "lesion_precision_isles26", "lesion_recall_isles26", "dice", "false_lesions_isles26"]
+TIMED = 4  # scans of which the seconds a volume are the mean, behind a first one
 
 
-@dataclass(frozen=True)
-class Ours:
-    """Our pipeline, or what is left of it.
+class Drawn(NamedTuple):
+    """How a cohort is drawn."""
 
-    true_boxes: regions around the lesions in place of proposed ones: what is left when stage 1 errs no more.
-    identity: no transformer in the network of stage 2.
-    """
-
-    true_boxes: bool = False
-    identity: bool = False
+    n_subjects: int
+    seed: int
+    spacing_mm: float = 2
+    shift: tuple = ()
 
 
-OURS = {"ours": Ours(), "true_boxes": Ours(true_boxes=True), "identity": Ours(identity=True)}
-CONTESTANTS = [*OURS, "segresnet"]
-Predict = Callable[[PreparedScan], np.ndarray]  # from a prepared scan to its lesions, (D, H, W) bool on its own grid
+DEVELOPMENT = "development"
+TESTS = {
+    "alike": Drawn(80, 230),
+    "shifted": Drawn(80, 240, 2, (*common.SHIFT, "--variety", 0.8)),
+    "fine": Drawn(20, 250, 1),
+}
+COHORTS = {DEVELOPMENT: Drawn(74, 210), **TESTS}
 
 
 # --- cohorts -------------------------------------------------------------------------------------------
 
 
-def draw_cohorts(out_dir: Path) -> None:
-    common.draw_development(out_dir, SEEDS["development"])
-    common.draw(out_dir / "alike", SEEDS["alike"], N_TEST)
-    common.draw(out_dir / "shifted", SEEDS["shifted"], N_TEST, *common.SHIFT)
-    for part in ("train", "val", *TESTS):
-        find_brains(out_dir / part)
+def draw_cohorts(out_dir: Path, lesion_masks: Path, share: float) -> None:
+    """Draw a share of each cohort, one half with drawn lesions and one with those of masks."""
+    masks = sorted(lesion_masks.glob("*.nii*"))
+    for number, (name, drawn) in enumerate(COHORTS.items()):
+        folder, n_subjects = out_dir / name, max(1, round(drawn.n_subjects * share / 2))
+        for mask in masks[number :: len(COHORTS)]:
+            common.link(mask, folder / "shapes" / mask.name)
+        look = ["--modality", CONTRAST, "--stripped", "--oblique", "--ext", ".nii.gz", *drawn.shift]
+        for i, (half, shapes) in enumerate({"drawn": [], "traced": ["--lesion_masks", folder / "shapes"]}.items()):
+            spacing_mm = (drawn.spacing_mm,)
+            cases = common.draw(folder / half, drawn.seed + i, n_subjects, *look, *shapes, spacing_mm=spacing_mm)
+            for path in [path for case in cases for path in (case.scan, case.mask)]:
+                common.link(path, folder / path.parent.name / path.name.replace("strokecase", half))
 
 
-def find_brains(folder: Path) -> None:
-    """Find the brains of a cohort once for all contestants, and leave them where every script looks for them."""
-    cohort = common.opened(folder)
-    for case in progress(cohort.cases, "Finding brains"):
-        path = folder / BRAINS / brain_name(case.scan)
-        if not path.exists():
-            write_like(path, read_brain(case, cohort.brains).astype(np.uint8), case.scan)
-
-
-def prepared(folder: Path) -> list[PreparedScan]:
-    cohort = common.opened(folder)
-    return [cohort.prepare(case) for case in progress(cohort.cases, "Preparing")]
+def split(subjects: list[str]) -> Fold:
+    """Training, validation and the few that a fold has to test, each with both kinds of lesions."""
+    val, test = subjects[2::6], [subjects[0], subjects[-1]]
+    return Fold([subject for subject in subjects if subject not in {*val, *test}], val, test)
 
 
 # --- training ------------------------------------------------------------------------------------------
 
 
-def train_stage_1(train: Path, val: Path, run_dir: Path, epochs: int, seed: int) -> Path:
-    """The checkpoint of stage 1, trained once for all contestants of ours."""
-    data = common.training_data(common.cut(train), common.cut(val))
-    common.run(
-        *["train_rpn.py", *data, *common.ROI, *STAGE_1, *BOTH],
-        *["--max_epochs", epochs, "--patience", epochs, "--seed", seed],
-        *["--model_prefix", "rpn", "--default_root_dir", run_dir],
-    )
-    return run_dir / "rpn/checkpoints/best.ckpt"
+def epochs_in(minutes: float) -> tuple[int, int]:
+    """Epochs of both stages, of 60 scans: some 2.5 and 0.5 minutes each of a core without bfloat16."""
+    return max(1, round(minutes / 10)), max(1, round(1.2 * minutes))
 
 
-def train_ours(out_dir: Path, run_dir: Path, name: str, budget: str, seed: int) -> None:
-    train, val, (rpn_epochs, epochs) = out_dir / "train", out_dir / "val", EPOCHS[budget]
-    if OURS[name].true_boxes:
-        boxes = {scan.name: common.true_regions(scan) for folder in (train, val) for scan in prepared(folder)}
-        write_regions(run_dir / "true.json", boxes)
-        regions = ["--regions", run_dir / "true.json"]
+def train(out_dir: Path, folder: Path, method: str, seed: int, minutes: float) -> dict[str, float]:
+    """A network, and the time that all of it took."""
+    cohort = common.opened(out_dir / DEVELOPMENT, GRID)
+    fold = split([case.subject for case in cohort.cases])
+    if method == OURS:
+        rpn_epochs, epochs = epochs_in(minutes)
+        length = ["--max_epochs", epochs, "--patience", epochs, "--rpn_max_epochs", rpn_epochs]
+        pictures = ["--num_samples", 0, "--n_predictions", 0]
+        common.cross_validate(folder, out_dir / DEVELOPMENT, fold, OURS, seed, *SETTINGS, *length, *pictures)
     else:
-        regions = ["--rpn_ckpt_path", train_stage_1(train, val, run_dir, rpn_epochs, seed)]
-    train_stage_2(
-        OURS[name],
-        *[*common.training_data(train, val), *common.SCAN_DIM, *common.ROI, *STAGE_2, *BOTH, *regions, "--seed", seed],
-        *["--max_epochs", epochs, "--patience", epochs, "--model_prefix", name, "--default_root_dir", run_dir],
-    )
+        scans = [cohort.prepare(case) for case in cases_of(cohort.cases, fold.train)]
+        model, checkpoint = whole_volume.train(method, scans, 60 * minutes, seed), networks(folder, method)[0]
+        whole_volume.save(checkpoint, model, GRID, CONTRAST)
+        decide(StrokeFormerTraining(), cases_of(cohort.cases, fold.val), None, cohort, folder, checkpoint)
+    return {"minutes to learn": common.processor_seconds() / 60}
 
 
-def train_stage_2(variant: Ours, *command) -> None:
-    """``train_strokeformer.py``, in this process, so that its network can be another one."""
-    import train_strokeformer as script
-
-    if variant.identity:
-        leave_transformers_out()
-    script.main(script.parse_args([str(word) for word in command]))
-
-
-def leave_transformers_out() -> None:
-    """From now on, networks of stage 2 have the identity in the place of every transformer."""
-    build_segmenter = strokeformer.build_segmenter
-
-    def built(*arguments) -> nn.Module:
-        network = build_segmenter(*arguments)
-        for part in [m for m in network.modules() if hasattr(m, "transformer")]:
-            part.transformer = nn.Identity()
-        return network
-
-    strokeformer.build_segmenter = built
-
-
-def train_contestant(out_dir: Path, run_dir: Path, name: str, budget: str, seed: int) -> None:
-    """Train and note the processor time that it took; of stage 1 as well, where it is not trained already."""
-    before = common.processor_seconds()
-    if name in OURS:
-        train_ours(out_dir, run_dir, name, budget, seed)
-    else:
-        network = segresnet.train(prepared(out_dir / "train"), SECONDS[budget], seed)
-        with atomic_path(run_dir / f"{name}.pt") as temporary:
-            torch.save(network.state_dict(), temporary)
-    write_json(run_dir / f"{name}.json", {"seconds": common.processor_seconds() - before})
+def networks(folder: Path, method: str) -> list[Path]:
+    """The checkpoint of the network that segments, and of ours that of stage 1."""
+    if method != OURS:
+        return [folder / "best.ckpt"]
+    return [common.checkpoint_of(folder, stage, OURS) for stage in (common.STAGE_2, common.STAGE_1)]
 
 
 # --- testing -------------------------------------------------------------------------------------------
 
 
-def load_ours(run_dir: Path, name: str) -> tuple[Predict, int]:
-    """How it predicts, and its number of parameters."""
-    variant = OURS[name]
-    if variant.identity:
-        leave_transformers_out()
-    model = load_strokeformer(run_dir / name / "checkpoints/best.ckpt")
-    rpn = None if variant.true_boxes else load_rpn(run_dir / "rpn/checkpoints/best.ckpt")
-    regions_of = rpn_source(rpn, common.ROI_SIZE) if rpn else common.true_regions
-    pipeline = TwoStage(model, regions_of)
-    return lambda scan: pipeline.predict(scan).lesions, size_of(model) + (size_of(rpn) if rpn else 0)
+def test(out_dir: Path, folder: Path, method: str, cohort: str) -> dict[str, float]:
+    """Score a test cohort; what a scan costs from file to file."""
+    import test_strokeformer as script
+
+    data, (network, *proposer) = out_dir / cohort, networks(folder, method)
+    model, rpn = strokeformer.load_strokeformer(network), strokeformer.load_rpn(proposer) if proposer else None
+    seconds = []
+    for scan in sorted((data / "Scans").iterdir())[: 1 + TIMED]:
+        started = time.process_time()
+        nib.save(strokeformer.segment(scan, rpn, model), folder / "timed.nii.gz")
+        seconds.append(time.process_time() - started)
+    parameters = sum(p.numel() for part in (model, rpn) if part for p in part.parameters())
+    memory = common.peak_memory_gib()
+    words = ["--scans", data / "Scans", "--masks", data / "Masks", "--ckpt_path", network, "--n_predictions", 0]
+    words += ["--rpn_ckpt_path", *proposer] if proposer else []
+    words += ["--model_name", folder.name, "--scores_dir", scores_dir(folder.parent, cohort)]
+    script.main(script.parse_args([str(word) for word in words]))
+    return {"seconds a volume": float(np.mean(seconds[1:])), "GiB": memory, "million parameters": parameters / 1e6}
 
 
-def load_peer(run_dir: Path) -> tuple[Predict, int]:
-    """As `load_ours`."""
-    network = segresnet.build()
-    network.load_state_dict(torch.load(run_dir / "segresnet.pt", weights_only=True))
-    network.eval()
-    return lambda scan: scan.to_own_grid(segresnet.segment(network, scan)).argmax(0) > 0, size_of(network)
-
-
-def size_of(model: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in model.parameters())
-
-
-def test_contestant(out_dir: Path, run_dir: Path, name: str) -> None:
-    """Scores per scan of both test cohorts; seconds and memory of the first scans."""
-    predict, parameters = load_ours(run_dir, name) if name in OURS else load_peer(run_dir)
-    for test in TESTS:
-        rows, seconds, scans = [], [], prepared(out_dir / test)
-        for case, scan in zip(common.opened(out_dir / test).cases, progress(scans, f"Testing {name}"), strict=True):
-            started = time.perf_counter()
-            lesions = predict(scan)
-            seconds.append(time.perf_counter() - started)
-            scores = scan_scores(lesions, read_mask(case), (float(common.SPACING_MM),) * 3)
-            rows.append({"model_name": name, "scan": case.name, **scores})
-        write_csv(run_dir / f"{name}_{test}.csv", pd.DataFrame(rows))
-    with FlopCounterMode(display=False) as counter:
-        predict(scans[0])
-    cost = {
-        "parameters": parameters,
-        "gflop": counter.get_total_flops() / 1e9,
-        "seconds_a_volume": float(np.mean(seconds[1 : 1 + TIMED])),
-        "peak_memory_gib": common.peak_memory_gib(),
-    }
-    write_json(run_dir / f"{name}.json", {**read_json(run_dir / f"{name}.json"), **cost})
+def scores_dir(run_dir: Path, cohort: str) -> Path:
+    return run_dir / "scores" / cohort
 
 
 # --- tables --------------------------------------------------------------------------------------------
 
 
-def print_tables(out_dir: Path, run_dir: Path) -> None:
-    for test in TESTS:
-        voxels = pd.read_csv(out_dir / test / "cohort.csv").set_index("scan").lesion_voxels
-        paths = sorted(run_dir.glob(f"*_{test}.csv"))
-        tables = {path.name.removesuffix(f"_{test}.csv"): read_scores(path, voxels) for path in paths}
-        rows = [row_of(name, table, tables.get("ours"), run_dir) for name, table in tables.items()]
-        print(f"\n{test}, {N_TEST} scans; [95 % bootstrap interval]; ours minus the other [paired], p by Wilcoxon")
-        common.print_markdown(rows)
+def print_tables(run_dir: Path) -> None:
+    for cohort in TESTS:
+        if names := sorted(path.parent.name for path in run_dir.glob(f"*_seed-*/{cohort}.json")):
+            table = pd.DataFrame({name: column_of(run_dir, cohort, name) for name in names})
+            print_markdown(table.map("{:.2f}".format).rename_axis(cohort).reset_index().to_dict("records"))
+            print_markdown(list(differences(run_dir, cohort, names)))
 
 
-def read_scores(path: Path, voxels: pd.Series) -> pd.DataFrame:
-    """Scores with one more: the Dice of scans with lesions. Among all, a scan without any has 0 or 1."""
-    table = pd.read_csv(path)
-    return table.assign(dice_with_lesions=table.dice.where(table.scan.map(voxels) > 0))
+def column_of(run_dir: Path, cohort: str, name: str) -> dict[str, float]:
+    """A network's mean scores, share of the lesions that it found by their volume, and cost."""
+    folder = scores_dir(run_dir, cohort)
+    scans, lesions = (read_rows(folder / file, [name]) for file in (PER_SCAN_FILE, PER_LESION_FILE))
+    true = lesions[lesions.kind == "lesion"]
+    found = true.found.astype(float).groupby(volume_bins(true.volume_cm3), observed=False).mean()
+    cost = [read_json(run_dir / name / file) for file in (f"{cohort}.json", "training.json")]
+    return {**scans[SCORES].mean(), **{f"found, {size}": share for size, share in found.items()}, **cost[0], **cost[1]}
 
 
-def row_of(name: str, table: pd.DataFrame, ours: pd.DataFrame | None, run_dir: Path) -> dict:
-    cost, means = read_json(run_dir / f"{name}.json"), intervals.means(table[SCORES], seed=0)
-    row = {"contestant": name, **{s: f"{e.mean:.3f} [{e.low:.3f}, {e.high:.3f}]" for s, e in means.items()}}
-    if ours is not None and name != "ours":
-        pair = (t.set_index("scan").loc[table.scan, SCORES[:2]] for t in (table, ours))
-        for change in compare(*pair, seed=0).itertuples():
-            row[f"{change.score}, ours better by"] = (
-                f"{change.difference:+.3f} [{change.low:+.3f}, {change.high:+.3f}], p {change.p:.2g}"
-            )
-    return {
-        **row,
-        "s a volume": f"{cost['seconds_a_volume']:.2f}",
-        "GiB": f"{cost['peak_memory_gib']:.2f}",
-        "GFLOP a volume": f"{cost['gflop']:.0f}",
-        "M parameters": f"{cost['parameters'] / 1e6:.2f}",
-        "CPU min of training": f"{cost['seconds'] / 60:.0f}",
-    }
+def differences(run_dir: Path, cohort: str, names: list[str]) -> Iterator[dict]:
+    """For each score ours against the peer that is best in it, scan by scan, means over the seeds."""
+    scans = read_rows(scores_dir(run_dir, cohort) / PER_SCAN_FILE, names)
+    scans["method"] = scans.model_name.str.partition("_")[0]
+    means = {method: rows.groupby("scan")[SCORES].mean() for method, rows in scans.groupby("method")}
+    ours = means.pop(OURS, None)
+    for score in SCORES if means and ours is not None else ():
+        best = min if score.startswith("false") else max
+        peer = best(means, key=lambda method: means[method][score].mean())
+        (change,) = compare(means[peer][[score]], ours[[score]], seed=0).itertuples()
+        interval = f"{change.difference:+.3f} [{change.low:+.3f}, {change.high:+.3f}]"
+        yield {cohort: score, "best peer": peer, "ours less the peer's": interval, "p": f"{change.p:.2g}"}
 
 
-def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out_dir", type=Path, required=True)
-    parser.add_argument("--contestants", nargs="+", choices=CONTESTANTS, default=CONTESTANTS)
-    parser.add_argument("--budget", choices=EPOCHS, default="full")
-    parser.add_argument("--seed", type=int, default=42)
-    parser.add_argument("--table", action="store_true", help="only print what is there")
-    parser.add_argument("--part", choices=["train", "test"], default=None, help=argparse.SUPPRESS)
-    return parser.parse_args()
+# --- jobs ----------------------------------------------------------------------------------------------
+
+
+def do(out_dir: Path, minutes: float, seed: int, method: str) -> None:
+    """Train and test a network, unless it is done already."""
+    folder = run_dir_of(out_dir, minutes) / f"{method}_seed-{seed}"
+    steps = {"training": partial(train, out_dir, folder, method, seed, minutes)}
+    for step, work in (steps | {cohort: partial(test, out_dir, folder, method, cohort) for cohort in TESTS}).items():
+        if not (folder / f"{step}.json").exists():
+            with ProcessPoolExecutor(1, get_context("spawn")) as own:  # whose time and memory are the network's alone
+                write_json(folder / f"{step}.json", own.submit(work).result())
+
+
+def run_dir_of(out_dir: Path, minutes: float) -> Path:
+    return out_dir / f"{minutes:g}_minutes"
 
 
 def main() -> None:
-    args = parse_args()
-    out_dir, budget, seed = args.out_dir.absolute(), args.budget, args.seed
-    run_dir = out_dir / f"{budget}_seed-{seed}"
-    if args.part == "train":  # a process of its own, whose time and memory are the contestant's
-        return train_contestant(out_dir, run_dir, *args.contestants, budget, seed)
-    if args.part == "test":
-        return test_contestant(out_dir, run_dir, *args.contestants)
-    if not args.table:
-        draw_cohorts(out_dir)
-        for name in args.contestants:
-            same = ["--out_dir", out_dir, "--contestants", name, "--budget", budget, "--seed", seed]
-            for part, result in (("train", f"{name}.json"), ("test", f"{name}_shifted.csv")):
-                if not (run_dir / result).exists():
-                    common.run(__file__, *same, "--part", part)
-    print_tables(out_dir, run_dir)
+    parser = common.argument_parser(__doc__)
+    parser.add_argument("--lesion_masks", type=Path, default=common.ROOT.parent / "shared/lesions/masks")
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[42, 43])
+    parser.add_argument("--minutes", type=float, default=180, help="of a core, to learn in")
+    parser.add_argument("--jobs", type=int, default=2, help="networks at a time")
+    parser.add_argument("--share", type=float, default=1, help="of each cohort, for trials")
+    parser.add_argument("--table", action="store_true", help="only print what is there")
+    options = parser.parse_args()
+    out_dir, minutes = options.out_dir, options.minutes
+    if not options.table:
+        os.environ["OMP_NUM_THREADS"] = "1"
+        with locked(out_dir / "cohorts"):
+            draw_cohorts(out_dir, options.lesion_masks, options.share)
+        with ThreadPoolExecutor(options.jobs) as pool:
+            jobs = product(options.seeds, options.methods)
+            list(pool.map(lambda job: do(out_dir, minutes, *job), jobs))
+    print_tables(run_dir_of(out_dir, minutes))
 
 
 if __name__ == "__main__":

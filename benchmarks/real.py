@@ -1,25 +1,25 @@
 """What networks trained on synthetic scans alone make of real ones.
 
-    python benchmarks/real.py --real ../shared/real --out_dir runs/real --contrast dwi
+    python benchmarks/real.py --real ../shared/real --out_dir runs/real --contrast dwi [--shipped]
 
 Trains both stages on two synthetic cohorts of different seeds, by the recipe of the contrast, tests each on synthetic
 scans that it never saw, and then on every real scan of the contrast, healthy ones too. Nothing may be chosen by these:
-each look at them is a line in ``looks.csv`` of the folder. What is there already is not repeated.
+each look at them is a line in ``looks.csv`` of the folder. What is there already is not repeated. With ``--shipped``
+nothing is trained: the model in ``pretrained/`` looks.
 """
 
-import argparse
 import os
 from concurrent.futures import ThreadPoolExecutor
-from datetime import datetime
 from pathlib import Path
 
+import common
 import numpy as np
 import pandas as pd
-from common import ROOT, draw, link, print_markdown, run
+from common import ROOT, print_markdown
 
 from data.files.space import Space, resample
 from data.files.volumes import read_volume, volume_image
-from data.scans.folds import Fold, write_folds
+from data.scans.folds import Fold
 
 N_TRAIN, N_VAL, N_TEST, SEEDS = 60, 16, 24, (61, 62)
 # The grid of recipes/isles_*.args, and epochs in place of a GPU's hours.
@@ -36,17 +36,22 @@ def train(folder: Path, contrast: str, seed: int, more: list[str]) -> None:
     if (folder / "scores/synthetic_summary.csv").exists():
         return
     look = ["--modality", contrast, "--stripped", "--oblique", "--ext", ".nii.gz"]
-    cases = draw(folder / "cohort", seed, N_TRAIN + N_VAL + N_TEST, *look, spacing_mm=SPACINGS_MM[contrast])
+    cases = common.draw(folder / "cohort", seed, N_TRAIN + N_VAL + N_TEST, *look, spacing_mm=SPACINGS_MM[contrast])
     parts = np.split(np.array([case.subject for case in cases]), [N_TRAIN, N_TRAIN + N_VAL])
-    write_folds(folder / "folds.json", [Fold(*(part.tolist() for part in parts))])
-    run(
-        *["cross_validation.py", f"@recipes/{RECIPES[contrast]}.args", *SETTINGS, "--num_workers", 0, *more],
-        *["--scans_dir", folder / "cohort/Scans", "--masks_dir", folder / "cohort/Masks", "--ext", ".nii.gz"],
-        *["--folds", folder / "folds.json", "--offline", "--seed", seed],
-        *["--model_prefix", "synthetic", "--default_root_dir", folder / "StrokeFormer"],
-        *["--rpn_model_prefix", "synthetic", "--rpn_default_root_dir", folder / "RPN"],
-        *["--scores_dir", folder / "scores", "--rpn_scores_dir", folder / "rpn_scores"],
-    )
+    fold, recipe = Fold(*(part.tolist() for part in parts)), f"@recipes/{RECIPES[contrast]}.args"
+    common.cross_validate(folder, folder / "cohort", fold, "synthetic", seed, recipe, *SETTINGS, *more)
+
+
+def train_all(folder: Path, contrast: str, more: list[str]) -> dict[Path, list[Path]]:
+    """`train` of each seed; the checkpoints of both stages by the folder of the seed."""
+    folders = {seed: folder / f"seed-{seed}" for seed in SEEDS}
+    os.environ["OMP_NUM_THREADS"] = "1"  # the trainings share the cores
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(lambda seed: train(folders[seed], contrast, seed, more), SEEDS))
+    summaries = pd.concat(pd.read_csv(own / "scores/synthetic_summary.csv") for own in folders.values())
+    print_markdown(summaries.to_dict("records"))
+    stages = common.STAGE_1, common.STAGE_2
+    return {own: [common.checkpoint_of(own, stage, "synthetic") for stage in stages] for own in folders.values()}
 
 
 def gather(real: Path, contrast: str, out_dir: Path) -> None:
@@ -55,7 +60,7 @@ def gather(real: Path, contrast: str, out_dir: Path) -> None:
         subject, volume = path.name.split("_")[0], read_volume(path)
         own = Space(volume.array.shape[1:], volume.affine)
         lesions = true_lesions(path, real, MASKS[contrast], own)
-        link(path, out_dir / f"Scans/{subject}_{contrast}.nii.gz")
+        common.link(path, out_dir / f"Scans/{subject}_{contrast}.nii.gz")
         (out_dir / "Masks").mkdir(exist_ok=True)
         volume_image(lesions[None].astype(np.uint8), own.affine).to_filename(out_dir / f"Masks/{subject}_mask.nii.gz")
 
@@ -69,15 +74,14 @@ def true_lesions(scan: Path, real: Path, names: list[str], space: Space) -> np.n
     return lesions[0]
 
 
-def test(folder: Path, cohort: Path, contrast: str) -> None:
-    """Test both stages on the real scans, and note that they were looked at."""
-    rpn, network = (folder / f"{stage}/synthetic_fold-0/checkpoints/best.ckpt" for stage in ("RPN", "StrokeFormer"))
-    run(
+def test(networks: list[Path], folder: Path, cohort: Path, contrast: str) -> None:
+    """Test the networks of both stages on the real scans, and note that they were looked at."""
+    rpn, network = networks
+    common.run(
         *["test_strokeformer.py", "--scans", cohort / "Scans", "--masks", cohort / "Masks", "--ckpt_path", network],
         *["--rpn_ckpt_path", rpn, "--scores_dir", folder / "real", "--model_name", "real", "--contrast", contrast],
     )
-    with (folder.parent.parent / "looks.csv").open("a") as file:
-        file.write(f"{datetime.now():%Y-%m-%d %H:%M},{contrast},{folder.name}\n")
+    common.print_looks(folder.parent.parent / "looks.csv", contrast, folder.name)
 
 
 def rows_of(folder: Path) -> list[dict]:
@@ -95,31 +99,27 @@ def rows_of(folder: Path) -> list[dict]:
         scores_of = {name: round(own[name], 3) if len(true) else "" for name in ("dice", "lesion_f1_isles26")}
         false_cm3 = round(false.volume_cm3.sum(), 2)
         counts = {f"found {size}": f"{hits.sum()} of {len(hits)}" for size, hits in found.items()}
-        rows.append({"seed": folder.name, "scan": scan, **scores_of, **counts, "false cm3": false_cm3, "at": place})
+        rows.append({"networks": folder.name, "scan": scan, **scores_of, **counts, "false cm3": false_cm3, "at": place})
     return rows
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = common.argument_parser(__doc__)
     parser.add_argument("--real", type=Path, default=ROOT.parent / "shared/real")
-    parser.add_argument("--out_dir", type=Path, required=True)
     parser.add_argument("--contrast", choices=SCANS, default="dwi")
+    parser.add_argument("--shipped", action="store_true", help="look with the model in pretrained/, train none")
     parser.add_argument("more", nargs="*", help="after --, arguments of cross_validation.py")
     args = parser.parse_args()
-    folder = args.out_dir.absolute() / args.contrast
-    folders = {seed: folder / f"seed-{seed}" for seed in SEEDS}
-    os.environ["OMP_NUM_THREADS"] = "1"  # the trainings share the cores
-    with ThreadPoolExecutor() as pool:
-        list(pool.map(lambda seed: train(folders[seed], args.contrast, seed, args.more), SEEDS))
+    folder = args.out_dir / args.contrast
+    if args.shipped:
+        networks = {folder / "shipped": [ROOT / "pretrained" / args.contrast] * 2}
+    else:
+        networks = train_all(folder, args.contrast, args.more)
     gather(args.real.absolute(), args.contrast, folder / "real")
-    for own in folders.values():
-        test(own, folder / "real", args.contrast)
-    print_markdown(
-        pd.concat(pd.read_csv(own / "scores/synthetic_summary.csv") for own in folders.values()).to_dict("records")
-    )
-    print_markdown([row for own in folders.values() for row in rows_of(own)])
-    looks = (args.out_dir / "looks.csv").read_text().splitlines()
-    print(f"The real scans have been looked at {len(looks)} times; pictures: {folder}/seed-*/real/real/predictions")
+    for own, of_stages in networks.items():
+        test(of_stages, own, folder / "real", args.contrast)
+    print_markdown([row for own in networks for row in rows_of(own)])
+    print(f"Pictures: {folder}/*/real/real/predictions")
 
 
 if __name__ == "__main__":

@@ -152,11 +152,6 @@ class PhantomSettings:
         (1.0, 1.0, 1.0),
         nargs="+",
     )
-    mask_spacing: tuple[float, float, float] | None = option(
-        positive_float,
-        "voxel size of the masks in mm, as --spacing, where they have a grid of their own; .nii and .nii.gz only",
-        nargs="+",
-    )
     oblique: bool = option(None, "tilt the slices against the scanner, as in ISLES 2022; not with .npy", False)
     centres: int | None = option(
         positive_int,

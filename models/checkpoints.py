@@ -1,4 +1,5 @@
-"""Checkpoints: marked with the model they hold, loaded without running any code they might carry."""
+"""Checkpoints: marked with the model they hold, loaded without running any code they might carry. A model folder of
+``models.export`` is one of both stages."""
 
 import io
 from collections.abc import Sequence
@@ -15,6 +16,7 @@ from data.scans.grid import ORIENTATION, Grid, size_text
 from data.settings import SCAN_DIM
 from models.device import device
 from models.ensembles import SHARED, Member, RPNEnsemble, StrokeFormerEnsemble
+from models.export.exported import NETWORKS, is_model
 from models.rpn.module import RPN
 from models.rpn.settings import RegionSettings
 from models.segmentation.module import StrokeFormer
@@ -58,13 +60,14 @@ def load_model(kind: type[Member], path: Path | str) -> Member:
 
     A `UserError` says that there is no such file, no checkpoint, or the checkpoint of another model.
     """
-    checkpoint = read_checkpoint(path)
+    checkpoint = read_checkpoint(path, kind.__name__)
     held = checkpoint.get("model")
     if held != kind.__name__:
         raise UserError(f"{path} is a checkpoint of {held or 'another program'}, not of {kind.__name__}")
     try:
         model = kind(**checkpoint["hyper_parameters"])
-        model.load_state_dict(checkpoint["state_dict"])
+        frozen = {name: weight for name, weight in model.named_parameters() if not weight.requires_grad}
+        model.load_state_dict({**frozen, **checkpoint["state_dict"]})  # what is not used is not exported
     except (KeyError, TypeError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"checkpoint {path} does not fit this version of {held} ({reason}); train it anew") from None
@@ -82,11 +85,16 @@ def grid_of(checkpoint: dict, path: Path | str) -> Grid | None:
     return Grid(**{name: held[name] and tuple(held[name]) for name in Grid.__dataclass_fields__})
 
 
-def read_checkpoint(path: Path | str) -> dict:
+def read_checkpoint(path: Path | str, kind: str | None = None) -> dict:
+    """What a checkpoint holds; of a model folder that of the class `kind`."""
     path = expanded(path)
+    if kind and is_model(path):
+        from models.export.weights import exported_checkpoint  # here: onnx is needed for nothing else
+
+        return exported_checkpoint(path, kind)
     try:
         if not path.is_file():
-            raise UserError(f"checkpoint {path} does not exist; give the path of a .ckpt file")
+            raise UserError(f"checkpoint {path} does not exist; give the path of a .ckpt file or of an exported model")
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except UserError:
         raise
@@ -167,6 +175,12 @@ def _same(one: object, other: object) -> bool:
 def paths_of(path: Paths) -> list[Path | str]:
     """One checkpoint or several as a list."""
     return [path] if isinstance(path, Path | str) else list(path)
+
+
+def files_of(path: Paths) -> list[Path]:
+    """The files of checkpoints, in place of a model folder those of its networks."""
+    paths = map(expanded, paths_of(path))
+    return [file for each in paths for file in ([each / name for name in NETWORKS] if is_model(each) else [each])]
 
 
 def store_hyperparameters(path: Path, **values) -> None:

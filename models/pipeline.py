@@ -7,10 +7,12 @@ from functools import cached_property
 from typing import Protocol
 
 import numpy as np
+from matplotlib.figure import Figure
 
 from data.files.space import resample, resample_nearest
 from data.scans.prepared import PreparedScan
 from models.segmentation.settings import SlidingWindow
+from utils.plots import plot_volume_prediction
 from utils.regions.region import Region, evidence_map
 from utils.scores.masks import Decision, lesion_probability
 
@@ -68,6 +70,13 @@ class Prediction:
     def lesions(self) -> np.ndarray:
         """(D, H, W) bool on the scan's own grid."""
         return self.classes > 0
+
+    def picture(self) -> Figure:
+        """Slices of the scan with lesions and regions."""
+        scan = self.scan
+        return plot_volume_prediction(
+            scan.scan[0].astype(np.float32), scan.mask, self.lesions_on_grid, self.regions or [], scan.name
+        )
 
     @property
     def lesions_on_grid(self) -> np.ndarray:

@@ -96,7 +96,7 @@ def rpn_spacing(settings: RegionSettings) -> tuple[float, float, float] | None:
     if not settings.rpn_ckpt_path:
         return None
     path = paths_of(settings.rpn_ckpt_path)[0]
-    grid = grid_of(read_checkpoint(path), path)
+    grid = grid_of(read_checkpoint(path, RPN.__name__), path)
     return grid.spacing_mm if grid else None
 
 

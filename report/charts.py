@@ -9,13 +9,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullFormatter
 
 from data.files.listing import counted
-from data.files.names import subject_of
 from utils.plots import PREDICTION, TARGET
 from utils.scores.subgroups import recall_by_volume
 
 COLOUR = "#0072B2"
 POINTS: dict[str, Any] = {"color": COLOUR, "alpha": 0.75, "linestyle": "", "marker": "o", "markersize": 5}
-NAMED = 3  # scans whose names stand in a chart
 LIMITS_SD = 1.96  # of a normal distribution, 95 % lie within so many standard deviations
 
 
@@ -36,12 +34,11 @@ def plot_scores(scores: pd.DataFrame) -> Figure:
 
 
 def plot_dice_by_volume(scans: pd.DataFrame) -> Figure:
-    """The Dice over the volume of the lesions; `scans` has the columns ``scan``, ``dice`` and ``true_cm3``, above 0."""
+    """The Dice over the volume of the lesions; `scans` has the columns ``dice`` and ``true_cm3``, above 0."""
     figure, axes = _axes()
     axes.plot(scans.true_cm3, scans.dice, **POINTS)
     axes.set(xscale="log", xlabel="volume of the lesions of a scan, cm³", ylabel="Dice", ylim=(-0.03, 1.03))
     _plain_numbers(axes)
-    _name_points(axes, scans.nsmallest(NAMED, "dice"), "true_cm3", "dice")
     return figure
 
 
@@ -63,7 +60,7 @@ def plot_recall_by_volume(lesions: pd.DataFrame, seed: int) -> Figure:
 def plot_bland_altman(scans: pd.DataFrame) -> Figure:
     """Predicted minus true volume over their mean (Bland and Altman, 1986, 10.1016/S0140-6736(86)90837-8).
 
-    `scans` has the columns ``scan``, ``predicted_cm3`` and ``true_cm3``.
+    `scans` has the columns ``predicted_cm3`` and ``true_cm3``.
     """
     figure, axes = _axes()
     both = scans.assign(mean=(scans.predicted_cm3 + scans.true_cm3) / 2, change=scans.predicted_cm3 - scans.true_cm3)
@@ -78,7 +75,6 @@ def plot_bland_altman(scans: pd.DataFrame) -> Figure:
     axes.set_xlim(left=0)
     _plain_numbers(axes)
     axes.set(xlabel="mean of predicted and true volume of a scan, cm³", ylabel="predicted minus true, cm³")
-    _name_points(axes, both.loc[both.change.abs().nlargest(NAMED).index], "mean", "change")
     figure.legend(frameon=False, fontsize=9, loc="outside upper left")
     return figure
 
@@ -106,16 +102,3 @@ def _plain_numbers(axes: Axes) -> None:
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.xaxis.set_major_formatter("{x:g}")
     axes.xaxis.get_major_locator().set_params(subs=(1, 2, 5))  # type: ignore[call-arg]  # of a logarithmic one
-
-
-def _name_points(axes: Axes, scans: pd.DataFrame, x: str, y: str) -> None:
-    """Write subjects beside their points, on the side where there is room, none over another."""
-    middle = axes.transAxes.transform((0.5, 0.5))
-    for i, (name, *at) in enumerate(zip(scans.scan, scans[x], scans[y], strict=True)):
-        place = at[0], at[1]
-        right, above = axes.transData.transform(place) > middle
-        align, aside = ("right", -6) if right else ("left", 6)
-        text = axes.annotate(
-            subject_of(name), place, (aside, (-9 if above else 9) * (i + 0.5)), textcoords="offset points", fontsize=8
-        )
-        text.set(ha=align, va="center", color="0.35")

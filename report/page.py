@@ -60,9 +60,9 @@ def picture(source: Figure | Path, label: str, small: bool = False) -> Markup:
     return Markup(f'<figure{size}><img alt="{escape(label)}" src="data:image/png;base64,{code}"></figure>')
 
 
-def table(frame: pd.DataFrame, digits: int = 3) -> Markup:
+def table(frame: pd.DataFrame) -> Markup:
     """A table; undefined numbers are empty cells."""
-    html = frame.to_html(index=False, na_rep="", float_format=f"{{:.{digits}f}}".format, border=0, classes="scores")
+    html = frame.to_html(index=False, na_rep="", float_format="{:.3f}".format, border=0, classes="scores")
     return Markup(f'<div class="wide">{html}</div>')
 
 

@@ -9,8 +9,8 @@ from markupsafe import Markup
 from data.files.names import result_name
 from data.scans.cohort import Case
 from models.cross_validation.state import CrossValidation
+from models.evaluation.segmentation import PER_GROUP_FILE, PER_LESION_FILE, VOLUMES_FILE, read_rows, read_scans
 from models.evaluation.settings import Outputs, RPNOutputs
-from models.evaluation.tables import PER_GROUP_FILE, PER_LESION_FILE, VOLUMES_FILE, read_rows, read_scans
 from models.training.runs import folder_of
 from report.charts import plot_bland_altman, plot_dice_by_volume, plot_recall_by_volume, plot_scores, plot_volumes
 from report.page import Section, chart, listing, picture, table, write_page

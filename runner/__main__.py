@@ -1,7 +1,6 @@
-"""Segment 3D scans with an exported model: onnxruntime, NumPy, SciPy and nibabel are all that it needs."""
+"""Segment 3D scans with a model that comes with this program, or with another exported one; no PyTorch is needed."""
 
 import csv
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,24 +12,26 @@ from utils.files import atomic_path, require_writable, write_json
 from utils.settings import option
 from utils.validators import non_negative_int, pathname
 
-PACKAGES = ("onnxruntime", "numpy", "scipy", "nibabel")
+PACKAGES = ("onnxruntime", "numpy", "scipy", "nibabel", "matplotlib")
 
 
 @dataclass(frozen=True)
 class Settings:
     """Model and scans."""
 
-    model: str = option(pathname, "folder that python -m models.export wrote", required=True)
+    model: str | None = option(
+        pathname,
+        "folder that python -m models.export wrote; by default the one in pretrained/ of the contrast of the scans",
+    )
     scans: tuple[str, ...] = option(
         pathname, "scans or folders of scans (.npy, .nii, .nii.gz)", required=True, nargs="+"
     )
-    out_dir: str = option(pathname, "folder of predictions/, regions.json and volumes.csv", required=True)
+    out_dir: str = option(pathname, "folder of the results", required=True)
     brains_dir: tuple[str, ...] | None = brains_option()
     scan_dim: tuple[int, int, int, int] | None = shape_option("; by default that of the model")
     contrast: str | None = contrast_option()
     loading: Loading = Loading()
     num_threads: int = option(non_negative_int, "threads of onnxruntime; 0 for one a core", 0)
-    probabilities: bool = option(None, "write the lesion probability of each voxel", False)
 
 
 def parse_args(argv: Sequence[str] | None = None) -> Settings:
@@ -38,59 +39,83 @@ def parse_args(argv: Sequence[str] | None = None) -> Settings:
 
 
 def main(settings: Settings) -> None:
-    from models.export.exported import read_model
+    from data.scans.cohort import pair_cases
+    from data.scans.contrast import common_contrast
+    from models.export.exported import read_model, shipped_model
     from models.pipeline import TwoStage
     from models.segmentation.settings import SlidingWindow
     from runner.model import load_runner
     from utils.provenance import describe_run
 
-    model = read_model(settings.model)
-    cohort = open_scans(settings, model.grid)
-    runner = load_runner(settings.model, model, settings.num_threads)
-    cohort = cohort.on(cohort.grid, model.contrast, settings.model, settings.contrast)
+    cases = pair_cases(settings.scans, None)
+    folder = settings.model or shipped_model(settings.contrast or common_contrast(case.name for case in cases))
+    model = read_model(folder)
+    cohort = open_scans(settings, cases, model.grid)
+    runner = load_runner(folder, model, settings.num_threads)
+    cohort = cohort.on(cohort.grid, model.contrast, folder, settings.contrast)
     cohort.admit(settings.loading.num_workers)
     sliding = SlidingWindow(overlap=model.stage_2.overlap, subvolume_depth=model.stage_2.subvolume_depth)
     segment_cohort(cohort, TwoStage(runner, runner.propose, sliding, settings.loading.batch_size), settings)
     record = {**describe_run(settings, PACKAGES), "inputs": {"model": model.digests}}
     write_json(Path(settings.out_dir) / "run.json", record)
     print(f"Results are in {settings.out_dir}")
+    if settings.model is None:
+        print("Each is a draft by a network that has never seen a patient, only drawn heads: look at every scan")
 
 
-def open_scans(settings: Settings, grid):
+def open_scans(settings: Settings, cases, grid):
     """The cohort on the grid of a model, once all headers and the output folder have been checked."""
-    from data.scans.cohort import pair_cases
     from data.scans.open import open_cohort
 
     grid = replace(grid, scan_dim=settings.scan_dim or grid.scan_dim)
-    cohort = open_cohort(pair_cases(settings.scans, None), grid=grid, brains_dir=settings.brains_dir)
+    cohort = open_cohort(cases, grid=grid, brains_dir=settings.brains_dir)
     require_writable(settings.out_dir, "--out_dir")
     return replace(cohort, brains=Path(settings.out_dir) / "brains")
 
 
 def segment_cohort(cohort, pipeline, settings: Settings) -> None:
-    """Segment scans; writes predictions, regions and volumes (docs/handover.md) into ``out_dir``."""
-    from data.files.names import result_name
-    from data.files.volumes import write_like
+    """Segment scans; writes all results but ``run.json`` (docs/handover.md) into ``out_dir``."""
     from utils.progress import progress
     from utils.regions.region import lying_on, write_regions
-    from utils.scores.masks import lesion_load
 
     folder, rows, regions = Path(settings.out_dir), [], {}
     for case in progress(cohort.cases, "Segmenting"):
-        scan = cohort.prepare(case)
-        prediction = pipeline.predict(scan)
-        regions[case.name] = lying_on(prediction.regions, scan.space.as_json)
-        write_like(folder / "predictions" / result_name(case.scan, "prediction"), prediction.classes, case.scan)
-        if settings.probabilities:
-            path = folder / "probabilities" / result_name(case.scan, "probability")
-            write_like(path, prediction.lesion_probability, case.scan)
-        n_lesions, cm3 = lesion_load(prediction.lesions, scan.own_spacing_mm)
-        rows.append((case.name, n_lesions, "" if math.isnan(cm3) else cm3))  # NaN where the voxel size is unknown
+        prediction = pipeline.predict(cohort.prepare(case))
+        regions[case.name] = lying_on(prediction.regions, prediction.scan.space.as_json)
+        write_volumes(folder, case, prediction)
+        rows.append(volumes_row(prediction))
     write_regions(folder / "regions.json", regions)
     with atomic_path(folder / "volumes.csv") as temporary, temporary.open("w", newline="") as file:
-        table = csv.writer(file)
-        table.writerow(["scan", "predicted_lesions", "predicted_cm3"])
+        table = csv.DictWriter(file, rows[0])
+        table.writeheader()
         table.writerows(rows)
+
+
+def write_volumes(folder: Path, case, prediction) -> None:
+    """Write mask and probability in the scan's format, and a picture."""
+    from data.files.names import result_name
+    from data.files.volumes import write_like
+    from utils.plots import save_figure
+
+    write_like(folder / "predictions" / result_name(case.scan, "prediction"), prediction.classes, case.scan)
+    write_like(
+        folder / "probabilities" / result_name(case.scan, "probability"), prediction.lesion_probability, case.scan
+    )
+    save_figure(prediction.picture(), folder / "predictions" / f"{case.stem}.png")
+
+
+def volumes_row(prediction) -> dict[str, object]:
+    """A row of ``volumes.csv``; what is unknown, NaN, is empty."""
+    import numpy as np
+
+    from data.scans.symmetry import midsagittal_plane, mm_right_of, side_of
+    from utils.scores.masks import lesion_load
+
+    scan, lesions = prediction.scan, prediction.lesions
+    n_lesions, cm3 = lesion_load(lesions, scan.own_spacing_mm)
+    side = side_of(mm_right_of(midsagittal_plane(scan.brain, scan.space), np.argwhere(lesions), scan.own))
+    row = {"scan": scan.name, "predicted_lesions": n_lesions, "predicted_cm3": cm3, "side": side}
+    return {name: "" if value != value else value for name, value in row.items()}
 
 
 if __name__ == "__main__":

@@ -1,9 +1,16 @@
 """Small drawings that stand for scans."""
 
+from pathlib import Path
+from types import SimpleNamespace
+
 import numpy as np
 
+from data.batches.datamodules import TrainingData
 from data.files.nifti import affine_of
 from data.files.space import Space
+from data.scans.cohort import Case
+from data.scans.grid import Grid
+from data.scans.open import Cohort, Facts
 from data.scans.prepared import PreparedScan
 
 SHAPE = (3, 4, 5)  # of masks that one can check by eye
@@ -23,6 +30,12 @@ def prepared(name: str, scan: np.ndarray, brain: np.ndarray, mask: np.ndarray | 
     return PreparedScan(name, "1", scan, brain, mask, space, space, False)
 
 
+def trained_on(data: TrainingData) -> list:
+    """The batches of an epoch as Lightning hands them to a network in training."""
+    data.trainer = SimpleNamespace(training=True)
+    return [data.on_after_batch_transfer(batch, 0) for batch in data.train_dataloader()]
+
+
 def ball(shape=(24, 30, 26), radius=9.0, noise=1.0, seed=0, middle=(0, 0, 0)):
     """A head-like ball of tissue 60 around CSF 15 in noisy air; returns the scan (D, H, W) and the true head.
 
@@ -39,3 +52,9 @@ def ball(shape=(24, 30, 26), radius=9.0, noise=1.0, seed=0, middle=(0, 0, 0)):
 
 def dice(a: np.ndarray, b: np.ndarray) -> float:
     return 2 * np.count_nonzero(a & b) / (np.count_nonzero(a) + np.count_nonzero(b))
+
+
+def admit(
+    cases: list[Case], grid: Grid, brains: Path, num_workers: int = 0, cache_dir: Path | None = None, finder=None
+) -> dict[Case, Facts]:
+    return Cohort((cases,), grid, brains=brains, cache_dir=cache_dir).admit(num_workers, finder)

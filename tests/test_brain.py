@@ -12,9 +12,8 @@ from data.scans.checks import check_headers
 from data.scans.cohort import pair_cases
 from data.scans.grid import Grid
 from data.scans.head import head_mask
-from data.scans.open import admit
 from data.settings import PhantomSettings
-from tests.drawn import ball, dice
+from tests.drawn import admit, ball, dice
 from tests.running import ROOT
 from utils.errors import UserError
 

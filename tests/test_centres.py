@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 
 from data.prepare.layouts import LAYOUTS, find_cases
 from data.prepare.overview import are_in_mni
-from data.scans.centres import centre_of_name, groups_of, mixed_groups, require_whole_groups
 from data.scans.cohort import Case, pair_cases
 from data.scans.folds import Fold, make_group_folds, require_groups
+from data.scans.groups import centre_of_name, groups_of, mixed_groups, require_whole_groups
 from tests.running import run_script
 from tests.test_begun_runs import Bench
 from tests.test_prepare import prepare, restore, run_here

@@ -13,7 +13,7 @@ from data.scans.checks import check_headers, read_mask, space_of
 from data.scans.cohort import augmented_cases, pair_cases, print_shared_subjects, refuse_twins
 from data.scans.folds import cases_of, lesion_loads, make_folds, read_folds, usable_augmented, write_folds
 from data.scans.grid import Grid
-from data.scans.open import admit
+from tests.drawn import admit
 from utils.errors import UserError
 
 LABEL = "label-L_desc-T1lesion_mask"

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import nibabel as nib
 import numpy as np
 import onnx
+import pandas as pd
 import pytest
 import torch
 from packaging.requirements import Requirement
@@ -126,7 +127,7 @@ def cases_of(files) -> list[Case]:
 
 @pytest.mark.parametrize("scans", ["scans", "turned"])
 def test_runner_without_torch_gives_the_masks_and_probabilities_of_the_script(files, exported, bare, tmp_path, scans):
-    run_runner(bare, exported.full, getattr(files, scans), tmp_path / "out", "--probabilities")
+    run_runner(bare, exported.full, getattr(files, scans), tmp_path / "out")
     expected = volumes_of(run_torch(files, getattr(files, scans), tmp_path / "scores"))
     found, folders = volumes_of(tmp_path / "out"), (tmp_path / "out", tmp_path / "scores/torch")
     assert found.keys() == expected.keys() and len(found) == (4 if scans == "scans" else 2)
@@ -143,9 +144,9 @@ def test_runner_without_torch_gives_the_masks_and_probabilities_of_the_script(fi
     np.testing.assert_allclose(*([box.evidence for box in each] for each in boxes), atol=1e-5)
     brains = [{brain.name: read_volume(brain).array.sum() for brain in folder.glob("brains/*")} for folder in folders]
     assert brains[0] == brains[1] and len(brains[0]) == (scans == "turned")
-    (_, first, *_) = (tmp_path / "out/volumes.csv").read_text().splitlines()
-    (_, expected_first, *_) = (tmp_path / "scores/volumes.csv").read_text().splitlines()
-    assert expected_first.startswith(f"torch,{first},")
+    rows, expected_rows = (pd.read_csv(tmp_path / where / "volumes.csv") for where in ("out", "scores"))
+    pd.testing.assert_frame_equal(rows, expected_rows[rows.columns])
+    assert len(list(tmp_path.glob("out/predictions/*.png"))) == len(rows)
 
 
 def test_environment_of_the_runner_has_no_torch(bare):

@@ -92,10 +92,7 @@ def test_script_takes_a_datalad_tree_as_it_is_and_says_what_it_takes(tmp_path):
     ("scans", "complaint"),
     [
         ("fetched", "fetched/sub-02_T1w.npy is a link to a file that is not here; fetch it (datalad get"),
-        (
-            "sites",
-            "have the same name, under which results are kept; rename them after their subjects, e.g. patient-1_T1",
-        ),
+        ("sites", "have the same name, under which results are kept; rename them after their subjects"),
         ("sub-01_T1lesion_mask.npy", "--scans sub-01_T1lesion_mask.npy is a mask by its name; give scans here"),
         ("latin", r"--scans: 'latin/M\udcfcller_T1.npy' is a name that is not UTF-8; rename it"),
         ("dicom", ".nii, .npy volume, but IM1; convert such files first: dcm2niix -z y dicom"),

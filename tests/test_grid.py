@@ -16,12 +16,12 @@ from data.phantom.cohort import make_subject
 from data.scans.brain import with_brains
 from data.scans.cohort import Case, pair_cases
 from data.scans.grid import Grid, choose_spacing
-from data.scans.open import Cohort, admit
+from data.scans.open import Cohort
 from data.scans.prepared import PreparedScan, cached_scan, prepare_scan
 from data.settings import PhantomSettings
 from models.checkpoints import grid_at_test, load_model, require_spacing
 from models.segmentation.module import StrokeFormer
-from tests.drawn import ball, dice
+from tests.drawn import admit, ball, dice
 from tests.running import GRID, QUICK, ROI, run_script
 from tests.test_refusals import refused
 from utils.errors import UserError

@@ -94,5 +94,5 @@ def test_files_and_functions_stay_short():
 
 
 def test_scans_are_admitted_and_lesions_decided_in_one_place():
-    assert calls_of("admit", ast.Name) == ["data/scans/open.py"]
+    assert calls_of("require_look", ast.Name) == calls_of("brain_cut", ast.Name) == ["data/scans/open.py"]
     assert calls_of("classes", ast.Attribute) == ["models/pipeline.py"]

@@ -14,11 +14,10 @@ from data.scans.checks import read_lesions
 from data.scans.cohort import pair_cases
 from data.scans.grid import Grid
 from data.scans.head import head_mask
-from data.scans.open import admit
 from data.scans.prepared import brains_in
 from models.checkpoints import store_hyperparameters
 from strokeformer import lesions, scores
-from tests.drawn import ball, dice
+from tests.drawn import admit, ball, dice
 from tests.running import GRID, run_script
 from tests.test_grid import case_of
 from tests.test_prepare import prepare

@@ -6,12 +6,11 @@ from functools import lru_cache
 import numpy as np
 import pytest
 
-from data.phantom.ages import Ageing, disease_share, draw_ageing, paint_ageing
+from data.phantom.ages import Ageing, disease_share, draw_ageing, load_ventricles, paint_ageing
 from data.phantom.appearance import paint_lesions, paint_past
 from data.phantom.cohort import make_subject
+from data.phantom.contrast import STRUCTURES, paint_structures
 from data.phantom.heads import MIDLINE_MM, Atrophy, Grid, Head, square_distance, warp_head
-from data.phantom.structures import STRUCTURES, paint_structures
-from data.phantom.ventricles import load_ventricles
 from data.settings import PhantomSettings
 
 LEVELS = {"white": 80.0, "grey": 60.0, "fluid": 16.0, "lesion": 20.0}

@@ -12,6 +12,7 @@ from utils.plots import (
     DETECTION,
     DPI,
     MAX_SLICES,
+    PREDICTION,
     REGION,
     TARGET,
     plot_coverage,
@@ -161,9 +162,10 @@ def test_calibration_marks_the_fraction_of_the_chosen_threshold():
     assert len(vertical) == 1 and axes.get_xlabel() == "proposed fraction of the brain"
 
 
-def test_a_scan_without_mask_is_drawn_without_outline():
+def test_a_scan_without_mask_has_the_outline_of_the_prediction_alone():
     figure = plot_volume_prediction(scan(), None, lesion(), [], "x")
-    assert not any(axes.collections for axes in figure.axes)
+    outlines = [to_hex(each.get_edgecolor()[0]) for axes in figure.axes for each in axes.collections]
+    assert set(outlines) == {PREDICTION.lower()}
     assert legend_of(figure) == ["Predicted lesion"]
 
 

@@ -251,9 +251,11 @@ def test_prepared_scans_below_the_root_are_not_prepared_again(atlas, prepare_atl
 def test_a_brain_is_found_by_itself_and_one_given_later_goes_before_it(atlas, cohort, tmp_path):
     subject = next(folder for folder in (atlas / "Training").rglob("sub-*") if folder.is_dir())
     arguments = [subject, tmp_path / "Base", "--spacing", 8, 8, 8, *GRID]
-    assert "Brain found in 1 scan\n" in prepare("atlas", *arguments).out
+    prepare("atlas", *arguments)
+    assert pd.read_csv(tmp_path / "Base/cohort.csv").brain.tolist() == ["found"]
     found, true = read_volume(next((tmp_path / "Base/Brains").iterdir())).array.sum(), []
-    assert "Brain given in 1 scan\n" in prepare("atlas", *arguments, "--brains_dir", cohort / BRAINS).out
+    prepare("atlas", *arguments, "--brains_dir", cohort / BRAINS)
+    assert pd.read_csv(tmp_path / "Base/cohort.csv").brain.tolist() == ["given"]
     given = read_volume(next((tmp_path / "Base/Brains").iterdir())).array.sum()
     (true,) = (cohort / BRAINS).glob(f"{subject.name}_*")
     assert given == np.load(true).sum() and 0.5 < found / given < 2
@@ -265,7 +267,7 @@ def test_head_with_a_skull_that_stands_for_the_brain_is_told(atlas, tmp_path):
         (tmp_path / "raw").mkdir(exist_ok=True)
         shutil.copy(path, tmp_path / f"raw/{name}.nii.gz")
     line = prepare("bids", tmp_path / "raw", tmp_path / "Base").out
-    assert "not found in 1 scan with a skull (e.g. sub-1_FLAIR.npy)" in line and "--brains_dir" in line
+    assert "No brain found in 1 scan with a skull (e.g. sub-1_FLAIR.nii.gz)" in line and "--brains_dir" in line
     assert pd.read_csv(tmp_path / "Base/cohort.csv").brain.tolist() == ["head"]
 
 

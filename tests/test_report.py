@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from report.charts import plot_bland_altman, plot_dice_by_volume, plot_recall_by_volume, plot_scores
+from report.charts import plot_bland_altman, plot_recall_by_volume, plot_scores
 from report.page import Section, chart, table, write_page
 from report.scans import FALSE, FOUND, LARGEST_VOXELS, MISSED, lesion_kinds, place_evenly, ranked, wrong_first
 from tests.running import GRID, run_script
@@ -111,13 +111,6 @@ def test_scores_without_interval_and_folds_are_drawn():
     assert "dice" in chart(plot_scores(scores), "scores")
     marks = plot_scores(scores.assign(folds=[[0.4, 0.6], []])).axes[0].lines
     assert [list(line.get_xdata()) for line in marks[-2:]] == [[0.4, 0.6], []]
-
-
-def test_worst_scans_are_named_by_subject():
-    scans = pd.DataFrame(
-        {"scan": [f"sub-{i}_T1w.nii.gz" for i in range(5)], "dice": [0.1, 0.2, 0.3, 0.8, 0.9], "true_cm3": [1.0] * 5}
-    )
-    assert [text.get_text() for text in plot_dice_by_volume(scans).axes[0].texts] == ["0", "1", "2"]
 
 
 # --- the page ------------------------------------------------------------------------------------------

@@ -1,7 +1,9 @@
 """2D decomposition: true indices, boxes, the table of slices, and volumes put back together."""
 
 import shutil
+from dataclasses import replace
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -12,14 +14,17 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from data.batches.cutting import boxes_of, cut_cohort, lesion_boxes
-from data.batches.datamodules import EpochSampler, RPNDataModule, SliceDataset, balanced_indices, stacked_scans
+from data.batches.datamodules import EpochSampler, RPNDataModule, SliceDataset, balanced_indices
 from data.batches.slices import read_slice_table
+from data.batches.sources import ScanSlices, SliceFiles, stacked_scans
 from data.files.volumes import write_volume
 from data.scans.cohort import pair_cases
 from data.scans.grid import Grid
+from data.scans.open import cohort_of
 from data.scans.prepared import prepare_scan
 from data.settings import Loading
 from models.rpn.module import RPN
+from tests.drawn import trained_on
 from utils.errors import UserError
 
 GRID = Grid((1, 12, 20, 24))
@@ -159,11 +164,36 @@ def test_training_and_inference_see_the_same_slices(cohort, tmp_path):
     model.detect = lambda images, _: [seen.append(image) or {} for image in images]
     for case in cohort:
         model.detect_volume(prepare_scan(case, GRID, tmp_path / "2d/found"))
-    dataset = SliceDataset(table)
+    dataset = SliceDataset(SliceFiles(table))
     assert len(seen) == len(dataset) == 16
     for index, image in enumerate(seen):
         assert image.dtype == torch.float32
-        np.testing.assert_array_equal(image, dataset[0, index][0])
+        np.testing.assert_array_equal(image, dataset[0, index]["image"])
+
+
+def test_slices_of_prepared_scans_are_those_that_are_cut_into_files(cohort, tmp_path):
+    files = SliceFiles(cut(cohort, tmp_path / "2d"))
+    opened = replace(cohort_of(cohort, grid=GRID), brains=tmp_path / "2d/found", cache_dir=tmp_path / "kept")
+    scans = ScanSlices(cohort[::-1], opened)
+    pd.testing.assert_frame_equal(scans.table, files.table[scans.table.columns])
+    names = ["flip", "affine", "noise"]
+    batches = [trained_on(RPNDataModule(each, each, Loading(batch_size=2), names)) for each in (files, scans)]
+    for (images, targets), (others, other_targets) in zip(*batches, strict=True):
+        assert all(torch.equal(one, other) for one, other in zip(images, others, strict=True))
+        assert all(
+            torch.equal(*pair) for pair in zip(*(boxes_in(each) for each in (targets, other_targets)), strict=True)
+        )
+    for index in range(len(files.table)):
+        one, other = (SliceDataset(each)[0, index] for each in (files, scans))
+        assert all(np.array_equal(one[name], other[name]) for name in one)
+    for one, other in zip(files.scans(0), scans.scans(0), strict=True):
+        assert one.name == other.name
+        for part in ("scan", "brain", "mask"):
+            np.testing.assert_array_equal(getattr(one, part), getattr(other, part))
+
+
+def boxes_in(targets):
+    return [target["boxes"] for target in targets]
 
 
 # --- sampling ------------------------------------------------------------------------------------------
@@ -179,30 +209,38 @@ def test_epoch_holds_all_sick_slices_and_as_many_healthy_ones(flags, seed):
 
 
 def test_workers_neither_repeat_nor_drop_nor_change_a_slice(cohort, tmp_path):
-    table = cut(cohort, tmp_path / "2d")
+    slices = SliceFiles(cut(cohort, tmp_path / "2d"))
     batches = {}
     for num_workers in (0, 2):
-        data = RPNDataModule(table, table, Loading(batch_size=2, num_workers=num_workers), ["flip", "noise"], seed=3)
-        batches[num_workers] = list(data.train_dataloader())
+        data = RPNDataModule(slices, slices, Loading(batch_size=2, num_workers=num_workers), ["flip", "noise"], seed=3)
+        batches[num_workers] = trained_on(data)
     assert len(batches[0]) == len(batches[2])
     for (images, targets), (others, other_targets) in zip(batches[0], batches[2], strict=True):
-        for image, other in zip(images, others, strict=True):
-            np.testing.assert_array_equal(image, other)
-        for target, other in zip(targets, other_targets, strict=True):
-            np.testing.assert_array_equal(target["boxes"], other["boxes"])
-    sick = (table.lesion_voxels > 0).sum()
-    assert sum(len(images) for images, _ in batches[2]) == sick + min(sick, len(table) - sick)
+        assert all(torch.equal(one, other) for one, other in zip(images, others, strict=True))
+        assert all(torch.equal(*pair) for pair in zip(boxes_in(targets), boxes_in(other_targets), strict=True))
+    sick = (slices.table.lesion_voxels > 0).sum()
+    assert sum(len(images) for images, _ in batches[2]) == sick + min(sick, len(slices.table) - sick)
+
+
+def test_boxes_lie_around_the_lesions_as_they_are_after_augmentation():
+    mask = np.zeros((20, 24), bool)
+    mask[3:9, 14:20] = True
+    read = SimpleNamespace(table=pd.DataFrame({"lesion_voxels": [36] * 12}), read=lambda _: (np.float32([mask]), mask))
+    ((images, targets),) = trained_on(RPNDataModule(read, read, Loading(batch_size=12), ["flip", "affine"]))
+    seen = [lesion_boxes(image[0].numpy() > 0.5) for image in images]
+    assert all(np.abs(box - own.numpy()).max() <= 1 for box, own in zip(seen, boxes_in(targets), strict=True))
+    assert len({tuple(box[0]) for box in seen}) > 3
 
 
 def test_resumed_run_begins_with_the_batches_of_its_epoch_though_workers_load_them_early(cohort, tmp_path):
-    table = cut(cohort, tmp_path / "2d")
-    data = RPNDataModule(table, table, Loading(batch_size=2), ["noise"], seed=3)
+    slices = SliceFiles(cut(cohort, tmp_path / "2d"))
+    data = RPNDataModule(slices, slices, Loading(batch_size=2), ["noise"], seed=3)
     loader = data.train_dataloader()
     loader.sampler.set_epoch(4)
     expected = list(loader)
     data.first_epoch = 4
-    for (images, _), (others, _) in zip(expected, data.train_dataloader(), strict=True):
-        np.testing.assert_array_equal(np.stack(images), np.stack(others))
+    for batch, other in zip(expected, data.train_dataloader(), strict=True):
+        assert torch.equal(batch["image"], other["image"]) and np.array_equal(batch["key"], other["key"])
 
 
 def test_epochs_differ_and_repeat_with_the_seed():

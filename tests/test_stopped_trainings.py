@@ -20,7 +20,8 @@ from torch import nn
 from torch.multiprocessing import ProcessRaisedException
 
 from data.batches import workers
-from data.batches.datamodules import EpochSampler, TrainingData, batch_loader, scan_loader
+from data.batches.datamodules import EpochSampler, TrainingData, batch_loader
+from data.batches.sources import scan_loader
 from data.batches.workers import require_room, size_of_batch
 from data.scans.grid import Grid
 from data.settings import Loading
@@ -56,8 +57,7 @@ class Numbers:
 
 class Data(TrainingData):
     def __init__(self, num_workers: int) -> None:
-        super().__init__()
-        self.loading = Loading(batch_size=2, num_workers=num_workers)
+        super().__init__(Loading(batch_size=2, num_workers=num_workers), None, 0)
 
     def train_dataloader(self):
         sampler = EpochSampler(lambda rng: rng.permutation(ITEMS), 0, self.first_epoch)

@@ -124,11 +124,10 @@ def test_comment_in_the_phantom_or_the_plots_leaves_scans_brains_slices_and_fold
     run_script(*cut, cwd=tmp_path)
     run_script("cross_validation.py", *validate, cwd=tmp_path)
     run = tmp_path / "StrokeFormer/cv"
-    made = [tmp_path / "slices/cache", run / "cache", run / "slices/cache"]
-    made += [folder / part for folder in (tmp_path / "slices", run / "slices") for part in ("Scans", "Masks", "Brains")]
+    made = [run / "cache", *(tmp_path / "slices" / part for part in ("cache", "Scans", "Masks", "Brains"))]
     made += list(tmp_path.glob("*/cv_fold-*/checkpoints"))
     before = times(*made)
-    for kind in ("cv/cache/*/scan.npy", "cv/cache/brains/*", "cv/slices/Scans/*", "cv_fold-*/checkpoints/best.ckpt"):
+    for kind in ("cv/cache/*/scan.npy", "cv/cache/brains/*", "cv_fold-*/checkpoints/best.ckpt"):
         assert any((tmp_path / "StrokeFormer").glob(kind)), kind
 
     program = copy_program(tmp_path / "program")

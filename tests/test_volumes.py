@@ -477,9 +477,9 @@ def test_table_of_voxel_sizes_is_read_whatever_its_separator(tmp_path, capsys, s
 @pytest.mark.parametrize(
     ("table", "gap"),
     [
-        ("scan,spacing_mm\nsub-1_T1w.npy,1 1 1\n", "has no row for 2 of 3 scans, e.g. sub-0_T1w.npy: "),
-        ("scan,size\nsub-1_T1w.npy,1 1 1\n", "lacks the columns scan and spacing_mm: "),
-        ("my notes\n", "lacks the columns scan and spacing_mm: "),
+        ("scan,spacing_mm\nsub-1_T1w.npy,1 1 1\n", "has no spacing_mm of 2 of 3 scans, e.g. sub-0_T1w.npy: "),
+        ("scan,size\nsub-1_T1w.npy,1 1 1\n", "has no spacing_mm of 3 of 3 scans, e.g. sub-0_T1w.npy: "),
+        ("my notes\n", "has no spacing_mm of 3 of 3 scans, e.g. sub-0_T1w.npy: "),
     ],
 )
 def test_table_that_does_not_tell_all_voxel_sizes_is_named_in_one_line(tmp_path, capsys, table, gap):

@@ -1,7 +1,10 @@
 """Windows of stage 2: their size, place, region mask and reproducibility."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
+import torch
 
 from data.batches.datamodules import SegmentationDataModule
 from data.batches.windows import RegionWindows, TrainingWindows, starts_over, windows_over
@@ -12,6 +15,7 @@ from data.scans.open import Cohort
 from data.settings import Loading
 from models.segmentation.module import StrokeFormer
 from models.segmentation.settings import SlidingWindow
+from tests.drawn import trained_on
 from utils.errors import UserError
 from utils.regions.region import Region, region_mask
 
@@ -51,7 +55,7 @@ def test_validation_window_is_the_region_itself(make_case, cohort):
     case = make_case()
     item = RegionWindows([case], {case.name: [Region(4, 12, 8, 6, 16, 14)]}, cohort, WINDOW)[0]
     assert item["image"].shape == item["mask"].shape == item["region"].shape == (1, 8, 8, 8)
-    assert item["region"].all() and item["mask"].sum() == 8 and item["has_lesion"] == 1
+    assert item["region"].all() and item["mask"].sum() == 8
     assert item["mask"][0, 4:6, 4:6, 4:6].all()
 
 
@@ -59,12 +63,7 @@ def test_only_the_brain_of_a_region_counts_and_a_lesion_outside_is_none(make_cas
     case = make_case(brain=np.arange(16)[:, None, None] < 8 * np.ones(SHAPE))  # the lesion begins where it ends
     item = RegionWindows([case], {case.name: [Region(0, 16, 8, 6, 16, 14)]}, cohort, (16, 8, 8))[0]
     assert item["region"][0, :8].all() and not item["region"][0, 8:].any()
-    assert item["has_lesion"] == 0 and item["mask"].sum() == 8
-
-
-def test_window_without_lesion_says_so(make_case, cohort):
-    case = make_case()
-    assert RegionWindows([case], {case.name: [FAR]}, cohort, WINDOW)[0]["has_lesion"] == 0
+    assert item["mask"].sum() == 8 and not (item["mask"] * item["region"]).any()
 
 
 @pytest.mark.parametrize(
@@ -106,7 +105,7 @@ def training(cases, cohort, regions=None, **kwargs):
 
 def test_half_of_the_training_windows_of_each_batch_lie_about_lesions_of_sick_scans(make_case, cohort):
     windows = training([make_case("1"), *(make_case(str(n), sick=False) for n in range(2, 8))], cohort)
-    lesions = np.array([windows[0, index]["has_lesion"] for index in range(40)])
+    lesions = np.array([windows[0, index]["mask"].any() for index in range(40)])
     assert (lesions.reshape(10, 4)[:, [0, 2]] == 1).all()  # by chance a window meets the lesion in one of fifty
     assert lesions.reshape(10, 4)[:, [1, 3]].mean() < 0.3
 
@@ -155,7 +154,7 @@ def test_windows_depend_on_seed_epoch_and_index_alone(make_case, cohort):
     case = make_case()
 
     def read(order, seed):
-        windows = training([case], cohort, seed=seed, transforms=["noise"])
+        windows = training([case], cohort, seed=seed)
         items = {key: windows[key]["image"].tobytes() for key in order}
         return [items[key] for key in sorted(items)]
 
@@ -199,6 +198,18 @@ def test_batches_are_the_same_for_any_number_of_workers(make_case, cohort):
         regions = {case.name: [Region(0, 16, 0, 0, 24, 20)]}
         loading = Loading(batch_size=4, num_workers=num_workers)
         data = SegmentationDataModule([case], [case], regions, cohort, WINDOW, loading, ["flip", "contrast"])
-        return [batch["image"].numpy().tobytes() for batch in data.train_dataloader()]
+        return [batch["image"].numpy().tobytes() for batch in trained_on(data)]
 
     assert batches(0) == batches(2)
+
+
+def test_a_batch_says_which_of_its_augmented_windows_hold_a_lesion_that_counts(make_case, cohort):
+    case = make_case()
+    loading, sides = Loading(batch_size=40), ([case], [case], {case.name: [FAR]})
+    data = SegmentationDataModule(*sides, cohort, WINDOW, loading, ["affine"])
+    for batch in trained_on(data):
+        assert batch["has_lesion"].tolist() == [float(each.any()) for each in batch["mask"] * batch["region"]]
+    data.trainer = SimpleNamespace(training=False)
+    (batch,) = data.val_dataloader()
+    after = data.on_after_batch_transfer(dict(batch), 0)
+    assert torch.equal(after["image"], batch["image"]) and after["has_lesion"].tolist() == [0.0]

@@ -6,10 +6,9 @@ Axial slices stand upright: H along the picture's x axis, the head's left on the
 from collections.abc import Sequence
 from pathlib import Path
 from textwrap import fill
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import ListedColormap
@@ -20,6 +19,9 @@ from matplotlib.ticker import MaxNLocator
 
 from utils.files import atomic_path
 from utils.regions.region import Region
+
+if TYPE_CHECKING:  # the runner does without it
+    import pandas as pd
 
 # Colours that are told apart with any colour vision (Okabe and Ito, 2008, jfly.uni-koeln.de/color).
 TARGET, PREDICTION, DETECTION, REGION = "#009E73", "#D55E00", "#56B4E9", "#F0E442"
@@ -112,7 +114,8 @@ def plot_volume_prediction(
         show_slice(above, scan[z], f"slice {z}")
         show_slice(below, scan[z])
         lesion = np.ma.masked_equal(prediction[z].T, 0)
-        below.imshow(lesion, cmap=ListedColormap([PREDICTION]), alpha=0.6, origin="lower")
+        below.imshow(lesion, cmap=ListedColormap([PREDICTION]), alpha=0.4, origin="lower")
+        outline(below, prediction[z], PREDICTION)
         outline(below, None if target is None else target[z])
         for region in regions:
             if region.region_start <= z < region.region_end:
@@ -163,7 +166,7 @@ def plot_gradcam(
     return figure
 
 
-def plot_coverage(curve: pd.DataFrame, threshold: float, target: float) -> Figure:
+def plot_coverage(curve: "pd.DataFrame", threshold: float, target: float) -> Figure:
     """Draw what stage 1 covers against what it proposes (a `coverage_curve`), the target and the chosen threshold."""
     figure = new_figure(5.2, 4.2, "Calibration on the validation scans")
     axes = figure.subplots()
@@ -180,7 +183,7 @@ def plot_coverage(curve: pd.DataFrame, threshold: float, target: float) -> Figur
     return figure
 
 
-def plot_loss_curves(metrics: pd.DataFrame) -> Figure:
+def plot_loss_curves(metrics: "pd.DataFrame") -> Figure:
     """Draw each training and validation loss and the learning rate by epoch, of Lightning's ``metrics.csv``.
 
     Its columns are ``epoch``, ``step``, ``train_*loss*``, ``val_*loss*`` and ``lr-*``; a row holds some of them.

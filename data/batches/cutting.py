@@ -20,6 +20,7 @@ EIGHT_CONNECTED = np.ones((3, 3), bool)
 # Of ``slices.csv`` and, with full paths, of a table of slices in memory.
 COLUMNS = ["scan", "mask", "volume", "subject", "slice", "depth", "spacing_mm"]
 COLUMNS += ["brain_voxels", "lesion_voxels", "boxes"]
+MEASURES = ["slice", "brain_voxels", "lesion_voxels", "boxes"]  # that `measure_slices` takes
 # What a folder of slices holds; a record in ``cache/`` has the rows of a case, all of whose slices are there.
 PATTERNS = {"Scans": "*_slice-*.npy", "Masks": "*_slice-*.npy", BRAINS: "*.*", "cache": "*.json"}
 
@@ -28,22 +29,30 @@ def write_slices(item: tuple[Case, str], prepare: Callable[[Case], PreparedScan]
     """Write every slice with brain of one case and return their rows of ``slices.csv``, which its record holds too."""
     case, record = item
     prepared = prepare(case)
-    if prepared.mask is None or case.mask is None:
+    if case.mask is None:
         raise UserError(f"{case.scan} has no lesion mask; give one")
     rows = []
     spacing = " ".join(map(str, prepared.spacing_mm or []))
     brain = brain_path(out_dir / "Scans" / case.name, case.name)
     _save(brain, prepared.brain)
     write_json(brain.with_suffix(".json"), prepared.space.as_json)  # slices have no affine
-    for z in np.flatnonzero(prepared.brain.any((1, 2))).tolist():
+    for z, *measures in measure_slices(prepared):
         scan_file = f"{case.stem}_slice-{z:03d}.npy"
         mask_file = f"{stem_of(case.mask)}_slice-{z:03d}.npy"
         _save(out_dir / "Scans" / scan_file, prepared.scan[:, z])
-        _save(out_dir / "Masks" / mask_file, prepared.mask[None, z].astype(np.uint8))
-        areas = int(prepared.brain[z].sum()), int(prepared.mask[z].sum())
-        boxes = boxes_text(lesion_boxes(prepared.mask[z]))
-        rows.append([scan_file, mask_file, case.name, case.subject, z, len(prepared.brain), spacing, *areas, boxes])
+        _save(out_dir / "Masks" / mask_file, prepared.lesions[None, z].astype(np.uint8))
+        rows.append([scan_file, mask_file, case.name, case.subject, z, len(prepared.brain), spacing, *measures])
     write_json(out_dir / "cache" / record, rows)  # last: its presence says that the slices are there
+    return rows
+
+
+def measure_slices(prepared: PreparedScan) -> list[list]:
+    """`MEASURES` of every slice with brain."""
+    rows = []
+    for z, (brain, lesions) in enumerate(zip(prepared.brain, prepared.lesions, strict=True)):
+        if area := int(np.count_nonzero(brain)):
+            lesion = int(np.count_nonzero(lesions))
+            rows.append([z, area, lesion, boxes_text(lesion_boxes(lesions)) if lesion else ""])
     return rows
 
 

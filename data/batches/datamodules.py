@@ -1,84 +1,26 @@
-"""Loaders of whole scans, the items of an epoch, and the Lightning data modules of the two stages."""
+"""The items of an epoch, and the Lightning data modules of the two stages."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 
 import numpy as np
-import pandas as pd
 import pytorch_lightning as pl
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
-from data.batches.cutting import brain_path, lesion_boxes
-from data.batches.slices import parse_spacing, read_slice
-from data.batches.transforms import apply_transforms, build_transforms
+from data.batches.cutting import lesion_boxes
+from data.batches.sources import Slices
+from data.batches.transforms import Pair, augment
 from data.batches.windows import RegionWindows, TrainingWindows
 from data.batches.workers import START_METHOD, end_with_parent, require_room, size_of_batch
-from data.files.nifti import affine_of
-from data.files.space import Shape, Space, resample, resized_space, space_from_json
+from data.files.space import Shape
 from data.scans.cohort import Case
-from data.scans.grid import UNKNOWN_MM
-from data.scans.head import head_mask
 from data.scans.open import Cohort
-from data.scans.prepared import PreparedScan
 from data.settings import Loading
 from utils.errors import UserError
-from utils.files import read_json
 from utils.regions.region import Region, whole_volume
 
-# --- whole scans ---------------------------------------------------------------------------------------
-
-
-def scan_loader(cases: Sequence, prepare: Callable[..., PreparedScan], num_workers: int = 0) -> DataLoader:
-    """A loader of ``prepare(case)`` for each case, made ahead by `num_workers` processes."""
-    require_room(num_workers)
-    # Without a batch size the collate function gets the items one by one, in the workers.
-    return DataLoader(cases, batch_size=None, num_workers=num_workers, collate_fn=prepare)  # type: ignore[arg-type]
-
-
-def stacked_scans(table: pd.DataFrame, num_workers: int = 0, resize_to: tuple[int, int] | None = None) -> DataLoader:
-    """A loader of volumes put back together from a table of slices, at their true depth; those without brain are air.
-
-    The brain comes from ``Brains/`` beside the folder of the slices or, without that, is all that is not air.
-    `resize_to` is an in-plane (H, W) that slices are resampled to.
-    """
-    volumes = list(table.groupby("volume", sort=True))
-    return scan_loader(volumes, partial(_stack_volume, resize_to=resize_to), num_workers)
-
-
-def _stack_volume(volume: tuple[str, pd.DataFrame], resize_to: tuple[int, int] | None) -> PreparedScan:
-    name, rows = volume
-    scan = _stack(rows.scan, rows.slice, rows.depth.iloc[0], name)
-    mask = _stack(rows["mask"], rows.slice, rows.depth.iloc[0], name)[0] > 0
-    path = brain_path(rows.scan.iloc[0], name)
-    brain = read_slice(path) > 0 if path.is_file() else head_mask(scan[0])
-    if brain.shape != mask.shape:
-        raise UserError(f"{path} has shape {brain.shape}, its slices make {mask.shape}; cut the slices anew")
-    spacing_mm = parse_spacing(rows.spacing_mm.iloc[0])
-    own = space = Space(mask.shape, affine_of(spacing_mm or UNKNOWN_MM))
-    if is_placed := (place := path.with_suffix(".json")).is_file():
-        own = space = space_from_json(read_json(place))
-    if resize_to:
-        space = resized_space(own, (len(mask) - 1) / 2, len(mask), resize_to)
-        scan = resample(scan, own, space, outside=[0.0] * len(scan))
-        mask, brain = (resample(m[None], own, space)[0] for m in (mask, brain))
-    subject = rows.subject.iloc[0]
-    arrays, known = (scan.astype(np.float16), brain, mask), spacing_mm is not None
-    return PreparedScan(name, subject, *arrays, space, own, known, place_known=is_placed)
-
-
-def _stack(paths: pd.Series, slices: pd.Series, depth: int, volume: str) -> np.ndarray:
-    """(C, D, H, W) float32 of slice files."""
-    arrays = [read_slice(path) for path in paths]
-    if len(shapes := {a.shape for a in arrays}) > 1:
-        raise UserError(f"the slices of {volume} have shapes {sorted(shapes)}; cut them anew")
-    c, h, w = arrays[0].shape
-    stack = np.zeros((c, depth, h, w), np.float32)
-    stack[:, slices] = np.stack(arrays, 1)
-    return stack
-
-
-# --- batches -------------------------------------------------------------------------------------------
+AUGMENTATION = 1  # its stream of random numbers, of an item
 
 
 class EpochSampler(Sampler):
@@ -131,33 +73,27 @@ def batch_loader(items: Dataset, sampler: Iterable, loading: Loading, collate: C
     )
 
 
-class SliceDataset(Dataset):
-    """Slices with their lesion boxes, by (epoch, index) of a row of a table (`data.batches.cutting`).
+def collate(items: list[dict[str, np.ndarray]]) -> dict:
+    """A batch of items; their keys, of which no network knows, stay where they are."""
+    keys = [item.pop("key") for item in items]
+    return {**default_collate(items), "key": keys}
 
-    An item is ``(image, target)``: image (C, H, W) float32 in [0, 1]; target ``boxes`` (N, 4) float32 xyxy half-open,
-    ``labels`` (N,) int64 of ones, ``mask`` (H, W) bool.
+
+class SliceDataset(Dataset):
+    """Slices by (epoch, index) of a row of their table.
+
+    An item: ``image`` (C, H, W) float32 in [0, 1]; ``mask`` (1, H, W) uint8; its ``key``.
     """
 
-    def __init__(self, table: pd.DataFrame, transforms: Sequence[str] | None = None, seed: int = 0) -> None:
-        self.scans, self.masks = list(table.scan), list(table["mask"])
-        self.places = list(zip(table.volume, table.slice, strict=True))
-        self.transforms, self.seed = build_transforms(transforms, spatial_dims=2), seed
+    def __init__(self, slices: Slices) -> None:
+        self.slices = slices
 
     def __len__(self) -> int:
-        return len(self.places)
+        return len(self.slices.table)
 
-    def __getitem__(self, key: tuple[int, int]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        epoch, index = key
-        item = {"image": read_slice(self.scans[index]), "mask": read_slice(self.masks[index])}
-        item = apply_transforms(self.transforms, item, np.random.default_rng([self.seed, epoch, index]))
-        lesion = item["mask"][0] > 0.5
-        boxes = lesion_boxes(lesion)
-        target = {"boxes": boxes, "labels": np.ones(len(boxes), np.int64), "mask": lesion}
-        return torch.from_numpy(item["image"]), {key: torch.from_numpy(array) for key, array in target.items()}
-
-
-def _collate_slices(items: list) -> tuple[list, ...]:
-    return tuple(map(list, zip(*items, strict=True)))
+    def __getitem__(self, key: tuple[int, int]) -> dict[str, np.ndarray]:
+        image, mask = self.slices.read(key[1])
+        return {"image": image, "mask": mask[None].astype(np.uint8), "key": np.array(key)}
 
 
 class TrainingData(pl.LightningDataModule):
@@ -165,32 +101,56 @@ class TrainingData(pl.LightningDataModule):
 
     first_epoch = 0
 
+    def __init__(self, loading: Loading, transforms: Sequence[str] | None, seed: int) -> None:
+        super().__init__()
+        self.loading, self.transforms, self.seed = loading, transforms or (), seed
+
+    def augment(self, keys: list[np.ndarray], images: torch.Tensor, labels: torch.Tensor) -> Pair:
+        """`data.batches.transforms.augment`, in training alone."""
+        if not (self.trainer and self.trainer.training):
+            return images, labels
+        # Another stream than that of the item itself, which a window draws its place from.
+        generators = [np.random.default_rng([self.seed, *key, AUGMENTATION]) for key in keys]
+        return augment(self.transforms, images, labels, generators)
+
 
 class RPNDataModule(TrainingData):
-    """Slices for stage 1, drawn anew each epoch in training."""
+    """Slices for stage 1, drawn anew each epoch in training.
+
+    A batch is ``(images, targets)``: images (C, H, W) float32 in [0, 1]; targets of ``boxes`` (N, 4) float32 xyxy
+    half-open and ``labels`` (N,) int64 of ones.
+    """
 
     def __init__(
         self,
-        train: pd.DataFrame,
-        val: pd.DataFrame,
+        train: Slices,
+        val: Slices,
         loading: Loading = Loading(batch_size=32),
         transforms: Sequence[str] | None = None,
         seed: int = 42,
     ) -> None:
-        super().__init__()
-        self.sick, self.val_sick = (table.lesion_voxels.to_numpy() > 0 for table in (train, val))
+        super().__init__(loading, transforms, seed)
+        self.sick, self.val_sick = (side.table.lesion_voxels.to_numpy() > 0 for side in (train, val))
         if not self.sick.any():
             raise UserError("no training slice holds a lesion; add scans with lesions to the training data")
-        self.train, self.val = SliceDataset(train, transforms, seed), SliceDataset(val)
-        self.loading, self.seed = loading, seed
+        self.train, self.val = SliceDataset(train), SliceDataset(val)
 
     def train_dataloader(self) -> DataLoader:
         sampler = EpochSampler(partial(balanced_indices, self.sick), self.seed, self.first_epoch)
-        return batch_loader(self.train, sampler, self.loading, _collate_slices)
+        return batch_loader(self.train, sampler, self.loading, collate)
 
     def val_dataloader(self) -> DataLoader:
         indices = np.sort(balanced_indices(self.val_sick, np.random.default_rng(self.seed)))
-        return batch_loader(self.val, [(0, index) for index in indices.tolist()], self.loading, _collate_slices)
+        return batch_loader(self.val, [(0, index) for index in indices.tolist()], self.loading, collate)
+
+    def on_after_batch_transfer(self, batch: dict, dataloader_idx: int) -> tuple[list[torch.Tensor], list[dict]]:
+        """Called by Lightning: augments a batch, and puts boxes around the lesions that are left."""
+        images, masks = self.augment(batch["key"], batch["image"][:, :, None], batch["mask"][:, :, None])
+        targets = []
+        for lesion in masks[:, 0, 0].cpu().numpy() > 0:
+            boxes = torch.from_numpy(lesion_boxes(lesion)).to(images.device)
+            targets.append({"boxes": boxes, "labels": torch.ones(len(boxes), dtype=torch.int64, device=boxes.device)})
+        return list(images[:, :, 0]), targets
 
 
 class SegmentationDataModule(TrainingData):
@@ -207,20 +167,30 @@ class SegmentationDataModule(TrainingData):
         transforms: Sequence[str] | None = None,
         seed: int = 42,
     ) -> None:
-        super().__init__()
+        super().__init__(loading, transforms, seed)
         laid = regions or {case.name: [whole_volume(cohort.grid.shape)] for case in [*train, *val]}
         if not (length := len(RegionWindows(train, laid, cohort, window))):
             raise UserError(
                 "no region was proposed on any training scan; train the RPN longer or lower --score_threshold"
             )
-        self.train = TrainingWindows(train, regions, cohort, window, length, transforms, seed)
+        self.train = TrainingWindows(train, regions, cohort, window, length, seed)
         self.val = RegionWindows(val, laid, cohort, window)
-        self.loading, self.seed = loading, seed
 
     def train_dataloader(self) -> DataLoader:
         # In order: what a window lies about goes by its number, so that each batch holds as much of everything.
         sampler = EpochSampler(lambda rng: np.arange(len(self.train)), self.seed, self.first_epoch)
-        return batch_loader(self.train, sampler, self.loading)
+        return batch_loader(self.train, sampler, self.loading, collate)
 
     def val_dataloader(self) -> DataLoader:
-        return batch_loader(self.val, range(len(self.val)), self.loading)
+        return batch_loader(self.val, range(len(self.val)), self.loading, collate)
+
+    def on_after_batch_transfer(self, batch: dict, dataloader_idx: int) -> dict[str, torch.Tensor]:
+        """Called by Lightning: augments a batch, and says in ``has_lesion`` (B,) which windows hold a lesion."""
+        image, labels = self.augment(batch["key"], batch["image"], torch.cat([batch["mask"], batch["region"]], 1))
+        mask, region = labels.split(1, 1)
+        return {
+            "image": image,
+            "mask": mask,
+            "region": region,
+            "has_lesion": (mask * region).amax((1, 2, 3, 4)).float(),
+        }

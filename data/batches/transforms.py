@@ -1,62 +1,159 @@
-"""Random augmentations of training data, slices and windows alike: of dicts of an image in [0, 1] and label maps."""
+"""Random augmentations of whole batches, slices and windows alike, on the device that they lie on.
 
-from collections.abc import Sequence
-from functools import partial
+A slice is a window of depth 1. Images are (B, C, D, H, W) float32 in [0, 1], label maps (B, L, D, H, W) uint8. Each
+item has a generator of its own, so that what happens to it does not depend on its batch.
+"""
+
+from collections.abc import Callable, Sequence
 
 import numpy as np
-from monai import transforms
+import torch
+from numpy.polynomial.legendre import legvander
+from torch.nn import functional
 
-from data.batches.tissue import surrounding_tissue
+from data.batches.tissue import lesion_surroundings, surrounding_tissue
 
-LABELS = ("mask", "region")
-EVERYTHING = ("image", *LABELS)
 PROBABILITY = 0.5
+ANGLE = np.deg2rad(10)
+SCALE, GAMMA, ZOOM = (0.9, 1.1), (0.7, 1.5), (0.5, 1.0)
+NOISE = 0.05  # largest standard deviation
+DEGREE, BIAS = 3, (0.0, 0.2)  # of the polynomial in the logarithm of a receive field, and its coefficients
+LESION_CONTRAST = (0.3, 1.2)  # at 0 lesions vanish, at 1 they stay
+
+Generators = Sequence[np.random.Generator]
+Pair = tuple[torch.Tensor, torch.Tensor]  # images and label maps
 
 
-def build_transforms(names: Sequence[str] | None, spatial_dims: int) -> transforms.Compose:
-    """Random transforms for `spatial_dims` 2 (H, W) or 3 (D, H, W); `names` are those of ``--transforms``."""
-    angle, in_3d = np.deg2rad(10), spatial_dims == 3
-    mode = "trilinear" if in_3d else "bilinear"
-    kinds: dict[str, partial] = {
-        # Left and right are alike enough to swap; front and back or top and bottom are not.
-        "flip": partial(transforms.RandFlipd, EVERYTHING, spatial_axis=spatial_dims - 2, allow_missing_keys=True),
-        # Rotation within the axial plane alone: in 3D that is about the depth axis.
-        "affine": partial(
-            transforms.RandAffined,
-            EVERYTHING,
-            rotate_range=(angle, 0, 0) if in_3d else angle,
-            scale_range=(0.1,) * spatial_dims,
-            mode=("bilinear", *["nearest"] * len(LABELS)),
-            padding_mode="zeros",
-            allow_missing_keys=True,
-        ),
-        "contrast": partial(transforms.RandAdjustContrastd, "image", gamma=(0.7, 1.5)),
-        "noise": partial(transforms.RandGaussianNoised, "image", std=0.05),
-        "bias_field": partial(transforms.RandBiasFieldd, "image", coeff_range=(0.0, 0.2)),
-        "resolution": partial(transforms.RandSimulateLowResolutiond, "image", upsample_mode=mode, zoom_range=(0.5, 1)),
-        "lesion_contrast": partial(RandLesionContrastd, factor=(0.3, 1.2)),
-    }
-    return transforms.Compose([kinds[name](prob=PROBABILITY) for name in names or []])
+def augment(names: Sequence[str], images: torch.Tensor, labels: torch.Tensor, generators: Generators) -> Pair:
+    """Random transforms, the ``--transforms`` of these names, in their order; each changes half of the items."""
+    items, maps = list(images), list(labels)
+    for name in names:
+        chosen = [i for i, generator in enumerate(generators) if generator.random() < PROBABILITY]
+        # One window after the other stays in the cache of a CPU.
+        for group in filter(None, [chosen] if images.device.type != "cpu" else [[i] for i in chosen]):
+            pair = (torch.stack([tensors[i] for i in group]) for tensors in (items, maps))
+            for i, image, label in zip(group, *TRANSFORMS[name](*pair, [generators[i] for i in group]), strict=True):
+                items[i], maps[i] = image, label
+    return torch.stack(items), torch.stack(maps)
 
 
-class RandLesionContrastd(transforms.RandomizableTransform):
-    """Scales how lesions differ from the tissue around them by a random `factor`: at 0 they vanish, at 1 they stay."""
-
-    def __init__(self, prob: float, factor: tuple[float, float]) -> None:
-        super().__init__(prob)
-        self.factor = factor
-
-    def __call__(self, item: dict) -> dict:
-        self.randomize(None)
-        image, lesion = np.asarray(item["image"]), np.asarray(item["mask"][0]) > 0.5
-        if not self._do_transform or not lesion.any() or lesion.all():
-            return item
-        tissue = np.stack([surrounding_tissue(channel, lesion, ~lesion & (channel > 0)) for channel in image])
-        scaled = tissue + self.R.uniform(*self.factor) * (image - tissue)
-        return {**item, "image": np.where(lesion, scaled, image).clip(0, 1)}
+def uniform(span: tuple[float, float], like: torch.Tensor, generators: Generators) -> torch.Tensor:
+    """A random number for each item of a batch, (B, 1, 1, 1, 1)."""
+    return _tensor([g.uniform(*span) for g in generators], like).view(-1, 1, 1, 1, 1)
 
 
-def apply_transforms(compose: transforms.Compose, item: dict, rng: np.random.Generator) -> dict:
-    """Apply with the randomness of `rng` alone, so that an item is the same whichever process makes it."""
-    compose.set_random_state(seed=int(rng.integers(2**31)))
-    return {key: np.asarray(value) for key, value in compose(item).items()}
+def _tensor(values, like: torch.Tensor) -> torch.Tensor:
+    return torch.tensor(np.asarray(values), dtype=like.dtype, device=like.device)
+
+
+# --- places --------------------------------------------------------------------------------------------
+
+
+def flip(images: torch.Tensor, labels: torch.Tensor, generators: Generators) -> Pair:
+    """Left and right are alike enough to swap; front and back or top and bottom are not."""
+    return images.flip(-2), labels.flip(-2)
+
+
+def affine(images: torch.Tensor, labels: torch.Tensor, generators: Generators) -> Pair:
+    """A rotation in plane and a scaling of each axis about the middle; zeros beyond the border."""
+    *_, depth, height, width = images.shape
+    angles = np.array([g.uniform(-ANGLE, ANGLE) for g in generators])
+    scales = np.array([g.uniform(*SCALE, size=3) for g in generators])
+    # Rows and columns are x and y, in units of half a width and half a height.
+    cosine, sine, none = np.cos(angles), np.sin(angles), np.zeros(len(angles))
+    x = [cosine * scales[:, 2], sine * scales[:, 1] * height / width, none]
+    y = [-sine * scales[:, 2] * width / height, cosine * scales[:, 1], none]
+    theta = _tensor(np.stack([np.stack(x, 1), np.stack(y, 1)], 1), images)
+    plane = functional.affine_grid(theta, [len(images), 1, height, width], align_corners=False)
+    places = scales[:, :1] * (np.arange(depth) - (depth - 1) / 2) + (depth - 1) / 2
+    return _resample(images, plane, places, "bilinear"), _resample(labels, plane, places, "nearest")
+
+
+def _resample(volumes: torch.Tensor, plane: torch.Tensor, slices: np.ndarray, mode: str) -> torch.Tensor:
+    """Volumes at places in plane (B, H, W, 2), as `grid_sample` has them, of slices (B, D), which may lie between two.
+
+    No axis mixes with the depth, so that all slices are interpolated in plane as channels of one.
+    """
+    if volumes.shape[2] > 1:
+        volumes = torch.stack([_slices_at(*item, mode) for item in zip(volumes, slices, strict=True)])
+    moved = functional.grid_sample(volumes.flatten(1, 2).float(), plane, mode, align_corners=False)
+    return moved.view_as(volumes).to(volumes.dtype)
+
+
+def _slices_at(volume: torch.Tensor, places: np.ndarray, mode: str) -> torch.Tensor:
+    depth = volume.shape[1]
+    volume = functional.pad(volume, (0, 0, 0, 0, 1, 1))
+    places = places.clip(-1, depth) + 1
+    below = np.round(places) if mode == "nearest" else np.floor(places)
+    lower = volume.index_select(1, torch.tensor(below, dtype=torch.int64, device=volume.device))
+    if mode == "nearest":
+        return lower
+    above = torch.tensor(np.minimum(below + 1, depth + 1), dtype=torch.int64, device=volume.device)
+    return torch.lerp(lower, volume.index_select(1, above), _tensor(places - below, volume).view(1, -1, 1, 1))
+
+
+# --- intensities ---------------------------------------------------------------------------------------
+
+
+def contrast(images: torch.Tensor, labels: torch.Tensor, generators: Generators) -> Pair:
+    """A random gamma; the least and the largest intensity stay."""
+    low = images.amin((1, 2, 3, 4), keepdim=True)
+    span = images.amax((1, 2, 3, 4), keepdim=True) - low
+    logarithm = ((images - low) / (span + 1e-7)).log_()  # a power of its own takes twice as long
+    return (logarithm * uniform(GAMMA, images, generators)).exp_() * span + low, labels
+
+
+def noise(images: torch.Tensor, labels: torch.Tensor, generators: Generators) -> Pair:
+    """Gaussian, of a random standard deviation."""
+    values = []
+    # No generator of torch's own, which every kind of device would have to offer.
+    with torch.random.fork_rng(devices=[images.device] if images.is_cuda else []):
+        for image, generator in zip(images, generators, strict=True):
+            torch.manual_seed(int(generator.integers(2**31)))
+            values.append(torch.randn_like(image))
+    return images + uniform((0, NOISE), images, generators) * torch.stack(values), labels
+
+
+def bias_field(images: torch.Tensor, labels: torch.Tensor, generators: Generators) -> Pair:
+    """A receive field: the exponential of a sum of Legendre polynomials along the axes."""
+    i, j, k = np.indices((DEGREE + 1,) * 3)
+    terms = i + j + k <= DEGREE if images.shape[2] > 1 else (i == 0) & (k <= j)
+    coefficients = np.zeros((len(images), *terms.shape))
+    coefficients[:, terms] = [g.uniform(*BIAS, size=np.count_nonzero(terms)) for g in generators]
+    axes = [_tensor(legvander(np.linspace(-1, 1, size), DEGREE), images) for size in images.shape[2:]]
+    field = torch.einsum("bijk,zi,yj,xk->bzyx", _tensor(coefficients, images), *axes)
+    return images * field.exp()[:, None], labels
+
+
+def resolution(images: torch.Tensor, labels: torch.Tensor, generators: Generators) -> Pair:
+    """Some of the voxels alone, and the others between them."""
+    shape, coarse = images.shape[2:], []
+    for image, generator in zip(images, generators, strict=True):
+        zoom = generator.uniform(*ZOOM)
+        smaller = functional.interpolate(image[None], [max(1, round(size * zoom)) for size in shape])
+        coarse.append(functional.interpolate(smaller, shape, mode="trilinear")[0])
+    return torch.stack(coarse), labels
+
+
+def lesion_contrast(images: torch.Tensor, labels: torch.Tensor, generators: Generators) -> Pair:
+    """Scales how lesions, the first of the label maps, differ from the tissue around them."""
+    lesions = labels[:, 0] > 0
+    for image, lesion, on_cpu, generator in zip(images, lesions, lesions.cpu().numpy(), generators, strict=True):
+        factor = generator.uniform(*LESION_CONTRAST)
+        if on_cpu.any() and not on_cpu.all():
+            width, around = lesion_surroundings(on_cpu)
+            part, inside = image[:, *around], lesion[around]
+            tissue = surrounding_tissue(part, ~inside & (part > 0), width)
+            part.copy_(torch.where(inside, (tissue + factor * (part - tissue)).clamp(0, 1), part))
+    return images, labels
+
+
+TRANSFORMS: dict[str, Callable[..., Pair]] = {
+    "flip": flip,
+    "affine": affine,
+    "contrast": contrast,
+    "noise": noise,
+    "bias_field": bias_field,
+    "resolution": resolution,
+    "lesion_contrast": lesion_contrast,
+}

@@ -1,6 +1,6 @@
 """3D windows for stage 2, drawn over training scans and laid over the regions of validation scans.
 
-An item: ``image`` (C, D, H, W) and ``has_lesion`` float32; ``mask`` and ``region``, what counts, (1, D, H, W) uint8.
+An item: ``image`` (C, D, H, W) float32; ``mask`` and ``region``, what counts, (1, D, H, W) uint8; its ``key``.
 """
 
 import itertools
@@ -11,12 +11,10 @@ import numpy as np
 from scipy.ndimage import find_objects, label
 from torch.utils.data import Dataset
 
-from data.batches.transforms import apply_transforms, build_transforms
 from data.files.space import Shape, Start, cut
 from data.scans.cohort import Case
 from data.scans.open import Cohort
 from data.scans.prepared import PreparedScan
-from utils.errors import UserError
 from utils.regions.region import Region, bounding_box, region_mask, whole_volume
 from utils.scores.masks import TWENTY_SIX_CONNECTED
 
@@ -26,31 +24,19 @@ ABOUT = ("lesion", "brain", "lesion", "region")
 # always sits in the middle.
 JITTER = 0.3
 TRIALS = 100  # to hit the brain of a box; where less than a thirtieth of it is brain, any voxel may be taken
-Item = dict[str, np.ndarray | np.float32]
+Item = dict[str, np.ndarray]
 
 
-def cut_window(
-    prepared: PreparedScan, start: Start, window: Shape, regions: list[Region] | None
-) -> dict[str, np.ndarray]:
+def cut_window(prepared: PreparedScan, start: Start, window: Shape, regions: list[Region] | None) -> Item:
     """A window of a scan, zero-padded behind where the volume ends; the brain of `regions` counts, or all of it."""
     region = cut(prepared.brain, start, window)
     if regions is not None:
         region &= cut(region_mask(regions, prepared.brain.shape), start, window)
     return {
         "image": cut(prepared.scan, start, window).astype(np.float32),
-        "mask": cut(_lesions_of(prepared), start, window)[None].astype(np.uint8),
+        "mask": cut(prepared.lesions, start, window)[None].astype(np.uint8),
         "region": region[None].astype(np.uint8),
     }
-
-
-def _lesions_of(prepared: PreparedScan) -> np.ndarray:
-    if prepared.mask is None:
-        raise UserError(f"{prepared.name} has no lesion mask; give one")
-    return prepared.mask
-
-
-def _item(window: dict[str, np.ndarray]) -> Item:
-    return {**window, "has_lesion": np.float32((window["mask"] * window["region"]).any())}
 
 
 def _start_inside(start: np.ndarray | Sequence[int], window: Shape, shape: Shape) -> Start:
@@ -60,7 +46,7 @@ def _start_inside(start: np.ndarray | Sequence[int], window: Shape, shape: Shape
 
 
 class TrainingWindows(Dataset):
-    """Windows drawn anew each epoch about lesions, about proposed regions and anywhere in the brain, and augmented.
+    """Windows drawn anew each epoch about lesions, about proposed regions and anywhere in the brain.
 
     Not in the proposed regions alone: those of training scans are better than any to come, since stage 1 has learned
     from these scans, and few. All brain of a window, `window` voxels (D, H, W), counts. `length` windows are an epoch.
@@ -73,15 +59,13 @@ class TrainingWindows(Dataset):
         cohort: Cohort,
         window: Shape,
         length: int,
-        transforms: Sequence[str] | None = None,
         seed: int = 0,
     ) -> None:
         self.cohort, self.window, self.length, self.seed = cohort, window, length, seed
         self.regions = regions or {}
         self.boxes: dict[str, list[tuple[slice, ...]]] = {}  # around the lesions of each scan
-        self.transforms = build_transforms(transforms, spatial_dims=3)
         proposed = [case for case in cases if self.regions.get(case.name)]
-        sick = [case for case in cases if _lesions_of(cohort.prepare(case)).any()]
+        sick = [case for case in cases if cohort.prepare(case).lesions.any()]
         self.cases = {"lesion": sick or cases, "region": proposed or cases, "brain": cases}
 
     def __len__(self) -> int:
@@ -96,13 +80,13 @@ class TrainingWindows(Dataset):
         middle = self._middle(about, prepared, rng)
         shift = [rng.integers(-most, most + 1) for most in (round(JITTER * size) for size in self.window)]
         start = _start_inside(middle - np.floor_divide(self.window, 2) + shift, self.window, prepared.brain.shape)
-        return _item(apply_transforms(self.transforms, cut_window(prepared, start, self.window, None), rng))
+        return {**cut_window(prepared, start, self.window, None), "key": np.array(key)}
 
     def _middle(self, about: str, prepared: PreparedScan, rng: np.random.Generator) -> np.ndarray:
         """The voxel (3,) that a window lies about; any of the brain where the scan has no lesion or no region."""
         if about == "lesion" and (boxes := self._lesion_boxes(prepared)):
             around = boxes[rng.integers(len(boxes))]
-            inside = np.argwhere(_lesions_of(prepared)[around])
+            inside = np.argwhere(prepared.lesions[around])
             return inside[rng.integers(len(inside))] + [span.start for span in around]
         regions = self.regions.get(prepared.name) if about == "region" else None
         box = regions[rng.integers(len(regions))] if regions else whole_volume(prepared.brain.shape)
@@ -115,7 +99,7 @@ class TrainingWindows(Dataset):
     def _lesion_boxes(self, prepared: PreparedScan) -> list[tuple[slice, ...]]:
         """A box around each lesion: small ones are drawn as often as large ones, which hold nearly all voxels."""
         if prepared.name not in self.boxes:
-            mask = _lesions_of(prepared)
+            mask = prepared.lesions
             around_all = bounding_box(mask)  # labels of whole volumes take ten times as long
             labels, n = label(mask[around_all], TWENTY_SIX_CONNECTED)
             self.boxes[prepared.name] = [
@@ -141,7 +125,8 @@ class RegionWindows(Dataset):
 
     def __getitem__(self, index: int) -> Item:
         case, start = self.windows[index]
-        return _item(cut_window(self.cohort.prepare(case), start, self.window, self.regions[case.name]))
+        window = cut_window(self.cohort.prepare(case), start, self.window, self.regions[case.name])
+        return {**window, "key": np.array((0, index))}
 
 
 def windows_over(regions: Sequence[Region], window: Shape, shape: Shape) -> list[Start]:

@@ -30,6 +30,10 @@ class Space:
         """Size of a voxel along (D, H, W)."""
         return spacing_of(self.affine)
 
+    def in_mm(self, voxels: np.ndarray) -> np.ndarray:
+        """Where (N, 3) voxels (D, H, W) lie, (N, 3) as (x, y, z)."""
+        return voxels[:, [1, 2, 0]] @ self.affine[:3, :3].T + self.affine[:3, 3]
+
     @property
     def as_json(self) -> dict[str, list]:
         return {"shape": list(self.shape), "affine": self.affine.tolist()}

@@ -32,34 +32,31 @@ def parse_args(argv: Sequence[str] | None = None) -> Settings:
 
 def main(settings: Settings) -> None:
     cohort = settings.cohort
-    spacing = _three_sizes(cohort.spacing, "--spacing")
-    mask_spacing = cohort.mask_spacing and _three_sizes(cohort.mask_spacing, "--mask_spacing")
+    spacing = _three_sizes(cohort.spacing)
     if cohort.centres:
-        if cohort.modality != "t1w" or cohort.oblique or mask_spacing:
-            raise UserError("--centres draws T1w scans with masks on their grid; leave other contrasts and grids out")
+        if cohort.modality != "t1w" or cohort.oblique:
+            raise UserError("--centres draws T1w scans; leave other contrasts and --oblique out")
         if cohort.n_subjects < cohort.centres:
             raise UserError(f"--centres {cohort.centres} needs a subject each; give a larger --n_subjects")
         cohort = replace(cohort, ext=".nii.gz", stripped=True)
-    if cohort.ext == ".npy" and (cohort.oblique or mask_spacing not in (None, spacing)):
-        argument = "--oblique" if cohort.oblique else "--mask_spacing"
-        raise UserError(f"{argument} needs a file with an affine, which .npy has not; give --ext .nii.gz")
+    if cohort.ext == ".npy" and cohort.oblique:
+        raise UserError("--oblique needs a file with an affine, which .npy has not; give --ext .nii.gz")
 
     from data.phantom.cohort import write_cohort  # loads libraries: not before the arguments are right
 
-    cohort = replace(cohort, spacing=spacing, mask_spacing=mask_spacing)
-    write_cohort(cohort, Path(settings.out_dir), settings.num_workers)
+    write_cohort(replace(cohort, spacing=spacing), Path(settings.out_dir), settings.num_workers)
     print(f"{cohort.n_subjects} synthetic scans (no patients) are in {settings.out_dir}")
 
 
-def _three_sizes(sizes: Sequence[float], argument: str) -> tuple[float, float, float]:
+def _three_sizes(sizes: Sequence[float]) -> tuple[float, float, float]:
     """Sizes of voxels along D, H and W."""
     if len(sizes) not in (1, 3):
-        raise UserError(f"{argument} has {len(sizes)} numbers; give one, or three along D H W")
+        raise UserError(f"--spacing has {len(sizes)} numbers; give one, or three along D H W")
     if max(sizes) > COARSEST_SPACING_MM:
-        raise UserError(f"{argument} {max(sizes):g} is too coarse for a head; give at most {COARSEST_SPACING_MM} mm")
+        raise UserError(f"--spacing {max(sizes):g} is too coarse for a head; give at most {COARSEST_SPACING_MM} mm")
     d, h, w = sizes if len(sizes) == 3 else [sizes[0]] * 3
     if (mm3 := d * h * w) < FINEST_MM3:
-        raise UserError(f"{argument} makes voxels of {mm3:.2g} mm3; give at least {FINEST_MM3} mm3")
+        raise UserError(f"--spacing makes voxels of {mm3:.2g} mm3; give at least {FINEST_MM3} mm3")
     return d, h, w
 
 

@@ -6,10 +6,9 @@ import numpy as np
 from scipy.ndimage import distance_transform_edt, find_objects, label, map_coordinates
 from scipy.special import expit
 
-from data.phantom.ages import paint_ball
+from data.phantom.ages import load_ventricles, paint_ball
 from data.phantom.heads import MIDLINE_MM, Field, Head
 from data.phantom.lesions import radius_mm, tissue_places
-from data.phantom.ventricles import load_ventricles
 from utils.scores.masks import TWENTY_SIX_CONNECTED
 
 TEXTURE, TEXTURE_MM = 0.15, 12.0  # of a lesion's level, at variety 0
@@ -58,7 +57,8 @@ def paint_lesions(
         scan, key = 1 - fainter * rng.random() ** 5, int(rng.integers(2**32))
         for number, part in enumerate(_parts(opacity, head.grid.spacing_hwd)):
             own = np.random.default_rng([key, number])  # so that a part more does not change the looks of the others
-            cavity = _cavity(part.volume_cm3) if modality == "t1w" else 0.0
+            radius = radius_mm(part.volume_cm3) if modality == "t1w" else 0.0
+            cavity = radius / (radius + CAVITY_MM)  # how far an old infarct is one, from 0 to 1
             contrast = max(scan * (1 - 0.6 * fainter * own.random() ** 4), LEAST_CONTRAST, cavity)
             core = _core(part, patches[part.box], modality, variety, cavity, own)
             share[part.box] *= np.where(part.own, contrast * core, 1)
@@ -77,12 +77,6 @@ def _parts(opacity: np.ndarray, spacing_hwd: tuple[float, float, float]):
         depth = distance_transform_edt(np.pad(inside, 1), spacing_hwd)[1:-1, 1:-1, 1:-1].astype(np.float32)
         volume = np.count_nonzero(inside) * float(np.prod(spacing_hwd)) / 1000
         yield Part(box, inside | (labels[box] == 0), depth - np.float32(min(spacing_hwd) / 2), volume)
-
-
-def _cavity(volume_cm3: float) -> float:
-    """How far an old infarct of this size is a cavity, from 0 to 1."""
-    radius = radius_mm(volume_cm3)
-    return radius / (radius + CAVITY_MM)
 
 
 def _core(

@@ -9,20 +9,19 @@ from typing import NamedTuple
 import nibabel as nib
 import numpy as np
 import pandas as pd
+from threadpoolctl import threadpool_limits
 
-from data.files.space import Space, Spacing, resample
+from data.files.space import Spacing
 from data.files.volumes import read_volume, volume_image, write_volume
 from data.phantom.ages import draw_ageing, paint_ageing
 from data.phantom.appearance import paint_lesions, paint_past
-from data.phantom.centres import atlas3_files, centre_of
-from data.phantom.contrast import MODALITIES, draw_levels, paint_brain
+from data.phantom.contrast import MODALITIES, draw_levels, paint_brain, paint_structures
 from data.phantom.heads import FIELD_OF_VIEW_MM, ORIGIN_MM, Grid, Head, warp_head
 from data.phantom.lesions import draw_lesions
 from data.phantom.masks import describe_masks, draw_real_lesions, list_masks
 from data.phantom.scanner import draw_scanner, measure, receive_field
 from data.phantom.skull import paint_outside
 from data.phantom.statistics import LAWS, even_numbers
-from data.phantom.structures import paint_structures
 from data.prepare.cohort import describe_scan
 from data.settings import PhantomSettings
 from utils.errors import UserError
@@ -36,6 +35,8 @@ PHANTOM_VERSION = 3
 # brain. 3 is that of `healthy_subjects`.
 STREAMS = {"anatomy": 0, "lesions": 1, "noise": 2, "outside": 4, "contrast": 5, "scanner": 9}
 STREAMS |= {"age": 10, "structures": 11, "appearance": 12, "past": 13}
+SUBJECTS, GRIDS = 6, 7  # random streams of centres
+NEARLY_ONE = 0.9999  # in the masks of one of ATLAS's centres, in the place of 1
 TILT_DEGREES = (12.0, 1.0, 3.0)  # about left-right, posterior-anterior, inferior-superior, as in ISLES 2022
 # (qform_code, sform_code) of scan, mask and brain mask: 1 is the scanner's space, 2 another scan's. An oblique cohort's
 # headers are ISLES 2022's, where a mask has only an sform.
@@ -47,22 +48,22 @@ class Subject:
     """One synthetic scan."""
 
     scan: np.ndarray  # (1, D, H, W) float32, white matter near 80
-    mask: np.ndarray  # (1, D, H, W) uint8, on the grid of ``mask_spacing``
-    brain: np.ndarray  # (D, H, W) bool on the scan's grid, the true brain with its sulci and ventricles
+    mask: np.ndarray  # (1, D, H, W) uint8
+    brain: np.ndarray  # (D, H, W) bool, the true brain with its sulci and ventricles
 
 
-def draw_head(settings: PhantomSettings, index: int, spacing_mm: Spacing | None = None) -> Head:
-    """The head of a subject on the grid of its scan, or of voxels of another size."""
+def draw_head(settings: PhantomSettings, index: int) -> Head:
+    """The head of a subject on the grid of its scan."""
     streams = _streams(settings, index)
     ageing = draw_ageing(settings.variety, streams["age"])
-    grid = Grid(spacing_mm or settings.spacing)
-    return warp_head(grid, settings.warp_mm, streams["anatomy"], ageing.atrophy if ageing else None)
+    return warp_head(Grid(settings.spacing), settings.warp_mm, streams["anatomy"], ageing.atrophy if ageing else None)
 
 
 def _streams(settings: PhantomSettings, index: int) -> dict[str, np.random.Generator]:
     return {name: np.random.default_rng([settings.seed, index, part]) for name, part in STREAMS.items()}
 
 
+@threadpool_limits.wrap(limits=1)  # several threads add in another order: other last digits, other files
 def make_subject(settings: PhantomSettings, index: int, defaced: bool = True) -> Subject:
     streams, modality = _streams(settings, index), MODALITIES[settings.modality]
     ageing, head = draw_ageing(settings.variety, streams["age"]), draw_head(settings, index)
@@ -73,8 +74,7 @@ def make_subject(settings: PhantomSettings, index: int, defaced: bool = True) ->
         paint_ageing(signal, head, settings.modality, levels, ageing, streams["age"])
         paint_past(signal, head, settings.modality, levels, settings.variety, streams["past"])
     mask = np.zeros(signal.shape, bool)
-    is_healthy = index in healthy_subjects(settings)
-    if not is_healthy:
+    if index not in healthy_subjects(settings):
         opacity = lesion_opacity(head, settings, index, streams["lesions"])
         how = settings.modality, levels, settings.variety, streams["appearance"]
         signal += settings.lesion_contrast * (paint_lesions(signal, head, opacity, *how) - signal)
@@ -87,9 +87,6 @@ def make_subject(settings: PhantomSettings, index: int, defaced: bool = True) ->
     signal *= receive_field(head, scanner, streams["contrast"])
     scan = measure(signal, head, modality, scanner, streams["noise"])
     scan[removed] = 0
-    if settings.mask_spacing is not None:  # the same lesions, drawn on a grid of their own
-        own, lesions = draw_head(settings, index, settings.mask_spacing), _streams(settings, index)["lesions"]
-        mask = np.zeros(own.brain.shape, bool) if is_healthy else lesion_opacity(own, settings, index, lesions) > 0.5
     scan, mask, brain = (np.ascontiguousarray(array.transpose(2, 0, 1)) for array in (scan, mask, head.brain))
     return Subject(scan[None], mask[None].astype(np.uint8), brain)
 
@@ -109,6 +106,35 @@ def healthy_subjects(settings: PhantomSettings) -> set[int]:
     return set(shuffled[:n_healthy].tolist())
 
 
+# --- files ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Centre:
+    """A centre; every second one has the cohort's voxel size."""
+
+    name: str  # as in ATLAS: R001, R002, ..., and SOOP, whose subjects' names are of another kind
+    spacing_mm: Spacing
+    axes: str  # of the stored voxels, such as LPS
+    lesion: float  # value of its masks
+
+    def stored(self, image: nib.Nifti1Image) -> nib.Nifti1Image:
+        """An image in RAS along the axes of the centre."""
+        ras, own = (nib.orientations.axcodes2ornt(axes) for axes in ("RAS", self.axes))
+        return image.as_reoriented(nib.orientations.ornt_transform(ras, own))
+
+
+def centre_of(settings: PhantomSettings, index: int) -> Centre | None:
+    """The centre of a subject: each has one of the first subjects, and the first centres most of the others."""
+    if (n := settings.centres) is None:
+        return None
+    number = index if index < n else int(n * np.random.default_rng([settings.seed, index, SUBJECTS]).random() ** 2)
+    rng = np.random.default_rng([settings.seed, number, GRIDS])
+    axes = "".join(rng.permutation([rng.choice(list(ends)) for ends in ("RL", "AP", "SI")]))
+    d, h, w = np.multiply(settings.spacing, rng.uniform(0.75, 1.25, 3) if number % 2 else 1).round(2).tolist()
+    return Centre("SOOP" if number == n - 1 else f"R{number + 1:03d}", (d, h, w), axes, 1 if number else NEARLY_ONE)
+
+
 class SubjectFiles(NamedTuple):
     scan: Path
     mask: Path
@@ -116,17 +142,23 @@ class SubjectFiles(NamedTuple):
 
 
 def subject_files(out_dir: Path, index: int, settings: PhantomSettings) -> SubjectFiles:
-    """A subject's files, named as ATLAS (T1w) or ISLES 2022 (FLAIR, DWI) would."""
+    """A subject's files, named as in ATLAS (T1w), v3.0 of it where there are centres, or ISLES 2022 (FLAIR, DWI)."""
+    scans, masks = out_dir / "Scans", out_dir / "Masks"
     if centre := centre_of(settings, index):
-        return SubjectFiles(*atlas3_files(out_dir, index, centre))
-    if settings.modality == "t1w":
+        subject = f"sub-{centre.name.lower()}{'0' if centre.name == 'SOOP' else 's'}{index + 1:03d}"
+        name, scans = f"{subject}_ses-1_space-orig", out_dir / centre.name / subject / "ses-1/anat"
+        masks, scan, brain = scans, f"{name}_desc-brain_T1w", f"{name}_desc-brain_mask"
+        mask = f"{name}_label-lesion_desc-T1lesion_mask"
+    elif settings.modality == "t1w":
         subject = f"sub-r{index // 999 + 1:03d}s{index % 999 + 1:03d}_ses-1_space-MNI152NLin2009aSym"
         scan, mask = f"{subject}_T1w", f"{subject}_label-L_desc-T1lesion_mask"
+        brain = f"{scan}_desc-brain_mask"
     else:
         subject = f"sub-strokecase{index + 1:04d}_ses-0001"
         scan, mask = f"{subject}_{settings.modality}", f"{subject}_msk"
-    names = {"Scans": scan, "Masks": mask, "TrueBrains": f"{scan}_desc-brain_mask"}
-    return SubjectFiles(*(out_dir / folder / f"{name}{settings.ext}" for folder, name in names.items()))
+        brain = f"{scan}_desc-brain_mask"
+    names = scans / scan, masks / mask, out_dir / "TrueBrains" / brain
+    return SubjectFiles(*(name.with_name(name.name + settings.ext) for name in names))
 
 
 def write_subject(index: int, settings: PhantomSettings, out_dir: Path) -> dict:
@@ -134,16 +166,14 @@ def write_subject(index: int, settings: PhantomSettings, out_dir: Path) -> dict:
     files = subject_files(out_dir, index, settings)
     if centre := centre_of(settings, index):
         settings = replace(settings, spacing=centre.spacing_mm)
-    scan_grid, mask_grid = Grid(settings.spacing), Grid(settings.mask_spacing or settings.spacing)
-    scan_affine, mask_affine = (_affine_of(grid, settings.oblique) for grid in (scan_grid, mask_grid))
     if not all(file.exists() for file in files):
         subject = make_subject(settings, index)
         mask = subject.mask * np.float32(centre.lesion) if centre else subject.mask
         arrays = subject.scan, mask, subject.brain[None].astype(np.uint8)
         tilted = TILTED_FLAIR if settings.modality == "flair" else TILTED
         codes = tilted if settings.oblique else STRAIGHT
-        affines = scan_affine, mask_affine, scan_affine
-        for path, array, affine, code in zip(files, arrays, affines, codes, strict=True):
+        affine = _affine_of(Grid(settings.spacing), settings.oblique)
+        for path, array, code in zip(files, arrays, codes, strict=True):
             if settings.ext == ".npy":
                 write_volume(path, array)
                 continue
@@ -153,16 +183,13 @@ def write_subject(index: int, settings: PhantomSettings, out_dir: Path) -> dict:
             with atomic_path(path) as temporary:
                 nib.save(image, temporary)
     mask, brain = (read_volume(path).array > 0.5 for path in (files.mask, files.brain))
-    on_mask = resample(brain, Space(brain.shape[1:], scan_affine), Space(mask.shape[1:], mask_affine))
-    on_scan = describe_scan(np.zeros_like(brain[0]), brain[0], scan_grid.spacing_mm)
     name, session = files.scan.name.split("_")[:2]
     return {
         "subject": name.removeprefix("sub-"),
         "session": session.removeprefix("ses-"),
         "scan": files.scan.name,
         "mask": files.mask.name,
-        **describe_scan(mask[0], on_mask[0], mask_grid.spacing_mm),
-        **{column: on_scan[column] for column in ("shape", "spacing_mm")},
+        **describe_scan(mask[0], brain[0], settings.spacing),
     }
 
 

@@ -6,14 +6,13 @@ All geometry is drawn in millimetres of template space, so that one seed gives t
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from pathlib import Path
 
-import nibabel as nib
 import numpy as np
 from scipy.ndimage import gaussian_filter, map_coordinates
 from scipy.spatial.transform import Rotation
 
 from data.files.space import Spacing
+from data.scans.mni import read_template
 
 FIELD_OF_VIEW_MM = (197, 233, 189)  # of the template and of ATLAS v2.0, along H, W, D
 SMOOTHING = 0.3  # of a voxel's size: the standard deviation of a box; voxels up to 1 mm show the templates as they are
@@ -151,13 +150,7 @@ def load_templates(smoothing_mm: tuple[float, float, float] = (0.0, 0.0, 0.0)) -
     """The MNI152 maps ``t1``, ``gm``, ``wm`` and ``brain`` at 1 mm, (197, 233, 189) float32 in [0, 1]."""
     if any(smoothing_mm):
         return {name: gaussian_filter(array, smoothing_mm) for name, array in load_templates().items()}
-    import nilearn.datasets
-
-    folder = Path(nilearn.datasets.__file__).parent / "data"
-    maps = {}
-    for tissue in ("t1", "gm", "wm"):
-        image = nib.Nifti1Image.from_filename(folder / f"mni_icbm152_{tissue}_tal_nlin_sym_09a_converted.nii.gz")
-        maps[tissue] = np.asarray(image.dataobj, np.float32) / 255
+    maps = {tissue: np.ascontiguousarray(read_template(tissue)[0].transpose(1, 2, 0)) for tissue in ("t1", "gm", "wm")}
     return {**maps, "brain": (maps["t1"] > 0).astype(np.float32)}
 
 

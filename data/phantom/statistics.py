@@ -88,17 +88,17 @@ def territory_scores(places_mm: np.ndarray) -> np.ndarray:
     return scores
 
 
-def even_numbers(seed: int, index: int, n: int = 3) -> np.ndarray:
-    """(n,) numbers in (0, 1) that fill the cube evenly over the indices of a cohort: a few scans have all sizes.
+def even_numbers(seed: int, index: int) -> np.ndarray:
+    """(3,) numbers in (0, 1) that fill the cube evenly over the indices of a cohort: a few scans have all sizes.
 
     The additive recurrence of M. Roberts (2018, "The unreasonable effectiveness of quasirandom sequences"), from a
     random start for each seed.
     """
     golden = 1.5
     for _ in range(60):
-        golden = (1 + golden) ** (1 / (n + 1))
-    start = np.random.default_rng([seed, 0, EVEN_STREAM]).random(n)
-    return np.clip((start + (index + 1) * golden ** -np.arange(1.0, n + 1)) % 1, 1e-3, 1 - 1e-3)
+        golden = (1 + golden) ** (1 / 4)
+    start = np.random.default_rng([seed, 0, EVEN_STREAM]).random(3)
+    return np.clip((start + (index + 1) * golden ** -np.arange(1.0, 4.0)) % 1, 1e-3, 1 - 1e-3)
 
 
 def draw_volumes(law: Law, evenly: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, str]:

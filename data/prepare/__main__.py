@@ -12,10 +12,12 @@ from data.files.listing import Patterns, counted
 from data.files.space import Shape, Spacing
 from data.prepare.cohort import PreparedGrid, attempt_all, prepare_case, record_path, remove_prepared
 from data.prepare.layouts import LAYOUTS, check_headers, choose_layout, find_cases, fit_brain, shape_for, spacing_for
-from data.scans.centres import CENTRE, centre_of_name
+from data.scans.brain import print_heads
 from data.scans.checks import print_numbered
 from data.scans.cohort import Case
 from data.scans.fingerprints import fingerprint_cases
+from data.scans.grid import print_worst
+from data.scans.groups import CENTRE, centre_of_name
 from data.scans.prepared import brains_in
 from data.settings import brains_option, extension_option, pattern_option, shape_option, spacing_option, workers_option
 from utils import cli
@@ -27,7 +29,7 @@ from utils.validators import pathname
 
 OUT_DIR = "data/ATLAS_2/Processed/Base"  # of ATLAS
 BYTES_PER_VOXEL = 6  # float32 scan, uint8 lesion and brain masks
-SHRUNK = 0.95  # a lesion that keeps less of its volume was cut by the grid or lost to a coarse spacing
+LOST = 0.05  # of a lesion, to the grid or a coarse spacing, from which on a line is printed
 
 
 @dataclass(frozen=True)
@@ -85,18 +87,9 @@ def main(settings: Settings) -> None:
     table = prepare(cases, scan_dim and scan_dim[1:], spacing_mm, channels, settings, out_dir)
     draw_overview(table, out_dir)
     write_csv(out_dir / "cohort.csv", table)
-    share = table.lesion_cm3 / table.source_lesion_cm3
-    if n_shrunk := int((share < SHRUNK).sum()):
-        print(
-            f"Lesion lost to the grid or its spacing: {counted(n_shrunk, 'scan')}, most of all "
-            f"{table.scan.iloc[share.argmin()]}; see source_lesion_cm3 in cohort.csv"
-        )
-    counts = table.brain.value_counts()
-    parts = [f"{kind} in {counted(counts[kind], 'scan')}" for kind in ("found", "given") if kind in counts]
-    if len(heads := table.scan[table.brain == "head"]):
-        scans = f"{counted(len(heads), 'scan')} with a skull (e.g. {heads.iloc[0]})"
-        parts.append(f"not found in {scans}: the whole head is used; give masks with --brains_dir, or stripped scans")
-    print(f"Brain {', '.join(parts)}")
+    lost = 1 - table.lesion_cm3 / table.source_lesion_cm3
+    line = "{name} lost {share:.0%} of its lesions to the grid or its spacing{more}; see source_lesion_cm3"
+    print_worst(dict(zip(table.scan, lost, strict=True)), LOST, line)
     print(f"Prepared in {out_dir}: {counted(len(table), 'scan')}; look at {out_dir / 'cohort.png'}")
 
 
@@ -119,6 +112,7 @@ def prepare(
     rows, unprepared = attempt_all(work, list(fits), "Preparing scans", settings.num_workers)
     if refused := unread + unprepared:
         raise UserError(f"{refused[0]} ({len(refused)} of {len(cases)} scans refused, the others are prepared)")
+    print_heads([case for case, row in rows.items() if row["brain"] == "head"])
     return pd.DataFrame([{**row, CENTRE: centre_of_name(case)} for case, row in rows.items()])
 
 

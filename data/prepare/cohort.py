@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from data.files.names import brain_name, stem_of
-from data.files.space import Shape, Space, Spacing, centred_space, resample
+from data.files.space import Shape, Space, Spacing, centred_space, resample, space_from_json
 from data.files.volumes import write_volume
 from data.prepare.layouts import centre_in, mask_path, space_in
 from data.scans.brain import brain_origin, read_brain
@@ -94,10 +94,9 @@ def prepare_case(case: Case, digests: Mapping[str, str], grid: PreparedGrid, roo
         "source_lesion_cm3": round(lesion_load(mask, axes.spacing_mm)[1], 4),
     }
     sources = {"source": str(case.scan.relative_to(root)), "mask": str(mask_file.relative_to(root))}
-    place = {"shape": space.shape, "affine": space.affine.tolist()}
     # Written last: its presence says that the volumes are whole.
-    write_json(record, {**sources, "made_of": made_of, **place, "row": row})
-    return read_record(record).row
+    write_json(record, {**sources, "made_of": made_of, **space.as_json, "row": row})
+    return row
 
 
 def describe_scan(mask: np.ndarray, brain: np.ndarray, spacing_mm: Spacing) -> dict:
@@ -144,7 +143,6 @@ def record_path(scan: Path | str, prepared_dir: Path) -> Path:
 def read_record(path: Path) -> Record:
     content = read_json(path)
     try:
-        space = Space(tuple(content["shape"]), np.array(content["affine"], float).reshape(4, 4))
-        return Record(content["source"], content.get("mask", ""), content.get("made_of", ""), space, content["row"])
+        return Record(content["source"], content["mask"], content["made_of"], space_from_json(content), content["row"])
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path} is no record of a prepared scan ({error!r}); remove it and prepare again") from None

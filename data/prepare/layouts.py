@@ -22,10 +22,10 @@ from data.files.names import BRAIN_MASK, MASK, SCAN, extension_of
 from data.files.space import Shape, Space, Spacing, centred_space, places_in, share_outside
 from data.files.volumes import read_header
 from data.scans.brain import brain_masks, read_brain, with_brains
-from data.scans.centres import require_one_centre
 from data.scans.checks import check_alignment, read_lesions, require_one_channel
 from data.scans.cohort import BRAINS, Case, pair_files, print_cases
 from data.scans.grid import CUT_OFF, centre_of, choose_spacing, print_cut, shape_that_holds, too_large
+from data.scans.groups import require_one_centre
 from utils.errors import UserError
 from utils.progress import progress
 
@@ -98,12 +98,13 @@ def find_cases(
     brains = {_place(path) for path in brain_masks(brains_dirs)} if brains_dirs else set()
     roles = {path: BRAIN_MASK if place in brains else _role_in(layout, path, root) for place, path in files.items()}
     scans, masks = ([path for path in roles if roles[path] == role] for role in (SCAN, MASK))
+    scan_named, mask_named = (f" named {pattern}" if pattern else "" for pattern in (layout.scan, layout.mask))
     if not scans:
-        raise UserError(f"--root {root} holds no NIfTI scan{_named(layout.scan)}; {_other_layout(files, layout)}")
+        raise UserError(f"--root {root} holds no NIfTI scan{scan_named}; {_other_layout(files, layout)}")
     require_present([*scans, *masks])
     print_left_out((path, role) for path, role in roles.items() if role not in (SCAN, MASK))
     if not masks:
-        raise UserError(f"{scans[0]} has no mask: --root holds no lesion mask{_named(layout.mask)}; check its names")
+        raise UserError(f"{scans[0]} has no mask: --root holds no lesion mask{mask_named}; check its names")
     try:
         cases = pair_files(scans, masks, ("--root", "--root"))
     except UserError as error:
@@ -143,10 +144,6 @@ def _other_layout(files: Iterable[Path], layout: Layout) -> str:
     fitting = (name for path in files for name, o in LAYOUTS.items() if o.scan and fits(Path(path.name), o.scan))
     other = next(fitting, None)
     return f"its names are those of --dataset {other}" if other else "check the folder and --dataset"
-
-
-def _named(pattern: str | None) -> str:
-    return f" named {pattern}" if pattern else ""
 
 
 def _place(path: Path) -> Path:

@@ -1,32 +1,27 @@
 """Overview of a cohort: a page of pictures of its lesions and scans."""
 
-import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.ticker import MaxNLocator
 
 from data.files.names import bids_entity
-from data.files.space import Space, places_in
+from data.files.space import Space, resample
 from data.files.volumes import read_volume
 from data.prepare.cohort import read_record, record_path
 from data.scans.head import normalise
+from data.scans.mni import map_space, template_t1
 from utils.plots import DPI, HEAT, TARGET, outline, save_figure, show_slice
 from utils.progress import progress
-from utils.scores.metrics import SIZE_BINS
 
 TILES = 32  # scans on the contact sheet
-MAP_RESOLUTION_MM = 2
 MAP_SLICES = 8
 COLUMNS = 8  # of the contact sheet
-BAR: dict[str, Any] = {"color": TARGET, "edgecolor": "white"}
 Tile = tuple[str, np.ndarray, np.ndarray]  # caption, slice (H, W) in [0, 1] and mask (H, W) of a scan
 
 
@@ -57,24 +52,13 @@ def _lesion_frequency(table: pd.DataFrame, out_dir: Path, in_mni: bool) -> tuple
 
     Without `in_mni` scans are laid on the template by the middle of their grid, where their brain is.
     """
-    from nilearn.datasets import load_mni152_template
-
-    spaces = {scan: read_record(record_path(scan, out_dir)).space for scan in table.scan}
-    # No finer than the scans, or their lesions would have holes.
-    coarsest = math.ceil(max([MAP_RESOLUTION_MM, *(size for space in spaces.values() for size in space.spacing_mm)]))
-    image = load_mni152_template(resolution=coarsest)
-    template = np.asarray(image.dataobj, np.float32).transpose(2, 0, 1)
-    d, h, w = template.shape
-    target, count = Space((d, h, w), image.affine), np.zeros(template.shape)
+    (t1, own), target = template_t1(), map_space()
+    count = np.zeros(target.shape)
     for scan, mask in progress(zip(table.scan, table["mask"], strict=True), "Mapping lesions", len(table)):
-        own = spaces[scan] if in_mni else _about(spaces[scan], target)
-        voxels = np.argwhere(read_volume(out_dir / "Masks" / mask).array[0] > 0)
-        # Half up, not to even: of voxels midway between two of the target, every second one would stay empty.
-        places = np.floor(places_in(target, voxels, own) + 0.5).astype(int)
-        lesion = np.zeros(target.shape, bool)  # voxels in which a voxel of the mask has its centre
-        lesion[tuple(places[((places >= 0) & (places < target.shape)).all(1)].T)] = True
-        count += lesion
-    return template / template.max(), count / len(table)
+        space = read_record(record_path(scan, out_dir)).space
+        lesion = read_volume(out_dir / "Masks" / mask).array > 0
+        count += resample(lesion, space if in_mni else _about(space, target), target)[0]
+    return resample(t1[None], own, target, outside=(0.0,))[0], count / len(table)
 
 
 def _about(own: Space, other: Space) -> Space:
@@ -101,29 +85,22 @@ def _tiles(table: pd.DataFrame, out_dir: Path) -> list[Tile]:
 
 
 def _draw_sizes(figure: SubFigure, table: pd.DataFrame) -> None:
-    volumes, bins, sides = figure.subplots(1, 3, width_ratios=[2, 1, 1])
+    volumes = figure.subplots()
     sick = table.lesion_cm3[table.lesion_cm3 > 0]
     volumes.set(title="lesion volume of a scan", xlabel="cm³", ylabel="scans", xscale="log")
     if len(sick):
         low, high = np.floor(np.log10(sick.min())), np.ceil(np.log10(sick.max() * 1.001))
-        volumes.hist(sick, np.logspace(low, high, int(4 * max(high - low, 1)) + 1).tolist(), **BAR)
+        bins = np.logspace(low, high, int(4 * max(high - low, 1)) + 1).tolist()
+        volumes.hist(sick, bins, color=TARGET, edgecolor="white")
         volumes.axvline(sick.median(), color="0.2", linestyle="--", label=f"median {sick.median():.3g} cm³")
         volumes.legend(frameon=False)
     volumes.yaxis.set_major_locator(MaxNLocator(integer=True))
-    _draw_counts(bins, table["size"], list(SIZE_BINS), "lesion as a share of the brain")
-    _draw_counts(sides, table.laterality, ["left", "both", "right"], "side of the lesion")
-
-
-def _draw_counts(axes: Axes, values: pd.Series, names: list[str], title: str) -> None:
-    axes.bar(names, [int((values == name).sum()) for name in names], **BAR)
-    axes.set(title=title, ylabel="scans")
-    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
 
 
 def _draw_frequency(figure: SubFigure, template: np.ndarray, frequency: np.ndarray, in_mni: bool) -> None:
     where = "on the MNI152 template" if in_mni else "on the MNI152 template (heads centred, not registered)"
     figure.suptitle(f"share of scans with a lesion, {where}", fontsize=10)
-    with_brain = np.flatnonzero((template > 0.1).any((1, 2)))  # resampling leaves traces beyond the head
+    with_brain = np.flatnonzero((template > 0.1).any((1, 2)))
     shown = np.linspace(with_brain[0], with_brain[-1], MAP_SLICES + 2).astype(int)[1:-1]
     scale = Normalize(0, max(float(frequency.max()), 1e-6))
     panels = figure.subplots(1, MAP_SLICES)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data.files.listing import counted, find_volumes, require_present, require_some
+from data.files.listing import counted, find_volumes, require_present
 from data.files.names import MASK, PREDICTION_SUFFIX, SCAN, stem_of
 from data.files.space import Space, resample
 from data.files.volumes import write_like
@@ -41,7 +41,6 @@ def main(settings: Settings) -> None:
     prepared_dir, out_dir = Path(settings.prepared_dir), Path(settings.out_dir)
     root = Path(settings.root or read_json(prepared_dir / "run.json")["settings"]["root"])
     volumes = find_volumes([settings.predictions], "--predictions").values()
-    require_some(volumes, [settings.predictions], None, "--predictions")
     require_present(volumes)
     predictions = [path for path in volumes if PREDICTION_SUFFIX in path.name]
     if not predictions:

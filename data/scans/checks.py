@@ -79,19 +79,12 @@ def read_column(table: Path, column: str, stamp: tuple) -> Mapping[str, set[str]
 
 def _print_missing_spacing(cases: list[Case]) -> None:
     """One line if a ``cohort.csv`` beside ``.npy`` scans lacks the voxel size of some."""
-    by_table = defaultdict(list)
-    for case in cases:
-        if table := spacing_table(case):
-            by_table[table].append(case.name)
-    gaps = []
-    for table, names in by_table.items():
-        sizes = read_column(table, SPACING, stamp_of(table))
-        if sizes is None:
-            gaps.append(f"{table} lacks the columns scan and spacing_mm")
-        elif missing := [name for name in names if name not in sizes]:
-            gaps.append(f"{table} has no row for {len(missing)} of {len(names)} scans, e.g. {missing[0]}")
-    if gaps:
-        print(f"{'; '.join(gaps)}: these voxel sizes are unknown; distances in mm and volumes in cm3 stay empty")
+    tables = {case: table for case in cases if (table := spacing_table(case))}
+    if unknown := [case for case in tables if read_spacing(case) is None]:
+        print(
+            f"{tables[unknown[0]]} has no {SPACING} of {len(unknown)} of {len(tables)} scans, e.g. {unknown[0].name}: "
+            "these voxel sizes are unknown; distances in mm and volumes in cm3 stay empty"
+        )
 
 
 def read_scan(case: Case) -> np.ndarray:

@@ -1,7 +1,5 @@
 """A cohort: scans paired with their masks by their BIDS entities, and the augmented scans made of them."""
 
-import os
-import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -9,16 +7,7 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from data.files.listing import BY_NAME, CHOOSE_BY_PATTERN, Paths, Patterns, choose_files, counted
-from data.files.names import (
-    SCAN,
-    bids_entity,
-    brain_name,
-    contrast_of,
-    entities_of,
-    standard_contrast,
-    stem_of,
-    subject_of,
-)
+from data.files.names import SCAN, brain_name, contrast_of, entities_of, standard_contrast, stem_of, subject_of
 from data.settings import CohortFolders
 from utils.errors import UserError
 from utils.files import read_json
@@ -29,17 +18,13 @@ Key = TypeVar("Key", bound=tuple)
 
 @dataclass(frozen=True)
 class Case:
-    """One scan and, where it has one, its mask.
+    """One scan and, where it has one, its mask."""
 
-    subject: the value of the BIDS entity ``sub-``, or what `subject_of` makes of another name; folds go by it.
-    brain: mask of the brain made elsewhere; None to find it (`data.scans.brain`).
-    """
-
-    subject: str
+    subject: str  # the BIDS entity ``sub-``, or what `subject_of` makes of another name; folds go by it
     session: str | None
     scan: Path
     mask: Path | None
-    brain: Path | None = None
+    brain: Path | None = None  # mask of the brain made elsewhere; None to find it (`data.scans.brain`)
 
     @property
     def name(self) -> str:
@@ -110,7 +95,7 @@ class Identity(NamedTuple):
 
 
 def identity(path: Path) -> Identity:
-    return Identity(subject_of(path), *(bids_entity(path, entity) for entity in ("ses", "augmented", "acq", "run")))
+    return Identity(subject_of(path), *map(entities_of(path).get, ("ses", "augmented", "acq", "run")))
 
 
 def pair_files(scans: list[Path], masks: list[Path] | None, names=("--scans", "--masks"), whole=True) -> list[Case]:
@@ -177,14 +162,8 @@ def _lacks(path: Path, *others: tuple[Identity, Path]) -> str:
 
 def _why_not_both(first: Path, second: Path) -> str:
     """What is wrong with two paths of one key, and how to fix it."""
-    if first.name == second.name:  # named anew, e.g., with the folder that tells it from the other
-        common = os.path.commonpath([first.absolute(), second.absolute()])
-        folders = [part for path in (first, second) for part in path.absolute().parent.relative_to(common).parts[:1]]
-        words = re.findall(r"[^\W_]+", folders[0])
-        example = f"{'-'.join(words)}_{first.name}"
-        if subject := bids_entity(first, "sub"):
-            example = first.name.replace(f"sub-{subject}", f"sub-{''.join(words)}{subject}", 1)
-        return f"have the same name, under which results are kept; rename them after their subjects, e.g. {example}"
+    if first.name == second.name:
+        return "have the same name, under which results are kept; rename them after their subjects"
     if stem_of(first) == stem_of(second):
         return "differ only in their extension; take one out"
     one, other = entities_of(first), entities_of(second)
@@ -237,7 +216,7 @@ def augmented_cases(directory: Path | str) -> dict[Case, set[str]]:
 def refuse_augmented(cases: list[Case], argument: str) -> None:
     """Refuse a cohort to be split by subject that holds augmented scans: their lesions are other subjects'."""
     for case in cases:
-        if bids_entity(case.scan, "augmented"):
+        if "augmented" in entities_of(case.scan):
             raise UserError(
                 f"{argument}: {case.scan} is augmented and would carry lesions from fold to fold; keep the originals "
                 "only and give the augmented folder with --use_augmented --augmented_dir"

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from data.files.volumes import refusing
@@ -10,7 +11,7 @@ from utils.errors import UserError
 from utils.files import read_json, write_json
 from utils.progress import map_in_order
 
-DIGEST_BYTES = 16
+_blake2b = partial(hashlib.blake2b, digest_size=16)
 # Raised by hand when the same scan is prepared differently: what was kept under another one is made anew. A test holds
 # the digest of one prepared scan, so that nobody changes the preparation and forgets it.
 PREPARATION_VERSION = 2
@@ -77,7 +78,11 @@ def check_sources(augmented_dir: Path, digests: Mapping[str, str]) -> None:
 
 def content_digest(files: Sequence[Path]) -> str:
     """Of the content of files, in their order."""
-    return _hash(b"".join(_file_digest(file) for file in files))
+    digests = []
+    for file in files:
+        with refusing(file), file.open("rb") as opened:
+            digests.append(hashlib.file_digest(opened, _blake2b).digest())
+    return _hash(b"".join(digests))
 
 
 def combined(parts: Mapping[str, str]) -> str:
@@ -109,10 +114,5 @@ def stamp_of(file: Path) -> tuple:
     return str(file.resolve()), status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
-def _file_digest(file: Path) -> bytes:
-    with refusing(file), file.open("rb") as opened:
-        return hashlib.file_digest(opened, lambda: hashlib.blake2b(digest_size=DIGEST_BYTES)).digest()
-
-
 def _hash(content: bytes) -> str:
-    return hashlib.blake2b(content, digest_size=DIGEST_BYTES).hexdigest()
+    return _blake2b(content).hexdigest()

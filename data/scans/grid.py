@@ -9,7 +9,7 @@ import numpy as np
 from data.files.listing import counted
 from data.files.names import SCAN
 from data.files.nifti import affine_of, size_text
-from data.files.space import Shape, Space, Spacing, centred_space, places_in, resized_space
+from data.files.space import Shape, Space, Spacing, centred_space, places_in, resized_space, share_outside
 from data.files.volumes import read_header
 from data.scans.checks import space_of
 from data.scans.cohort import Case
@@ -25,16 +25,11 @@ UNKNOWN_MM = (1.0, 1.0, 1.0)  # taken for a voxel size that is known of neither 
 
 @dataclass(frozen=True)
 class Grid:
-    """The grid that the networks see.
+    """The grid that the networks see."""
 
-    scan_dim: (C, D, H, W) that scans are cropped or padded to.
-    resize_to: (H, W) that whole slices are resampled to instead, whatever their voxel size.
-    spacing_mm: (D, H, W) that scans are resampled to; None to leave them as they are.
-    """
-
-    scan_dim: tuple[int, int, int, int]
-    resize_to: tuple[int, int] | None = None
-    spacing_mm: Spacing | None = None
+    scan_dim: tuple[int, int, int, int]  # (C, D, H, W) that scans are cropped or padded to
+    resize_to: tuple[int, int] | None = None  # (H, W) that whole slices are resampled to instead, of any voxel size
+    spacing_mm: Spacing | None = None  # (D, H, W) that scans are resampled to; None to leave them as they are
 
     @property
     def shape(self) -> Shape:
@@ -129,6 +124,15 @@ def too_large(case: Case, lost: float, scan_dim: Sequence[int], needed: Sequence
         f"{case.scan} has a brain larger than the grid, which cuts {lost:.0%} of it off; give at least --scan_dim "
         f"{scan_dim[0]} {at_least}, or a coarser --spacing"
     )
+
+
+def brain_cut(case: Case, brain: np.ndarray, own: Space, grid: Grid) -> float:
+    """The share of a brain (D, H, W) that the grid cuts off; refuses a large one, and names the shape that holds it."""
+    lost = share_outside(brain, own, grid.space_about(brain, own))
+    if lost > CUT_OFF:
+        needed = shape_that_holds(brain, own, own, centre_of(brain), grid.spacing_mm)
+        raise UserError(too_large(case, lost, grid.scan_dim, needed))
+    return lost
 
 
 def print_cut(lost: dict[str, float]) -> None:

@@ -26,14 +26,14 @@ LEAST_OVERLAP = 0.93
 @lru_cache(maxsize=1)
 def template_t1() -> tuple[np.ndarray, Space]:
     """The template's T1w (D, H, W) float32 in [0, 1], without skull, at 1 mm, and its place in MNI mm."""
-    return _read("t1")
+    return read_template("t1")
 
 
 @lru_cache(maxsize=2)
 def _template(step_mm: float) -> tuple[np.ndarray, Space]:
     """Grey matter, white matter and brain (3, D, H, W) float32 in [0, 1] on cubic voxels."""
     t1, own = template_t1()
-    maps = _read("gm")[0], _read("wm")[0], (t1 > 0).astype(np.float32)
+    maps = read_template("gm")[0], read_template("wm")[0], (t1 > 0).astype(np.float32)
     # By blocks first, which takes half a second less.
     halved = np.stack([downscale_local_mean(tissue, 2) for tissue in maps])
     half = Space(halved.shape[1:], own.affine @ nib.affines.from_matvec(2 * np.eye(3), (0.5,) * 3))
@@ -46,7 +46,8 @@ def map_space() -> Space:
     return coarse_space(template_t1()[1], MAP_MM)
 
 
-def _read(tissue: str) -> tuple[np.ndarray, Space]:
+def read_template(tissue: str) -> tuple[np.ndarray, Space]:
+    """The map ``t1``, ``gm`` or ``wm``, (D, H, W) float32 in [0, 1] at 1 mm, and its place in MNI mm."""
     import nilearn
 
     folder = Path(nilearn.__file__).parent / "datasets/data"

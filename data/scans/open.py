@@ -26,18 +26,7 @@ from data.scans.checks import (
 from data.scans.cohort import Case
 from data.scans.contrast import require_contrast, require_look
 from data.scans.fingerprints import case_files, content_digest
-from data.scans.grid import (
-    CUT_OFF,
-    Grid,
-    centre_of,
-    choose_spacing,
-    own_space,
-    print_cut,
-    print_unknown_spacing,
-    print_worst,
-    shape_that_holds,
-    too_large,
-)
+from data.scans.grid import Grid, brain_cut, choose_spacing, own_space, print_cut, print_unknown_spacing, print_worst
 from data.scans.prepared import PreparedScan, brains_in, cached_scan, place, prepare_scan, prepared_key, store
 from utils.errors import UserError
 from utils.files import read_json, require_writable, write_json
@@ -49,42 +38,27 @@ FACTS_FILE = "facts.json"
 
 @dataclass(frozen=True)
 class Facts:
-    """What is known of a case; shares are in [0, 1], those of a lesion 0 where there is none.
+    """What is known of a case; shares are in [0, 1], those of a lesion 0 where there is none."""
 
-    digest: of its files.
-    brain: how it came to be (`data.scans.brain.brain_origin`).
-    labels: the largest value of its mask; above 1 where that numbers its lesions.
-    lesion: share of the scan's voxels that are lesion.
-    brain_cut, lesion_cut: share of it that lies beyond the grid.
-    lesion_outside: share of it that lies outside the brain.
-    """
-
-    digest: str
-    brain: str
-    labels: int
-    lesion: float
-    brain_cut: float
-    lesion_cut: float
-    lesion_outside: float
+    digest: str  # of its files
+    brain: str  # how it came to be (`data.scans.brain.brain_origin`)
+    labels: int  # the largest value of its mask; above 1 where that numbers its lesions
+    lesion: float  # share of the scan's voxels that are lesion
+    brain_cut: float  # share that lies beyond the grid
+    lesion_cut: float  # likewise
+    lesion_outside: float  # share that lies outside the brain
 
 
 @dataclass(frozen=True)
 class Cohort:
-    """Cases on the networks' grid, whose headers have passed; `admit` looks at their voxels.
+    """Cases on the networks' grid, whose headers have passed; `admit` looks at their voxels."""
 
-    sides: the cases of a training and of its validation, or of one source.
-    augmented: further cases, whose brains were written with them.
-    brains: folder of the brains that are found.
-    cache_dir: folder of the prepared scans; None to prepare a scan whenever it is read.
-    contrast: that the scans must look like; None for any.
-    """
-
-    sides: tuple[list[Case], ...]
+    sides: tuple[list[Case], ...]  # the cases of a training and of its validation, or of one source
     grid: Grid
-    augmented: tuple[Case, ...] = ()
-    brains: Path = Path("brains")
-    cache_dir: Path | None = None
-    contrast: str | None = None
+    augmented: tuple[Case, ...] = ()  # further cases, whose brains were written with them
+    brains: Path = Path("brains")  # folder of the brains that are found
+    cache_dir: Path | None = None  # folder of the prepared scans; None to prepare a scan whenever it is read
+    contrast: str | None = None  # that the scans must look like; None for any
 
     @property
     def cases(self) -> list[Case]:
@@ -112,15 +86,43 @@ class Cohort:
             print("The network was trained on scans of unknown voxel size: these are taken as they are")
         return replace(self, grid=grid, contrast=None if contrast else learned)
 
-    def cached_in(self, cache_dir: Path, argument: str, copies: int = 1) -> "Cohort":
-        """Kept prepared in the folder of an `argument`; refuses one without room for so many copies of each scan."""
+    def cached_in(self, cache_dir: Path, argument: str) -> "Cohort":
+        """Kept prepared in the folder of an `argument`; refuses one without room for them."""
         missing = sum(not (cache_dir / prepared_key(case, self.grid)).exists() for case in self.everything)
-        require_writable(cache_dir, argument, copies * missing * self.grid.bytes_per_scan)
+        require_writable(cache_dir, argument, missing * self.grid.bytes_per_scan)
         return replace(self, cache_dir=cache_dir, brains=brains_in(cache_dir))
 
-    def admit(self, num_workers: int = 0) -> Mapping[Case, Facts]:
-        """Look at all voxels, find the brains that are missing, prepare what is kept; raises as `admit`."""
-        return admit(self.everything, self.grid, self.brains, num_workers, self.cache_dir, self.contrast)
+    def admit(self, num_workers: int = 0) -> dict[Case, Facts]:
+        """Look at all voxels, find the brains that nobody gave, prepare what is kept; prints a line on small losses.
+
+        Raises:
+            UserError: the first case with impossible voxels, a mask outside the head, a brain of too many litres, or
+                one that the grid would cut.
+        """
+        print_unknown_spacing(self.everything, self.grid)
+        facts = {case: self.recall(case) for case in self.everything}
+        look = partial(_look, cohort=replace(self, sides=(), augmented=()))
+        # A brain takes long to find: none is looked for before all scans have passed.
+        for what, find in (("Checking scans", False), ("Finding brains", True)):
+            unknown = [case for case in facts if facts[case] is None]
+            facts.update(zip(unknown, map_in_order(partial(look, find=find), unknown, num_workers, what), strict=True))
+        known = {case: of_case for case, of_case in facts.items() if of_case is not None}
+        print_heads([case for case in known if known[case].brain == "head"])
+        _print_losses(known)
+        return known
+
+    def folder(self, case: Case) -> Path | None:
+        """Where a case is kept prepared, with its facts; None for a cohort that keeps none."""
+        return self.cache_dir and self.cache_dir / prepared_key(case, self.grid)
+
+    def recall(self, case: Case) -> Facts | None:
+        """The facts of a case whose files have not changed since; None where they are not known."""
+        if (folder := self.folder(case)) is None:
+            return None
+        try:
+            return Facts(**read_json(folder / FACTS_FILE))
+        except (UserError, TypeError):  # without them the scan is looked at again
+            return None
 
     def prepare(self, case: Case) -> PreparedScan:
         """A case as the networks see it."""
@@ -155,36 +157,9 @@ def cohort_of(*sides: list[Case], grid: Grid, augmented: Sequence[Case] = ()) ->
 # --- admission -----------------------------------------------------------------------------------------
 
 
-def admit(
-    cases: Sequence[Case],
-    grid: Grid,
-    brains: Path,
-    num_workers: int = 0,
-    cache_dir: Path | None = None,
-    contrast: str | None = None,
-) -> dict[Case, Facts]:
-    """Look at all cases, find the brains that nobody gave, and print a line on small losses.
-
-    Args:
-        brains: folder of the brains that are found.
-        cache_dir: where scans and facts are kept; None for neither.
-        contrast: that the scans must look like; None for any.
-
-    Raises:
-        UserError: the first case with impossible voxels, a mask outside the head, a brain of too many litres, or one
-            that the grid would cut.
-    """
-    print_unknown_spacing(cases, grid)
-    facts = {case: _recall(case, grid, cache_dir) for case in cases}
-    look = partial(_look, grid=grid, brains=brains, cache_dir=cache_dir, contrast=contrast)
-    # A brain takes long to find: none is looked for before all scans have passed.
-    for what, find in (("Checking scans", False), ("Finding brains", True)):
-        unknown = [case for case in cases if facts[case] is None]
-        facts.update(zip(unknown, map_in_order(partial(look, find=find), unknown, num_workers, what), strict=True))
-    known = {case: of_case for case, of_case in facts.items() if of_case is not None}
-    print_heads([case for case in known if known[case].brain == "head"])
-    print_cut({case.name: of_case.brain_cut for case, of_case in known.items()})
-    of_masks = {case.mask.name: of_case for case, of_case in known.items() if case.mask is not None}
+def _print_losses(facts: Mapping[Case, Facts]) -> None:
+    print_cut({case.name: of_case.brain_cut for case, of_case in facts.items()})
+    of_masks = {case.mask.name: of_case for case, of_case in facts.items() if case.mask is not None}
     print_numbered({name: of_mask.labels for name, of_mask in of_masks.items()})
     print_worst(
         {name: of_mask.lesion_cut for name, of_mask in of_masks.items()},
@@ -197,37 +172,25 @@ def admit(
         "{share:.0%} of the lesion voxels of {name} lie outside the brain{more} and are not looked at; check the mask, "
         "or give a brain mask with --brains_dir",
     )
-    return known
 
 
-def _look(
-    case: Case,
-    grid: Grid,
-    brains: Path,
-    cache_dir: Path | None,
-    find: bool,
-    contrast: str | None,
-) -> Facts | None:
+def _look(case: Case, cohort: Cohort, find: bool) -> Facts | None:
     """The facts of a case; None for one whose brain has yet to be found, unless `find` asks for that."""
-    folder = cache_dir and cache_dir / prepared_key(case, grid)  # first: the files may change meanwhile
+    folder, grid = cohort.folder(case), cohort.grid  # first: the files may change meanwhile
     scan = read_scan(case)
     mask, labels = (None, 1) if case.mask is None else read_lesions(case.mask)
-    brain, own = _brain_of(case, scan, mask, brains, find), own_space(case, grid.spacing_mm)
+    brain, own = _brain_of(case, scan, mask, cohort.brains, find), own_space(case, grid.spacing_mm)
     if brain is None:
         return None
-    require_look(scan[0], brain, own.spacing_mm, case.scan, contrast)
+    require_look(scan[0], brain, own.spacing_mm, case.scan, cohort.contrast)
     space = grid.space_about(brain, own)
-    brain_cut = share_outside(brain, own, space)
-    if brain_cut > CUT_OFF:
-        needed = shape_that_holds(brain, own, own, centre_of(brain), grid.spacing_mm)
-        raise UserError(too_large(case, brain_cut, grid.scan_dim, needed))
     lesions = np.zeros_like(brain) if mask is None else mask
     facts = Facts(
         digest=content_digest(case_files(case)),
-        brain=brain_origin(case, brains),
+        brain=brain_origin(case, cohort.brains),
         labels=labels,
         lesion=float(lesions.mean()),
-        brain_cut=brain_cut,
+        brain_cut=brain_cut(case, brain, own, grid),
         lesion_cut=share_outside(lesions, own, space),
         lesion_outside=int(np.count_nonzero(lesions & ~brain)) / max(int(np.count_nonzero(lesions)), 1),
     )
@@ -252,13 +215,3 @@ def _brain_of(case: Case, scan: np.ndarray, mask: np.ndarray | None, brains: Pat
     if mask is not None:
         require_mask_in_head(mask, head | brain, case)
     return brain
-
-
-def _recall(case: Case, grid: Grid, cache_dir: Path | None) -> Facts | None:
-    """The facts of a case whose files have not changed since; None where they are not known."""
-    if cache_dir is None:
-        return None
-    try:
-        return Facts(**read_json(cache_dir / prepared_key(case, grid) / FACTS_FILE))
-    except (UserError, TypeError):  # without them the scan is looked at again
-        return None

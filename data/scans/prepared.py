@@ -15,6 +15,7 @@ from data.scans.cohort import Case
 from data.scans.fingerprints import PREPARATION_VERSION, cache_key, stamp_of
 from data.scans.grid import Grid, own_space
 from data.scans.head import normalise
+from utils.errors import UserError
 from utils.files import atomic_path, read_json, write_json
 
 PARTS = ("scan", "brain", "mask", "own_brain")
@@ -42,6 +43,13 @@ class PreparedScan:
     spacing_known: bool
     own_brain: np.ndarray | None = None
     place_known: bool = True
+
+    @property
+    def lesions(self) -> np.ndarray:
+        """The mask of a scan that must have one."""
+        if self.mask is None:
+            raise UserError(f"{self.name} has no lesion mask; give one")
+        return self.mask
 
     @property
     def spacing_mm(self) -> Spacing | None:
@@ -88,14 +96,25 @@ def place(
 
 def cached_scan(case: Case, grid: Grid, cache_dir: Path) -> PreparedScan:
     """`prepare_scan` once, memory-mapped from `cache_dir` ever after; a changed file is prepared anew."""
-    folder = cache_dir / prepared_key(case, grid)
-    if not (folder / "meta.json").exists():
-        store(prepare_scan(case, grid, brains_in(cache_dir)), folder)
+    folder = kept_in(case, grid, cache_dir)
     meta = read_json(folder / "meta.json")
-    arrays = {part: np.load(folder / f"{part}.npy", mmap_mode="r", allow_pickle=False) for part in meta["parts"]}
+    arrays = {part: map_part(folder, part) for part in meta["parts"]}
     space, own = (space_from_json(meta[key]) for key in ("space", "own"))
     known, mask, own_brain = meta["spacing_known"], arrays.get("mask"), arrays.get("own_brain")
     return PreparedScan(case.name, case.subject, arrays["scan"], arrays["brain"], mask, space, own, known, own_brain)
+
+
+def kept_in(case: Case, grid: Grid, cache_dir: Path) -> Path:
+    """The folder of a case, which is prepared where it has not been."""
+    folder = cache_dir / prepared_key(case, grid)
+    if not (folder / "meta.json").exists():
+        store(prepare_scan(case, grid, brains_in(cache_dir)), folder)
+    return folder
+
+
+def map_part(folder: Path, part: str) -> np.ndarray:
+    """One of the `PARTS` that a folder has."""
+    return np.load(folder / f"{part}.npy", mmap_mode="r", allow_pickle=False)
 
 
 def store(prepared: PreparedScan, folder: Path) -> None:

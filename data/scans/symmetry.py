@@ -1,4 +1,4 @@
-"""The mid-sagittal plane of a brain, in which its mask is most like its reflection."""
+"""The mid-sagittal plane of a brain, in which its mask is most like its reflection, and the side of lesions."""
 
 from collections.abc import Sequence
 
@@ -11,6 +11,8 @@ from data.files.space import Space, coarse_space, resample
 COARSE_MM = 3.0  # the search for what is symmetric needs no finer voxels
 LEAST_VOXELS = 60  # along the longest side: of a scan of unknown voxel size 3 "mm" may be too coarse
 FIRST_STEP = (0.5, 0.05, 0.05)  # voxels and radians of the simplex that looks for the plane
+SIDED = 0.9  # of a lesion's voxels that lie on one side
+MIDLINE_MM = 10.0  # from the plane: as wide as half of the brain stem
 
 
 def midsagittal_plane(brain: np.ndarray, own: Space) -> np.ndarray:
@@ -27,6 +29,22 @@ def midsagittal_plane(brain: np.ndarray, own: Space) -> np.ndarray:
     normal = _normal(turn, tilt)
     from_mm = np.linalg.inv(coarse.affine)[[2, 0, 1]]  # to voxels (D, H, W)
     return size * (normal @ from_mm - [0, 0, 0, normal @ middle + shift])
+
+
+def mm_right_of(plane: np.ndarray, voxels: np.ndarray, own: Space) -> np.ndarray:
+    """How many mm to the right of a `midsagittal_plane` (N, 3) voxels (D, H, W) lie, (N,)."""
+    return own.in_mm(voxels) @ plane[:3] + plane[3]
+
+
+def side_of(right_mm: np.ndarray) -> str | float:
+    """The side that holds `SIDED` of the voxels, given how far each lies to the right of the plane; NaN of none.
+
+    ``left`` or ``right``; else ``midline`` where as many lie within `MIDLINE_MM`, and ``both`` where they do not.
+    """
+    if not len(right_mm) or np.isnan(right_mm).any():
+        return np.nan
+    shares = {"left": right_mm < 0, "right": right_mm > 0, "midline": np.abs(right_mm) <= MIDLINE_MM}
+    return next((side for side, inside in shares.items() if inside.mean() >= SIDED), "both")
 
 
 def symmetry_plane(mask: np.ndarray) -> tuple[np.ndarray, tuple[float, float, float]]:

@@ -14,7 +14,8 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from models.brain.augment import draw_example
 from models.brain.heads import Head
 from models.brain.network import BrainNet
-from models.export.networks import halve_weights, to_onnx
+from models.export.networks import to_onnx
+from models.export.weights import halve_weights
 from utils.files import atomic_path
 from utils.progress import progress
 

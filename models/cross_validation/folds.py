@@ -2,12 +2,9 @@
 
 from pathlib import Path
 
-import pandas as pd
-
-from data.batches.cutting import cut_cohort
 from data.files.listing import counted
-from data.scans.centres import print_mixed_centres
 from data.scans.folds import Fold, cases_of, lesion_loads, make_folds, make_group_folds
+from data.scans.groups import print_mixed_centres
 from models.checkpoints import load_model
 from models.cross_validation.state import (
     CrossValidation,
@@ -36,8 +33,8 @@ from utils.regions.region import write_regions
 from utils.scores.intervals import Estimate
 
 
-def get_ready(cv: CrossValidation) -> tuple[list[Fold], pd.DataFrame]:
-    """Do once what the folds share: prepare the scans, record the run, cut the slices; folds and slices.
+def get_ready(cv: CrossValidation) -> list[Fold]:
+    """Do once what the folds share: prepare the scans, record the run; the folds.
 
     Jobs that share a cross-validation wait for the first of them.
     """
@@ -51,11 +48,10 @@ def get_ready(cv: CrossValidation) -> tuple[list[Fold], pd.DataFrame]:
         if not cv.groups:
             print_mixed_centres(cohort.cases, folds)
         record_or_refuse(cv, folds)
-        slices = cv.folder / "slices"
-        return folds, cut_cohort(cohort.everything, cohort.grid, cohort.prepare, slices, settings.num_workers)
+        return folds
 
 
-def run_fold(number: int, cv: CrossValidation, folds: list[Fold], slices: pd.DataFrame) -> None:
+def run_fold(number: int, cv: CrossValidation, folds: list[Fold]) -> None:
     """Train and test one of the folds, given what `get_ready` returns, unless its results are there already."""
     logs = cv.settings.training.logging
     use_devices(logs.devices)  # a fold may run in a process of its own
@@ -67,7 +63,7 @@ def run_fold(number: int, cv: CrossValidation, folds: list[Fold], slices: pd.Dat
         print(f"Fold {number + 1} is trained and tested already")
         return
     results_file(cv.folder, number).unlink(missing_ok=True)  # the tables are about to change
-    scores = _test(number, cv, fold, *_train(number, cv, fold, slices))
+    scores = _test(number, cv, fold, *_train(number, cv, fold))
     rows = [
         {"fold": number, "stage": stage, "score": score, "estimate": estimate}
         for stage, estimates in scores.items()
@@ -76,15 +72,15 @@ def run_fold(number: int, cv: CrossValidation, folds: list[Fold], slices: pd.Dat
     write_results(cv.folder, number, rows, identity_of_test(cv, number, fold))
 
 
-def _train(number: int, cv: CrossValidation, fold: Fold, slices: pd.DataFrame) -> tuple[RPN, TwoStage]:
+def _train(number: int, cv: CrossValidation, fold: Fold) -> tuple[RPN, TwoStage]:
     """Train stage 1, propose and save the regions of all scans of a fold, and train stage 2 on them."""
     settings, cohort = cv.settings, cv.cohort
     (rpn_name, name), (train, val, test) = cv.names(number), cv.sides(fold)
     if cohort.augmented:
         used = len(train) - len(cases_of(cohort.cases, fold.train))
         print(f"{used} of {len(cohort.augmented)} augmented scans are made of training subjects alone and used")
-    train_slices, val_slices = (slices[slices.volume.isin([case.name for case in side])] for side in (train, val))
-    rpn = load_model(RPN, train_rpn(settings.rpn, train_slices, val_slices, rpn_name, cv.inputs(fold)))
+    slices = cv.slices_of(train), cv.slices_of(val)
+    rpn = load_model(RPN, train_rpn(settings.rpn, *slices, rpn_name, cv.inputs(fold)))
     scans = cv.scans_of([*train, *val, *test])
     regions = collect_regions(rpn_source(rpn, settings.training.network.roi_size), scans)
     write_regions(cv.regions_file(number), regions)

@@ -2,7 +2,7 @@
 networks, and the results of its folds, which are kept in a file each, so that they can be joined."""
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import chain
@@ -10,11 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
-from data.batches.datamodules import scan_loader
+from data.batches.sources import ScanSlices, scan_loader
 from data.files.listing import counted
 from data.files.names import result_name
 from data.scans.atlas import atlas_files
-from data.scans.centres import groups_of, require_whole_groups
 from data.scans.cohort import Case
 from data.scans.fingerprints import PREPARATION_VERSION, check_sources, combined, content_digest, fingerprint
 from data.scans.folds import (
@@ -28,12 +27,14 @@ from data.scans.folds import (
     usable_augmented,
     write_folds,
 )
+from data.scans.groups import groups_of, read_metadata, require_whole_groups
 from data.scans.open import Cohort, Facts
 from models.cross_validation.settings import CrossValidationSettings
+from models.export.exported import is_model
 from models.training.runs import best_checkpoint, inputs_of, is_finished, is_trained, run_folder
+from models.training.starts import start_inputs
 from utils.errors import UserError
 from utils.files import read_json, rows_of, write_json
-from utils.metadata import read_metadata
 from utils.provenance import open_run, read_run, require_inputs, require_settings, settings_of_results
 from utils.scores.intervals import Estimate
 
@@ -100,6 +101,10 @@ class CrossValidation:
         """A loader of prepared scans."""
         return scan_loader(cases, self.cohort.prepare, self.settings.num_workers)
 
+    def slices_of(self, cases: list[Case]) -> ScanSlices:
+        """What stage 1 learns from."""
+        return ScanSlices(cases, self.cohort, self.settings.num_workers)
+
     def known_folds(self) -> list[Fold] | None:
         """The folds of ``--folds`` or of the run as it was begun; None where nothing has been trained yet."""
         folds = self.settings.folds
@@ -119,7 +124,8 @@ class CrossValidation:
     def inputs(self, fold: Fold, proposer: str | None = None) -> dict[str, str]:
         """What the networks of a fold learn from; `proposer`, the digest of its stage 1, for stage 2 alone."""
         train, val, _ = self.sides(fold)
-        return inputs_of(train, val, self.digests, proposer)
+        training = self.settings.rpn if proposer is None else self.settings.training
+        return inputs_of(train, val, self.digests, proposer) | start_inputs(training.run.init_ckpt_path)
 
     def rpn_digest(self, number: int) -> str:
         """The digest of the stage 1 that proposes the regions of a fold."""
@@ -177,12 +183,13 @@ def record_or_refuse(cv: CrossValidation, folds: list[Fold]) -> None:
     write_folds(cv.folds_file, folds, seed=settings.seed, k=k, splits=splits, groups=cv.groups)
 
 
-def checkpoints_in(paths: Iterable[str], prefix: str = "") -> tuple[str, ...]:
-    """The checkpoints among paths; a folder of a cross-validation means the best ones of its folds.
+def checkpoints_in(paths: Sequence[str], prefix: str = "") -> tuple[str, ...]:
+    """The checkpoints and exported models among paths; a folder of a cross-validation means the best ones of its folds.
 
     `prefix` is that of the stage's arguments, ``rpn_`` for stage 1. Refuses other folders, and folds yet to run.
     """
-    lists = [_fold_checkpoints(Path(path), prefix) if Path(path).is_dir() else [path] for path in paths]
+    folders = {path for path in paths if Path(path).is_dir() and not is_model(path)}
+    lists = [_fold_checkpoints(Path(path), prefix) if path in folders else [path] for path in paths]
     return tuple(chain.from_iterable(lists))
 
 

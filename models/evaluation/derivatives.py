@@ -37,17 +37,12 @@ TEXTS = {
 
 @dataclass(frozen=True)
 class Derivative:
-    """A data set of the lesions of some scans, on their own grids; `plan_derivative` makes one.
-
-    names: of each scan by its path, the path of its files below `folder`, without suffix and extension.
-    sources: of each scan by its path, its BIDS URI.
-    links: where the data sets in the URIs lie, by name.
-    """
+    """A data set of the lesions of some scans, on their own grids; `plan_derivative` makes one."""
 
     folder: Path
-    names: dict[Path, str]
-    sources: dict[Path, str]
-    links: dict[str, str]
+    names: dict[Path, str]  # of each scan, the path of its files below `folder`, without suffix and extension
+    sources: dict[Path, str]  # of each scan, its BIDS URI
+    links: dict[str, str]  # where the data sets in the URIs lie, by name
 
     def begin(self, settings: dict) -> Callable[[Case, Prediction], None]:
         """Write the description of the data set; returns what writes a case, with `settings` in each sidecar."""

@@ -25,16 +25,12 @@ Size = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Layers:
-    """Modules of a network, by name, and the sizes (K, *sides) of the maps of those that give one, outer ones first.
-
-    image: (C, *sides) of the image that the sizes belong to.
-    output: size of what the network returns, which explains nothing; None where that is no map.
-    """
+    """Modules of a network, by name, and the sizes (K, *sides) of the maps of those that give one, outer ones first."""
 
     modules: dict[str, nn.Module]
     sizes: dict[str, Size]
-    image: Size
-    output: Size | None
+    image: Size  # (C, *sides) of the image that the sizes belong to
+    output: Size | None  # of what the network returns, which explains nothing; None where that is no map
 
     def table(self, argument: str) -> str:
         """A line for each of the outermost layers, with channels x sides of its map; inner ones can be named too."""

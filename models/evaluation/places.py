@@ -16,33 +16,18 @@ from data.files.volumes import volume_image
 from data.scans.atlas import OUTSIDE, Atlas, atlas_files, read_atlas
 from data.scans.mni import map_space, register
 from data.scans.prepared import PreparedScan
-from data.scans.symmetry import midsagittal_plane
+from data.scans.symmetry import midsagittal_plane, mm_right_of, side_of
 from models.evaluation.settings import Outputs
 from utils.files import PLACES_FILE, atomic_path, frequency_file, write_json
 from utils.scores.masks import find_components, voxel_cm3
 
-SIDED = 0.9  # of a lesion's voxels that lie on one side
-MIDLINE_MM = 10.0  # from the plane: as wide as half of the brain stem
 MNI_COLUMNS = ["mni_x_mm", "mni_y_mm", "mni_z_mm"]
-
-
-def side_of(right_mm: np.ndarray) -> str | float:
-    """The side that holds `SIDED` of the voxels, given how far each lies to the right of the plane; NaN of none.
-
-    ``left`` or ``right``; else ``midline`` where as many lie within `MIDLINE_MM`, and ``both`` where they do not.
-    """
-    if not len(right_mm) or np.isnan(right_mm).any():
-        return np.nan
-    shares = {"left": right_mm < 0, "right": right_mm > 0, "midline": np.abs(right_mm) <= MIDLINE_MM}
-    return next((side for side, inside in shares.items() if inside.mean() >= SIDED), "both")
 
 
 def _voxels(labels: np.ndarray, corner: np.ndarray) -> list[np.ndarray]:
     """The voxels (N, 3) of each component of `labels` (D, H, W), whose first voxel is `corner`."""
-    # Of a hundred components each fills little of the volume. There is none around two empty masks.
-    boxes = ndimage.find_objects(labels) if labels.size else []
-    starts = (corner + [span.start for span in box] for box in boxes)
-    return [np.argwhere(labels[box] == i) + start for i, (box, start) in enumerate(zip(boxes, starts, strict=True), 1)]
+    places = ndimage.value_indices(labels, ignore_value=0)
+    return [np.stack(places[i], 1) + corner for i in sorted(places)]
 
 
 @dataclass(frozen=True)
@@ -51,22 +36,19 @@ class Place:
 
     own: Space
     spacing_mm: tuple[float, float, float] | None  # None where it is unknown
-    plane: np.ndarray  # its product with (x, y, z, 1) in scanner mm is how far right of the midline that lies, in mm
+    plane: np.ndarray  # as of `midsagittal_plane`
     to_mni: np.ndarray | None  # of `register`
     atlas: Atlas | None
 
     def side(self, voxels: np.ndarray) -> str | float:
         """Of (N, 3) voxels (D, H, W)."""
-        return side_of(self._in_mm(voxels) @ self.plane[:3] + self.plane[3])
-
-    def _in_mm(self, voxels: np.ndarray) -> np.ndarray:
-        return nib.affines.apply_affine(self.own.affine, voxels[:, [1, 2, 0]])
+        return side_of(mm_right_of(self.plane, voxels, self.own))
 
     def labels(self, voxels: np.ndarray) -> np.ndarray | None:
         """Of the atlas; None without it or without a place in MNI space."""
         if self.atlas is None or self.to_mni is None:
             return None
-        return self.atlas.at(nib.affines.apply_affine(self.to_mni, self._in_mm(voxels)))
+        return self.atlas.at(nib.affines.apply_affine(self.to_mni, self.own.in_mm(voxels)))
 
     def region(self, voxels: np.ndarray) -> str | float:
         """The name of the region that holds most of them; NaN where it is unknown."""
@@ -87,17 +69,14 @@ class Place:
 
     def region_rows(self, name: str, prediction: np.ndarray, target: np.ndarray | None) -> pd.DataFrame:
         """Rows of a scan in ``per_region_volumes.csv``: each region of the atlas, and what lies in none."""
-        columns = {}
+        assert self.atlas is not None
+        rows = pd.DataFrame({"scan": name, "region": [*self.atlas.names.values(), OUTSIDE]})
         for whose, mask in (("predicted", prediction), ("true", target)):
-            labels = None if mask is None else self.labels(np.argwhere(mask))
-            columns[f"{whose}_cm3"] = np.nan if labels is None else self._volumes(labels)
-        assert self.atlas is not None
-        return pd.DataFrame({"scan": name, "region": [*self.atlas.names.values(), OUTSIDE], **columns})
-
-    def _volumes(self, labels: np.ndarray) -> np.ndarray:
-        assert self.atlas is not None
-        counts = np.bincount(labels, minlength=max(self.atlas.names) + 1)
-        return counts[[*self.atlas.names, 0]] * voxel_cm3(self.spacing_mm)
+            rows[f"{whose}_cm3"] = np.nan
+            if mask is not None and (labels := self.labels(np.argwhere(mask))) is not None:
+                counts = np.bincount(labels, minlength=max(self.atlas.names) + 1)[[*self.atlas.names, 0]]
+                rows[f"{whose}_cm3"] = counts * voxel_cm3(self.spacing_mm)
+        return rows
 
 
 @dataclass

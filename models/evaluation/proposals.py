@@ -24,19 +24,8 @@ from utils.plots import pictures_per_scan, plot_slice_boxes, save_figure
 from utils.progress import progress
 from utils.regions.region import Region, lying_on, region_mask, write_regions
 from utils.regions.rules import ProposalBoxes, regions_of
+from utils.scores import proposals as scoring
 from utils.scores.intervals import Estimate, interval_rows
-from utils.scores.proposals import (
-    COVERED_SHARE,
-    ProposalCounts,
-    SliceProposals,
-    count_proposals,
-    count_slice,
-    counts_by_scan,
-    lesions_covered,
-    proposal_estimates,
-    proposals_by_size,
-    with_shares,
-)
 from utils.scores.subgroups import recall_by_volume
 
 Miss = tuple[int, Callable[[], Figure], str]  # lesion voxels left out in a slice, what draws it, the picture's file
@@ -60,7 +49,7 @@ def evaluate_rpn(
     """
     folder, drawn = Path(outputs.scores_dir) / name, pictures_per_scan(outputs.n_predictions, len(scans), seed)
     counts, lesions, regions = {}, [], {}
-    slices: list[SliceProposals] = []
+    slices: list[scoring.SliceProposals] = []
     misses: list[Miss] = []
     layers = find_layers(model, outputs.target_layers)
     for scan, n_pictures in zip(progress(scans, f"Testing {name}"), drawn, strict=True):
@@ -71,9 +60,9 @@ def evaluate_rpn(
         regions[scan.name] = lying_on(proposed_regions, scan.space.as_json if scan.place_known else None)
         proposed = region_mask(proposed_regions, scan.space.shape)
         proposals = ScanProposals(scan, scan.mask, detections, proposing, proposed_regions, proposed)
-        counts[scan.name] = count_proposals(proposed, scan.mask, scan.brain)
+        counts[scan.name] = scoring.count_proposals(proposed, scan.mask, scan.brain)
         slices += proposals.slices()
-        lesions.append(lesions_covered(proposed, scan.mask, scan.spacing_mm).assign(scan=scan.name))
+        lesions.append(scoring.lesions_covered(proposed, scan.mask, scan.spacing_mm).assign(scan=scan.name))
         misses = nlargest(WORST_MISSES, [*misses, *proposals.miss()], key=itemgetter(0))
         shown = proposals.slices_to_show(n_pictures)
         for z in shown:
@@ -89,21 +78,21 @@ def evaluate_rpn(
 def _save_scores(
     outputs: RPNOutputs,
     name: str,
-    counts: dict[str, ProposalCounts],
-    slices: list[SliceProposals],
+    counts: dict[str, scoring.ProposalCounts],
+    slices: list[scoring.SliceProposals],
     lesions: pd.DataFrame,
     seed: int,
 ) -> dict[str, Estimate]:
-    per_scan = counts_by_scan(list(counts), list(counts.values()), slices)
-    scores, by_size = proposal_estimates(per_scan, slices, seed), proposals_by_size(slices, seed)
-    recalls = recall_by_volume(lesions.assign(found=lesions.covered >= COVERED_SHARE), seed)
+    per_scan = scoring.counts_by_scan(list(counts), list(counts.values()), slices)
+    scores, by_size = scoring.proposal_estimates(per_scan, slices, seed), scoring.proposals_by_size(slices, seed)
+    recalls = recall_by_volume(lesions.assign(found=lesions.covered >= scoring.COVERED_SHARE), seed)
     estimates = {**scores, **{f"lesion_recall, {volume}": recall for volume, recall in recalls.items()}}
     size_rows = [{"size": size, "n": n, **_means(of_size)} for size, (n, of_size) in by_size.items()]
     size_intervals = [interval_rows(of_size, size) for size, (_, of_size) in by_size.items()]
     tables = {
         outputs.scores_file: pd.DataFrame([_means(scores)]),
         intervals_file(outputs.scores_file): pd.concat([interval_rows(estimates), *size_intervals]),
-        PER_SCAN_FILE: with_shares(per_scan).rename_axis("scan").reset_index(),
+        PER_SCAN_FILE: scoring.with_shares(per_scan).rename_axis("scan").reset_index(),
         PER_SIZE_FILE: pd.DataFrame(size_rows),
         PER_LESION_FILE: lesions[["scan", "voxels", "volume_cm3", "covered"]],
     }
@@ -126,13 +115,15 @@ class ScanProposals:
     regions: list[Region]
     proposed: np.ndarray
 
-    def slices(self) -> list[SliceProposals]:
+    def slices(self) -> list[scoring.SliceProposals]:
         rows = []
         for z, detections in self.detections.items():
-            size, counts = count_slice(self.proposed, self.mask, self.scan.brain, z)
+            size, counts = scoring.count_slice(self.proposed, self.mask, self.scan.brain, z)
             boxes = torch.from_numpy(lesion_boxes(self.mask[z]))
             target = {"boxes": boxes, "labels": torch.ones(len(boxes), dtype=torch.int64)}
-            rows.append(SliceProposals(self.scan.name, size, detections, target, self.proposing.in_slice(z), counts))
+            rows.append(
+                scoring.SliceProposals(self.scan.name, size, detections, target, self.proposing.in_slice(z), counts)
+            )
         return rows
 
     def slices_to_show(self, n: int) -> list[int]:

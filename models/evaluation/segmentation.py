@@ -20,17 +20,18 @@ from models.ensembles import StrokeFormerEnsemble
 from models.evaluation.explanations import find_layers, gradcam
 from models.evaluation.places import Place, Places
 from models.evaluation.settings import Outputs
-from models.evaluation.tables import PER_LESION_FILE, PER_SCAN_FILE, VOLUMES_FILE
 from models.pipeline import Prediction, TwoStage
 from models.segmentation.module import StrokeFormer
-from utils.files import REGION_VOLUMES_FILE, intervals_file
-from utils.plots import pictures_per_scan, plot_gradcam, plot_volume_prediction, save_figure
+from utils.files import REGION_VOLUMES_FILE, STAGE_2_TABLES, intervals_file
+from utils.plots import pictures_per_scan, plot_gradcam, save_figure
 from utils.progress import progress
 from utils.regions.region import lying_on, write_regions
 from utils.scores.intervals import Estimate, interval_rows, means, ratios
 from utils.scores.masks import OVERLAP_SCORES, lesion_load, lesion_probability
 from utils.scores.metrics import SIZE_BINS, lesion_rows, scan_scores, scores_by_size, slice_scores
+from utils.scores.subgroups import group_scores
 
+PER_SCAN_FILE, PER_LESION_FILE, VOLUMES_FILE, PER_GROUP_FILE = STAGE_2_TABLES
 CaseScores = tuple[dict, pd.DataFrame, pd.DataFrame]  # by `scan_scores`, `lesion_rows`, `slice_scores`, on its own grid
 
 
@@ -68,9 +69,7 @@ def evaluate_strokeformer(
             scored.append(_score_case(prediction, target, place))
         regions[case.name] = lying_on(prediction.regions or (), scan.space.as_json)
         if pictures:
-            image, lesions = scan.scan[0].astype(np.float32), prediction.lesions_on_grid
-            figure = plot_volume_prediction(image, scan.mask, lesions, regions[case.name], scan.name)
-            save_figure(figure, folder / "predictions" / f"{case.stem}.png")
+            save_figure(prediction.picture(), folder / "predictions" / f"{case.stem}.png")
         if pictures and layers:
             maps.write_gradcam(case, prediction, layers)
     if pipeline.regions_of is not None:
@@ -124,6 +123,31 @@ def _save_scores(outputs: Outputs, name: str, scored: list[CaseScores], seed: in
     }
     outputs.update(name, tables)
     return estimates
+
+
+# --- tables, read again --------------------------------------------------------------------------------
+
+
+def read_rows(path: Path, names: Iterable[str]) -> pd.DataFrame:
+    """The rows of some models in a table of scores."""
+    rows = pd.read_csv(path, dtype={"found": "boolean"})
+    return rows[rows.model_name.isin(list(names))].reset_index(drop=True)
+
+
+def read_scans(scores_dir: Path, names: Sequence[str]) -> pd.DataFrame:
+    """A row a scan: its volumes and its scores."""
+    volumes, scores = (read_rows(scores_dir / file, names) for file in (VOLUMES_FILE, PER_SCAN_FILE))
+    return volumes.merge(scores, on=["model_name", "scan"])
+
+
+def save_subgroups(outputs: Outputs, name: str, models: Sequence[str], groups: pd.DataFrame, seed: int) -> None:
+    """Write the scores of subgroups over the test scans of all `models`, under one name; `groups` is `group_scans`'."""
+    folder = Path(outputs.scores_dir)
+    scans, lesions = read_scans(folder, models), read_rows(folder / PER_LESION_FILE, models)
+    outputs.update(name, {PER_GROUP_FILE: group_scores(scans, lesions, groups, seed)})
+
+
+# --- maps ----------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,8 @@ from data.scans.fingerprints import content_digest
 from data.scans.grid import size_text
 from models.checkpoints import load_model, require_channels, require_spacing
 from models.export.exported import NETWORKS, SETTINGS, DetectorSettings, ExportedModel, SegmenterSettings, write_model
-from models.export.networks import OPSET, export_stage_1, export_stage_2, halve_weights
+from models.export.networks import OPSET, export_stage_1, export_stage_2
+from models.export.weights import halve_weights
 from models.rpn.module import RPN
 from models.rpn.settings import STRIDES
 from models.segmentation.module import StrokeFormer
@@ -99,7 +100,10 @@ def export(rpn_path: str, path: str, folder: Path, half: bool) -> None:
     # Windows as ``test_strokeformer.py`` lays them by default.
     windows: dict = {"window": model.window, "overlap": DEFAULT_OVERLAP, "subvolume_depth": SUBVOLUME_DEPTH}
     stage_2 = SegmenterSettings(**windows, **{name: model.hparams[name] for name in names})
-    exported = ExportedModel(grid, model.contrast or rpn.contrast, stage_1, stage_2, OPSET, weights, digests)
+    # The classifier of --cls_loss is no part of the networks.
+    parameters = {"RPN": dict(rpn.hparams), "StrokeFormer": {**model.hparams, "cls_loss": None}}
+    contrast = model.contrast or rpn.contrast
+    exported = ExportedModel(grid, contrast, stage_1, stage_2, OPSET, weights, digests, parameters)
     write_text(folder / "MODEL_CARD.md", model_card(exported, rpn_path, path))
     checkpoints = {"rpn_ckpt_path": content_digest([Path(rpn_path)]), "ckpt_path": content_digest([Path(path)])}
     write_model(folder, exported, {"checkpoints": checkpoints, **describe_program(PACKAGES)})

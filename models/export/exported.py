@@ -14,9 +14,12 @@ from utils.errors import UserError
 from utils.files import read_json, write_json
 
 SETTINGS = "model.json"
-NETWORKS = ("stage1_proposals.onnx", "stage1_boxes.onnx", "stage2.onnx")
+# By the class of the checkpoint that they are made of.
+NETWORKS_OF = {"RPN": ("stage1_proposals.onnx", "stage1_boxes.onnx"), "StrokeFormer": ("stage2.onnx",)}
+NETWORKS = tuple(name for names in NETWORKS_OF.values() for name in names)
+PRETRAINED, SHIPPED = Path(__file__).parents[2] / "pretrained", ("t1w", "dwi", "flair")  # a folder of each contrast
 # A runner refuses a model of others; another format for a folder that an earlier runner would misread.
-FIXED = {"format": 4, "orientation": ORIENTATION, "normalisation_percentiles": list(PERCENTILES)}
+FIXED = {"format": 5, "orientation": ORIENTATION, "normalisation_percentiles": list(PERCENTILES)}
 
 
 @dataclass(frozen=True)
@@ -72,6 +75,27 @@ class ExportedModel:
     opset: int  # of ONNX
     weights: str  # type in which they are stored, "float32" or "float16"; computed is in float32
     digests: dict[str, str]  # of the networks' files by name
+    hyper_parameters: dict[str, dict]  # of the checkpoints, by their class: what a training builds the networks with
+
+
+def is_model(path: Path | str) -> bool:
+    """Whether a path is a model folder."""
+    return (Path(path) / SETTINGS).is_file()
+
+
+def shipped_model(contrast: str | None) -> Path:
+    """The folder of the model that comes with the program for scans of a contrast.
+
+    Raises:
+        UserError: there is none of this contrast, or the contrast is unknown (None).
+    """
+    names = ", ".join(SHIPPED)
+    if contrast not in SHIPPED:
+        held = f"of {contrast}" if contrast else "without a contrast in their names, or with several"
+        raise UserError(f"scans {held}: the models that come with this program are of {names}; --contrast names one")
+    if not is_model(PRETRAINED / contrast):
+        raise UserError(f"{PRETRAINED / contrast} holds no model; make it with make pretrained-{contrast}")
+    return PRETRAINED / contrast
 
 
 def write_model(folder: Path, model: ExportedModel, made_of: dict) -> None:
@@ -86,8 +110,8 @@ def read_model(folder: Path | str) -> ExportedModel:
         UserError: no such folder, settings that cannot be read or are of another version, another network.
     """
     folder = Path(folder)
-    if not (folder / SETTINGS).is_file():
-        raise UserError(f"--model {folder} holds no {SETTINGS}; give a folder that python -m models.export wrote")
+    if not is_model(folder):
+        raise UserError(f"{folder} holds no {SETTINGS}; give a folder that python -m models.export wrote")
     content = read_json(folder / SETTINGS)
     try:
         if {name: content[name] for name in FIXED} != FIXED:
@@ -101,6 +125,7 @@ def read_model(folder: Path | str) -> ExportedModel:
             content["opset"],
             content["weights"],
             {name: content["digests"][name] for name in NETWORKS},
+            {kind: content["hyper_parameters"][kind] for kind in NETWORKS_OF},
         )
     except (KeyError, TypeError, AttributeError):
         raise UserError(f"{folder / SETTINGS} is of another version of this program; export the model anew") from None

@@ -1,16 +1,15 @@
 """The networks of both stages as ONNX: what of them is arithmetic on tensors of known rank, and nothing else.
 
 torchvision's detectors do not export whole (pytorch/vision issue 9306), so stage 1 is cut where its boxes are sorted
-and suppressed: one network proposes candidates, another scores the boxes that `runner.model` leaves of them.
+and suppressed: one network proposes candidates, another scores the boxes that `runner.model` leaves of them. Weights
+keep the names that they have in checkpoints.
 """
 
 import warnings
 
-import numpy as np
 import onnx
 import torch
 import torch.nn.functional as F
-from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 from torch.export import Dim
 from torchvision.ops import roi_align
@@ -20,8 +19,6 @@ from models.rpn.module import RPN
 from models.segmentation.module import StrokeFormer
 
 OPSET = 20  # onnxruntime reads it from 1.17 on
-SMALLEST_HALVED = 64  # values of a weight; shorter ones save nothing, and some are shapes and scales
-LARGEST_HALF = float(np.finfo(np.float16).max)
 
 
 class ProposalNetwork(nn.Module):
@@ -30,12 +27,12 @@ class ProposalNetwork(nn.Module):
 
     def __init__(self, detector: Detector, scale: float) -> None:
         super().__init__()
-        self.backbone, self.head, self.scale = detector.backbone, detector.rpn.head, scale
+        self.detector, self.scale = detector, scale
 
     def forward(self, slices: torch.Tensor) -> tuple[torch.Tensor, ...]:
         images = F.interpolate(slices, scale_factor=self.scale, mode="bilinear")
-        features = list(self.backbone(images).values())
-        objectness, offsets = self.head(features)
+        features = list(self.detector.backbone(images).values())
+        objectness, offsets = self.detector.rpn.head(features)
         return (*features[:-1], *objectness, *offsets)
 
 
@@ -46,14 +43,26 @@ class BoxNetwork(nn.Module):
 
     def __init__(self, detector: Detector) -> None:
         super().__init__()
-        self.heads = detector.roi_heads
+        self.detector = detector
 
     def forward(self, *boxes_and_features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        pool, levels = self.heads.box_roi_pool, len(boxes_and_features) // 2
+        heads, levels = self.detector.roi_heads, len(boxes_and_features) // 2
+        pool = heads.box_roi_pool
         pairs = zip(boxes_and_features[levels:], boxes_and_features[:levels], strict=True)
         pooled = [roi_align(maps, boxes, pool.output_size, 1.0, pool.sampling_ratio) for maps, boxes in pairs]
-        logits, offsets = self.heads.box_predictor(self.heads.box_head(torch.cat(pooled)))
+        logits, offsets = heads.box_predictor(heads.box_head(torch.cat(pooled)))
         return logits.softmax(1)[:, 1], offsets[:, 4:8]
+
+
+class WindowNetwork(nn.Module):
+    """From windows (B, C, D, H, W) to class probabilities (B, K, D, H, W)."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, windows: torch.Tensor) -> torch.Tensor:
+        return self.net(windows).softmax(1)
 
 
 # --- export --------------------------------------------------------------------------------------------
@@ -78,18 +87,18 @@ def export_stage_1(model: RPN, scale: float, shape: tuple[int, int]) -> tuple[on
 
 
 def export_stage_2(model: StrokeFormer) -> onnx.ModelProto:
-    """From windows (B, C, D, H, W) of the model's size to class probabilities (B, K, D, H, W)."""
+    """`WindowNetwork` for windows of the model's size."""
     windows = torch.zeros(2, model.hparams["in_channels"], *model.window)
-    return to_onnx(nn.Sequential(model.net, nn.Softmax(1)).eval(), (windows,), ["windows"], ({0: Dim.DYNAMIC},))
+    return to_onnx(WindowNetwork(model.net).eval(), (windows,), ["windows"], ({0: Dim.DYNAMIC},))
 
 
 def to_onnx(network: nn.Module, inputs: tuple, names: list[str], dynamic: tuple) -> onnx.ModelProto:
     """A network in ONNX, traced with inputs, for any size of their `dynamic` axes; without paths of this machine."""
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # of the exporter's own libraries
-        program = torch.onnx.export(
-            network, inputs, dynamo=True, opset_version=OPSET, input_names=names, dynamic_shapes=dynamic, verbose=False
-        )
+        # Not optimised: that would merge weights, which a training starts from. onnxruntime optimises when it loads.
+        how: dict = {"dynamo": True, "optimize": False, "opset_version": OPSET, "verbose": False}
+        program = torch.onnx.export(network, inputs, input_names=names, dynamic_shapes=dynamic, **how)
     assert program is not None  # it is where `dynamo` is asked for
     model = program.model_proto
     graph = model.graph
@@ -98,23 +107,13 @@ def to_onnx(network: nn.Module, inputs: tuple, names: list[str], dynamic: tuple)
         part.ClearField("doc_string")
         part.ClearField("metadata_props")
     graph.ClearField("value_info")
+    _drop_zero_biases(graph)
     return model
 
 
-def halve_weights(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The same network with its weights stored as float16; they are cast to float32, in which it computes, on loading.
-
-    Weights beyond float16's range stay as they are.
-    """
-    casts = []
-    for weight in model.graph.initializer:
-        values = numpy_helper.to_array(weight)
-        if values.dtype != np.float32 or values.size < SMALLEST_HALVED or np.abs(values).max() > LARGEST_HALF:
-            continue
-        name, stored = weight.name, f"{weight.name}_half"
-        weight.CopyFrom(numpy_helper.from_array(values.astype(np.float16), stored))
-        casts.append(helper.make_node("Cast", [stored], [name], to=TensorProto.FLOAT))
-    nodes = list(model.graph.node)
-    model.graph.ClearField("node")
-    model.graph.node.extend([*casts, *nodes])
-    return model
+def _drop_zero_biases(graph: onnx.GraphProto) -> None:
+    """onnxscript 0.7.2 gives 3D convolutions without bias one of zeros, in a shape that onnxruntime refuses."""
+    zeros = {node.output[0] for node in graph.node if node.op_type == "Expand"}
+    for node in graph.node:
+        if node.op_type == "Conv" and node.input[-1] in zeros:
+            del node.input[-1]

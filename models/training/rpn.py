@@ -1,4 +1,4 @@
-"""Training of stage 1 on tables of slices, and its calibration: the score at which a detection proposes a region is
+"""Training of stage 1 on slices, and its calibration: the score at which a detection proposes a region is
 chosen on validation subjects for a wanted lesion coverage."""
 
 import inspect
@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytorch_lightning as pl
+import torch
 
 from data.batches.cutting import boxes_of
-from data.batches.datamodules import RPNDataModule, SliceDataset, stacked_scans
-from data.batches.slices import grid_of_slices
+from data.batches.datamodules import RPNDataModule, SliceDataset
+from data.batches.sources import Slices
 from data.files.names import stem_of
 from data.scans.contrast import common_contrast
 from data.scans.prepared import PreparedScan
@@ -22,6 +23,7 @@ from models.rpn.module import DEFAULT_THRESHOLD, MONITOR, RPN
 from models.rpn.settings import ANCHOR_SIZES, AUTO, REFERENCE_SIZE, SMALLEST_ON_LEVEL, RPNSettings
 from models.training.fit import Task, fit
 from models.training.settings import RPNTraining
+from models.training.starts import start_from
 from utils.files import write_csv
 from utils.plots import plot_coverage, plot_slice_boxes, save_figure
 from utils.progress import progress
@@ -41,31 +43,37 @@ THRESHOLDS = 1 / (1 + np.exp(-np.linspace(np.log(MIN_SCORE / (1 - MIN_SCORE)), 1
 
 
 def build_rpn(
-    settings: RPNSettings, in_channels: int, anchor_sizes: tuple[float, ...], slice_side: int | None = None
+    settings: RPNSettings,
+    in_channels: int,
+    anchor_sizes: tuple[float, ...] | None = None,
+    slice_side: int | None = None,
 ) -> RPN:
-    """The untrained network; arguments as in `RPN`."""
+    """The untrained network; arguments as in `RPN`. Without anchors it has those of the settings, or their number."""
+    anchors = anchor_sizes or ANCHOR_SIZES.get(settings.dataset_anchors) or SMALLEST_ON_LEVEL
     names = inspect.signature(RPN).parameters
     given = {name: value for name, value in vars(settings).items() if name in names and value is not None}
-    return RPN(**given, in_channels=in_channels, anchor_sizes=anchor_sizes, slice_side=slice_side)
+    return RPN(**given, in_channels=in_channels, anchor_sizes=anchors, slice_side=slice_side)
 
 
-def train_rpn(settings: RPNTraining, train: pd.DataFrame, val: pd.DataFrame, name: str, inputs: dict[str, str]) -> Path:
-    """Train stage 1 on slices, rows of `data.batches.cutting.COLUMNS` with full paths; the path of its best checkpoint.
-    The run's folder has the `name`; where it holds a training of other `inputs` (`runs.inputs_of`), it is refused."""
+def train_rpn(settings: RPNTraining, train: Slices, val: Slices, name: str, inputs: dict[str, str]) -> Path:
+    """Train stage 1 on slices; the path of its best checkpoint.
+
+    The run's folder has the `name`; where it holds a training of other `inputs` (`runs.inputs_of`), it is refused.
+    """
     pl.seed_everything(settings.seed, verbose=False)
-    network, grid = settings.network, grid_of_slices(train)
+    network, grid = settings.network, train.grid
     slice_side = min(grid.shape[1:])
     data = RPNDataModule(train, val, settings.loading, settings.transforms, settings.seed)
+    anchors = None
     if network.dataset_anchors == AUTO:
-        anchors = fit_anchors(boxes_of(train), slice_side, network.image_size)
-    else:
-        anchors = ANCHOR_SIZES[network.dataset_anchors]
+        anchors = fit_anchors(boxes_of(train.table), slice_side, network.image_size)
     model = build_rpn(network, grid.scan_dim[0], anchors, slice_side)
+    start_from(model, settings.run.init_ckpt_path, grid.spacing_mm)
     sick = np.flatnonzero(data.val_sick)
     shown = sick[np.linspace(0, len(sick) - 1, min(settings.logging.num_samples, len(sick))).astype(int)]
     monitor = MONITOR if len(sick) else ("train_loss", "min")
     draw, finish = partial(draw_slices, slices=data.val, shown=shown), partial(calibrate, settings, val)
-    contrast = common_contrast(train.volume.unique())
+    contrast = common_contrast(train.table.volume.unique())
     return fit(Task(name, model, data, settings, inputs, grid, contrast, monitor, draw, finish))
 
 
@@ -85,11 +93,11 @@ def fit_anchors(boxes: np.ndarray, shorter_side: int, image_size: int) -> tuple[
     return tuple((fitted * REFERENCE_SIZE / image_size).round(2).tolist())
 
 
-def calibrate(settings: RPNTraining, val: pd.DataFrame, folder: Path, checkpoint: Path) -> None:
+def calibrate(settings: RPNTraining, val: Slices, folder: Path, checkpoint: Path) -> None:
     """Store ``--score_threshold``, or else the one calibrated on the validation scans, in the checkpoint."""
     threshold, target = settings.network.score_threshold, settings.network.target_coverage
     if threshold is None:
-        scans = stacked_scans(val, settings.loading.num_workers)
+        scans = val.scans(settings.loading.num_workers)
         curve = coverage_curve(load_model(RPN, checkpoint), scans, settings.roi_size)
         write_csv(folder / "calibration.csv", curve)
         threshold = choose_threshold(curve, target, DEFAULT_THRESHOLD)
@@ -102,11 +110,10 @@ def coverage_curve(model: RPN, scans: Iterable[PreparedScan], roi_size: tuple[in
     """Lesion coverage, lesion recall and proposed fraction of scans with masks, a row for each of `THRESHOLDS`."""
     counts = [ProposalCounts() for _ in THRESHOLDS]
     for scan in progress(scans, "Calibrating"):
-        assert scan.mask is not None  # a training has masks
         detections = model.detect_volume(scan)
         for i, threshold in enumerate(THRESHOLDS):
             regions = model.propose(scan, detections, roi_size, threshold)
-            counts[i] += count_proposals(region_mask(regions, scan.brain.shape), scan.mask, scan.brain)
+            counts[i] += count_proposals(region_mask(regions, scan.brain.shape), scan.lesions, scan.brain)
     return pd.DataFrame([{"threshold": t, **proposal_scores(c)} for t, c in zip(THRESHOLDS, counts, strict=True)])
 
 
@@ -144,9 +151,9 @@ def calibration_summary(curve: pd.DataFrame, threshold: float, target_coverage: 
 def draw_slices(module: RPN, slices: SliceDataset, shown: np.ndarray):
     """Pictures of the detections in some validation slices, (name, Figure) pairs."""
     for index in shown:
-        image, target = slices[0, index]
-        (detections,) = module.detect([image])
-        volume, z = slices.places[index]
+        item = slices[0, index]
+        (detections,) = module.detect([torch.from_numpy(item["image"])])
+        volume, z = slices.slices.table.loc[index, ["volume", "slice"]]
         boxes, scores = detections["boxes"].numpy(), detections["scores"].numpy()
-        figure = plot_slice_boxes(image[0].numpy(), target["mask"].numpy(), boxes, scores, None, volume)
+        figure = plot_slice_boxes(item["image"][0], item["mask"][0] > 0, boxes, scores, None, volume)
         yield f"{stem_of(volume)}_slice-{z:03d}", figure

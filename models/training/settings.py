@@ -39,6 +39,11 @@ class Run:
     group: str | None = option(str, "W&B group; by default --model_prefix in a cross-validation", on_resume=MAY_DIFFER)
     max_epochs: int = option(positive_int, "training epochs", 250, on_resume=MAY_DIFFER)
     patience: int = option(positive_int, "epochs without progress before stopping", 50, on_resume=MAY_DIFFER)
+    init_ckpt_path: str | None = option(
+        pathname,
+        "checkpoint or exported model, such as pretrained/dwi, from whose weights the training starts",
+        on_resume=MAY_DIFFER,  # its content may not
+    )
 
 
 @dataclass(frozen=True)

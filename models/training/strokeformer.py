@@ -21,8 +21,8 @@ from models.pipeline import Prediction, Segmenter, TwoStage
 from models.segmentation.module import StrokeFormer
 from models.training.fit import Task, fit
 from models.training.settings import StrokeFormerTraining
+from models.training.starts import start_from
 from utils.files import write_csv
-from utils.plots import plot_volume_prediction
 from utils.progress import progress
 from utils.regions.region import Region
 from utils.scores.masks import Components, Decision, Features, features_of, find_components, overlap_scores
@@ -48,6 +48,7 @@ def train_strokeformer(
     as for `models.training.rpn.train_rpn`."""
     pl.seed_everything(settings.seed, verbose=False)
     model = StrokeFormer(**vars(settings.network))
+    start_from(model, settings.run.init_ckpt_path, cohort.grid.spacing_mm)
     data = SegmentationDataModule(
         train, val, regions, cohort, model.window, settings.loading, settings.transforms, settings.seed
     )
@@ -164,10 +165,7 @@ def draw_volumes(
     """Pictures of the predictions of some validation scans, (name, Figure) pairs."""
     pipeline = pipeline_of(module, settings, regions)
     for case in shown:
-        prediction = pipeline.predict(cohort.prepare(case))
-        image, mask = prediction.scan.scan[0].astype(np.float32), prediction.scan.mask
-        boxes = prediction.regions or []
-        yield case.stem, plot_volume_prediction(image, mask, prediction.lesions_on_grid, boxes, case.name)
+        yield case.stem, pipeline.predict(cohort.prepare(case)).picture()
 
 
 def _scores(candidates: list[Candidates], kept: list[np.ndarray]) -> dict[str, float]:

@@ -174,18 +174,14 @@ def features_of(
 class Decision:
     """What is lesion, given its probability.
 
-    threshold: of a voxel's probability of any lesion, in [0, 1].
-    smallest_cm3: volume below which a 26-connected component is none.
-    weights: those of a logistic regression on `Features.logs`, its constant first: a component of negative log odds is
-        none. Without them all are lesions.
-
     A component without a detection of stage 1 is none either. Regions are larger than detections, to show stage 2 what
     is around a lesion, and what only one stage detects is seldom one: on 60 synthetic heads unlike the training's the
     false lesions fell from 0.82 to 0.50 a scan, and no Dice was lost (docs/peers.md).
     """
 
-    threshold: float = 0.5
-    smallest_cm3: float = 0.0
+    threshold: float = 0.5  # of a voxel's probability of any lesion, in [0, 1]
+    smallest_cm3: float = 0.0  # volume below which a 26-connected component is none
+    # Of a logistic regression on `Features.logs`, its constant first: a component of negative log odds is none.
     weights: tuple[float, ...] = ()
 
     def classes(self, probabilities: np.ndarray, spacing_mm: Spacing, evidence: np.ndarray | None = None) -> np.ndarray:
