@@ -33,7 +33,7 @@ from common import print_markdown
 import strokeformer
 from data.scans.folds import Fold, cases_of
 from data.scans.grid import Grid
-from models.evaluation.tables import PER_LESION_FILE, PER_SCAN_FILE, read_rows
+from models.evaluation.segmentation import PER_LESION_FILE, PER_SCAN_FILE, read_rows
 from models.training.settings import StrokeFormerTraining
 from models.training.strokeformer import decide
 from utils.compare.__main__ import compare
@@ -194,7 +194,8 @@ def do(out_dir: Path, minutes: float, seed: int, method: str) -> None:
     steps = {"training": partial(train, out_dir, folder, method, seed, minutes)}
     for step, work in (steps | {cohort: partial(test, out_dir, folder, method, cohort) for cohort in TESTS}).items():
         if not (folder / f"{step}.json").exists():
-            with ProcessPoolExecutor(1, get_context("spawn")) as own:  # whose time and memory are the network's alone
+            # A process of its own, whose time and memory are the network's alone.
+            with ProcessPoolExecutor(1, get_context("spawn"), whole_volume.register) as own:
                 write_json(folder / f"{step}.json", own.submit(work).result())
 
 

@@ -1,6 +1,6 @@
 """What users would take in place of StrokeFormer: networks over the whole volume, trained as nnU-Net trains.
 
-Importing it puts them among `NETWORKS`, so that the project's scripts take their checkpoints, decide and score alike.
+`register` puts them among `NETWORKS`: the project's scripts then take their checkpoints, decide and score alike.
 A third of the patches has its middle on a lesion, the rest anywhere in the brain; augmentations, gradient clipping and
 decay of the rate are nnU-Net's (Isensee et al., 2021, 10.1038/s41592-020-01008-z).
 """
@@ -48,7 +48,11 @@ PEERS = {
     "dynunet": Peer(Network("whole_volume.dynunet", 16), (64, 64, 64), 2, (64, 64, 64)),
     "meshnet": Peer(Network("whole_volume.meshnet", 1), (72, 80, 96), 1, (73, 112, 112)),
 }
-NETWORKS.update({name: peer.network for name, peer in PEERS.items()})
+
+
+def register() -> None:
+    """Add the peers to `NETWORKS` of this process."""
+    NETWORKS.update({name: peer.network for name, peer in PEERS.items()})
 
 
 # --- networks ------------------------------------------------------------------------------------------

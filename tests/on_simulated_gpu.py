@@ -114,7 +114,7 @@ def proposals() -> None:
     boxes = {"boxes": torch.tensor([[4.0, 4, 12, 12]]), "labels": torch.tensor([1])}
     learn(model, [images, [boxes, {**boxes, "boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64)}]])
     volume = scan((4, 32, 40))
-    choose_threshold(coverage_curve(model, [volume], (4, 8, 8)), 0.9, 0.5)
+    choose_threshold(coverage_curve(model, [volume], (4, 8, 8)), 0.5)
     assert eigencam(model, volume, [0, 2], find_layers(model, ["backbone.fpn"]))[2].any()
     RPNEnsemble((model, model)).regions(volume, (4, 8, 8))
 

@@ -65,7 +65,7 @@ def evaluate_on_slices(workspace, rpn: Path, folder: Path, *more) -> None:
 
 
 def test_regions_of_another_grid_lead_to_the_mask_of_stage_1(one):
-    stage_1 = ["--rpn_ckpt_path", one.rpn, "--score_threshold", 0.1]
+    stage_1 = ["--rpn_ckpt_path", one.rpn, "--score_threshold", 0.86]
     on_grid, _ = segment(one, "on_grid", *stage_1, *GRID)
     _, elsewhere = segment(one, "elsewhere", *stage_1, *OTHER_GRID)
     by_file, moved = segment(one, "by_file", "--regions", elsewhere, *GRID)

@@ -240,7 +240,7 @@ def curve_of(coverage, recall, fraction):
     ],
 )
 def test_threshold_covers_enough_with_a_margin(coverage, recall, fraction, chosen):
-    assert choose_threshold(curve_of(coverage, recall, fraction), 0.98, default=0.25) == chosen
+    assert choose_threshold(curve_of(coverage, recall, fraction), default=0.25) == chosen
 
 
 @pytest.mark.parametrize(
@@ -248,7 +248,7 @@ def test_threshold_covers_enough_with_a_margin(coverage, recall, fraction, chose
     [
         (0.99, 0.98, 0.25, "Calibrated: 0.25 of the brain is proposed and holds 0.99 of the lesion voxels and 0.98 of"),
         (0.99, 0.80, 0.30, "0.98 is out of reach within 0.35: train longer"),
-        (0.99, 0.98, 0.61, "validation scans; train longer, or lower --target_coverage, to propose less"),
+        (0.99, 0.98, 0.61, "validation scans; train longer to propose less"),
         (np.nan, np.nan, 0.2, "Not calibrated: no validation scan holds a lesion"),
     ],
 )
@@ -256,7 +256,7 @@ def test_calibration_tells_what_it_reached(coverage, recall, fraction, told):
     curve = curve_of([1.0, coverage, 0.1], [1.0, recall, 0.1], [0.9, fraction, 0.1])
     if np.isnan(coverage):
         curve[["lesion_coverage", "lesion_recall"]] = np.nan
-    assert told in calibration_summary(curve, 0.5, 0.98)
+    assert told in calibration_summary(curve, 0.5)
 
 
 def test_thresholds_cover_the_range_of_scores():

@@ -40,7 +40,7 @@ def test_file_rewritten_with_its_old_size_and_time_is_read_again(tmp_path):
 def test_unchanged_files_are_not_read_again(tmp_path, monkeypatch):
     (tmp_path / "a").write_text("lesion")
     before = fingerprint({"a": [tmp_path / "a"]}, tmp_path / "store.json")
-    monkeypatch.setattr("data.scans.fingerprints._file_digest", lambda file: pytest.fail("read again"))
+    monkeypatch.setattr("data.scans.fingerprints.content_digest", lambda files: pytest.fail("read again"))
     assert fingerprint({"a": [tmp_path / "a"]}, tmp_path / "store.json") == before
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -18,7 +19,7 @@ from data.scans.head import head_mask
 from data.scans.open import Cohort
 from data.scans.prepared import PreparedScan, kept_in, map_part
 from utils.errors import UserError
-from utils.files import read_json
+from utils.files import read_json, write_json
 from utils.progress import map_in_order
 
 # --- slices --------------------------------------------------------------------------------------------
@@ -47,12 +48,11 @@ class ScanSlices:
     def __init__(self, cases: Sequence[Case], cohort: Cohort, num_workers: int = 0) -> None:
         assert cohort.cache_dir is not None
         self.cases, self.prepare, self.grid = sorted(cases, key=lambda case: case.name), cohort.prepare, cohort.grid
-        measure = partial(_measure, prepare=cohort.prepare)
-        of_cases = list(zip(self.cases, map_in_order(measure, self.cases, num_workers, "Listing slices"), strict=True))
-        rows = [[case.name, *row] for case, of_case in of_cases for row in of_case]
+        measure = partial(_measure, cohort=cohort, cache_dir=cohort.cache_dir)
+        of_cases = list(map_in_order(measure, self.cases, num_workers, "Listing slices"))
+        rows = [[case.name, *row] for case, (_, own) in zip(self.cases, of_cases, strict=True) for row in own]
         self.table = pd.DataFrame(rows, columns=["volume", *MEASURES])
-        folders = {case: kept_in(case, cohort.grid, cohort.cache_dir) for case in cases}
-        self.places = [(folders[case], z) for case, of_case in of_cases for z, *_ in of_case]
+        self.places = [(folder, z) for folder, own in of_cases for z, *_ in own]
 
     def read(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         folder, z = self.places[index]  # all that a slice does not need would take as long to open
@@ -62,8 +62,13 @@ class ScanSlices:
         return scan_loader(self.cases, self.prepare, num_workers)
 
 
-def _measure(case: Case, prepare: Callable[[Case], PreparedScan]) -> list[list]:
-    return measure_slices(prepare(case))
+def _measure(case: Case, cohort: Cohort, cache_dir: Path) -> tuple[Path, list[list]]:
+    """The folder of a prepared scan and its `measure_slices`, which are kept there for other folds and for a resume."""
+    folder = kept_in(case, cohort.grid, cache_dir)
+    path = folder / "slices.json"
+    if not path.exists():
+        write_json(path, measure_slices(cohort.prepare(case)))
+    return folder, read_json(path)
 
 
 Slices = SliceFiles | ScanSlices

@@ -21,9 +21,8 @@ ARGUMENT = "--lesion_masks"
 SCANS = 3  # whose lesions are mixed in one head: the largest is the first one's
 MIXED_SHARE = 0.5  # of the other lesions, that come from another scan than the largest
 GROWTH_MM, GROWTH_SHARE = 1.0, 0.3  # the most that a lesion is grown or eroded by, and as a share of its radius
-LEAST_SHARE_INSIDE = (
-    0.4  # of a mask, in the template's brain; cortical ones reach into sulci: 0.48 of 1,208 was the least
-)
+# Of a mask, in the template's brain. Some lie in sulci, which that leaves out: the least of 1,208 real ones has 0.48.
+LEAST_SHARE_INSIDE = 0.4
 MARGIN = 6  # voxels about a lesion in which its edge fades
 
 

@@ -143,6 +143,12 @@ def record_path(scan: Path | str, prepared_dir: Path) -> Path:
 def read_record(path: Path) -> Record:
     content = read_json(path)
     try:
-        return Record(content["source"], content["mask"], content["made_of"], space_from_json(content), content["row"])
+        return Record(
+            content["source"],
+            content.get("mask", ""),
+            content.get("made_of", ""),
+            space_from_json(content),
+            content["row"],
+        )
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path} is no record of a prepared scan ({error!r}); remove it and prepare again") from None

@@ -55,9 +55,6 @@ class RPNSettings:
         "least evidence, 0 to 1, of a candidate that becomes a region; by default calibrated on validation scans",
         shared=True,
     )
-    target_coverage: float = option(
-        fraction, "share of lesion voxels and of lesions that calibration aims to cover", 0.98, shared=True
-    )
 
 
 @dataclass(frozen=True)
