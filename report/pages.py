@@ -15,7 +15,7 @@ from models.training.runs import folder_of
 from report.charts import plot_bland_altman, plot_dice_by_volume, plot_recall_by_volume, plot_scores, plot_volumes
 from report.page import Section, chart, listing, picture, table, write_page
 from report.places import lesion_map
-from report.scans import ranked, show_scan
+from report.scans import PREDICTION_NOTE, ranked, show_scan
 from utils.files import STAGE_1_TABLES, intervals_file, read_json
 from utils.scores.proposals import COVERED_SHARE
 
@@ -39,7 +39,6 @@ SUBGROUPS_NOTE = (
     "Where lesions are grouped the Dice is the mean over lesions, else over scans. Bars are 95 % intervals by the "
     "bootstrap over scans; a group of few scans says little."
 )
-PREDICTION_NOTE = "What was predicted is vermilion. A click into a view moves its three planes."
 
 
 def report_strokeformer(

@@ -16,6 +16,7 @@ from data.scans.cohort import Case
 from report.page import picture
 from utils.plots import DETECTION, MAX_SLICES, PREDICTION, TARGET, plot_volume_prediction, slices_to_show
 
+PREDICTION_NOTE = "What was predicted is vermilion. A click into a view moves its three planes."
 PERCENTILES = (0.5, 99.5)  # of the head's intensities, between which they are shown
 FOUND, MISSED, FALSE = 1, 2, 3  # what a voxel of lesion is
 LARGEST_VOXELS = 2e6  # of a view; scans of more are shown on a coarser grid, so that the page stays small

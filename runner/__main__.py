@@ -58,6 +58,7 @@ def main(settings: Settings) -> None:
     segment_cohort(cohort, TwoStage(runner, runner.propose, sliding, settings.loading.batch_size), settings)
     record = {**describe_run(settings, PACKAGES), "inputs": {"model": model.digests}}
     write_json(Path(settings.out_dir) / "run.json", record)
+    write_report(cohort.cases, Path(settings.out_dir))
     print(f"Results are in {settings.out_dir}")
     if settings.model is None:
         print("Each is a draft by a network that has never seen a patient, only drawn heads: look at every scan")
@@ -102,6 +103,16 @@ def write_volumes(folder: Path, case, prediction) -> None:
         folder / "probabilities" / result_name(case.scan, "probability"), prediction.lesion_probability, case.scan
     )
     save_figure(prediction.picture(), folder / "predictions" / f"{case.stem}.png")
+
+
+def write_report(cases, folder: Path) -> None:
+    """Write a page with views to move in where pandas, jinja2 and nilearn, of requirements.txt, are installed."""
+    try:
+        from report.drafts import report_drafts
+
+        report_drafts(cases, folder)
+    except ImportError:
+        return
 
 
 def volumes_row(prediction) -> dict[str, object]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from tests.running import ROOT
 
 # A package imports from those behind it and from itself, never from those before it.
-ORDER = ["report", "runner", "models", "augmentation", "data", "utils"]
+ORDER = ["runner", "report", "models", "augmentation", "data", "utils"]
 WITHIN = {"data": ["slices", "restore", "phantom", "prepare", "batches", "scans", "files", "settings"]}
 LONGEST_FILE, LONGEST_FUNCTION, MEDIAN_FUNCTION = 300, 60, 8  # lines
 

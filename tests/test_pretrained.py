@@ -172,6 +172,8 @@ def test_model_finds_the_lesion_of_a_drawn_scan_and_refuses_another_contrast(con
     (prediction,) = (tmp_path / "out/predictions").glob("*_prediction.nii.gz")
     found, lesion = (read_volume(path).array > 0 for path in (prediction, mask))
     assert 2 * (found & lesion).sum() / (found.sum() + lesion.sum()) > 0.3
+    page = (tmp_path / "out/report.html").read_text()
+    assert scan.name in page and "<iframe" in page
     other = models_folder.SHIPPED[models_folder.SHIPPED.index(contrast) - 1]
     model = models_folder.PRETRAINED / contrast
     said = refusal("--model", model, "--scans", scan, "--out_dir", tmp_path / "other", "--contrast", other)
