@@ -155,8 +155,23 @@ def resample(array: np.ndarray, source: Space, target: Space, outside: Sequence[
     out = np.empty((len(array), *target.shape), np.float32)
     for channel, resampled, fill in zip(array, out, fills, strict=True):
         smooth = ndimage.gaussian_filter(channel.astype(np.float32), blur)
-        ndimage.affine_transform(smooth, matrix, offset, target.shape, output=resampled, order=1, cval=float(fill))
+        resampled[:] = fill
+        part, corner = _reached(smooth != fill, steps, target.shape)
+        start, inside = offset + matrix @ corner, resampled[part]
+        ndimage.affine_transform(smooth, matrix, start, inside.shape, output=inside, order=1, cval=float(fill))
     return out > 0.5 if is_mask else out
+
+
+def _reached(voxels: np.ndarray, steps: np.ndarray, shape: Shape) -> tuple[tuple[slice, ...], np.ndarray]:
+    """The part of a grid of `shape` that a linear interpolation of these (D, H, W) voxels reaches, and its corner."""
+    ends = [np.flatnonzero(voxels.any(tuple({0, 1, 2} - {axis}))) for axis in range(3)]
+    if not len(ends[0]):
+        return (slice(0, 0),) * 3, np.zeros(3)
+    corners = np.stack(np.meshgrid(*[(end[0] - 1, end[-1] + 1) for end in ends]), -1).reshape(-1, 3)
+    places = (corners - steps[:3, 3]) @ np.linalg.inv(steps[:3, :3]).T
+    low = np.clip(np.floor(places.min(0)), 0, shape).astype(int)
+    high = np.clip(np.ceil(places.max(0)) + 1, low, shape).astype(int)
+    return tuple(map(slice, low, high)), low
 
 
 def resample_nearest(array: np.ndarray, source: Space, target: Space) -> np.ndarray:

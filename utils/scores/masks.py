@@ -197,7 +197,9 @@ class Decision:
             own = None if evidence is None else evidence[box]
             valid = self.accepts(features_of(labels, probability[box], own, spacing_mm))
             lesion[box] &= np.append(False, valid)[labels]
-        return np.where(lesion, 1 + probabilities[1:].argmax(0), 0).astype(np.uint8)
+        classes = lesion.astype(np.uint8)
+        classes[lesion] += probabilities[1:, lesion].argmax(0).astype(np.uint8)
+        return classes
 
     def accepts(self, components: Features) -> np.ndarray:
         """Which components are lesions, (N,) bool."""
