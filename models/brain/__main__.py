@@ -18,7 +18,7 @@ class Settings:
 
     out: str = option(pathname, "file of the network", "pretrained/brain.onnx")
     n_heads: int = option(positive_int, "synthetic heads to learn from", 240)
-    steps: int = option(positive_int, "steps of the optimiser", 4000)
+    steps: int = option(positive_int, "steps of the optimiser", 5600)
     seed: int = option(non_negative_int, "seed of heads and training", 4000)
     num_workers: int = option(positive_int, "processes that draw heads", 1)
 

@@ -6,26 +6,28 @@ import numpy as np
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
-from data.scans.extraction import VOXEL_MM, scale
+from data.scans.extraction import VIEW, VOXEL_MM, scale
 from models.brain.heads import Head
 
-SHAPE = (64, 56, 64)  # (D, H, W) of a crop, 192 x 168 x 192 mm
 TILT_DEGREES, SHIFT_MM = 20.0, 20.0  # at most, about and along each axis
 SIZE, ASPECT = (0.85, 1.2), (0.93, 1.07)  # factors of the whole head, and of each axis
 STRIPPED = 0.25  # share of the scans with the brain alone
 KNOTS = 6  # of the piecewise linear maps of intensity
-LESION_WEIGHT = 4.0  # of a lesion's voxels in the loss, beside 1
+DARK = 0.1  # less is air or skull
+LESION_WEIGHT = 12.0  # of a lesion's voxels in the loss, beside 1
 Example = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
 def draw_example(head: Head, rng: np.random.Generator) -> Example:
-    """A random view of a head: image in [0, 1], share of brain in [0, 1] and weight of each voxel, `SHAPE` float32."""
+    """A random view of a head: image in [0, 1], share of brain in [0, 1] and weight of each voxel, `VIEW` float32."""
     image, brain, lesions = _place(head, rng)
     low, high = np.percentile(image, (0.5, 99.5))
     image = np.clip((image - low) / (high - low), 0, 1.2)
     inside = brain > 0.5
     if _happens(0.2, rng):
-        _paint_blob(image, inside, rng)
+        lesions |= _paint_blob(image, inside, rng)
+    if _happens(0.4, rng):  # muscle or fat as bright as brain
+        _paint_blob(image, (brain == 0) & (image > DARK), rng)
     is_stripped = _happens(STRIPPED, rng)
     if is_stripped:
         inside = _loose(brain, rng)
@@ -57,8 +59,8 @@ def _place(head: Head, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray
     matrix /= spacing[:, None]
     middle = np.array(ndimage.center_of_mass(head.brain))
     middle += rng.uniform(-SHIFT_MM, SHIFT_MM, 3) / spacing
-    offset = middle - matrix @ (np.array(SHAPE) - 1) / 2
-    turn = partial(ndimage.affine_transform, matrix=matrix, offset=offset, output_shape=SHAPE)
+    offset = middle - matrix @ (np.array(VIEW) - 1) / 2
+    turn = partial(ndimage.affine_transform, matrix=matrix, offset=offset, output_shape=VIEW)
     # Half of the necks and faces go on as they end.
     image = turn(head.scan.astype(np.float32), order=1, mode="nearest" if _happens(0.5, rng) else "constant")
     lesions = turn(head.lesions.astype(np.uint8), order=0)
@@ -73,9 +75,9 @@ def _loose(brain: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 def _cut(image: np.ndarray, brain: np.ndarray, rng: np.random.Generator) -> None:
     """Take off what lies below, above or beside a plane, as a field of view does."""
     axis = rng.choice(3, p=(0.7, 0.15, 0.15))
-    n = int(rng.uniform(0, 0.4) * SHAPE[axis])
+    n = int(rng.uniform(0, 0.4) * VIEW[axis])
     cut = [slice(None)] * 3
-    cut[axis] = slice(0, n) if _happens(0.6, rng) else slice(SHAPE[axis] - n // 2, None)
+    cut[axis] = slice(0, n) if _happens(0.6, rng) else slice(VIEW[axis] - n // 2, None)
     image[tuple(cut)], brain[tuple(cut)] = image.min(), 0
 
 
@@ -85,19 +87,20 @@ def _cut(image: np.ndarray, brain: np.ndarray, rng: np.random.Generator) -> None
 def _field(points: int, rng: np.random.Generator) -> np.ndarray:
     """A smooth random field of about unit variance over a crop, from normal numbers at so many points along an axis."""
     field = rng.standard_normal((points,) * 3).astype(np.float32)
-    return ndimage.zoom(field, np.divide(SHAPE, points), order=1)
+    return ndimage.zoom(field, np.divide(VIEW, points), order=1)
 
 
-def _paint_blob(image: np.ndarray, inside: np.ndarray, rng: np.random.Generator) -> None:
-    """A large lesion, darker or brighter than all tissue, anywhere in the brain."""
+def _paint_blob(image: np.ndarray, inside: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """A large lesion, darker or brighter than all tissue, anywhere `inside`; returns its mask."""
     places = np.argwhere(inside)
     if not len(places):
-        return
+        return inside
     centre, radii = rng.choice(places), rng.uniform(3, 13, 3)
-    d, h, w = (((np.arange(n) - c) / r) ** 2 for n, c, r in zip(SHAPE, centre, radii, strict=True))
+    d, h, w = (((np.arange(n) - c) / r) ** 2 for n, c, r in zip(VIEW, centre, radii, strict=True))
     distance = d[:, None, None] + h[:, None] + w + 0.5 * _field(12, rng)
     blob = inside & (distance < 1)
     image[blob] += rng.uniform(0.5, 1) * (rng.uniform(0, 1.2) - image[blob])
+    return blob
 
 
 def _recolour(image: np.ndarray, inside: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -131,15 +134,15 @@ def _spoil(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         image = ndimage.gaussian_filter(image, rng.uniform(0, 0.8, 3))
     if _happens(0.5, rng):
         strength = np.float32(rng.uniform(0, 0.1))
-        noise = rng.standard_normal((2, *SHAPE), np.float32) * strength
+        noise = rng.standard_normal((2, *VIEW), np.float32) * strength
         image = np.hypot(image + noise[0], noise[1])
     return image
 
 
 def _thicken(image: np.ndarray, axis: int, voxels: int) -> np.ndarray:
     """Slices of so many voxels, interpolated."""
-    mean = ndimage.uniform_filter1d(image, voxels, axis).take(range(0, SHAPE[axis], voxels), axis)
-    return ndimage.zoom(mean, [n / m for n, m in zip(SHAPE, mean.shape, strict=True)], order=1)
+    mean = ndimage.uniform_filter1d(image, voxels, axis).take(range(0, VIEW[axis], voxels), axis)
+    return ndimage.zoom(mean, [n / m for n, m in zip(VIEW, mean.shape, strict=True)], order=1)
 
 
 def _fill_air(image: np.ndarray, rng: np.random.Generator) -> None:
