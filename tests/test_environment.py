@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,7 @@ from tests.running import BARE, GRID, ROOT
 from utils import cli
 from utils.errors import UserError
 from utils.files import expanded, locked, read_scores, update_table
+from utils.progress import map_in_order
 
 ROW = pd.DataFrame({"dice": [0.5]})
 
@@ -213,3 +215,18 @@ def test_ctrl_c_ends_the_worker_processes_without_a_word():
     assert process.stdout.readline() == "begun\n" and process.stdout.readline() == "begun\n"
     os.killpg(process.pid, signal.SIGINT)
     assert process.communicate(timeout=30)[1] == "-c: stopped\n" and process.returncode == 130
+
+
+class Weighed:
+    """The absolute value, which counts how often it was sent to another process."""
+
+    sent = 0
+
+    def __reduce__(self):
+        Weighed.sent += 1
+        return partial, (abs,)
+
+
+def test_work_goes_to_each_process_once_and_not_with_each_of_its_items():
+    assert list(map_in_order(Weighed(), range(-9, 0), 2, "Work")) == [*range(9, 0, -1)]
+    assert Weighed.sent <= 2

@@ -6,7 +6,6 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
-from scipy import ndimage
 
 import test_strokeformer
 from data.files.volumes import read_volume, write_volume

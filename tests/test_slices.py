@@ -176,6 +176,7 @@ def test_slices_of_prepared_scans_are_those_that_are_cut_into_files(cohort, tmp_
     opened = replace(cohort_of(cohort, grid=GRID), brains=tmp_path / "2d/found", cache_dir=tmp_path / "kept")
     scans = ScanSlices(cohort[::-1], opened)
     pd.testing.assert_frame_equal(scans.table, files.table[scans.table.columns])
+    pd.testing.assert_frame_equal(ScanSlices(cohort, opened).table, scans.table)  # of what is listed already
     names = ["flip", "affine", "noise"]
     batches = [trained_on(RPNDataModule(each, each, Loading(batch_size=2), names)) for each in (files, scans)]
     for (images, targets), (others, other_targets) in zip(*batches, strict=True):

@@ -23,6 +23,7 @@ RANKS = (
     *("SLURM_PROCID", "SLURM_LOCALID", "SLURM_NTASKS", "JSM_NAMESPACE_RANK", "TORCHELASTIC_USE_AGENT_STORE"),
 )
 
+_kept: list[Callable] = []  # the function of a process of `map_in_order`
 print_once = cache(print)  # for what would be printed for each of many scans or folds
 
 
@@ -80,10 +81,10 @@ def map_in_order(function: Callable, items: Sequence, num_workers: int, what: st
     from concurrent.futures.process import BrokenProcessPool, ProcessPoolExecutor
     from multiprocessing import get_context
 
-    pool = ProcessPoolExecutor(min(num_workers, max(len(items), 1)), get_context("spawn"), _end_at_ctrl_c)
+    pool = ProcessPoolExecutor(min(num_workers, max(len(items), 1)), get_context("spawn"), _begin, (function,))
     try:
         _hold_ctrl_c(True)  # so that it finds the processes ready for it
-        results = deque(pool.submit(function, item) for item in items)
+        results = deque(pool.submit(_work_on, item) for item in items)
         _hold_ctrl_c(False)
         yield from progress((results.popleft().result() for _ in items), what, len(items), unit)
     except BrokenProcessPool as error:
@@ -92,10 +93,18 @@ def map_in_order(function: Callable, items: Sequence, num_workers: int, what: st
         pool.shutdown(cancel_futures=True)
 
 
-def _end_at_ctrl_c() -> None:
-    """Let Ctrl-C end a process without a traceback; the main process says that the work has stopped."""
+def _begin(function: Callable) -> None:
+    """Keep the function of this process: sent again with each scan, a cohort would take the square of its size.
+
+    Ctrl-C ends the process without a traceback; the main process says that the work has stopped.
+    """
+    _kept.append(function)
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     _hold_ctrl_c(False)
+
+
+def _work_on(item):
+    return _kept[0](item)
 
 
 def _hold_ctrl_c(held: bool) -> None:

@@ -1,5 +1,6 @@
 """Where a training gets whole scans and their slices from: prepared scans, or slices that were cut into files."""
 
+from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -17,7 +18,7 @@ from data.scans.cohort import Case
 from data.scans.grid import UNKNOWN_MM
 from data.scans.head import head_mask
 from data.scans.open import Cohort
-from data.scans.prepared import PreparedScan, kept_in, map_part
+from data.scans.prepared import PreparedScan, map_part, prepared_key
 from utils.errors import UserError
 from utils.files import read_json, write_json
 from utils.progress import map_in_order
@@ -46,10 +47,12 @@ class ScanSlices:
     """The slices with brain of scans that are kept prepared, read from there; as `SliceFiles` otherwise."""
 
     def __init__(self, cases: Sequence[Case], cohort: Cohort, num_workers: int = 0) -> None:
-        assert cohort.cache_dir is not None
         self.cases, self.prepare, self.grid = sorted(cases, key=lambda case: case.name), cohort.prepare, cohort.grid
-        measure = partial(_measure, cohort=cohort, cache_dir=cohort.cache_dir)
-        of_cases = list(map_in_order(measure, self.cases, num_workers, "Listing slices"))
+        listings = [listing_of(case, cohort) for case in self.cases]
+        # Of the others alone: processes take seconds to start, and at a resume there is nothing left to list.
+        unlisted = [case for case, path in zip(self.cases, listings, strict=True) if not path.exists()]
+        deque(map_in_order(partial(_list_slices, cohort=cohort), unlisted, num_workers, "Listing slices"), maxlen=0)
+        of_cases = [(path.parent, read_json(path)) for path in listings]
         rows = [[case.name, *row] for case, (_, own) in zip(self.cases, of_cases, strict=True) for row in own]
         self.table = pd.DataFrame(rows, columns=["volume", *MEASURES])
         self.places = [(folder, z) for folder, own in of_cases for z, *_ in own]
@@ -62,13 +65,14 @@ class ScanSlices:
         return scan_loader(self.cases, self.prepare, num_workers)
 
 
-def _measure(case: Case, cohort: Cohort, cache_dir: Path) -> tuple[Path, list[list]]:
-    """The folder of a prepared scan and its `measure_slices`, which are kept there for other folds and for a resume."""
-    folder = kept_in(case, cohort.grid, cache_dir)
-    path = folder / "slices.json"
-    if not path.exists():
-        write_json(path, measure_slices(cohort.prepare(case)))
-    return folder, read_json(path)
+def listing_of(case: Case, cohort: Cohort) -> Path:
+    """Where the `measure_slices` of a prepared scan are kept, for other folds and for a resume."""
+    assert cohort.cache_dir is not None
+    return cohort.cache_dir / prepared_key(case, cohort.grid) / "slices.json"
+
+
+def _list_slices(case: Case, cohort: Cohort) -> None:
+    write_json(listing_of(case, cohort), measure_slices(cohort.prepare(case)))
 
 
 Slices = SliceFiles | ScanSlices

@@ -37,9 +37,10 @@ def _look_again(image: np.ndarray, first: np.ndarray) -> np.ndarray:
     """The probability of a brain from a view about a first one; all (D, H, W)."""
     if not first.any():
         return first
-    corner = np.round(ndimage.center_of_mass(first) - np.array(VIEW) / 2).astype(int)
+    middle = ndimage.center_of_mass(first)
+    corner = [round(centre - side / 2) for centre, side in zip(middle, VIEW, strict=True)]
     view = cut(scale(image), corner, VIEW)
-    return cut(brain_probability(scale(view)), -corner, image.shape)
+    return cut(brain_probability(scale(view)), [-start for start in corner], image.shape)
 
 
 def brain_probability(image: np.ndarray) -> np.ndarray:

@@ -101,7 +101,7 @@ class Cohort:
         """
         print_unknown_spacing(self.everything, self.grid)
         facts = {case: self.recall(case) for case in self.everything}
-        look = partial(_look, cohort=replace(self, sides=(), augmented=()))
+        look = partial(_look, cohort=self)
         # A brain takes long to find: none is looked for before all scans have passed.
         for what, find in (("Checking scans", False), ("Finding brains", True)):
             unknown = [case for case in facts if facts[case] is None]
