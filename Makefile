@@ -1,11 +1,12 @@
 # make demo: a synthetic cohort, cross-validated by the real scripts; make test: lint and tests; make pretrained-dwi (or
 # -t1w, -flair): the model in pretrained/dwi; its lesions have the shapes of real ones if LESION_MASKS is their folder.
+# make pretrained-brain: the network that finds the brain, trained anew.
 PYTHON ?= python3
 PY = .venv/bin/python
 COHORT = data/demo
 PRETRAINED = pretrained-t1w pretrained-dwi pretrained-flair
 
-.PHONY: demo test clean-demo $(PRETRAINED)
+.PHONY: demo test pretrained-brain clean-demo $(PRETRAINED)
 
 demo: .venv/installed
 	$(PY) -m data.phantom --out_dir $(COHORT) --n_subjects 60 --modality dwi --spacing 3 --seed 7 --num_workers 2
@@ -29,6 +30,9 @@ test: .venv/installed-dev
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
 	$(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(PYTEST)
+
+pretrained-brain: .venv/installed
+	$(PY) -m models.brain --out pretrained/brain.onnx
 
 # Installs once; a change of the requirements installs again.
 .venv/installed: requirements.txt

@@ -1,37 +1,61 @@
-"""How good the brain masks are: those of synthetic heads with skull, against the brains as drawn.
+"""How good the brain masks are: those of synthetic heads, with and without skull, against the brains as drawn.
 
 python benchmarks/heads.py --out_dir runs/heads
 """
 
+import argparse
+import time
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
-from common import argument_parser, dice, draw, print_markdown
+from common import dice, print_markdown
 
-from data.files.names import brain_name
+from data.files.nifti import affine_of
+from data.files.space import Space
+from data.phantom.cohort import make_subject
+from data.phantom.contrast import MODALITIES
 from data.scans.brain import find_brain
-from data.scans.checks import find_head, read_binary, read_mask, read_scan, space_of
-from data.scans.cohort import Case
+from data.scans.head import head_mask
+from data.settings import PhantomSettings
+from utils.progress import progress
 
-SEED, HEADS = 9, 20
-SPACINGS_MM = (1, 2, 3)
+SEED, HEADS = 5000, 20  # no seed of ``models.brain``; heads of each contrast
+SPACINGS_MM = ((1, 1, 1), (2, 2, 2), (3, 3, 3), (5, 1, 1), (1.2, 1, 1), (4, 4, 4))  # (D, H, W)
 
 
-def scores_of(case: Case) -> dict[str, float]:
-    """Dice of the brain, and the share of the lesion voxels inside."""
-    scan, lesion = read_scan(case), read_mask(case)
-    brain = find_brain(scan[0], find_head(scan, case), "T1w", space_of(case))
-    true = read_binary(case.scan.parent.parent / "TrueBrains" / brain_name(case.scan))
-    return {"dice": dice(brain, true), "lesion_inside": np.count_nonzero(lesion & brain) / np.count_nonzero(lesion)}
+def scores_of(index: int) -> dict:
+    """Of a head of any variety, voxel size and contrast in turn; ``kept`` is of the same head without skull."""
+    rng, modality = np.random.default_rng([SEED, index, 7]), list(MODALITIES)[index % len(MODALITIES)]
+    spacing_mm = SPACINGS_MM[rng.integers(len(SPACINGS_MM))]
+    settings = replace(PhantomSettings(), modality=modality, spacing=spacing_mm, seed=SEED, variety=rng.random())
+    subject = make_subject(settings, index)
+    scan, true, lesion = subject.scan[0], subject.brain, subject.mask[0] > 0
+    stripped, own, head = np.where(true, scan, 0), Space(scan.shape, affine_of(spacing_mm)), head_mask(scan)
+    started = time.process_time()
+    brain = find_brain(scan, head, own)
+    row = {"modality": modality, "seconds": time.process_time() - started}
+    brain = head if brain is None else brain
+    lost = np.count_nonzero(lesion & ~brain) / np.count_nonzero(lesion) if lesion.any() else np.nan
+    kept = np.array_equal(find_brain(stripped, alone := head_mask(stripped), own), alone)
+    return {**row, "dice": dice(brain, true), "lost": lost, "kept": kept}
 
 
 def main() -> None:
-    out_dir, rows = argument_parser(__doc__).parse_args().out_dir, []
-    for spacing_mm in SPACINGS_MM:
-        more = ["--healthy_fraction", 0, "--ext", ".nii.gz"]
-        cases = draw(out_dir / f"brain-{spacing_mm}mm", SEED, HEADS, *more, spacing_mm=(spacing_mm,))
-        table = pd.DataFrame([scores_of(case) for case in cases])
-        cells = {f"{score}, {what}": f"{table[score].agg(what):.3f}" for score in table for what in ("mean", "min")}
-        rows.append({f"{HEADS} heads": f"{spacing_mm} mm", **cells})
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out_dir", type=Path, required=True)
+    out_dir = parser.parse_args().out_dir
+    out_dir.mkdir(parents=True, exist_ok=True)
+    table = pd.DataFrame(map(scores_of, progress(range(len(MODALITIES) * HEADS), "Heads")))
+    table.to_csv(out_dir / "heads.csv", index=False)
+    rows = []
+    for modality, group in [*table.groupby("modality"), ("all", table)]:
+        dices, lost = group.dice.agg(["mean", "min"]), 100 * group.lost.agg(["mean", "max"])
+        cells = {"Dice, mean": f"{dices['mean']:.3f}", "least": f"{dices['min']:.3f}"}
+        cells |= {"lesion lost, mean": f"{lost['mean']:.2f} %", "most": f"{lost['max']:.1f} %"}
+        cells |= {"stripped, left as it is": f"{group.kept.sum()} of {len(group)}"}
+        rows.append({f"{HEADS} heads each": modality, **cells, "seconds": f"{group.seconds.mean():.2f}"})
     print_markdown(rows)
 
 

@@ -81,7 +81,7 @@ def measure_drawn(index: int, modality: str) -> dict[str, float]:
 def measure_real(path: Path, real: Path, modality: str) -> dict[str, float]:
     volume = read_volume(path)
     scan, own = volume.array, Space(volume.array.shape[1:], volume.affine)
-    space, brain = coarse_space(own, SPACING_MM), find_brain(scan[0], head_mask(scan[0]), None, own)
+    space, brain = coarse_space(own, SPACING_MM), find_brain(scan[0], head_mask(scan[0]), own)
     brain = resample(brain[None], own, space)[0]
     return measures(resample(scan, own, space)[0], brain, true_lesions(path, real, MASKS[modality], space) & brain)
 

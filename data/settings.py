@@ -27,10 +27,9 @@ def extension_option():
     return option(extension, "file extension: .npy, .nii or .nii.gz", ".npy")
 
 
-def brains_option(otherwise: str = "to find the brains"):
-    where = "by default Brains/ beside the folder of the scans or, where there is none,"
-    what = f"folders of brain masks; {where} {otherwise}"
-    return option(pathname, what, on_resume=MAY_DIFFER, nargs="+", metavar="DIR")
+def brains_option():
+    what = "folders of brain masks; by default Brains/ beside the folder of the scans or, where there is none, to find "
+    return option(pathname, what + "the brains", on_resume=MAY_DIFFER, nargs="+", metavar="DIR")
 
 
 def pattern_option(what: str, where: str, condition: str = ""):

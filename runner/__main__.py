@@ -27,9 +27,7 @@ class Settings:
         pathname, "scans or folders of scans (.npy, .nii, .nii.gz)", required=True, nargs="+"
     )
     out_dir: str = option(pathname, "folder of the results", required=True)
-    brains_dir: tuple[str, ...] | None = brains_option(
-        "to take all that is not air for brain, which is right for stripped scans"
-    )
+    brains_dir: tuple[str, ...] | None = brains_option()
     scan_dim: tuple[int, int, int, int] | None = shape_option("; by default that of the model")
     contrast: str | None = contrast_option()
     loading: Loading = Loading()
@@ -41,9 +39,6 @@ def parse_args(argv: Sequence[str] | None = None) -> Settings:
 
 
 def main(settings: Settings) -> None:
-    from data.files.listing import counted
-    from data.files.names import SCAN
-    from data.scans.brain import use_head
     from data.scans.cohort import pair_cases
     from data.scans.contrast import common_contrast
     from models.export.exported import read_model, shipped_model
@@ -58,12 +53,7 @@ def main(settings: Settings) -> None:
     cohort = open_scans(settings, cases, model.grid)
     runner = load_runner(folder, model, settings.num_threads)
     cohort = cohort.on(cohort.grid, model.contrast, folder, settings.contrast)
-    if unmasked := [case.name for case in cohort.cases if case.brain is None]:  # nothing here can find a brain
-        print(
-            f"{counted(len(unmasked), SCAN)} without brain mask (e.g. {unmasked[0]}): all that is not air is taken for "
-            "brain, which is wrong where there is a skull; then give brain masks with --brains_dir"
-        )
-    cohort.admit(settings.loading.num_workers, finder=use_head)
+    cohort.admit(settings.loading.num_workers)
     sliding = SlidingWindow(overlap=model.stage_2.overlap, subvolume_depth=model.stage_2.subvolume_depth)
     segment_cohort(cohort, TwoStage(runner, runner.propose, sliding, settings.loading.batch_size), settings)
     record = {**describe_run(settings, PACKAGES), "inputs": {"model": model.digests}}
@@ -81,7 +71,7 @@ def open_scans(settings: Settings, cases, grid):
     grid = replace(grid, scan_dim=settings.scan_dim or grid.scan_dim)
     cohort = open_cohort(cases, grid=grid, brains_dir=settings.brains_dir)
     require_writable(settings.out_dir, "--out_dir")
-    return replace(cohort, brains=Path(settings.out_dir) / "heads")  # no brains/: those are of a network
+    return replace(cohort, brains=Path(settings.out_dir) / "brains")
 
 
 def segment_cohort(cohort, pipeline, settings: Settings) -> None:

@@ -4,7 +4,6 @@ What torchvision's Faster R-CNN (0.29) computes between and behind its networks 
 `RegionProposalNetwork.filter_proposals`, `MultiScaleRoIAlign` but for its pooling, `RoIHeads.postprocess_detections`.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,12 +15,11 @@ from data.scans.prepared import PreparedScan
 from models.export.exported import NETWORKS, DetectorSettings, ExportedModel
 from models.segmentation.settings import SlidingWindow
 from models.segmentation.windows import slide
-from utils.errors import UserError
+from utils.onnx import Network, open_network
 from utils.regions.region import Region, pairwise_iou
 from utils.regions.rules import regions_of, select_boxes
 from utils.scores.masks import Decision
 
-Network = Callable[..., list[np.ndarray]]
 LEVEL_EPSILON = 1e-6  # torchvision's, so that a box of just the canonical side is of its level
 
 
@@ -61,25 +59,8 @@ def load_runner(folder: Path | str, model: ExportedModel, num_threads: int = 0) 
     Raises:
         UserError: onnxruntime is missing, or cannot read a network.
     """
-    proposals, boxes, segmenter = (_open(Path(folder) / name, num_threads) for name in NETWORKS)
+    proposals, boxes, segmenter = (open_network(Path(folder) / name, num_threads) for name in NETWORKS)
     return Runner(model, Detector(proposals, boxes, model.stage_1), segmenter)
-
-
-def _open(path: Path, num_threads: int) -> Network:
-    """A network of an ONNX file as a function of its inputs, in their order, that returns all outputs."""
-    try:
-        import onnxruntime
-    except ImportError:
-        raise UserError("onnxruntime is missing; pip install -r requirements-runner.txt") from None
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = num_threads
-    try:
-        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime raises a dozen types for a file that it cannot read
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(f"{path} cannot be read by onnxruntime {onnxruntime.__version__} ({reason})") from None
-    names = [given.name for given in session.get_inputs()]
-    return lambda *inputs: session.run(None, dict(zip(names, inputs, strict=True)))
 
 
 # --- stage 1 -------------------------------------------------------------------------------------------

@@ -63,7 +63,7 @@ def cohort(made_once) -> Path:
 @pytest.fixture
 def no_skulls(monkeypatch) -> None:
     """The whole head is used as the brain mask, and no network is asked for it."""
-    monkeypatch.setattr("data.scans.brain.find_brain", lambda scan, head, contrast, own: None)
+    monkeypatch.setattr("data.scans.brain.find_brain", lambda scan, head, own: None)
 
 
 @pytest.fixture(scope="session")

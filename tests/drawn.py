@@ -55,6 +55,6 @@ def dice(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def admit(
-    cases: list[Case], grid: Grid, brains: Path, num_workers: int = 0, cache_dir: Path | None = None, finder=None
+    cases: list[Case], grid: Grid, brains: Path, num_workers: int = 0, cache_dir: Path | None = None
 ) -> dict[Case, Facts]:
-    return Cohort((cases,), grid, brains=brains, cache_dir=cache_dir).admit(num_workers, finder)
+    return Cohort((cases,), grid, brains=brains, cache_dir=cache_dir).admit(num_workers)

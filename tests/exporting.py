@@ -13,7 +13,7 @@ def export_twice(rpn: Path, seg: Path, full: Path, half: Path) -> None:
     """Export in float32 and in float16."""
     traced = {}
 
-    def trace_once(network, inputs, names, dynamic, trace=networks._export):
+    def trace_once(network, inputs, names, dynamic, trace=networks.to_onnx):
         if names[0] not in traced:
             traced[names[0]] = trace(network, inputs, names, dynamic)
         copy = onnx.ModelProto()
@@ -22,7 +22,7 @@ def export_twice(rpn: Path, seg: Path, full: Path, half: Path) -> None:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("models.precision.has_bfloat16", lambda device: False)
-        patch.setattr(networks, "_export", trace_once)
+        patch.setattr(networks, "to_onnx", trace_once)
         for folder, flags in ((full, []), (half, ["--fp16"])):
             given = ["--rpn_ckpt_path", rpn, "--ckpt_path", seg, "--out_dir", folder, *flags]
             export.main(export.parse_args(list(map(str, given))))

@@ -116,7 +116,7 @@ class Recorder:
 def recording(recorder: Recorder):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cross_validation, "check_networks", lambda *_: None)
-        patch.setattr("data.scans.brain.find_brain", lambda scan, head, contrast, own: head)
+        patch.setattr("data.scans.brain.find_brain", lambda scan, head, own: head)
         patch.setattr(models.training.rpn, "build_rpn", lambda *_: nn.Identity())
         module = models.training.strokeformer
         patch.setattr(module, "StrokeFormer", lambda roi_size, **_: SimpleNamespace(window=roi_size))

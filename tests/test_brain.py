@@ -1,15 +1,13 @@
-"""Where the brain of a scan comes from: a mask that was given, a stripped scan, deepbet or, failing these, the head."""
+"""Where the brain of a scan is from: a mask that was given, a stripped scan, a network or, failing these, the head."""
 
 import nibabel as nib
 import numpy as np
 import pytest
-import torch
-from deepbet import BrainExtraction
 
 from data.files.space import Space, centred_space, resample
 from data.files.volumes import read_volume, write_volume
-from data.phantom.cohort import make_subject
-from data.scans.brain import _deepbet, find_brain, is_stripped, read_brain, with_brains
+from data.phantom.cohort import Subject, make_subject
+from data.scans.brain import find_brain, read_brain, with_brains
 from data.scans.checks import check_headers
 from data.scans.cohort import pair_cases
 from data.scans.grid import Grid
@@ -26,31 +24,24 @@ GRID = Grid((1, 24, 30, 26))  # that of `ball`
 FOUR_MM, EIGHT_MM = np.diag([4.0, 4, 4, 1]), np.diag([8.0, 8, 8, 1])  # at 8 mm the head of `ball` has 1.6 L
 
 
-class Networks:
-    """Stands for deepbet: its first network sees all of a stripped scan as brain and nothing of another; its second
-    one takes what is brighter than 80 for brain.
+class Network:
+    """Stands for the network: what is brighter than `threshold` is brain.
 
-    runs: how often the second one was asked.
+    runs: how often it was asked.
     """
 
-    def __init__(self, stripped: bool = False) -> None:
-        self.stripped, self.runs = stripped, 0
+    def __init__(self) -> None:
+        self.threshold, self.runs = 80.0, 0
 
-    def bbox_model(self, coarse):
-        return (coarse.new_ones if self.stripped else coarse.new_zeros)((1, 2, *coarse.shape[2:]))
-
-    def run_model(self, scan: np.ndarray) -> np.ndarray:
+    def __call__(self, scan: np.ndarray, own: Space) -> np.ndarray:
         self.runs += 1
-        return (scan > 80).astype(np.float32)
-
-    def postprocess(self, mask: np.ndarray) -> np.ndarray:
-        return mask
+        return scan > self.threshold
 
 
 @pytest.fixture
-def networks(monkeypatch) -> Networks:
-    found = Networks()
-    monkeypatch.setattr("data.scans.brain._deepbet", lambda: found)
+def network(monkeypatch) -> Network:
+    found = Network()
+    monkeypatch.setattr("data.scans.brain.extract_brain", found)
     return found
 
 
@@ -62,9 +53,8 @@ def skull(bright: float = 100, radius: float = 7) -> tuple[np.ndarray, np.ndarra
     return scan, brain
 
 
-def brain_of(scan: np.ndarray, contrast: str | None, affine=None) -> np.ndarray | None:
-    """`find_brain` in a scan (D, H, W) of 8 mm or of an affine."""
-    return find_brain(scan, head_mask(scan), contrast, Space(scan.shape, EIGHT_MM if affine is None else affine))
+def brain_of(scan: np.ndarray, affine=EIGHT_MM) -> np.ndarray | None:
+    return find_brain(scan, head_mask(scan), Space(scan.shape, affine))
 
 
 def put(folder, name: str, array: np.ndarray, affine=None) -> None:
@@ -116,7 +106,7 @@ def test_masks_that_could_be_of_either_run_are_refused(tmp_path):
         with_brains(cases_in(tmp_path), None)
 
 
-def test_given_mask_goes_before_what_would_be_found_and_folders_that_were_named_before_brains(tmp_path, networks):
+def test_given_mask_goes_before_what_would_be_found_and_folders_that_were_named_before_brains(tmp_path, network):
     scan, _ = skull()
     put(tmp_path, "Scans/sub-01_T1w.npy", scan)
     (case,) = with_brains(cases_in(tmp_path), None)
@@ -128,7 +118,7 @@ def test_given_mask_goes_before_what_would_be_found_and_folders_that_were_named_
         cases = with_brains(cases_in(tmp_path), folders)
         admit(cases, GRID, tmp_path / "found")
         np.testing.assert_array_equal(read_brain(cases[0], tmp_path / "found"), masks[name])
-    assert networks.runs == 0 and not (tmp_path / "found").exists()
+    assert network.runs == 0 and not (tmp_path / "found").exists()
 
 
 def test_lesion_masks_beside_brain_masks_are_not_taken_for_them(tmp_path):
@@ -174,46 +164,30 @@ def test_given_mask_that_holds_no_brain_or_more_than_one_is_refused(tmp_path, va
 # --- found ---------------------------------------------------------------------------------------------
 
 
-def test_stripped_scan_is_its_own_brain_and_the_second_network_is_not_asked(networks):
-    scan, _ = ball()
-    networks.stripped = True
-    for contrast in ("T1w", "dwi"):
-        np.testing.assert_array_equal(brain_of(scan, contrast), head_mask(scan))
-    assert networks.runs == 0
+def test_stripped_scan_is_its_own_brain_and_noisy_air_says_that_it_is_none(network):
+    network.threshold = 30
+    scan, noisy = (ball(noise=noise)[0] for noise in (0, 1))
+    np.testing.assert_array_equal(brain_of(scan), head_mask(scan))
+    np.testing.assert_array_equal(brain_of(noisy), noisy > 30)
 
 
-@pytest.mark.parametrize("contrast", ["T1w", "T1", "t1c", "T1ce", "MPRAGE", "mp2rage", "UNIT1", None])
-def test_brain_in_a_skull_is_what_deepbet_finds_in_t1w_and_in_scans_that_do_not_tell(networks, contrast):
+def test_nothing_and_too_little_are_no_brain(network):
+    for bright, radius in ((70, 7), (100, 4)):  # darker than what the network stands for, or 0.13 L
+        scan, _ = skull(bright, radius)
+        for own in (Space(scan.shape, EIGHT_MM), None):
+            assert find_brain(scan, head_mask(scan), own) is None
+
+
+def test_voxels_of_unknown_size_are_as_large_as_a_head_makes_them(network):
     scan, brain = skull()
-    np.testing.assert_array_equal(brain_of(scan, contrast), brain)
-    assert networks.runs == 1
+    assert brain_of(scan, FOUR_MM) is None  # 0.1 L
+    np.testing.assert_array_equal(find_brain(scan, head_mask(scan), None), brain)
 
 
-@pytest.mark.parametrize("contrast", ["FLAIR", "T2w", "dwi", "adc", "T1map", "ct"])
-def test_deepbet_is_not_asked_about_contrasts_that_it_has_not_learned(networks, contrast):
-    scan, _ = skull()
-    assert brain_of(scan, contrast) is None and networks.runs == 0
-
-
-@pytest.mark.parametrize(("bright", "radius"), [(70, 7), (100, 4)])
-def test_nothing_and_too_little_are_no_brain(networks, bright, radius):
-    scan, _ = skull(bright, radius)  # darker than what the network stands for, or 0.13 L and 9 % of the head
-    for own in (Space(scan.shape, EIGHT_MM), None):
-        assert find_brain(scan, head_mask(scan), "T1w", own) is None
-    assert networks.runs == 2
-
-
-def test_half_of_a_head_is_no_brain_if_it_has_less_than_0_3_litres(networks):
-    scan, brain = skull()
-    assert brain_of(scan, "T1w", FOUR_MM) is None
-    np.testing.assert_array_equal(find_brain(scan, head_mask(scan), "T1w", None), brain)
-
-
-@pytest.mark.parametrize("stripped", [False, True])
-def test_brain_of_a_torso_is_refused_before_the_grid_is(tmp_path, networks, stripped):
-    networks.stripped = stripped
+@pytest.mark.parametrize(("threshold", "litres"), [(30, r"5\.\d"), (80, r"2\.5")])  # stripped, or with a skull
+def test_brain_of_a_torso_is_refused_before_the_grid_is(tmp_path, network, threshold, litres):
+    network.threshold = threshold
     put(tmp_path, "Scans/sub-01_T1w.nii.gz", skull()[0], np.diag([12.0, 12, 12, 1]))
-    litres = r"5\.3" if stripped else r"2\.5"
     match = (
         rf"sub-01_T1w\.nii\.gz shows a brain of {litres} L, outside the range of 0\.3 to 2\.2 L; crop .+ --brains_dir"
     )
@@ -222,17 +196,14 @@ def test_brain_of_a_torso_is_refused_before_the_grid_is(tmp_path, networks, stri
             admit(cases_in(tmp_path), Grid((1, 9, 9, 9)), tmp_path / "found")
 
 
-@pytest.mark.parametrize("affine", [EIGHT_MM, None])
-def test_brain_that_a_wrong_head_does_not_hold_is_not_cut_by_it_nor_is_what_is_added_to_it(networks, affine):
+def test_brain_that_a_wrong_head_does_not_hold_is_not_cut_by_it(network):
     scan, brain = skull()
-    own = None if affine is None else Space(scan.shape, affine)
-    np.testing.assert_array_equal(find_brain(scan, ~brain, "UNIT1", own), brain)
-    scan[9:15, 17:20, 10:16] = 30  # an infarct on one side
-    assert find_brain(scan, ~brain, "UNIT1", Space(scan.shape, EIGHT_MM))[9:15, 17:20, 10:16].mean() > 0.8
+    for own in (Space(scan.shape, EIGHT_MM), None):
+        np.testing.assert_array_equal(find_brain(scan, ~brain, own), brain)
 
 
 @pytest.mark.parametrize("ext", [".npy", ".nii.gz"])
-def test_brain_is_found_once_and_kept_on_the_grid_of_its_scan(tmp_path, networks, ext):
+def test_brain_is_found_once_and_kept_on_the_grid_of_its_scan(tmp_path, network, ext):
     scan, brain = skull()
     affine = np.diag([-8.0, -7, 9, 1])  # stored as LPS
     put(tmp_path, f"Scans/sub-01_T1w{ext}", scan, affine)
@@ -241,7 +212,7 @@ def test_brain_is_found_once_and_kept_on_the_grid_of_its_scan(tmp_path, networks
         admit([case], GRID, tmp_path / "found")
         found = read_brain(case, tmp_path / "found")
         assert found.dtype == bool and dice(found, read_volume(case.scan).array[0] > 80) == 1
-    assert networks.runs == 1 and found.sum() == brain.sum()
+    assert network.runs == 1 and found.sum() == brain.sum()
     (kept,) = (tmp_path / "found").iterdir()
     assert kept.name.startswith("sub-01_T1w_") and kept.name.endswith(f"_desc-brain_mask{ext}")
     if ext != ".npy":
@@ -249,7 +220,7 @@ def test_brain_is_found_once_and_kept_on_the_grid_of_its_scan(tmp_path, networks
         np.testing.assert_array_equal(nib.load(kept).get_fdata(), brain.transpose(1, 2, 0))
 
 
-def test_brain_of_a_changed_scan_or_of_other_code_is_found_anew(tmp_path, networks, monkeypatch):
+def test_brain_of_a_changed_scan_or_of_other_code_is_found_anew(tmp_path, network, monkeypatch):
     put(tmp_path, "Scans/sub-01_T1w.npy", skull()[0])
     (case,) = cases_in(tmp_path)
     admit([case], GRID, tmp_path / "found")
@@ -257,16 +228,15 @@ def test_brain_of_a_changed_scan_or_of_other_code_is_found_anew(tmp_path, networ
     put(tmp_path, "Scans/sub-01_T1w.npy", scan)
     admit([case], GRID, tmp_path / "found")
     np.testing.assert_array_equal(read_brain(case, tmp_path / "found"), brain)
-    assert networks.runs == 2
+    assert network.runs == 2
     monkeypatch.setattr("data.scans.brain.PREPARATION_VERSION", "of another checkout")
     admit([case], GRID, tmp_path / "found")
-    assert networks.runs == 3
+    assert network.runs == 3
 
 
-def test_head_stands_for_the_brain_of_other_contrasts_with_a_skull_and_one_line_says_so(tmp_path, networks, capsys):
-    scan, _ = skull()
-    for name in ("sub-01_dwi", "sub-02_dwi", "sub-03_T1w"):
-        put(tmp_path, f"Scans/{name}.npy", scan)
+def test_head_stands_for_a_brain_that_is_not_found_and_one_line_says_so(tmp_path, network, capsys):
+    for name, bright in (("sub-01_dwi", 70), ("sub-02_dwi", 70), ("sub-03_T1w", 100)):
+        put(tmp_path, f"Scans/{name}.npy", skull(bright)[0])
     cases = cases_in(tmp_path)
     capsys.readouterr()
     for _ in range(2):  # said again of what was kept
@@ -275,66 +245,32 @@ def test_head_stands_for_the_brain_of_other_contrasts_with_a_skull_and_one_line_
             "No brain found in 2 scans with a skull (e.g. sub-01_dwi.npy): the whole head is used as the "
             "brain mask; give brain masks with --brains_dir, or a stripped scan\n"
         )
-    np.testing.assert_array_equal(read_brain(cases[0], tmp_path / "found"), head_mask(scan))
-    assert networks.runs == 1
+    np.testing.assert_array_equal(read_brain(cases[0], tmp_path / "found"), head_mask(skull(70)[0]))
+    assert network.runs == 3
 
 
-def test_head_stands_for_a_brain_that_deepbet_does_not_find(tmp_path, networks, capsys):
-    scan, _ = skull(bright=70)
-    put(tmp_path, "Scans/sub-01_T1w.npy", scan)
-    admit(cases_in(tmp_path), GRID, tmp_path / "found")
-    assert "No brain found in 1 scan with a skull (e.g. sub-01_T1w.npy)" in capsys.readouterr().out
-    np.testing.assert_array_equal(read_brain(cases_in(tmp_path)[0], tmp_path / "found"), head_mask(scan))
+# --- the network itself --------------------------------------------------------------------------------
 
 
-# --- deepbet itself ------------------------------------------------------------------------------------
+@pytest.fixture(scope="module", params=["t1w", "flair", "dwi"])
+def synthetic(request) -> Subject:
+    """A synthetic head at 4 mm."""
+    return make_subject(PhantomSettings(modality=request.param, spacing=(4, 4, 4), healthy_fraction=0), 0)
 
 
-@pytest.fixture(scope="module")
-def synthetic() -> tuple[np.ndarray, np.ndarray]:
-    """A synthetic head at 4 mm, (D, H, W), and its true brain."""
-    subject = make_subject(PhantomSettings(spacing=(4, 4, 4)), 0)
-    return subject.scan[0], subject.brain
-
-
-def test_deepbet_finds_the_brain_of_a_synthetic_head_whatever_its_scale_padding_and_broken_voxels(synthetic):
-    scan, truth = synthetic
-    brain = brain_of(scan, "T1w", FOUR_MM)
-    assert dice(brain, truth) > 0.9  # deepbet's brain has no sulci
-    widths = ((3, 0), (4, 6), (0, 5))
+def test_brain_of_a_synthetic_head_is_found_whatever_its_scale_padding_and_broken_voxels(synthetic):
+    scan, truth, widths = synthetic.scan[0], synthetic.brain, ((3, 0), (4, 6), (0, 5))
+    brain = brain_of(scan, FOUR_MM)
+    assert dice(brain, truth) > 0.95 and brain[synthetic.mask[0] > 0].mean() > 0.99
     changed = np.pad(1000 * scan + 500, widths, constant_values=500)
     changed[-1, -1, -1] = -32768
-    assert dice(brain_of(changed, "T1w", FOUR_MM), np.pad(brain, widths)) > 0.98
+    assert dice(brain_of(changed, FOUR_MM), np.pad(truth, widths)) > 0.95
+    assert dice(find_brain(scan, head_mask(scan), None), truth) > 0.9  # of unknown voxel size
 
 
-def test_brain_is_what_deepbet_itself_says_though_its_first_network_runs_once_a_scan(synthetic, monkeypatch):
-    scan, _ = synthetic
-    ras = np.ascontiguousarray(scan.transpose(1, 2, 0))
-    alone = BrainExtraction(no_gpu=True)
-    expected = alone.postprocess(alone.run_model(ras.copy()) > 0.5)
-    _deepbet.cache_clear()
-    asked, network = [], torch.jit.ScriptModule.__call__
-    monkeypatch.setattr(torch.jit.ScriptModule, "__call__", lambda self, x: asked.append(x.shape) or network(self, x))
-    monkeypatch.setattr("data.scans.brain.complete_by_symmetry", lambda brain, head, own: brain)
-    brain = brain_of(scan, "T1w", FOUR_MM)
-    np.testing.assert_array_equal(brain, expected.transpose(2, 0, 1).astype(bool) & head_mask(scan))
-    assert len(asked) == len({*asked}) == 2
-    _deepbet.cache_clear()
-
-
-def test_deepbet_tells_a_stripped_scan_from_a_head(synthetic):
-    scan, truth = synthetic
-    stripped = np.where(truth, scan, 0)
-    for volume, expected in ((scan, False), (stripped, True)):
-        assert is_stripped(np.ascontiguousarray(volume.transpose(1, 2, 0)), head_mask(volume)) == expected
-
-
-def test_deepbet_that_sees_nothing_at_all_is_no_error(tmp_path, capsys):
-    scan = np.zeros((20, 24, 22))
-    scan[:3, :3, :3] = 60  # its own code fails on this one: it takes the largest of no components
-    put(tmp_path, "Scans/sub-01_T1w.npy", scan)
-    admit(cases_in(tmp_path), GRID, tmp_path / "found")
-    assert "the whole head is used as the brain mask" in capsys.readouterr().out
+def test_synthetic_brain_without_skull_is_left_as_it_is(synthetic):
+    stripped = np.where(synthetic.brain, synthetic.scan[0], 0)
+    np.testing.assert_array_equal(brain_of(stripped, FOUR_MM), head_mask(stripped))
 
 
 # --- real scans ----------------------------------------------------------------------------------------
@@ -344,13 +280,13 @@ def test_deepbet_that_sees_nothing_at_all_is_no_error(tmp_path, capsys):
 def real_head():
     """A real T1w head with skull and face, 1 mm, stored as LIA, and its brain, (D, H, W)."""
     volume = read_volume(REAL / "t1w/sub-head_T1w.nii.gz")
-    return volume, brain_of(volume.array[0], "T1w", volume.affine)
+    return volume, brain_of(volume.array[0], volume.affine)
 
 
 @real
-def test_brain_of_a_real_head_has_the_volume_that_was_seen_to_be_right(real_head):
+def test_brain_of_a_real_head_has_nearly_the_volume_that_deepbet_gave_it(real_head):
     volume, brain = real_head
-    assert brain.sum() * np.prod(volume.spacing_mm) / 1000 == pytest.approx(1542, rel=0.02)
+    assert brain.sum() * np.prod(volume.spacing_mm) / 1000 == pytest.approx(1542, rel=0.05)
 
 
 @real
@@ -365,7 +301,7 @@ def test_brain_of_a_real_head_does_not_depend_on_orientation_nor_on_voxel_size(r
         np.testing.assert_array_equal(read_volume(tmp_path / f"{axes}.nii").array, volume.array)  # and so is its brain
     put(tmp_path, "Scans/sub-coarse_T1w.nii", resample(volume.array, own, coarse)[0], coarse.affine)
     found = read_brain(cases_in(tmp_path)[0], tmp_path / "found")
-    assert found.sum() * np.prod(coarse.spacing_mm) / 1000 == pytest.approx(1542, rel=0.02)
+    assert found.sum() * np.prod(coarse.spacing_mm) / 1000 == pytest.approx(1542, rel=0.05)
     assert dice(resample(found[None], coarse, own)[0], brain) >= 0.98
 
 
@@ -374,4 +310,4 @@ def test_brain_of_a_real_head_does_not_depend_on_orientation_nor_on_voxel_size(r
 def test_real_scans_of_isles_are_stripped_and_so_their_brain_is_their_head(contrast):
     volume = read_volume(next(REAL.rglob(f"*case0009*_{contrast}.nii.gz")))
     scan = volume.array[0]
-    np.testing.assert_array_equal(brain_of(scan, contrast, volume.affine), head_mask(scan))
+    np.testing.assert_array_equal(brain_of(scan, volume.affine), head_mask(scan))

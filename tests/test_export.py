@@ -126,12 +126,10 @@ def cases_of(files) -> list[Case]:
 
 
 @pytest.mark.parametrize("scans", ["scans", "turned"])
-def test_runner_without_torch_gives_the_masks_and_probabilities_of_the_script(
-    files, exported, bare, no_skulls, tmp_path, scans
-):
-    said = run_runner(bare, exported.full, getattr(files, scans), tmp_path / "out")
+def test_runner_without_torch_gives_the_masks_and_probabilities_of_the_script(files, exported, bare, tmp_path, scans):
+    run_runner(bare, exported.full, getattr(files, scans), tmp_path / "out")
     expected = volumes_of(run_torch(files, getattr(files, scans), tmp_path / "scores"))
-    found = volumes_of(tmp_path / "out")
+    found, folders = volumes_of(tmp_path / "out"), (tmp_path / "out", tmp_path / "scores/torch")
     assert found.keys() == expected.keys() and len(found) == (4 if scans == "scans" else 2)
     for name, volume in expected.items():
         if "probability" in name:
@@ -139,12 +137,13 @@ def test_runner_without_torch_gives_the_masks_and_probabilities_of_the_script(
         else:
             np.testing.assert_array_equal(found[name], volume)
         assert volume.any()
-    regions = [read_regions(tmp_path / where / "regions.json") for where in ("out", "scores/torch")]
+    regions = [read_regions(folder / "regions.json") for folder in folders]
     assert regions[0] == regions[1] and all(regions[0].values())
     boxes = [[box for listed in each.values() for region in listed for box in region.detected] for each in regions]
     assert boxes[0] == boxes[1]
     np.testing.assert_allclose(*([box.evidence for box in each] for each in boxes), atol=1e-5)
-    assert ("1 scan without brain mask (e.g. turned.nii.gz): all that is not air" in said) == (scans == "turned")
+    brains = [{brain.name: read_volume(brain).array.sum() for brain in folder.glob("brains/*")} for folder in folders]
+    assert brains[0] == brains[1] and len(brains[0]) == (scans == "turned")
     rows, expected_rows = (pd.read_csv(tmp_path / where / "volumes.csv") for where in ("out", "scores"))
     pd.testing.assert_frame_equal(rows, expected_rows[rows.columns])
     assert len(list(tmp_path.glob("out/predictions/*.png"))) == len(rows)

@@ -45,11 +45,11 @@ def readme_commands() -> list[tuple[str, str]]:
 def project(cohort, tmp_path_factory) -> Path:
     """The project as it is downloaded, with six scans where the README has the user's.
 
-    Most of them come with their brains, as prepared scans do: deepbet takes 3 seconds for each of the others.
+    Most of them come with their brains, as prepared scans do.
     """
     clone = tmp_path_factory.mktemp("download") / "StrokeFormer"
-    packages = ("augmentation", "data", "models", "report", "utils")
-    parts = [file for package in packages for kind in ("*.py", "*.html") for file in (ROOT / package).rglob(kind)]
+    packages, kinds = ("augmentation", "data", "models", "pretrained", "report", "utils"), ("*.py", "*.html", "*.onnx")
+    parts = [file for package in packages for kind in kinds for file in (ROOT / package).rglob(kind)]
     for file in [*ROOT.glob("*.py"), *parts]:
         (clone / file.relative_to(ROOT)).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(file, clone / file.relative_to(ROOT))

@@ -64,7 +64,7 @@ def _streams(settings: PhantomSettings, index: int) -> dict[str, np.random.Gener
 
 
 @threadpool_limits.wrap(limits=1)  # several threads add in another order: other last digits, other files
-def make_subject(settings: PhantomSettings, index: int) -> Subject:
+def make_subject(settings: PhantomSettings, index: int, defaced: bool = True) -> Subject:
     streams, modality = _streams(settings, index), MODALITIES[settings.modality]
     ageing, head = draw_ageing(settings.variety, streams["age"]), draw_head(settings, index)
     levels = draw_levels(modality, settings.variety, streams["contrast"], streams["outside"])
@@ -82,6 +82,7 @@ def make_subject(settings: PhantomSettings, index: int) -> Subject:
     removed = ~head.brain
     if not settings.stripped:
         signal[removed], removed[removed] = paint_outside(head, levels, streams["outside"])
+        removed &= defaced
     scanner = draw_scanner(modality, levels, settings.variety, streams["scanner"])
     signal *= receive_field(head, scanner, streams["contrast"])
     scan = measure(signal, head, modality, scanner, streams["noise"])

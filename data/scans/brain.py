@@ -1,92 +1,65 @@
-"""The brain: of a mask made elsewhere, or the head of a stripped scan, or found in T1w with a skull by deepbet.
+"""The brain: of a mask made elsewhere, or the head of a stripped scan, or found by a network in a scan with a skull.
 
-deepbet is of Fisch et al. (2024, 10.1016/j.compbiomed.2024.108845). In other scans the whole head is used as the brain.
+Where the network finds none the whole head is used as the brain.
 """
 
-import ctypes
-import sys
-import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 
 from data.files.listing import Paths, counted, find_volumes, require_present
-from data.files.names import BRAIN_MASK, MASK, SCAN, contrast_of, extension_of, role_of, standard_contrast
+from data.files.names import BRAIN_MASK, MASK, SCAN, extension_of, role_of
 from data.files.nifti import affine_of
 from data.files.space import Space
 from data.files.volumes import write_like
 from data.scans.checks import find_head, read_binary, read_scan, space_of
 from data.scans.cohort import BRAINS, Case, by_identity, identity, match_by_identity
+from data.scans.extraction import extract_brain
 from data.scans.fingerprints import PREPARATION_VERSION, cache_key, stamp_of
-from data.scans.grid import UNKNOWN_MM
-from data.scans.symmetry import complete_by_symmetry
 from utils.errors import UserError
 from utils.scores.masks import voxel_cm3
 
-# Of the head: where deepbet's first network sees that much brain, the head is the brain. It was 0.95 to 0.99 in
-# stripped T1w, DWI and FLAIR scans, 0.74 in ADC, and 0.46 in a head with skull and neck.
-STRIPPED = 0.7
-BRAIN_LITRES = 0.3, 2.2  # a newborn's has 0.35; of a torso deepbet takes 10 for brain
+# Of the head, in air of one value: where the network sees that much brain, the scan is stripped and the head its brain.
+# In synthetic heads with skull it is up to 0.52 in T1w and FLAIR but 0.96 in DWI, whose air is noise.
+STRIPPED, ONE_VALUE = 0.9, 0.5
+BRAIN_LITRES = 0.3, 2.2  # a newborn's has 0.35
 HEAD_LITRES = 8.0  # the most of a head with its neck, used as the brain mask
-# Where the voxel size is unknown, less is no brain but a failure: of the head or, where that is wrong, of the scan.
-LEAST_BRAIN, LEAST_OF_SCAN = 0.15, 0.03
-HELD = 0.95  # of a brain; a head that holds less of it is wrong: in MP2RAGE (UNI) it is air, as bright as tissue
-COARSE = (128, 128, 128)  # voxels that deepbet's first network sees of a scan
-CERTAIN = 0.5
+HEAD_MM = (170.0, 150.0, 195.0)  # (D, H, W): a head is taken for that large where the voxel size is unknown
 BRAINS_DIR = "--brains_dir"
-Finder = Callable[[np.ndarray, np.ndarray, str | None, Space | None], np.ndarray | None]  # as `find_brain`
 BRAIN_SUFFIX, HEAD_SUFFIX = "_desc-brain_mask", "_desc-head_mask"  # behind a scan's name: a brain, a head in its place
 
 
-def find_brain(scan: np.ndarray, head: np.ndarray, contrast: str | None, own: Space | None) -> np.ndarray | None:
-    """The brain of a scan in any units, (D, H, W) bool as its head; the head itself where the scan is stripped.
+def find_brain(scan: np.ndarray, head: np.ndarray, own: Space | None) -> np.ndarray | None:
+    """The brain of a scan in any contrast and units, (D, H, W) bool as its head; the head itself where it is stripped.
 
-    None where deepbet finds no brain, or has not learned the contrast that the file's name spells: it has learned T1w,
-    and no contrast is taken for that.
+    None where the network finds no brain.
 
     Args:
         own: where the scan lies; None where its voxel size is unknown.
     """
-    ras = np.ascontiguousarray(scan.transpose(1, 2, 0))
-    if is_stripped(ras, head):
+    space = own or _space_by_head(head)
+    brain = extract_brain(scan, space)
+    if _is_stripped(scan, head, brain):
         return head
-    if contrast is not None and standard_contrast(contrast) != "t1w":
-        return None
-    try:
-        certain = _deepbet().run_model(ras.copy()) > CERTAIN
-    except (AssertionError, ValueError):  # what it raises where its first network sees no brain
-        return None
-    if not certain.any():
-        return None
-    brain = _deepbet().postprocess(certain).transpose(2, 0, 1).astype(bool)
-    least = LEAST_BRAIN
-    if np.count_nonzero(brain & head) < HELD * np.count_nonzero(brain):
-        head, least = np.ones_like(head), LEAST_OF_SCAN
-    brain &= head
-    if _litres(brain, own) < BRAIN_LITRES[0] or (own is None and brain.sum() < least * head.sum()):
-        return None
-    return complete_by_symmetry(brain, head, own or Space(scan.shape, affine_of(UNKNOWN_MM)))
+    return brain if _litres(brain, space) >= BRAIN_LITRES[0] else None
 
 
-def use_head(scan: np.ndarray, head: np.ndarray, contrast: str | None, own: Space | None) -> None:
-    """In the place of `find_brain` where PyTorch is missing: no brain is found, and the whole head is used."""
+def _is_stripped(scan: np.ndarray, head: np.ndarray, brain: np.ndarray) -> bool:
+    """Whether a brain is nearly all of the head, and most of the air is of one value; all (D, H, W)."""
+    if np.count_nonzero(brain & head) < STRIPPED * np.count_nonzero(head):
+        return False
+    sample = (slice(None, None, 3),) * 3
+    air = scan[sample][~head[sample]]
+    return not air.size or bool(np.mean(air == np.median(air)) >= ONE_VALUE)
 
 
-def is_stripped(ras: np.ndarray, head: np.ndarray) -> bool:
-    """Whether the head (D, H, W) of a scan (H, W, D) is all brain, by deepbet's first network on `COARSE` voxels."""
-    import torch
-    from deepbet.utils import normalize
-    from torch.nn import functional
-
-    with torch.inference_mode():
-        small = functional.interpolate(torch.from_numpy(ras)[None, None], COARSE, mode="nearest-exact")
-        low, high = small.quantile(0.005), small.quantile(0.995)
-        certainty = _deepbet().bbox_model(normalize(small[0, 0], low, high)[None, None])[:, 1:2]
-        brain = functional.interpolate(certainty, ras.shape, mode="nearest-exact")[0, 0].numpy() > CERTAIN
-    return bool(np.count_nonzero(brain.transpose(2, 0, 1) & head) >= STRIPPED * np.count_nonzero(head))
+def _space_by_head(head: np.ndarray) -> Space:
+    """Where a scan of unknown voxel size lies, with a head (D, H, W) of `HEAD_MM`."""
+    extents = [max(int(np.any(head, axis=tuple({0, 1, 2} - {axis})).sum()), 1) for axis in range(3)]
+    d, h, w = np.divide(HEAD_MM, extents).tolist()
+    return Space(head.shape, affine_of((d, h, w)))
 
 
 def with_brains(cases: list[Case], brains_dirs: Paths | None) -> list[Case]:
@@ -168,9 +141,9 @@ def brain_path(case: Case, folder: Path) -> Path | None:
     return case.brain or next((path for path in paths if path.exists()), None)
 
 
-def store_brain(case: Case, folder: Path, scan: np.ndarray, head: np.ndarray, finder: Finder | None = None) -> Path:
+def store_brain(case: Case, folder: Path, scan: np.ndarray, head: np.ndarray) -> Path:
     """Find the brain of a case, scan (C, D, H, W) and head (D, H, W), and return where it is kept now."""
-    brain = (finder or find_brain)(scan[0], head, contrast_of(case.scan), space_of(case))
+    brain = find_brain(scan[0], head, space_of(case))
     path = _cached_path(case, folder, HEAD_SUFFIX if brain is None else BRAIN_SUFFIX)
     write_like(path, (head if brain is None else brain).astype(np.uint8), case.scan)
     return path
@@ -189,32 +162,3 @@ def _cached_path(case: Case, folder: Path, suffix: str) -> Path:
     """Where the brain of a case is cached; another place for a file that has changed, and for other code."""
     key = cache_key(stamp_of(case.scan), PREPARATION_VERSION)
     return folder / f"{case.stem}_{key}{suffix}{extension_of(case.scan)}"
-
-
-@lru_cache(maxsize=1)
-def _deepbet():
-    """Both networks, on the CPU, so that a brain is the same on every machine."""
-    from multiprocessing import parent_process
-
-    import torch
-    from deepbet import BrainExtraction
-
-    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):  # glibc has it, musl does not
-        # Keep freed memory: fetching it anew, page by page, takes 1.4 of the 4 s of a brain at 3 mm.
-        trim_threshold, mmap_max = -1, -4  # of malloc.h
-        libc.mallopt(trim_threshold, 2**31 - 1)
-        libc.mallopt(mmap_max, 0)
-    if parent_process():
-        torch.set_num_threads(1)  # this is one of several processes that share the cores
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # torch's, of the format that the package ships
-        deepbet = BrainExtraction(no_gpu=True)
-    network, last = deepbet.bbox_model, []
-
-    def memoised(image):
-        if not last or not torch.equal(last[0], image):
-            last[:] = image, network(image)
-        return last[1]
-
-    deepbet.bbox_model = memoised  # called by `is_stripped` first, and then by deepbet itself with an equal image
-    return deepbet

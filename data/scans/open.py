@@ -12,7 +12,7 @@ import numpy as np
 
 from data.files.listing import Paths
 from data.files.space import share_outside
-from data.scans.brain import Finder, brain_origin, brain_path, print_heads, read_brain, store_brain, with_brains
+from data.scans.brain import brain_origin, brain_path, print_heads, read_brain, store_brain, with_brains
 from data.scans.checks import (
     check_headers,
     find_head,
@@ -92,11 +92,8 @@ class Cohort:
         require_writable(cache_dir, argument, missing * self.grid.bytes_per_scan)
         return replace(self, cache_dir=cache_dir, brains=brains_in(cache_dir))
 
-    def admit(self, num_workers: int = 0, finder: Finder | None = None) -> dict[Case, Facts]:
+    def admit(self, num_workers: int = 0) -> dict[Case, Facts]:
         """Look at all voxels, find the brains that nobody gave, prepare what is kept; prints a line on small losses.
-
-        Args:
-            finder: what finds brains, and has printed where it does not; None for `data.scans.brain.find_brain`.
 
         Raises:
             UserError: the first case with impossible voxels, a mask outside the head, a brain of too many litres, or
@@ -104,14 +101,13 @@ class Cohort:
         """
         print_unknown_spacing(self.everything, self.grid)
         facts = {case: self.recall(case) for case in self.everything}
-        look = partial(_look, cohort=self, finder=finder)
+        look = partial(_look, cohort=self)
         # A brain takes long to find: none is looked for before all scans have passed.
         for what, find in (("Checking scans", False), ("Finding brains", True)):
             unknown = [case for case in facts if facts[case] is None]
             facts.update(zip(unknown, map_in_order(partial(look, find=find), unknown, num_workers, what), strict=True))
         known = {case: of_case for case, of_case in facts.items() if of_case is not None}
-        if finder is None:
-            print_heads([case for case in known if known[case].brain == "head"])
+        print_heads([case for case in known if known[case].brain == "head"])
         _print_losses(known)
         return known
 
@@ -178,12 +174,12 @@ def _print_losses(facts: Mapping[Case, Facts]) -> None:
     )
 
 
-def _look(case: Case, cohort: Cohort, finder: Finder | None, find: bool) -> Facts | None:
+def _look(case: Case, cohort: Cohort, find: bool) -> Facts | None:
     """The facts of a case; None for one whose brain has yet to be found, unless `find` asks for that."""
     folder, grid = cohort.folder(case), cohort.grid  # first: the files may change meanwhile
     scan = read_scan(case)
     mask, labels = (None, 1) if case.mask is None else read_lesions(case.mask)
-    brain, own = _brain_of(case, scan, mask, cohort.brains, find, finder), own_space(case, grid.spacing_mm)
+    brain, own = _brain_of(case, scan, mask, cohort.brains, find), own_space(case, grid.spacing_mm)
     if brain is None:
         return None
     require_look(scan[0], brain, own.spacing_mm, case.scan, cohort.contrast)
@@ -204,9 +200,7 @@ def _look(case: Case, cohort: Cohort, finder: Finder | None, find: bool) -> Fact
     return facts
 
 
-def _brain_of(
-    case: Case, scan: np.ndarray, mask: np.ndarray | None, brains: Path, find: bool, finder: Finder | None
-) -> np.ndarray | None:
+def _brain_of(case: Case, scan: np.ndarray, mask: np.ndarray | None, brains: Path, find: bool) -> np.ndarray | None:
     """The brain of a case, whose lesions lie in it or in the head; None for one that has yet to be found.
 
     It is found at once where the lesions lie outside the head: that may be wrong, and the brain is then right.
@@ -216,7 +210,7 @@ def _brain_of(
     if brain is None:
         if not find and (mask is None or lies_in(mask, head)):
             return None
-        store_brain(case, brains, scan, head, finder)
+        store_brain(case, brains, scan, head)
         brain = read_brain(case, brains)
     if mask is not None:
         require_mask_in_head(mask, head | brain, case)

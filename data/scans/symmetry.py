@@ -1,5 +1,4 @@
-"""The mid-sagittal plane of a brain, in which its mask is most like its reflection, what a mask lacks of that, and the
-side of lesions."""
+"""The mid-sagittal plane of a brain, in which its mask is most like its reflection, and the side of lesions."""
 
 from collections.abc import Sequence
 
@@ -12,30 +11,8 @@ from data.files.space import Space, coarse_space, resample
 COARSE_MM = 3.0  # the search for what is symmetric needs no finer voxels
 LEAST_VOXELS = 60  # along the longest side: of a scan of unknown voxel size 3 "mm" may be too coarse
 FIRST_STEP = (0.5, 0.05, 0.05)  # voxels and radians of the simplex that looks for the plane
-LEAST_MM3 = 1000.0  # a smaller piece is no lesion that was left out
 SIDED = 0.9  # of a lesion's voxels that lie on one side
 MIDLINE_MM = 10.0  # from the plane: as wide as half of the brain stem
-
-
-def complete_by_symmetry(brain: np.ndarray, head: np.ndarray, own: Space) -> np.ndarray:
-    """The brain (D, H, W), H across the head, with the solid pieces that only its mirror image holds in its outline.
-
-    Networks for brain extraction learn healthy brains: of an old infarct at the brain's rim, as dark as CSF, they may
-    leave out a third.
-    """
-    from skimage.morphology import convex_hull_image, remove_small_objects  # here: the runner does without it
-
-    coarse = coarse_space(own, COARSE_MM)
-    small, small_head = (resample(mask[None], own, coarse)[0] for mask in (brain, head))
-    outline = np.stack([convex_hull_image(z) if z.any() else z for z in small])
-    lacking = mirrored(small) & outline & small_head & ~small
-    # Opened, so that what is left is thicker than the error of the plane.
-    thick = ndimage.binary_opening(lacking, np.ones((3, 3, 3), bool))
-    missing = remove_small_objects(thick, max_size=int(LEAST_MM3 / COARSE_MM**3))
-    if not missing.any():
-        return brain
-    missing = ndimage.binary_dilation(missing, iterations=2) & lacking  # what opening took off; up to the brain
-    return brain | (resample(missing[None], coarse, own)[0] & head)
 
 
 def midsagittal_plane(brain: np.ndarray, own: Space) -> np.ndarray:
@@ -90,11 +67,6 @@ def symmetry_plane(mask: np.ndarray) -> tuple[np.ndarray, tuple[float, float, fl
         options={"initial_simplex": simplex, "xatol": 1e-3, "fatol": 1.0, "maxiter": 50},
     ).x
     return middle, (2 * float(shift), float(turn), float(tilt))
-
-
-def mirrored(mask: np.ndarray) -> np.ndarray:
-    """A mask (D, H, W) of cubic voxels reflected at its `symmetry_plane`."""
-    return _reflect(ndimage.gaussian_filter(mask.astype(np.float32), 1), *symmetry_plane(mask)) > 0.5
 
 
 def _normal(turn: float, tilt: float) -> np.ndarray:

@@ -77,22 +77,23 @@ def export_stage_1(model: RPN, scale: float, shape: tuple[int, int]) -> tuple[on
     """
     network = ProposalNetwork(model.detector, scale).eval()
     slices = torch.zeros(2, model.hparams["in_channels"], *shape)
-    proposals = _export(network, (slices,), ["slices"], ({0: Dim.DYNAMIC, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC},))
+    proposals = to_onnx(network, (slices,), ["slices"], ({0: Dim.DYNAMIC, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC},))
     with torch.no_grad():
         features = network(slices)[: len(model.detector.roi_heads.box_roi_pool.featmap_names)]
     boxes = [torch.zeros(2 + level, 5) for level in range(len(features))]  # as many as another would be one dimension
     names = [f"{kind}_{level}" for kind in ("boxes", "features") for level in range(len(features))]
     dynamic = [{0: Dim.DYNAMIC} for _ in boxes] + [{0: Dim.DYNAMIC, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC} for _ in features]
-    return proposals, _export(BoxNetwork(model.detector).eval(), (*boxes, *features), names, (tuple(dynamic),))
+    return proposals, to_onnx(BoxNetwork(model.detector).eval(), (*boxes, *features), names, (tuple(dynamic),))
 
 
 def export_stage_2(model: StrokeFormer) -> onnx.ModelProto:
     """`WindowNetwork` for windows of the model's size."""
     windows = torch.zeros(2, model.hparams["in_channels"], *model.window)
-    return _export(WindowNetwork(model.net).eval(), (windows,), ["windows"], ({0: Dim.DYNAMIC},))
+    return to_onnx(WindowNetwork(model.net).eval(), (windows,), ["windows"], ({0: Dim.DYNAMIC},))
 
 
-def _export(network: nn.Module, inputs: tuple, names: list[str], dynamic: tuple) -> onnx.ModelProto:
+def to_onnx(network: nn.Module, inputs: tuple, names: list[str], dynamic: tuple) -> onnx.ModelProto:
+    """A network in ONNX, traced with inputs, for any size of their `dynamic` axes; without paths of this machine."""
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # of the exporter's own libraries
         # Not optimised: that would merge weights, which a training starts from. onnxruntime optimises when it loads.
