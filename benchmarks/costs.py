@@ -52,7 +52,7 @@ def run_once(case: Case, rpn: RPN, model: StrokeFormer, out_file: Path) -> dict[
     seconds: dict[str, float] = {}
     raw = timed("read", seconds, lambda: read_scan(case))
     head = timed("head", seconds, lambda: find_head(raw, case))
-    brain = timed("brain", seconds, lambda: find_brain(raw[0], head, "T1w", space_of(case)))
+    brain = timed("brain", seconds, lambda: find_brain(raw[0], head, space_of(case)))
     own = own_space(case, GRID.spacing_mm)
     space, mask = GRID.space_about(brain, own), read_mask(case)
     scan = timed("preprocess", seconds, lambda: place(case, raw, brain, mask, own, space))
