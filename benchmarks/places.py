@@ -2,7 +2,7 @@
 
 OMP_NUM_THREADS=1 python benchmarks/places.py
 
-Half of the heads lie oblique; lesions have up to 200 cm3. An affine cannot follow the smooth warp of these heads: the
+Half of the heads lie oblique; all have lesions. An affine cannot follow the smooth warp of these heads: the
 best one, fitted to the true place of every voxel, is given beside the registration's. Brains are the true ones.
 """
 
@@ -15,7 +15,6 @@ import pandas as pd
 from common import print_markdown
 
 from data.files.space import Space
-from data.phantom import lesions
 from data.phantom.cohort import _affine_of, draw_head, make_subject
 from data.phantom.heads import ORIGIN_MM, Grid
 from data.scans.head import normalise
@@ -26,7 +25,6 @@ from data.settings import PhantomSettings
 
 SEED, HEADS = 11, 20
 SPACINGS_MM = {"t1w": (1.0, 1.0, 1.0), "dwi": (2.0, 2.0, 2.0), "flair": (4.0, 1.5, 1.5)}
-MEDIAN_CM3, RANGE_CM3 = 60.0, (0.01, 200.0)  # of the lesions: many are large
 # In MNI mm: commissures, frontal pole; thalamus, insula, frontal, precentral, occipital, temporal lobe, cerebellum.
 LANDMARKS_MM = [(0, 0, 0), (0, -28, 2), (0, 45, 30), (12, -18, 8), (-38, 4, 2), (25, 55, 15), (-38, -20, 55),
                 (15, -90, 0), (-55, -15, -20), (25, -65, -40)]  # fmt: skip
@@ -65,7 +63,6 @@ def measure(index: int, settings: PhantomSettings) -> dict:
 
 def main() -> None:
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
-    lesions.MEDIAN_VOLUME_CM3, lesions.VOLUME_RANGE_CM3 = MEDIAN_CM3, RANGE_CM3
     rows = []
     for index in range(HEADS):
         modality = list(SPACINGS_MM)[index % 3]
