@@ -32,7 +32,7 @@ test: .venv/installed-dev
 	$(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(PYTEST)
 
 pretrained-brain: .venv/installed
-	$(PY) -m models.brain --out pretrained/brain.onnx
+	$(PY) -m models.brain
 
 # Installs once; a change of the requirements installs again.
 .venv/installed: requirements.txt

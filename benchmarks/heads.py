@@ -3,14 +3,12 @@
 python benchmarks/heads.py --out_dir runs/heads
 """
 
-import argparse
 import time
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from common import dice, print_markdown
+from common import argument_parser, dice, print_markdown
 
 from data.files.nifti import affine_of
 from data.files.space import Space
@@ -43,9 +41,7 @@ def scores_of(index: int) -> dict:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out_dir", type=Path, required=True)
-    out_dir = parser.parse_args().out_dir
+    out_dir = argument_parser(__doc__).parse_args().out_dir
     out_dir.mkdir(parents=True, exist_ok=True)
     table = pd.DataFrame(map(scores_of, progress(range(len(MODALITIES) * HEADS), "Heads")))
     table.to_csv(out_dir / "heads.csv", index=False)

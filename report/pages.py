@@ -6,7 +6,6 @@ from pathlib import Path
 import pandas as pd
 from markupsafe import Markup
 
-from data.files.names import result_name
 from data.scans.cohort import Case
 from models.cross_validation.state import CrossValidation
 from models.evaluation.segmentation import PER_GROUP_FILE, PER_LESION_FILE, VOLUMES_FILE, read_rows, read_scans
@@ -15,7 +14,7 @@ from models.training.runs import folder_of
 from report.charts import plot_bland_altman, plot_dice_by_volume, plot_recall_by_volume, plot_scores, plot_volumes
 from report.page import Section, chart, listing, picture, table, write_page
 from report.places import lesion_map
-from report.scans import PREDICTION_NOTE, ranked, show_scan
+from report.scans import show_scans
 from utils.files import STAGE_1_TABLES, intervals_file, read_json
 from utils.scores.proposals import COVERED_SHARE
 
@@ -29,11 +28,6 @@ STAGE_2_SCORES = [
     *["pr_auc", "surface_dice_1mm", "surface_dice_3mm"],
 ]
 UNCHARTED = ["hd95", "assd", "volume_difference", "lesion_count_difference"]
-KINDS_NOTE = (
-    "In the pictures what was predicted is vermilion and the true lesion outlined in green; slices through missed and "
-    "false lesions come first. In the views green is lesion that was found, blue lesion that was missed, vermilion "
-    "what was predicted and is none; a click moves the three planes."
-)
 MOST_DRAWN = 12  # subgroups that a chart has room for, say of the centres
 SUBGROUPS_NOTE = (
     "Where lesions are grouped the Dice is the mean over lesions, else over scans. Bars are 95 % intervals by the "
@@ -62,12 +56,12 @@ def report_strokeformer(
             _by_volume(scans, lesions, seed),
             _subgroups(scores_dir, name),
             lesion_map(scores_dir, [name]),
-            _scans(scores_dir, scans, lesions, cases),
+            show_scans(scores_dir, scans, lesions, cases),
             _all_scans(scans),
         ]
     else:
         scans = read_rows(scores_dir / VOLUMES_FILE, [name])
-        findings = [_volumes(scans), lesion_map(scores_dir, [name]), _scans(scores_dir, scans, None, cases)]
+        findings = [_volumes(scans), lesion_map(scores_dir, [name]), show_scans(scores_dir, scans, None, cases)]
     origin = _origin([folder_of(path) for path in (*rpn_checkpoints, *checkpoints)], folder / "run.json")
     what = "checkpoint" if len(checkpoints) == 1 else "checkpoints"
     facts = {"scans": len(cases), what: ", ".join(checkpoints)}
@@ -111,7 +105,7 @@ def report_cross_validation(cv: CrossValidation, results: list[dict], summary: p
         _subgroups(scores_dir, prefix),
         _covered("Lesions inside the regions", settings.rpn_outputs.scores_dir, rpn_names, seed),
         lesion_map(scores_dir, names),
-        _scans(scores_dir, scans, lesions, cases),
+        show_scans(scores_dir, scans, lesions, cases),
         _all_scans(scans),
         *_origin([*rpn_runs, *runs], cv.folder / "run.json"),
     ]
@@ -177,20 +171,6 @@ def _volumes(scans: pd.DataFrame) -> Section:
     total = scans[["scan", "predicted_lesions", "predicted_cm3"]].sort_values("predicted_lesions", ascending=False)
     charts = [chart(plot_volumes(known), "Predicted volumes")] if len(known) else []
     return Section("Volumes", [*charts, table(total)], "There are no masks to compare with.")
-
-
-def _scans(scores_dir: Path, scans: pd.DataFrame, lesions: pd.DataFrame | None, cases: list[Case]) -> Section:
-    """The worst, the median and the best of the scans, with a view each; `lesions` is None without masks."""
-    by_name = {case.name: case for case in cases}
-    parts = []
-    for rank, row in ranked(scans[scans.scan.isin(by_name)]).items():  # a scan may be gone since it was tested
-        case, own = by_name[row.scan], None
-        if lesions is not None:
-            own = lesions[(lesions.scan == row.scan) & (lesions.model_name == row.model_name)]
-        prediction = scores_dir / row.model_name / "predictions" / result_name(case.scan, "prediction")
-        if prediction.exists():
-            parts += show_scan(case, rank, row, own, prediction)
-    return Section("Scans", parts, PREDICTION_NOTE if lesions is None else KINDS_NOTE)
 
 
 def _all_scans(scans: pd.DataFrame) -> Section:

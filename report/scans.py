@@ -10,16 +10,39 @@ import pandas as pd
 from markupsafe import Markup
 from matplotlib.colors import ListedColormap
 
+from data.files.names import result_name
 from data.files.volumes import read_volume
 from data.scans.checks import read_mask, read_scan, space_of
 from data.scans.cohort import Case
-from report.page import picture
+from report.page import Section, picture
 from utils.plots import DETECTION, MAX_SLICES, PREDICTION, TARGET, plot_volume_prediction, slices_to_show
 
+KINDS_NOTE = (
+    "In the pictures what was predicted is vermilion and the true lesion outlined in green; slices through missed and "
+    "false lesions come first. In the views green is lesion that was found, blue lesion that was missed, vermilion "
+    "what was predicted and is none; a click moves the three planes."
+)
 PREDICTION_NOTE = "What was predicted is vermilion. A click into a view moves its three planes."
 PERCENTILES = (0.5, 99.5)  # of the head's intensities, between which they are shown
 FOUND, MISSED, FALSE = 1, 2, 3  # what a voxel of lesion is
 LARGEST_VOXELS = 2e6  # of a view; scans of more are shown on a coarser grid, so that the page stays small
+
+
+def show_scans(folder: Path, scans: pd.DataFrame, lesions: pd.DataFrame | None, cases: list[Case]) -> Section:
+    """The worst, the median and the best of the scans, with a view each; `lesions` is None without masks.
+
+    `scans` are rows as of `ranked`, whose predictions lie below the folder of their ``model_name`` in `folder`.
+    """
+    by_name = {case.name: case for case in cases}
+    parts = []
+    for rank, row in ranked(scans[scans.scan.isin(by_name)]).items():  # a scan may be gone since it was tested
+        case, own = by_name[row.scan], None
+        if lesions is not None:
+            own = lesions[(lesions.scan == row.scan) & (lesions.model_name == row.model_name)]
+        prediction = folder / row.model_name / "predictions" / result_name(case.scan, "prediction")
+        if prediction.exists():
+            parts += show_scan(case, rank, row, own, prediction)
+    return Section("Scans", parts, PREDICTION_NOTE if lesions is None else KINDS_NOTE)
 
 
 def ranked(scans: pd.DataFrame) -> dict[str, pd.Series]:

@@ -3,6 +3,7 @@
 import csv
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 
 from data.settings import Loading, brains_option, shape_option
@@ -107,12 +108,10 @@ def write_volumes(folder: Path, case, prediction) -> None:
 
 def write_report(cases, folder: Path) -> None:
     """Write a page with views to move in where pandas, jinja2 and nilearn, of requirements.txt, are installed."""
-    try:
+    if all(map(find_spec, ("pandas", "jinja2", "nilearn"))):
         from report.drafts import report_drafts
 
         report_drafts(cases, folder)
-    except ImportError:
-        return
 
 
 def volumes_row(prediction) -> dict[str, object]:

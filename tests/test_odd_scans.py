@@ -6,6 +6,7 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import ndimage
 
 import test_strokeformer
 from data.files.volumes import read_volume, write_volume
@@ -59,6 +60,7 @@ def test_brain_amid_noise_is_found_and_the_lesions_that_are_segmented_lie_in_it(
     )
     assert dice(brain, truth) > 0.85
     assert predicted.any() and not (predicted & ~brain).any()
+    assert (predicted & ndimage.binary_dilation(truth)).sum() > 0.8 * predicted.sum()
 
 
 def test_given_brain_counts_more_than_a_head_that_is_noise_or_missing(tmp_path, capsys):

@@ -7,6 +7,7 @@ import numpy as np
 from scipy import ndimage
 
 from data.files.nifti import spacing_of
+from utils.regions.region import bounding_box
 
 Shape = tuple[int, int, int]  # (D, H, W)
 Spacing = tuple[float, float, float]  # (D, H, W) in mm
@@ -164,10 +165,8 @@ def resample(array: np.ndarray, source: Space, target: Space, outside: Sequence[
 
 def _reached(voxels: np.ndarray, steps: np.ndarray, shape: Shape) -> tuple[tuple[slice, ...], np.ndarray]:
     """The part of a grid of `shape` that a linear interpolation of these (D, H, W) voxels reaches, and its corner."""
-    ends = [np.flatnonzero(voxels.any(tuple({0, 1, 2} - {axis}))) for axis in range(3)]
-    if not len(ends[0]):
-        return (slice(0, 0),) * 3, np.zeros(3)
-    corners = np.stack(np.meshgrid(*[(end[0] - 1, end[-1] + 1) for end in ends]), -1).reshape(-1, 3)
+    ends = [(span.start - 1, span.stop) for span in bounding_box(voxels)]  # without voxels it is a box of no matter
+    corners = np.stack(np.meshgrid(*ends), -1).reshape(-1, 3)
     places = (corners - steps[:3, 3]) @ np.linalg.inv(steps[:3, :3]).T
     low = np.clip(np.floor(places.min(0)), 0, shape).astype(int)
     high = np.clip(np.ceil(places.max(0)) + 1, low, shape).astype(int)

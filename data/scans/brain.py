@@ -22,7 +22,7 @@ from utils.errors import UserError
 from utils.scores.masks import voxel_cm3
 
 # Of the head, in air of one value: where the network sees that much brain, the scan is stripped and the head its brain.
-# In synthetic heads with skull it is up to 0.52 in T1w and FLAIR but 0.96 in DWI, whose air is noise.
+# In synthetic heads with skull it is up to 0.54 in T1w and FLAIR but 0.99 in DWI, whose air is noise.
 STRIPPED, ONE_VALUE = 0.9, 0.5
 BRAIN_LITRES = 0.3, 2.2  # a newborn's has 0.35
 HEAD_LITRES = 8.0  # the most of a head with its neck, used as the brain mask

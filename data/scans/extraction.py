@@ -26,20 +26,20 @@ def extract_brain(scan: np.ndarray, own: Space) -> np.ndarray:
     """
     coarse = [round(n * mm / VOXEL_MM) or 1 for n, mm in zip(scan.shape, own.spacing_mm, strict=True)]
     steps = [VOXEL_MM / mm for mm in own.spacing_mm]
-    small = _interpolate(scan, [_weights(*sizes) for sizes in zip(scan.shape, coarse, steps, strict=True)])
-    first = brain_alone(brain_probability(scale(small)))
+    small = scale(_interpolate(scan, [_weights(*sizes) for sizes in zip(scan.shape, coarse, steps, strict=True)]))
+    first = brain_alone(brain_probability(small))
     probability = brain_alone(_look_again(small, first))
     back = [_weights(n, m, 1 / step) for n, m, step in zip(coarse, scan.shape, steps, strict=True)]
     return _interpolate(probability, back) > CERTAIN
 
 
 def _look_again(image: np.ndarray, first: np.ndarray) -> np.ndarray:
-    """The probability of a brain from a view about a first one; all (D, H, W)."""
+    """The probability of a brain in a `scale`d image, from a view about a first one; all (D, H, W)."""
     if not first.any():
         return first
     middle = ndimage.center_of_mass(first)
     corner = [round(centre - side / 2) for centre, side in zip(middle, VIEW, strict=True)]
-    view = cut(scale(image), corner, VIEW)
+    view = cut(image, corner, VIEW)
     return cut(brain_probability(scale(view)), [-start for start in corner], image.shape)
 
 
