@@ -44,7 +44,7 @@ def cut_lesion(image: np.ndarray, mask: np.ndarray, healthy: np.ndarray) -> Lesi
     nearest = np.ix_(*(np.arange(start, start + size).clip(0, n - 1) for start, size, n in ranges))
     patch = np.stack([channel[nearest] for channel in image])
     values, healthy_there = torch.from_numpy(patch.astype(np.float32)), torch.from_numpy(known)[None]
-    tissue = surrounding_tissue(values, healthy_there, lesion_width(lesion)).numpy()
+    tissue = surrounding_tissue(values[None], healthy_there[None], [lesion_width(lesion)])[0].numpy()
     centre = tuple(start + (size - 1) / 2 for start, size in zip(starts, shape, strict=True))
     return Lesion(patch, tissue, lesion, centre)
 

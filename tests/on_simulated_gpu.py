@@ -9,12 +9,13 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 
-from tests.simulated_gpu import plug_in
+from tests.simulated_gpu import CALLS, plug_in
 
 GPU = plug_in()  # before the project's functions ask torch for `inference_mode`
 
 # ruff: noqa: E402
 from data.batches.datamodules import RPNDataModule, SegmentationDataModule, TrainingData
+from data.batches.transforms import augment
 from data.settings import TRANSFORMS, Loading
 from models.ensembles import RPNEnsemble, StrokeFormerEnsemble
 from models.evaluation.explanations import eigencam, find_layers, gradcam
@@ -108,6 +109,20 @@ def augmentation() -> None:
             data.on_after_batch_transfer({**put(of), "key": [(epoch, 0), (epoch, 1)]}, 0)
 
 
+def many_windows() -> None:
+    """They are augmented in as many operations as few, each of which a GPU takes its time for (docs/gpu.md)."""
+    counts = []
+    for n in (8, 32):
+        mask = torch.zeros(n, 2, 8, 8, 16, dtype=torch.uint8)
+        mask[:, 0, 2:4, 2:4, 2:4] = 1
+        before, generators = CALLS.total(), [np.random.default_rng(i) for i in range(n)]
+        augment(
+            ["flip", "affine", "contrast", "lesion_contrast"], put(torch.rand(n, 1, 8, 8, 16)), put(mask), generators
+        )
+        counts.append(CALLS.total() - before)
+    assert counts[0] == counts[1], counts
+
+
 def proposals() -> None:
     model = on_gpu(RPN(image_size=64))
     images = [torch.rand(1, 32, 40) for _ in range(2)]
@@ -121,7 +136,7 @@ def proposals() -> None:
 
 CASES = {f"loss {loss}": lambda loss=loss: learn(segmenter("trans_unet", loss), windows((8, 8, 16))) for loss in LOSSES}
 CASES |= {f"network {arch}": lambda arch=arch: segmentation(arch) for arch in NETWORKS}
-CASES |= {"augmentation": augmentation, "ensemble": ensemble, "stage 1": proposals}
+CASES |= {"augmentation": augmentation, "many windows": many_windows, "ensemble": ensemble, "stage 1": proposals}
 
 
 def main() -> None:

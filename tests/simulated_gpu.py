@@ -4,6 +4,7 @@ It takes a hook of torch for devices that are written in Python. There is no aut
 Lightning trainer on it, and no way back: a program that calls `plug_in` keeps it.
 """
 
+from collections import Counter
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 NAME = "simulated"
 aten = torch.ops.aten
+CALLS: Counter = Counter()  # of each operation; a GPU takes some microseconds for each, however small it is
 # These move values between devices, or take indices from another one.
 BRIDGES = {aten.copy_.default, aten._to_copy.default, aten.detach.default, aten._local_scalar_dense.default}
 BRIDGES |= {aten.index.Tensor, aten.index_put.default, aten.index_put_.default, aten._index_put_impl_.default}
@@ -55,6 +57,7 @@ class Everywhere(TorchDispatchMode):
 
 def run(func, args: tuple, kwargs: dict):
     """One operation: refused where a GPU would, computed on the CPU, its result put where a GPU would have it."""
+    CALLS[func] += 1
     leaves, tree = tree_flatten((args, kwargs))
     there = [leaf for leaf in leaves if isinstance(leaf, OnGPU)]
     here = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor) and not isinstance(leaf, OnGPU)]

@@ -75,21 +75,26 @@ def _resample(volumes: torch.Tensor, plane: torch.Tensor, slices: np.ndarray, mo
     No axis mixes with the depth, so that all slices are interpolated in plane as channels of one.
     """
     if volumes.shape[2] > 1:
-        volumes = torch.stack([_slices_at(*item, mode) for item in zip(volumes, slices, strict=True)])
+        volumes = _slices_at(volumes, slices, mode)
     moved = functional.grid_sample(volumes.flatten(1, 2).float(), plane, mode, align_corners=False)
     return moved.view_as(volumes).to(volumes.dtype)
 
 
-def _slices_at(volume: torch.Tensor, places: np.ndarray, mode: str) -> torch.Tensor:
-    depth = volume.shape[1]
-    volume = functional.pad(volume, (0, 0, 0, 0, 1, 1))
+def _slices_at(volumes: torch.Tensor, places: np.ndarray, mode: str) -> torch.Tensor:
+    n, _, depth, *_ = volumes.shape
+    padded = functional.pad(volumes, (0, 0, 0, 0, 1, 1)).transpose(1, 2)
+    planes, first = padded.flatten(0, 1), (depth + 2) * np.arange(n)[:, None]  # of each volume
     places = places.clip(-1, depth) + 1
     below = np.round(places) if mode == "nearest" else np.floor(places)
-    lower = volume.index_select(1, torch.tensor(below, dtype=torch.int64, device=volume.device))
+
+    def at(slices: np.ndarray) -> torch.Tensor:
+        rows = torch.tensor(first + slices, dtype=torch.int64, device=volumes.device)
+        return planes.index_select(0, rows.flatten()).unflatten(0, rows.shape).transpose(1, 2)
+
     if mode == "nearest":
-        return lower
-    above = torch.tensor(np.minimum(below + 1, depth + 1), dtype=torch.int64, device=volume.device)
-    return torch.lerp(lower, volume.index_select(1, above), _tensor(places - below, volume).view(1, -1, 1, 1))
+        return at(below)
+    share = _tensor(places - below, volumes)[:, None, :, None, None]
+    return torch.lerp(at(below), at(np.minimum(below + 1, depth + 1)), share)
 
 
 # --- intensities ---------------------------------------------------------------------------------------
@@ -137,14 +142,17 @@ def resolution(images: torch.Tensor, labels: torch.Tensor, generators: Generator
 
 def lesion_contrast(images: torch.Tensor, labels: torch.Tensor, generators: Generators) -> Pair:
     """Scales how lesions, the first of the label maps, differ from the tissue around them."""
-    lesions = labels[:, 0] > 0
-    for image, lesion, on_cpu, generator in zip(images, lesions, lesions.cpu().numpy(), generators, strict=True):
-        factor = generator.uniform(*LESION_CONTRAST)
-        if on_cpu.any() and not on_cpu.all():
-            width, around = lesion_surroundings(on_cpu)
-            part, inside = image[:, *around], lesion[around]
-            tissue = surrounding_tissue(part, ~inside & (part > 0), width)
-            part.copy_(torch.where(inside, (tissue + factor * (part - tissue)).clamp(0, 1), part))
+    factors = uniform(LESION_CONTRAST, images, generators)
+    lesions = (labels[:, 0] > 0).cpu().numpy()
+    chosen = [i for i, lesion in enumerate(lesions) if lesion.any() and not lesion.all()]
+    if not chosen:
+        return images, labels
+    widths, around = lesion_surroundings(lesions[chosen])
+    part = images[chosen][:, :, *around]
+    inside = labels[chosen][:, :1, *around] > 0
+    tissue = surrounding_tissue(part, ~inside & (part > 0), widths)
+    changed = (tissue + factors[chosen] * (part - tissue)).clamp(0, 1)
+    images[chosen, :, *around] = torch.where(inside, changed, part)
     return images, labels
 
 

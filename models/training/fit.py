@@ -10,7 +10,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import WeightAveraging
 from pytorch_lightning.loggers import Logger
-from torch.optim.swa_utils import get_ema_avg_fn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from data.batches.datamodules import TrainingData
 from data.scans.grid import Grid
@@ -80,7 +80,7 @@ def train(task: Task) -> list[Logger]:
     # The average is what is validated and saved. On synthetic scans at 3 mm, after 294 steps of stage 1 (one seed), it
     # covered 0.92 of the lesions with 0.29 of the brain, the last weights 0.86 with 0.25 or 0.93 with 0.45.
     if decay := task.settings.network.ema_decay:
-        callbacks += [WeightAveraging(avg_fn=partial(_moving_average, decay=decay))]
+        callbacks += [WeightAveraging(multi_avg_fn=partial(_move_averages, decay=decay))]
     # Steps take 1.2 to 1.4 times as long otherwise: a CPU's convolutions of few channels at full resolution.
     layout = torch.channels_last if isinstance(task.model, RPN) else torch.channels_last_3d
     try:
@@ -95,6 +95,6 @@ def train(task: Task) -> list[Logger]:
     return trainer.loggers
 
 
-def _moving_average(average: torch.Tensor, weight: torch.Tensor, step: int, decay: float) -> torch.Tensor:
+def _move_averages(averages: list[torch.Tensor], weights: list[torch.Tensor], step: int, decay: float) -> None:
     """torch's, as a function that can be handed over to the processes of a training."""
-    return get_ema_avg_fn(decay)(average, weight, step)
+    get_ema_multi_avg_fn(decay)(averages, weights, step)
