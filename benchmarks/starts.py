@@ -1,0 +1,79 @@
+"""What it brings to start a training from a shipped model, at another site with few patients.
+
+    python benchmarks/starts.py --out_dir runs/starts [--seeds 1 2] [--subjects 5 10 20 40] [--table]
+
+The site is a synthetic DWI cohort unlike the one that the model learned: all of the phantom's variety, and lesions of
+half the contrast. From so many of its subjects, one in five of them for validation, both stages learn from scratch and
+from the model, in as many steps whatever the number; 30 others test them. A training that is there is not repeated, so
+that calls with other ``--seeds`` may run beside each other (with ``OMP_NUM_THREADS=1`` each).
+"""
+
+from pathlib import Path
+
+import common
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+
+from data.scans.folds import Fold
+from utils.plots import save_figure
+
+SITE = ["--modality", "dwi", "--variety", 1, "--lesion_contrast", 0.5, "--stripped", "--oblique", "--ext", ".nii.gz"]
+N_TEST, MOST = 30, 40
+SEED = 310  # of the cohort
+PASSES = {"--rpn_max_epochs": 80, "--max_epochs": 800}  # of both stages over a subject, shared out among the subjects
+MODEL = "pretrained/dwi"
+STARTS = {
+    "scratch": [],
+    "shipped": ["@recipes/finetune.args", "--init_ckpt_path", MODEL, "--rpn_init_ckpt_path", MODEL],
+}
+SCORES = ["dice", "lesion_f1_isles26"]
+
+
+def train(out_dir: Path, start: str, n_subjects: int, seed: int) -> dict:
+    """Scores on the test subjects of a training."""
+    folder = out_dir / f"{start}-{n_subjects}-{seed}"
+    scores = folder / "scores/per_scan_scores.csv"
+    if not scores.exists():
+        subjects = [case.subject for case in common.draw(out_dir / "cohort", SEED, MOST + N_TEST, *SITE)]
+        chosen = np.random.default_rng(seed).permutation(subjects[:MOST])[:n_subjects].tolist()
+        n_val = max(1, n_subjects // 5)
+        fold = Fold(chosen[n_val:], chosen[:n_val], subjects[MOST:])
+        length = [word for option, passes in PASSES.items() for word in (option, max(1, passes // n_subjects))]
+        patience = ["--rpn_patience", 1000, "--patience", 1000]
+        settings = ["@recipes/pretrained.args", *STARTS[start], *length, *patience, "--n_predictions", 0]
+        common.cross_validate(folder, out_dir / "cohort", fold, "site", seed, *settings)
+    own = pd.read_csv(scores)
+    return {"start": start, "subjects": n_subjects, "seed": seed, **own[SCORES].mean().round(3).to_dict()}
+
+
+def plot(rows: pd.DataFrame) -> plt.Figure:
+    figure, axes = plt.subplots(1, len(SCORES), figsize=(8, 3.2), layout="constrained")
+    for axis, score in zip(axes, SCORES, strict=True):
+        for start, own in rows.groupby("start"):
+            means = own.groupby("subjects")[score].mean()
+            (line,) = axis.plot(means.index, means, label=start)
+            axis.plot(own.subjects, own[score], ".", color=line.get_color())
+        axis.set(xscale="log", xlabel="subjects", ylabel=score, xticks=sorted(rows.subjects.unique()))
+        axis.get_xaxis().set_major_formatter("{x:.0f}")
+        axis.minorticks_off()
+    axes[0].legend()
+    return figure
+
+
+def main() -> None:
+    parser = common.argument_parser(__doc__)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--subjects", type=int, nargs="+", default=[5, 10, 20, MOST])
+    parser.add_argument("--table", action="store_true", help="train nothing; show what is there")
+    args = parser.parse_args()
+    jobs = [(start, n, seed) for n in args.subjects for seed in args.seeds for start in STARTS]
+    if args.table:
+        jobs = [job for job in jobs if (args.out_dir / "-".join(map(str, job)) / "scores/per_scan_scores.csv").exists()]
+    rows = pd.DataFrame([train(args.out_dir, *job) for job in jobs])
+    common.print_markdown(rows.to_dict("records"))
+    save_figure(plot(rows), args.out_dir / "starts.png")
+
+
+if __name__ == "__main__":
+    main()
