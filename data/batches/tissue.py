@@ -43,7 +43,7 @@ def lesion_surroundings(lesions: np.ndarray) -> tuple[list[float], tuple[slice, 
     """The `lesion_width` of each mask (B, [D,] H, W), and the part of all in which the tissue lies that then counts."""
     boxes = [bounding_box(lesion) for lesion in lesions]
     widths = [lesion_width(lesion[_grown(box, 1)]) for lesion, box in zip(lesions, boxes, strict=True)]
-    return widths, _grown(bounding_box(lesions.any(0)), round(REACH * max(widths)))
+    return widths, _grown(bounding_box(lesions.max(0)), round(REACH * max(widths)))
 
 
 def _grown(box: tuple[slice, ...], margin: int) -> tuple[slice, ...]:

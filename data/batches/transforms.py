@@ -152,7 +152,8 @@ def lesion_contrast(images: torch.Tensor, labels: torch.Tensor, generators: Gene
     inside = labels[chosen][:, :1, *around] > 0
     tissue = surrounding_tissue(part, ~inside & (part > 0), widths)
     changed = (tissue + factors[chosen] * (part - tissue)).clamp(0, 1)
-    images[chosen, :, *around] = torch.where(inside, changed, part)
+    rows = torch.tensor(chosen, device=images.device)
+    images[:, :, *around].index_copy_(0, rows, torch.where(inside, changed, part))
     return images, labels
 
 
