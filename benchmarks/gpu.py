@@ -4,15 +4,17 @@
     python benchmarks/gpu.py --out_dir runs/gpu --device cpu --tiny            # whether the program runs, in a minute
 
 Synthetic heads at 1 mm on the default grid, and at 2 mm, with the batches of recipes/atlas.args. For each stage: the
-samples a second of training steps, plain and with one measure after the other; the share of the time in which the
-network waits for data; the memory of the GPU. The seconds of a volume, from file to file. How far what the shipped
+samples a second of training steps, plain and with one measure after the other; the share of the time between steps, for
+data and their augmentation; the memory of the GPU. The seconds of a volume, from file to file. How far what the shipped
 model finds on a CPU and on the device lies apart. Tables are printed, and kept in gpu.json as soon as they are there.
 """
 
 import argparse
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -72,7 +74,7 @@ class Measure:
 
 AHEAD = Measure("auto", channels_last=True, workers=True)
 TRANSFORMS = ["flip", "affine", "contrast", "lesion_contrast"]  # of recipes/atlas.args
-# Each with what the one before it has. To compile takes minutes, so that it comes last.
+# Each adds to the one before it, the last two to `AHEAD`. To compile takes minutes, so that it comes last.
 MEASURES = {
     "plain": Measure(),
     "channels last": Measure(channels_last=True),
@@ -119,7 +121,7 @@ class Clock(pl.Callback):
 
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_index) -> None:
         if module.device.type == "cuda":
-            torch.cuda.synchronize(module.device)  # so that waiting is waiting for data
+            torch.cuda.synchronize(module.device)  # or computing would run on between steps
         self.ended = time.perf_counter()
         if trainer.global_step > self.steps:
             self.samples += len(batch["image"] if isinstance(batch, dict) else batch[0])
@@ -148,7 +150,7 @@ def train(
         "precision": precision_on(device),
         "steps/s": f"{steps / seconds:.1f}",
         "samples/s": f"{clock.samples / seconds:.1f}",
-        "waits for data": f"{clock.waited / seconds:.0%}",
+        "not computing": f"{clock.waited / seconds:.0%}",
         "GiB of the GPU": f"{memory:.2f}",
     }
 
@@ -183,7 +185,8 @@ def agreement(scan: PreparedScan, device: torch.device, precision: str) -> dict[
 
     def predicted(where: str | torch.device, how: str) -> Prediction:
         use_precision(how)
-        rpn.to(where), model.to(where)
+        for network in (rpn, model):
+            network.to(where)
         return TwoStage(model, rpn_source(rpn, model.hparams["roi_size"])).predict(scan)
 
     expected, actual = predicted("cpu", "32-true"), predicted(device, precision)
@@ -208,7 +211,7 @@ class Results:
     def __init__(self, out_dir: Path, device: torch.device) -> None:
         self.file, self.tables = out_dir / "gpu.json", dict[str, list[dict[str, str]]]()
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
-        self.about = {"device": name, **describe_program()}
+        self.about = {"device": name, "command": sys.argv, **describe_program()}
 
     def add(self, table: str, row: dict[str, str]) -> None:
         self.tables.setdefault(table, []).append(row)
@@ -243,18 +246,19 @@ def main() -> None:
     until, device, out_dir = time.monotonic() + 60 * options.minutes, torch.device(options.device), options.out_dir
     out_dir.mkdir(parents=True, exist_ok=True)
     results = Results(out_dir, device)
-    large, small = (TINY, TINY) if options.tiny else (ONE_MM, TWO_MM)
-    large_heads, small_heads = cohort_of(large, out_dir), cohort_of(small, out_dir)
+    size = TINY if options.tiny else ONE_MM
+    heads = cohort_of(size, out_dir)
     *quick, compiled = MEASURES
-    for row in rates(large, large_heads, {what: MEASURES[what] for what in quick}, device, until):
+    for row in rates(size, heads, {what: MEASURES[what] for what in quick}, device, until):
         results.add("Training", row)
     if not options.tiny:  # its grid is not that of shipped models, and a CPU compiles for minutes
-        results.add("A volume", volume(large, large_heads, device, out_dir))
+        results.add("A volume", volume(size, heads, device, out_dir))
+        small_heads = cohort_of(TWO_MM, out_dir)
         for precision in ("32-true", "auto"):
             results.add("Both devices", agreement(small_heads.prepare(small_heads.cases[0]), device, precision))
-        for size, heads, what in ((small, small_heads, "workers ahead"), (large, large_heads, compiled)):
-            for row in rates(size, heads, {what: MEASURES[what]}, device, until):
-                results.add("Training", row)
+        ahead = rates(TWO_MM, small_heads, {"workers ahead": AHEAD}, device, until)
+        for row in chain(ahead, rates(ONE_MM, heads, {compiled: MEASURES[compiled]}, device, until)):
+            results.add("Training", row)
     results.show()
 
 

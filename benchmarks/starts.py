@@ -1,6 +1,6 @@
 """What it brings to start a training from a shipped model, at another site with few patients.
 
-    python benchmarks/starts.py --out_dir runs/starts [--seeds 1 2] [--subjects 5 10 20 40] [--table]
+    python benchmarks/starts.py --out_dir runs/starts [--seeds 1 2] [--subjects 5 10 20 40]
 
 The site is a synthetic DWI cohort unlike the one that the model learned: all of the phantom's variety, and lesions of
 half the contrast. From so many of its subjects, one in five of them for validation, both stages learn from scratch and
@@ -8,6 +8,7 @@ from the model, in as many steps whatever the number; 30 others test them. A tra
 that calls with other ``--seeds`` may run beside each other (with ``OMP_NUM_THREADS=1`` each).
 """
 
+from itertools import product
 from pathlib import Path
 
 import common
@@ -65,11 +66,8 @@ def main() -> None:
     parser = common.argument_parser(__doc__)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--subjects", type=int, nargs="+", default=[5, 10, 20, MOST])
-    parser.add_argument("--table", action="store_true", help="train nothing; show what is there")
     args = parser.parse_args()
-    jobs = [(start, n, seed) for n in args.subjects for seed in args.seeds for start in STARTS]
-    if args.table:
-        jobs = [job for job in jobs if (args.out_dir / "-".join(map(str, job)) / "scores/per_scan_scores.csv").exists()]
+    jobs = product(STARTS, args.subjects, args.seeds)
     rows = pd.DataFrame([train(args.out_dir, *job) for job in jobs])
     common.print_markdown(rows.to_dict("records"))
     save_figure(plot(rows), args.out_dir / "starts.png")

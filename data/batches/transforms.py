@@ -148,12 +148,11 @@ def lesion_contrast(images: torch.Tensor, labels: torch.Tensor, generators: Gene
     if not chosen:
         return images, labels
     widths, around = lesion_surroundings(lesions[chosen])
-    part = images[chosen][:, :, *around]
-    inside = labels[chosen][:, :1, *around] > 0
+    rows, near = torch.tensor(chosen, device=images.device), images[:, :, *around]
+    part, inside = near[rows], labels[:, :1, *around][rows] > 0
     tissue = surrounding_tissue(part, ~inside & (part > 0), widths)
-    changed = (tissue + factors[chosen] * (part - tissue)).clamp(0, 1)
-    rows = torch.tensor(chosen, device=images.device)
-    images[:, :, *around].index_copy_(0, rows, torch.where(inside, changed, part))
+    changed = (tissue + factors[rows] * (part - tissue)).clamp(0, 1)
+    near.index_copy_(0, rows, torch.where(inside, changed, part))
     return images, labels
 
 
