@@ -25,6 +25,8 @@ from utils.errors import UserError
 from utils.files import atomic_path, expanded
 from utils.settings import checked
 
+# Raised by hand when what a checkpoint holds gets another meaning.
+CHECKPOINT_VERSION = 2
 Paths = Path | str | Sequence[Path | str]
 Network = RPN | RPNEnsemble | StrokeFormer | StrokeFormerEnsemble
 
@@ -36,7 +38,7 @@ class MarkCheckpoint(pl.Callback):
         self.grid, self.contrast = grid, contrast
 
     def on_save_checkpoint(self, trainer, module, checkpoint) -> None:
-        checkpoint["model"] = type(module).__name__
+        checkpoint["model"], checkpoint["version"] = type(module).__name__, CHECKPOINT_VERSION
         checkpoint["grid"] = {**asdict(self.grid), "orientation": ORIENTATION}
         checkpoint["contrast"] = self.contrast
 
@@ -104,6 +106,8 @@ def read_checkpoint(path: Path | str, kind: str | None = None) -> dict:
         raise UserError(f"checkpoint {path} cannot be read safely ({type(error).__name__}); train it anew") from None
     if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
         raise UserError(f"{path} is no checkpoint of a StrokeFormer model")
+    if "model" in checkpoint and checkpoint.get("version") != CHECKPOINT_VERSION:
+        raise UserError(f"checkpoint {path} is of an earlier version of this program; train it anew")
     return checkpoint
 
 
@@ -150,16 +154,12 @@ def _load_members(kind: type[Member], path: Paths, **hyperparameters: float | tu
                     f"{path} was trained with {what} {held}, but {paths[0]} with {expected[what]}; an ensemble takes "
                     "networks that agree in it"
                 )
-        if member.hparams.get("consistency") == "grouped":
-            raise UserError(
-                f"{path} was trained with --consistency grouped, which has no evidence to average; give one"
-            )
     return members
 
 
 def _traits(model: RPN | StrokeFormer) -> dict[str, object]:
     """What the members of an ensemble must have in common."""
-    held = {name: model.hparams[name] for name in (*SHARED, "consistency") if name in model.hparams}
+    held = {name: model.hparams[name] for name in SHARED if name in model.hparams}
     contrast = {"contrast": model.contrast} if model.contrast else {}  # one that is unknown may be any
     return {**{name: getattr(model.grid, name, None) for name in Grid.__dataclass_fields__}, **held, **contrast}
 

@@ -17,7 +17,7 @@ from utils.regions.rules import pooled, regions_of, select_boxes
 from utils.scores.masks import Decision
 
 # Hyperparameters that members have in common, besides their grid; windows may differ.
-SHARED = ("in_channels", "num_classes", "roi_size")
+SHARED = ("in_channels", "num_classes", "roi_size", "consistency")
 Member = TypeVar("Member", RPN, StrokeFormer)
 
 
@@ -41,12 +41,11 @@ class _Ensemble(Generic[Member]):
 
 
 class RPNEnsemble(_Ensemble[RPN]):
-    """Several RPNs of the rule ``linked``, which stand where one does: their boxes become common candidates.
+    """Several RPNs that stand where one does.
 
-    A candidate is proposed if its log odds exceed a member's threshold on average over the members
-    (`utils.regions.rules.link_boxes`, `pooled`): networks differ in how sure they are of the same lesion, calibrated
-    thresholds run from 0.1 to 0.998, and what is comparable is how far beyond its own threshold each one goes. The mean
-    of the probabilities would be below 0.998 for whatever one misses.
+    A box proposes if its log odds exceed a member's threshold on average over the members
+    (`utils.regions.rules.agreed_scores`): networks differ in how sure they are of the same lesion, and what is
+    comparable is how far beyond its own calibrated threshold each one goes.
     """
 
     def regions(self, prepared: PreparedScan, roi_size: Shape) -> list[Region]:
@@ -55,8 +54,8 @@ class RPNEnsemble(_Ensemble[RPN]):
     def propose(self, prepared: PreparedScan, detections: list[Detections], roi_size: Shape) -> list[Region]:
         """The volume's regions, given `RPN.detect_volume` of each member."""
         threshold = float(pooled(np.array([member.hparams["score_threshold"] for member in self.members])))
-        boxes = select_boxes(detections, threshold, "linked")
-        return regions_of(boxes, prepared.brain, roi_size, "linked")
+        rule = self.hparams["consistency"]
+        return regions_of(select_boxes(detections, threshold, rule), prepared.brain, roi_size, rule)
 
 
 class StrokeFormerEnsemble(_Ensemble[StrokeFormer]):

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from data.scans.cohort import pair_cases
+from models.checkpoints import CHECKPOINT_VERSION
 from models.evaluation.derivatives import plan_derivative
 from models.segmentation.module import StrokeFormer
 from tests.running import BARE, GRID
@@ -57,7 +58,12 @@ def checkpoint(tmp_path_factory) -> Path:
     model = StrokeFormer(roi_size=(8, 8, 16))
     path = tmp_path_factory.mktemp("untrained") / "seg/checkpoints/best.ckpt"
     path.parent.mkdir(parents=True)
-    content = {"model": "StrokeFormer", "hyper_parameters": dict(model.hparams), "state_dict": model.state_dict()}
+    content = {
+        "model": "StrokeFormer",
+        "version": CHECKPOINT_VERSION,
+        "hyper_parameters": dict(model.hparams),
+        "state_dict": model.state_dict(),
+    }
     torch.save(content, path)
     return path
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from data.scans.cohort import pair_cases
-from models.checkpoints import load_rpn, load_strokeformer, read_checkpoint, store_hyperparameters
+from models.checkpoints import CHECKPOINT_VERSION, load_rpn, load_strokeformer, read_checkpoint, store_hyperparameters
 from models.cross_validation.state import checkpoints_in
 from models.evaluation.derivatives import prediction_settings
 from models.rpn.module import RPN
@@ -19,7 +19,7 @@ from models.segmentation.module import StrokeFormer
 from strokeformer import lesion_probability, propose, segment
 from tests.test_prepare import run_here
 from utils.errors import UserError
-from utils.regions.rules import LOWEST_SCORE, link_boxes, pooled
+from utils.regions.rules import MISSING_SCORE, agreed_scores, pooled, select_boxes
 from utils.scores.masks import Decision
 
 BOX, FAR = (10, 10, 16, 16), (30, 30, 36, 36)
@@ -80,35 +80,30 @@ def test_script(workspace, tmp_path, monkeypatch):
     return lambda *more, code=0: run_here(*common, "--n_predictions", 0, *more, code=code)
 
 
-# --- evidence of stage 1 -------------------------------------------------------------------------------
+# --- scores of stage 1 ---------------------------------------------------------------------------------
 
 
-def link(found, networks, n_networks):
+def agreed(found, networks, n_networks):
+    """Scores of (slice, box, score) triples, each of one of the networks."""
     slices, boxes, scores = zip(*found, strict=True)
-    arrays = np.array(slices), np.array(boxes, float), np.array(scores)
-    return link_boxes(*arrays, np.array(networks), n_networks)
+    return agreed_scores(np.array(networks), np.array(slices), np.array(boxes, float), np.array(scores), n_networks)
 
 
-def test_evidence_is_the_mean_of_the_networks_log_odds():
-    # Each has a noisy or of its own: 1 - 0.5 * 0.5 = 3 / 4, odds of 3, and 1 / 4, odds of 1 / 3: together even odds.
-    found = [(4, BOX, 0.5), (5, BOX, 0.5), (4, BOX, 0.25)]
-    candidate, evidence = link(found, [0, 0, 1], 2)
-    assert len(set(candidate)) == 1
-    assert evidence.tolist() == pytest.approx([0.5] * 3)
+def test_score_is_the_mean_of_the_log_odds_that_the_networks_give_to_a_place():
+    # Odds of 3 and 1 / 3: together even odds. In another slice, or elsewhere, it is another place.
+    found = [(4, BOX, 0.75), (4, (11, 10, 17, 16), 0.25), (5, BOX, 0.9), (4, FAR, 0.9)]
+    assert agreed(found, [0, 1, 0, 1], 2)[:2].tolist() == pytest.approx([0.5, 0.5])
 
 
-def test_network_without_a_box_holds_a_candidate_for_noise_even_where_it_has_none_at_all():
-    candidate, evidence = link([(4, BOX, 0.95), (4, FAR, 0.95)], [0, 1], 3)
-    assert candidate[0] != candidate[1]
-    odds = (19 * LOWEST_SCORE / (1 - LOWEST_SCORE) * LOWEST_SCORE / (1 - LOWEST_SCORE)) ** (1 / 3)
-    assert evidence.tolist() == pytest.approx([odds / (1 + odds)] * 2)
+def test_network_without_a_box_holds_a_place_for_noise_even_where_it_has_none_at_all():
+    odds = (19 * MISSING_SCORE / (1 - MISSING_SCORE) * MISSING_SCORE / (1 - MISSING_SCORE)) ** (1 / 3)
+    scores = agreed([(4, BOX, 0.95), (4, FAR, 0.95)], [0, 1], 3)
+    assert scores.tolist() == pytest.approx([odds / (1 + odds)] * 2)
 
 
-def test_one_network_has_its_own_evidence_to_the_bit():
-    found = [(4, BOX, 0.3), (5, BOX, 0.1), (7, FAR, 1.0)]
-    _, evidence = link(found, [0, 0, 0], 1)
-    assert evidence.tolist() == [1 - (1 - 0.3) * (1 - 0.1)] * 2 + [1.0]
-    assert pooled(np.array([[0.3, 1.0]])).tolist() == [0.3, 1.0]
+def test_one_network_has_its_own_scores_to_the_bit():
+    found = {4: {"boxes": [BOX, BOX], "scores": [0.3, 0.1]}, 7: {"boxes": [FAR], "scores": [1.0]}}
+    assert select_boxes([found], 0.01, "grouped").evidence.tolist() == [0.3, 0.1, 1.0]
 
 
 def test_certainty_of_one_network_is_no_certainty_of_all():
@@ -260,12 +255,10 @@ def test_members_that_do_not_see_or_say_the_same_are_refused(networks, tmp_path)
     seg(other("seg", "spacing_mm", "grid", [8.001, 8.0, 8.0]))
 
 
-def test_rpns_without_evidence_to_average_are_refused(networks, tmp_path):
-    grouped = [shaken(networks.rpn.one, tmp_path / name, consistency="grouped") for name in ("a.ckpt", "b.ckpt")]
+def test_rpns_of_different_rules_are_refused(networks, tmp_path):
+    grouped = shaken(networks.rpn.one, tmp_path / "a.ckpt", consistency="grouped")
     with pytest.raises(UserError, match=r"consistency grouped, but .* with linked"):
-        load_rpn([networks.rpn.one, grouped[0]])
-    with pytest.raises(UserError, match=r"b\.ckpt was trained with --consistency grouped, which has no evidence"):
-        load_rpn(grouped)
+        load_rpn([networks.rpn.one, grouped])
 
 
 @pytest.mark.parametrize(
@@ -275,7 +268,12 @@ def test_members_of_other_regions_classes_or_channels_are_refused(tmp_path, chan
     paths = [tmp_path / "a.ckpt", tmp_path / "b.ckpt"]
     for path, more in zip(paths, ({}, changes), strict=True):
         model = StrokeFormer(**{"roi_size": (8, 8, 16), **more})
-        content = {"model": "StrokeFormer", "hyper_parameters": dict(model.hparams), "state_dict": model.state_dict()}
+        content = {
+            "model": "StrokeFormer",
+            "version": CHECKPOINT_VERSION,
+            "hyper_parameters": dict(model.hparams),
+            "state_dict": model.state_dict(),
+        }
         torch.save(content, path)
     with pytest.raises(UserError, match=rf"b\.ckpt was trained with {next(iter(changes))} .*; an ensemble takes"):
         load_strokeformer(paths)

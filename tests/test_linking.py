@@ -114,7 +114,15 @@ def test_a_lower_threshold_keeps_all_that_a_higher_one_does(found, thresholds):
     scores = np.linspace(0.1, 0.9, len(found))
     detections = {z: {"boxes": boxes[slices == z], "scores": scores[slices == z]} for z in slices}
     low, high = (select_boxes([detections], threshold, "linked") for threshold in sorted(thresholds))
-    assert {*map(tuple, high.boxes)} <= {*map(tuple, low.boxes)} and (high.evidence >= max(thresholds)).all()
+    assert {*map(tuple, high.boxes)} <= {*map(tuple, low.boxes)} and (high.evidence > max(thresholds) - 1e-9).all()
+
+
+def test_weak_boxes_make_no_bridge_between_surer_ones():
+    """Of an uncertain network boxes overlap all over the brain: linked, they would be one candidate of half of it."""
+    weak = [(x, 10, x + 6, 16) for x in range(10, 34, 3)]
+    found = {4: {"boxes": [*weak, BOX, (34, 10, 40, 16)], "scores": [0.1] * len(weak) + [0.6, 0.7]}}
+    kept = select_boxes([found], 0.5, "linked")
+    assert [*map(tuple, kept.boxes)] == [BOX, (34, 10, 40, 16)] and kept.evidence.tolist() == [0.6, 0.7]
 
 
 def test_regions_know_the_evidence_of_their_detections():

@@ -8,7 +8,7 @@ from torchvision.models import resnet18
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.image_list import ImageList
 
-from models.checkpoints import load_model
+from models.checkpoints import CHECKPOINT_VERSION, load_model
 from models.rpn.detector import PROPOSALS, Anchors, Detector, adapt_first_conv, head_window
 from models.rpn.module import RPN
 from models.rpn.settings import ANCHOR_SIZES, ASPECT_RATIOS, SMALLEST_ON_LEVEL
@@ -156,7 +156,12 @@ def test_backbone_weights_are_loaded_from_a_file_and_refused_otherwise(tmp_path)
 
 def test_checkpoint_that_was_trained_with_what_is_gone_is_refused(rpn, tmp_path):
     path = tmp_path / "best.ckpt"
-    held = {"model": "RPN", "hyper_parameters": {**rpn.hparams, "focal": True}, "state_dict": rpn.state_dict()}
+    held = {
+        "model": "RPN",
+        "version": CHECKPOINT_VERSION,
+        "hyper_parameters": {**rpn.hparams, "focal": True},
+        "state_dict": rpn.state_dict(),
+    }
     torch.save(held, path)
     with pytest.raises(
         UserError, match=f"^checkpoint {path} does not fit this version of RPN .*'focal'.*; train it anew$"
@@ -193,13 +198,13 @@ def test_grouped_region_comes_from_detections_of_at_least_the_threshold(rpn, mon
     assert rpn.propose(prepared(), found, (1, 1, 1), threshold=0.95) == []
 
 
-def test_linked_region_comes_from_the_evidence_of_all_its_slices(rpn):
-    found = detections({2: [((4, 5, 8, 9), 0.5), ((20, 20, 24, 24), 0.6)], 3: [((4, 5, 8, 9), 0.5)]})
+def test_linked_region_comes_from_all_boxes_of_at_least_the_threshold(rpn):
+    found = detections({2: [((4, 5, 8, 9), 0.7), ((20, 20, 24, 24), 0.6)], 3: [((4, 5, 8, 9), 0.8)]})
     roi_size = (2, 4, 4)
-    assert rpn.propose(prepared(), found, roi_size, threshold=0.7) == [Region(2, 4, 4, 5, 8, 9)]
-    assert len(rpn.propose(prepared(), found, roi_size, threshold=0.6)) == 2
-    assert rpn.propose(prepared(), found, roi_size, threshold=0.8) == []
-    kept = rpn.keep(found, 0.7)
+    assert rpn.propose(prepared(), found, roi_size, threshold=0.65) == [Region(2, 4, 4, 5, 8, 9)]
+    assert len(rpn.propose(prepared(), found, roi_size, threshold=0.5)) == 2
+    assert rpn.propose(prepared(), found, roi_size, threshold=0.9) == []
+    kept = rpn.keep(found, 0.65)
     assert kept.in_slice(2).tolist() == [[4, 5, 8, 9]] and kept.in_slice(4).shape == (0, 4)
 
 

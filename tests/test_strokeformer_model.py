@@ -5,7 +5,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 
-from models.checkpoints import load_model
+from models.checkpoints import CHECKPOINT_VERSION, load_model
 from models.evaluation.explanations import find_layers, gradcam
 from models.schedule import learning_rate
 from models.segmentation.losses import build_classification_loss, build_loss, mask_outside
@@ -99,7 +99,12 @@ def test_transformers_can_be_replaced_by_the_identity(arch):
 
 def test_checkpoint_of_a_training_with_what_is_no_more_is_refused_in_one_line(model, tmp_path):
     held = {"arch": "trans_unet", "in_channels": 1, "num_classes": 2, "roi_size": ROI, "gradient_clip": 1.0}
-    old = {"model": "StrokeFormer", "hyper_parameters": held, "state_dict": model.state_dict()}
+    old = {
+        "model": "StrokeFormer",
+        "version": CHECKPOINT_VERSION,
+        "hyper_parameters": held,
+        "state_dict": model.state_dict(),
+    }
     torch.save(old, tmp_path / "best.ckpt")
     with pytest.raises(UserError, match=r"does not fit this version .*'gradient_clip'\); train it anew") as error:
         load_model(StrokeFormer, tmp_path / "best.ckpt")

@@ -44,7 +44,7 @@ what surrounds them. `python -m runner --model FOLDER --scans SCANS --out_dir OU
 | scans | {grid.scan_dim[0]} channel(s), any voxel size and orientation, with or without skull |
 | grid | {shape} voxels (D x H x W){spacing} |
 | windows of stage 2 | {window} voxels, overlap {stage_2.overlap:g} |
-| regions | rule `{stage_1.consistency}`, evidence from {stage_1.score_threshold:.3g} on |
+| regions | rule `{stage_1.consistency}`, boxes of a score of {stage_1.score_threshold:.3g} on |
 | lesion | probability above {stage_2.lesion_threshold:g}, at least {stage_2.smallest_lesion_cm3:g} cm3{components} |
 
 ## Intended use

@@ -19,7 +19,7 @@ NETWORKS_OF = {"RPN": ("stage1_proposals.onnx", "stage1_boxes.onnx"), "StrokeFor
 NETWORKS = tuple(name for names in NETWORKS_OF.values() for name in names)
 PRETRAINED, SHIPPED = Path(__file__).parents[2] / "pretrained", ("t1w", "dwi", "flair")  # a folder of each contrast
 # A runner refuses a model of others; another format for a folder that an earlier runner would misread.
-FIXED = {"format": 5, "orientation": ORIENTATION, "normalisation_percentiles": list(PERCENTILES)}
+FIXED = {"format": 6, "orientation": ORIENTATION, "normalisation_percentiles": list(PERCENTILES)}
 
 
 @dataclass(frozen=True)

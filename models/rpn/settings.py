@@ -19,7 +19,7 @@ AUTO = "auto"  # anchor sizes fitted to the training lesions
 RULES = ("linked", "grouped")  # from boxes to regions (`utils.regions.rules`)
 
 score_threshold_option = partial(
-    option, fraction, "least evidence, 0 to 1, of a candidate that becomes a region; by default that of the checkpoint"
+    option, fraction, "least score, 0 to 1, of a box that proposes a region; by default that of the checkpoint"
 )
 
 
@@ -52,7 +52,7 @@ class RPNSettings:
     )
     score_threshold: float | None = option(
         fraction,
-        "least evidence, 0 to 1, of a candidate that becomes a region; by default calibrated on validation scans",
+        "least score, 0 to 1, of a box that proposes a region; by default calibrated on validation scans",
         shared=True,
     )
 

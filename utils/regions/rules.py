@@ -1,7 +1,7 @@
 """From the detections of a volume's slices to its 3D regions, by one of two rules.
 
-``linked``: boxes of neighbouring slices are one candidate, across groups of slices, proposed if its evidence is enough.
-``grouped``, as published: boxes of enough score are consolidated in each slice and made consistent over groups.
+``linked``: boxes that overlap from slice to slice are one candidate, which proposes the region around them.
+``grouped``, as published: boxes are consolidated in each slice and made consistent over groups of similar slices.
 """
 
 import math
@@ -26,7 +26,7 @@ from utils.regions.region import (
 # Boxes of this overlap are of one lesion. Its outline changes from slice to slice, so less than detection's 0.5.
 LINK_IOU = 0.3
 GAP = 2  # slices without a detection that may lie between two slices with one
-LOWEST_SCORE = 0.05  # boxes below are noise: they add nothing but chains between candidates
+MISSING_SCORE = 0.05  # of the box that another network of an ensemble has in a place, and this one has not
 SUREST = 1 - np.finfo(float).eps  # 1 has no finite log odds
 # Slices belong together while the brain's area differs by at most this share from the group's first slice ...
 AREA_TOLERANCE = 0.15
@@ -52,22 +52,37 @@ class ProposalBoxes:
 
 
 def select_boxes(detections: Sequence[Detections], threshold: float, rule: str) -> ProposalBoxes:
-    """The boxes that a rule lets propose regions, given each network's detections; ``grouped`` takes one.
+    """The boxes of a score of at least the threshold, given each network's detections; these propose the regions.
 
-    The threshold is that of a box's score (``grouped``) or of its candidate's evidence (``linked``).
+    Boxes of several networks are all taken, with their `agreed_scores`.
     """
     by_slice = [(network, z, one) for network, slices in enumerate(detections) for z, one in slices.items()]
     all_boxes, all_scores = ([np.asarray(one[part]) for *_, one in by_slice] for part in ("boxes", "scores"))
     n_boxes = [*map(len, all_scores)]
     networks, slices = (np.repeat([each[i] for each in by_slice], n_boxes).astype(int) for i in (0, 1))
     boxes, scores = np.concatenate([np.zeros((0, 4)), *all_boxes]), np.concatenate([np.zeros(0), *all_scores])
-    above = scores >= (LOWEST_SCORE if rule == "linked" else threshold)
-    networks, slices, boxes, scores = networks[above], slices[above], boxes[above], scores[above]
-    if rule == "grouped":
-        return ProposalBoxes(slices, boxes, np.arange(len(slices)), scores)
-    candidates, evidence = link_boxes(slices, boxes, scores, networks, len(detections))
-    enough = evidence >= threshold
-    return ProposalBoxes(slices[enough], boxes[enough], candidates[enough], evidence[enough])
+    if len(detections) > 1:
+        scores = agreed_scores(networks, slices, boxes, scores, len(detections))
+    above = scores >= threshold
+    slices, boxes, scores = slices[above], boxes[above], scores[above]
+    own = np.arange(len(slices)), scores
+    return ProposalBoxes(slices, boxes, *(link_boxes(slices, boxes, scores) if rule == "linked" else own))
+
+
+def agreed_scores(
+    networks: np.ndarray, slices: np.ndarray, boxes: np.ndarray, scores: np.ndarray, n_networks: int
+) -> np.ndarray:
+    """Scores (N,) of boxes, each `pooled` with those that the other networks give to the same place.
+
+    That is the best of a network's boxes that overlap this one in its slice, or `MISSING_SCORE`.
+    """
+    same = (slices[:, None] == slices) & (pairwise_iou(boxes) >= LINK_IOU)
+    by_network = []
+    for network in range(n_networks):
+        own = networks == network
+        others = np.where(same & own, scores, 0).max(1, initial=MISSING_SCORE)
+        by_network.append(np.where(own, scores, others))
+    return pooled(np.array(by_network))
 
 
 def regions_of(kept: ProposalBoxes, brain: np.ndarray, roi_size: Shape, rule: str) -> list[Region]:
@@ -83,22 +98,13 @@ def regions_of(kept: ProposalBoxes, brain: np.ndarray, roi_size: Shape, rule: st
 # --- linked ------------------------------------------------------------------------------------------
 
 
-def link_boxes(
-    slices: np.ndarray,
-    boxes: np.ndarray,
-    scores: np.ndarray,
-    networks: np.ndarray | None = None,
-    n_networks: int = 1,
-) -> tuple[np.ndarray, np.ndarray]:
+def link_boxes(slices: np.ndarray, boxes: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Link boxes into candidates and weigh the evidence for each: the noisy or of the best scores of its slices.
 
-    Of several networks each has its own evidence, `LOWEST_SCORE` where it has no box; `pooled` makes one of these.
-
     Args:
-        slices, networks: (N,) int, of each box, networks from 0; None for one network.
+        slices: (N,) int, of each box.
         boxes: (N, 4) xyxy in voxels.
         scores: (N,) in [0, 1].
-        n_networks: those without any box included.
 
     Returns:
         (N,) int, the candidate of each box, and (N,) float, the evidence for that candidate.
@@ -107,18 +113,13 @@ def link_boxes(
         return np.zeros(0, int), np.zeros(0)
     near = np.abs(slices[:, None] - slices[None]) <= 1 + GAP
     n, candidate = connected_components(near & (pairwise_iou(boxes) >= LINK_IOU), directed=False)
-    best = np.zeros((n_networks, n, int(slices.max()) + 1))
-    networks = np.zeros_like(candidate) if networks is None else networks
-    np.maximum.at(best, (networks, candidate, slices), scores)
-    evidence = 1 - np.prod(1 - best, axis=2)
-    evidence[evidence == 0] = LOWEST_SCORE
-    return candidate, pooled(evidence)[candidate]
+    best = np.zeros((n, int(slices.max()) + 1))
+    np.maximum.at(best, (candidate, slices), scores)
+    return candidate, (1 - np.prod(1 - best, axis=1))[candidate]
 
 
 def pooled(probabilities: np.ndarray) -> np.ndarray:
     """The probabilities (M, ...) of M networks as one: that whose log odds are the mean of theirs."""
-    if len(probabilities) == 1:
-        return probabilities[0]  # as they are, to the bit
     return expit(logit(np.clip(probabilities, 1 - SUREST, SUREST)).mean(0))
 
 
