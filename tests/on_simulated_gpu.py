@@ -29,7 +29,7 @@ from models.training.strokeformer import choose_decision, decision_table
 from tests import drawn
 from utils.regions.region import Region
 
-LAYERS = {"trans_unet": "decoders.0", "unetr": "decoder5", "swin_unetr": "decoder5", "segformer3d": "decoder"}
+LAYERS = {"trans_unet": "decoders.0", "unetr": "decoder5", "swin_unetr": "decoder5"}
 LOSSES = ["DiceCELoss", "CCDiceCELoss", "ICILoss", "DiceFocalLoss", "GeneralizedDiceFocalLoss", "TverskyLoss"]
 
 

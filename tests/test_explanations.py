@@ -41,7 +41,6 @@ def names_in(table: str) -> list[str]:
     ("arch", "window", "expected"),
     [
         ("trans_unet", (16, 16, 32), "encoders.0  16 x 8 x 8 x 16"),
-        ("segformer3d", (16, 16, 32), "stages.1  64 x 2 x 2 x 4"),
         ("unetr", (16, 16, 32), "decoder2                              16 x 16 x 16 x 32"),
     ],
 )

@@ -114,7 +114,7 @@ WRONG_STARTS = [
     (StrokeFormer, {"num_classes": 3}, "half", None, "--num_classes 2, not 3; a training"),
     (StrokeFormer, {"in_channels": 2}, "half", None, "--in_channels 1, not 2; a training"),
     (StrokeFormer, {"window_size": (16, 16, 16)}, "seg", None, "--window_size 8 8 16, not 16 16 16"),
-    (StrokeFormer, {"arch": "segformer3d", "window_size": (32, 32, 32)}, "seg", None, "--arch trans_unet, not segf"),
+    (StrokeFormer, {"arch": "unetr", "window_size": (32, 32, 32)}, "seg", None, "--arch trans_unet, not unetr"),
 ]
 
 

@@ -10,7 +10,6 @@ from models.evaluation.explanations import find_layers, gradcam
 from models.schedule import learning_rate
 from models.segmentation.losses import build_classification_loss, build_loss, mask_outside
 from models.segmentation.module import StrokeFormer, build_segmenter
-from models.segmentation.segformer3d import EfficientAttention
 from models.segmentation.settings import LOSS_CONFIG, NETWORKS, SegmenterSettings, SlidingWindow
 from tests import drawn
 from utils.errors import UserError
@@ -41,8 +40,6 @@ def prepared(shape=(20, 24, 28)):
         ("trans_unet", (8, 8, 16), 2, 3),
         ("unetr", (16, 16, 32), 2, 3),
         ("swin_unetr", (32, 32, 64), 2, 3),
-        ("segformer3d", (16, 32, 48), 1, 2),
-        ("segformer3d", (32, 32, 32), 2, 3),
     ],
 )
 def test_every_network_keeps_the_window_and_learns_everywhere(arch, roi_size, channels, classes):
@@ -69,28 +66,9 @@ def test_command_line_offers_every_network():
     assert list(NETWORKS) == list(arch.option.more["choices"])
 
 
-def test_published_segformer3d_has_its_published_number_of_parameters():
-    net = build_segmenter("segformer3d", 4, 3, (128, 128, 128))
-    assert sum(p.numel() for p in net.parameters()) == pytest.approx(4.51e6, abs=1e4)
-
-
-def test_reduced_attention_is_attention_where_it_reduces_nothing():
-    """Against torch's attention with the same weights, on tokens in space."""
-    torch.manual_seed(0)
-    ours, tokens = EfficientAttention(8, 2, 1), torch.rand(2, 2, 3, 4, 8)
-    reference = torch.nn.MultiheadAttention(8, 2, batch_first=True)
-    with torch.no_grad():
-        reference.in_proj_weight.copy_(torch.cat([ours.query.weight, ours.key_value.weight]))
-        reference.in_proj_bias.copy_(torch.cat([ours.query.bias, ours.key_value.bias]))
-    reference.out_proj = ours.out
-    flat = tokens.flatten(1, 3)
-    torch.testing.assert_close(ours(tokens).flatten(1, 3), reference(flat, flat, flat)[0])
-
-
-@pytest.mark.parametrize("arch", ["trans_unet", "segformer3d"])
-def test_transformers_can_be_replaced_by_the_identity(arch):
+def test_transformer_can_be_replaced_by_the_identity():
     """What an ablation does (no argument of any script)."""
-    net = build_segmenter(arch, 1, 2, (32, 32, 32))
+    net = build_segmenter("trans_unet", 1, 2, (32, 32, 32))
     with_transformer = [module for module in net.modules() if hasattr(module, "transformer")]
     for module in with_transformer:
         module.transformer = torch.nn.Identity()
@@ -182,7 +160,6 @@ def test_rate_rises_linearly_then_decays_to_its_end():
     [
         ("trans_unet", (16, 16, 16)),
         ("trans_unet", (24, 24, 24)),
-        ("segformer3d", (32, 32, 32)),
         ("unetr", (32, 32, 32)),
     ],
 )
@@ -333,7 +310,6 @@ def test_gradcam_points_at_what_drives_the_lesion_logit():
     ("arch", "layers"),
     [
         ("trans_unet", ["encoders.2", "decoders.1"]),
-        ("segformer3d", ["stages.2", "decoder"]),
         ("unetr", ["decoder3"]),
     ],
 )

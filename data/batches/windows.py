@@ -18,8 +18,9 @@ from data.scans.prepared import PreparedScan
 from utils.regions.region import Region, bounding_box, region_mask, whole_volume
 from utils.scores.masks import TWENTY_SIX_CONNECTED
 
-# What training windows lie about, in turn, so that every batch holds as much of each.
-ABOUT = ("lesion", "brain", "lesion", "region")
+# What training windows lie about, in turn, so that every batch holds as much of each: any lesion, so that small ones
+# count, and any voxel of lesion, so that the inside of large ones is seen (docs/proposals.md).
+ABOUT = ("lesion", "brain", "lesion voxel", "region")
 # A training window may leave what it lies about by this share of its size: the network shall not learn that a lesion
 # always sits in the middle.
 JITTER = 0.3
@@ -63,10 +64,11 @@ class TrainingWindows(Dataset):
     ) -> None:
         self.cohort, self.window, self.length, self.seed = cohort, window, length, seed
         self.regions = regions or {}
-        self.boxes: dict[str, list[tuple[slice, ...]]] = {}  # around the lesions of each scan
+        self.lesions: dict[str, tuple[list[tuple[slice, ...]], np.ndarray]] = {}  # of each scan, `_lesions_of`
         proposed = [case for case in cases if self.regions.get(case.name)]
         sick = [case for case in cases if cohort.prepare(case).lesions.any()]
-        self.cases = {"lesion": sick or cases, "region": proposed or cases, "brain": cases}
+        self.cases = {"region": proposed or cases, "brain": cases}
+        self.cases |= dict.fromkeys(("lesion", "lesion voxel"), sick or cases)
 
     def __len__(self) -> int:
         return self.length
@@ -84,8 +86,9 @@ class TrainingWindows(Dataset):
 
     def _middle(self, about: str, prepared: PreparedScan, rng: np.random.Generator) -> np.ndarray:
         """The voxel (3,) that a window lies about; any of the brain where the scan has no lesion or no region."""
-        if about == "lesion" and (boxes := self._lesion_boxes(prepared)):
-            around = boxes[rng.integers(len(boxes))]
+        boxes, shares = self._lesions_of(prepared) if about.startswith("lesion") else ([], None)
+        if boxes:
+            around = boxes[rng.choice(len(boxes), p=shares if about == "lesion voxel" else None)]
             inside = np.argwhere(prepared.lesions[around])
             return inside[rng.integers(len(inside))] + [span.start for span in around]
         regions = self.regions.get(prepared.name) if about == "region" else None
@@ -96,17 +99,19 @@ class TrainingWindows(Dataset):
                 break
         return np.array(voxel)
 
-    def _lesion_boxes(self, prepared: PreparedScan) -> list[tuple[slice, ...]]:
-        """A box around each lesion: small ones are drawn as often as large ones, which hold nearly all voxels."""
-        if prepared.name not in self.boxes:
+    def _lesions_of(self, prepared: PreparedScan) -> tuple[list[tuple[slice, ...]], np.ndarray]:
+        """A box around each lesion of a scan, and its share of their voxels (N,)."""
+        if prepared.name not in self.lesions:
             mask = prepared.lesions
             around_all = bounding_box(mask)  # labels of whole volumes take ten times as long
             labels, n = label(mask[around_all], TWENTY_SIX_CONNECTED)
-            self.boxes[prepared.name] = [
+            boxes = [
                 tuple(slice(o.start + s.start, o.start + s.stop) for o, s in zip(around_all, box, strict=True))
                 for box in (find_objects(labels) if n else ())
             ]
-        return self.boxes[prepared.name]
+            voxels = np.bincount(labels.ravel(), minlength=2)[1:]
+            self.lesions[prepared.name] = boxes, voxels / max(voxels.sum(), 1)
+        return self.lesions[prepared.name]
 
 
 class RegionWindows(Dataset):

@@ -38,7 +38,6 @@ NETWORKS = {
     "trans_unet": Network("models.segmentation.trans_unet.TransUNet", 8, of_one_window=True),
     "unetr": Network("monai.networks.nets.UNETR", 16, of_one_window=True),
     "swin_unetr": Network("monai.networks.nets.SwinUNETR", 32, {"feature_size": 48}),
-    "segformer3d": Network("models.segmentation.segformer3d.SegFormer3D", 16),
 }
 
 
