@@ -4,6 +4,7 @@
 PYTHON ?= python3
 PY = .venv/bin/python
 COHORT = data/demo
+HEADS = --spacing 2 --stripped --oblique --ext .nii.gz --num_workers 2 $(if $(LESION_MASKS),--lesion_masks $(LESION_MASKS))
 PRETRAINED = pretrained-t1w pretrained-dwi pretrained-flair
 
 .PHONY: demo test pretrained-brain clean-demo $(PRETRAINED)
@@ -16,14 +17,20 @@ demo: .venv/installed
 		--scores_dir demo/scores --rpn_scores_dir demo/rpn_scores
 
 $(PRETRAINED): pretrained-%: .venv/installed
-	$(PY) -m data.phantom --out_dir runs/$@/cohort --modality $* --n_subjects 120 --spacing 2 --stripped --oblique \
-		--ext .nii.gz --seed 71 --num_workers 2 $(if $(LESION_MASKS),--lesion_masks $(LESION_MASKS))
+	$(PY) -m data.phantom --out_dir runs/$@/cohort --modality $* --n_subjects 120 $(HEADS) --seed 71
 	$(PY) cross_validation.py @recipes/pretrained.args --k 10 --splits 80 10 10 --folds_to_run 0 --seed 71 --offline \
 		--scans_dir runs/$@/cohort/Scans --masks_dir runs/$@/cohort/Masks --ext .nii.gz \
 		--model_prefix $* --rpn_model_prefix $* --default_root_dir runs/$@/StrokeFormer \
 		--rpn_default_root_dir runs/$@/RPN --scores_dir runs/$@/scores --rpn_scores_dir runs/$@/rpn_scores
-	$(PY) -m models.export --fp16 --rpn_ckpt_path runs/$@/RPN/$*_fold-0/checkpoints/best.ckpt \
-		--ckpt_path runs/$@/StrokeFormer/$*_fold-0/checkpoints/best.ckpt --out_dir pretrained/$*
+	$(PY) -m data.phantom --out_dir runs/$@/alike --modality $* --n_subjects 24 $(HEADS) --seed 401
+	$(PY) -m data.phantom --out_dir runs/$@/shifted --modality $* --n_subjects 24 $(HEADS) --seed 400 \
+		--variety 1 --lesion_contrast 0.8 --warp_mm 5
+	cd runs/$@/shifted && for f in Scans/* Masks/*; do mv $$f $$(echo $$f | sed s/sub-/sub-shifted/); done
+	$(PY) calibrate.py --scans runs/$@/alike/Scans runs/$@/shifted/Scans --masks runs/$@/alike/Masks \
+		runs/$@/shifted/Masks --rpn_ckpt_path runs/$@/RPN/$*_fold-0/checkpoints/best.ckpt \
+		--ckpt_path runs/$@/StrokeFormer/$*_fold-0/checkpoints/best.ckpt --out_dir runs/$@/calibrated
+	$(PY) -m models.export --fp16 --rpn_ckpt_path runs/$@/calibrated/stage1.ckpt \
+		--ckpt_path runs/$@/calibrated/stage2.ckpt --out_dir pretrained/$*
 
 test: .venv/installed-dev
 	.venv/bin/ruff check .

@@ -93,7 +93,7 @@ def read_checkpoint(path: Path | str, kind: str | None = None) -> dict:
     if kind and is_model(path):
         from models.export.weights import exported_checkpoint  # here: onnx is needed for nothing else
 
-        return exported_checkpoint(path, kind)
+        return {**exported_checkpoint(path, kind), "version": CHECKPOINT_VERSION}
     try:
         if not path.is_file():
             raise UserError(f"checkpoint {path} does not exist; give the path of a .ckpt file or of an exported model")
@@ -188,6 +188,12 @@ def store_hyperparameters(path: Path, **values) -> None:
     checkpoint = read_checkpoint(path)
     checkpoint["hyper_parameters"].update(values)
     write_checkpoint(path, checkpoint)
+
+
+def store_copy(source: str, path: Path, kind: str, **values) -> None:
+    """Write the checkpoint of a class `kind`, or of a model folder, with other hyperparameters into a file."""
+    write_checkpoint(path, read_checkpoint(source, kind))
+    store_hyperparameters(path, **values)
 
 
 def run_name(checkpoint: Paths) -> str:

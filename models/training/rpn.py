@@ -98,12 +98,18 @@ def calibrate(settings: RPNTraining, val: Slices, folder: Path, checkpoint: Path
     threshold = settings.network.score_threshold
     if threshold is None:
         scans = val.scans(settings.loading.num_workers)
-        curve = coverage_curve(load_model(RPN, checkpoint), scans, settings.roi_size)
-        write_csv(folder / "calibration.csv", curve)
-        threshold = choose_threshold(curve, DEFAULT_THRESHOLD)
-        save_figure(plot_coverage(curve, threshold, TARGET_COVERAGE), folder / "calibration.png")
-        print(calibration_summary(curve, threshold))
+        threshold = calibrated(load_model(RPN, checkpoint), scans, settings.roi_size, folder)
     store_hyperparameters(checkpoint, score_threshold=threshold)
+
+
+def calibrated(model: RPN, scans: Iterable[PreparedScan], roi_size: tuple[int, int, int], folder: Path) -> float:
+    """The threshold chosen on scans with masks; the curve that it rests on is written into the folder."""
+    curve = coverage_curve(model, scans, roi_size)
+    write_csv(folder / "calibration.csv", curve)
+    threshold = choose_threshold(curve, DEFAULT_THRESHOLD)
+    save_figure(plot_coverage(curve, threshold, TARGET_COVERAGE), folder / "calibration.png")
+    print(calibration_summary(curve, threshold))
+    return threshold
 
 
 def coverage_curve(model: RPN, scans: Iterable[PreparedScan], roi_size: tuple[int, int, int]) -> pd.DataFrame:

@@ -1,0 +1,80 @@
+"""Choose the thresholds of both stages anew on scans with masks, without training, for scans unlike the training's."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from data.settings import GridSettings, brains_option, workers_option
+from models.segmentation.settings import contrast_option
+from models.training.settings import StrokeFormerTraining
+from utils import cli
+from utils.errors import UserError
+from utils.settings import option
+from utils.validators import pathname
+
+STAGE_1, STAGE_2 = "stage1.ckpt", "stage2.ckpt"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Scans and networks."""
+
+    scans: tuple[str, ...] = option(
+        pathname, "scans or folders of scans (.npy, .nii, .nii.gz)", required=True, nargs="+"
+    )
+    masks: tuple[str, ...] = option(pathname, "their masks or folders of masks", required=True, nargs="+")
+    rpn_ckpt_path: str = option(pathname, "checkpoint of stage 1, or folder of an exported model", required=True)
+    ckpt_path: str = option(pathname, "checkpoint of stage 2, or folder of an exported model", required=True)
+    out_dir: str = option(pathname, "folder of the two new checkpoints and of the tables they rest on", required=True)
+    brains_dir: tuple[str, ...] | None = brains_option()
+    contrast: str | None = contrast_option()
+    num_workers: int = workers_option()
+
+
+def parse_args(argv: Sequence[str] | None = None) -> Settings:
+    return cli.parse(Settings(), __doc__, argv)
+
+
+def main(settings: Settings) -> None:
+    from data.scans.cohort import pair_cases
+    from data.scans.grid import grid_of
+    from data.scans.open import open_cohort
+
+    cases = pair_cases(settings.scans, settings.masks)
+    cohort = open_cohort(cases, grid=grid_of(GridSettings()), brains_dir=settings.brains_dir)
+
+    from models.checkpoints import grid_at_test, load_rpn, load_strokeformer, require_spacing
+    from utils.provenance import save_run
+
+    folder = Path(settings.out_dir)
+    rpn, model = load_rpn(settings.rpn_ckpt_path), load_strokeformer(settings.ckpt_path)
+    grid = grid_at_test(model, None, None, settings.ckpt_path)
+    require_spacing(grid.spacing_mm, rpn, settings.rpn_ckpt_path, "take a network of stage 1 of that size")
+    cohort = cohort.on(grid, model.contrast, settings.ckpt_path, settings.contrast)
+    cohort = cohort.cached_in(folder / "cache", "--out_dir")
+    if not any(facts.lesion for facts in cohort.admit(settings.num_workers).values()):
+        raise UserError("--masks hold no lesion; thresholds are chosen on scans with lesions")
+    choose_thresholds(settings, cohort, rpn, model.hparams["roi_size"])
+    save_run(folder, settings)
+    print(f"The networks with their new thresholds are {folder / STAGE_1} and {folder / STAGE_2}")
+
+
+def choose_thresholds(settings: Settings, cohort, rpn, roi_size: tuple[int, int, int]) -> None:
+    """Write copies of both checkpoints: first that of stage 1, by whose regions stage 2 then chooses."""
+    from data.batches.sources import scan_loader
+    from models.checkpoints import load_rpn, store_copy
+    from models.regions import collect_regions, rpn_source
+    from models.training.rpn import calibrated
+    from models.training.strokeformer import decide
+
+    folder = Path(settings.out_dir)
+    scans = scan_loader(cohort.cases, cohort.prepare, settings.num_workers)
+    threshold = calibrated(rpn, scans, roi_size, folder)
+    store_copy(settings.rpn_ckpt_path, folder / STAGE_1, "RPN", score_threshold=threshold)
+    regions = collect_regions(rpn_source(load_rpn(folder / STAGE_1), roi_size), scans)
+    store_copy(settings.ckpt_path, folder / STAGE_2, "StrokeFormer")
+    decide(StrokeFormerTraining(), cohort.cases, regions, cohort, folder, folder / STAGE_2)
+
+
+if __name__ == "__main__":
+    cli.run(main, parse_args)
