@@ -16,6 +16,7 @@ import common
 import numpy as np
 import pandas as pd
 from common import ROOT, print_markdown
+from PIL import Image
 
 from data.files.space import Space, resample
 from data.files.volumes import read_volume, volume_image
@@ -103,6 +104,15 @@ def rows_of(folder: Path) -> list[dict]:
     return rows
 
 
+def draw_sheet(networks: Path, file: Path) -> None:
+    """One picture of all that networks drew on real scans, one below the other."""
+    pictures = [Image.open(path).convert("RGB") for path in sorted(networks.glob("real/real/predictions/*.png"))]
+    sheet = Image.new("RGB", (max(each.width for each in pictures), sum(each.height for each in pictures)))
+    for i, picture in enumerate(pictures):
+        sheet.paste(picture, (0, sum(each.height for each in pictures[:i])))
+    sheet.reduce(2).quantize(256, Image.Quantize.FASTOCTREE).save(file, optimize=True)
+
+
 def main() -> None:
     parser = common.argument_parser(__doc__)
     parser.add_argument("--real", type=Path, default=ROOT.parent / "shared/real")
@@ -119,7 +129,9 @@ def main() -> None:
     for own, of_stages in networks.items():
         test(of_stages, own, folder / "real", args.contrast)
     print_markdown([row for own in networks for row in rows_of(own)])
-    print(f"Pictures: {folder}/*/real/real/predictions")
+    for own in networks:
+        draw_sheet(own, own / "pictures.png")
+    print(f"Pictures: {folder}/*/pictures.png, and {folder}/*/real/real/predictions")
 
 
 if __name__ == "__main__":
