@@ -65,11 +65,12 @@ def evaluate_on_slices(workspace, rpn: Path, folder: Path, *more) -> None:
 
 
 def test_regions_of_another_grid_lead_to_the_mask_of_stage_1(one):
-    stage_1 = ["--rpn_ckpt_path", one.rpn, "--score_threshold", 0.86]
+    stage_1 = ["--rpn_ckpt_path", one.rpn, "--score_threshold", 0.3]
     on_grid, _ = segment(one, "on_grid", *stage_1, *GRID)
     _, elsewhere = segment(one, "elsewhere", *stage_1, *OTHER_GRID)
     by_file, moved = segment(one, "by_file", "--regions", elsewhere, *GRID)
-    assert on_grid.any() and np.count_nonzero(by_file != on_grid) <= 1
+    # Which candidates share a region is decided on the grid of stage 1, whose edges are others.
+    assert on_grid.any() and np.count_nonzero(by_file != on_grid) <= 0.01 * np.count_nonzero(on_grid)
     (regions,), (kept,) = read_regions(moved).values(), read_regions(elsewhere).values()
     assert regions[0].grid["shape"] == [24, 25, 29] and kept[0].grid["shape"] == [28, 31, 33]
     assert regions != kept
