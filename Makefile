@@ -25,9 +25,11 @@ $(PRETRAINED): pretrained-%: .venv/installed
 	$(PY) -m data.phantom --out_dir runs/$@/alike --modality $* --n_subjects 24 $(HEADS) --seed 401
 	$(PY) -m data.phantom --out_dir runs/$@/shifted --modality $* --n_subjects 24 $(HEADS) --seed 400 \
 		--variety 1 --lesion_contrast 0.8 --warp_mm 5
-	cd runs/$@/shifted && for f in Scans/* Masks/*; do mv $$f $$(echo $$f | sed s/sub-/sub-shifted/); done
-	$(PY) calibrate.py --scans runs/$@/alike/Scans runs/$@/shifted/Scans --masks runs/$@/alike/Masks \
-		runs/$@/shifted/Masks --rpn_ckpt_path runs/$@/RPN/$*_fold-0/checkpoints/best.ckpt \
+	mkdir -p runs/$@/renamed/Scans runs/$@/renamed/Masks
+	cd runs/$@/shifted && for f in Scans/* Masks/*; do \
+		ln -sf $$PWD/$$f ../renamed/$$(echo $$f | sed s/sub-/sub-shifted/); done
+	$(PY) calibrate.py --scans runs/$@/alike/Scans runs/$@/renamed/Scans --masks runs/$@/alike/Masks \
+		runs/$@/renamed/Masks --rpn_ckpt_path runs/$@/RPN/$*_fold-0/checkpoints/best.ckpt \
 		--ckpt_path runs/$@/StrokeFormer/$*_fold-0/checkpoints/best.ckpt --out_dir runs/$@/calibrated
 	$(PY) -m models.export --fp16 --rpn_ckpt_path runs/$@/calibrated/stage1.ckpt \
 		--ckpt_path runs/$@/calibrated/stage2.ckpt --out_dir pretrained/$*

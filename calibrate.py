@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from data.settings import GridSettings, brains_option, workers_option
+from data.settings import brains_option, workers_option
 from models.segmentation.settings import contrast_option
-from models.training.settings import StrokeFormerTraining
+from models.training.settings import StrokeFormerTraining, device_option
 from utils import cli
 from utils.errors import UserError
 from utils.settings import option
@@ -28,6 +28,7 @@ class Settings:
     out_dir: str = option(pathname, "folder of the two new checkpoints and of the tables they rest on", required=True)
     brains_dir: tuple[str, ...] | None = brains_option()
     contrast: str | None = contrast_option()
+    devices: int = device_option()
     num_workers: int = workers_option()
 
 
@@ -37,19 +38,22 @@ def parse_args(argv: Sequence[str] | None = None) -> Settings:
 
 def main(settings: Settings) -> None:
     from data.scans.cohort import pair_cases
-    from data.scans.grid import grid_of
     from data.scans.open import open_cohort
 
-    cases = pair_cases(settings.scans, settings.masks)
-    cohort = open_cohort(cases, grid=grid_of(GridSettings()), brains_dir=settings.brains_dir)
+    cases = pair_cases(settings.scans, settings.masks)  # first: a wrong path is refused before heavy libraries load
 
-    from models.checkpoints import grid_at_test, load_rpn, load_strokeformer, require_spacing
+    from models.checkpoints import grid_at_test, load_model, require_fit
+    from models.device import use_devices
+    from models.rpn.module import RPN
+    from models.segmentation.module import StrokeFormer
     from utils.provenance import save_run
 
+    use_devices([settings.devices])
     folder = Path(settings.out_dir)
-    rpn, model = load_rpn(settings.rpn_ckpt_path), load_strokeformer(settings.ckpt_path)
+    rpn, model = load_model(RPN, settings.rpn_ckpt_path), load_model(StrokeFormer, settings.ckpt_path)
     grid = grid_at_test(model, None, None, settings.ckpt_path)
-    require_spacing(grid.spacing_mm, rpn, settings.rpn_ckpt_path, "take a network of stage 1 of that size")
+    require_fit(rpn, settings.rpn_ckpt_path, grid, model.contrast)
+    cohort = open_cohort(cases, grid=grid, brains_dir=settings.brains_dir)
     cohort = cohort.on(grid, model.contrast, settings.ckpt_path, settings.contrast)
     cohort = cohort.cached_in(folder / "cache", "--out_dir")
     if not any(facts.lesion for facts in cohort.admit(settings.num_workers).values()):

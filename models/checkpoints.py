@@ -12,6 +12,7 @@ import torch
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
 from data.files.nifti import SAME_SIZE
+from data.scans.contrast import require_contrast
 from data.scans.grid import ORIENTATION, Grid, size_text
 from data.settings import SCAN_DIM
 from models.device import device
@@ -185,15 +186,14 @@ def files_of(path: Paths) -> list[Path]:
 
 def store_hyperparameters(path: Path, **values) -> None:
     """Write what was chosen after training into a checkpoint, where every script finds it."""
-    checkpoint = read_checkpoint(path)
+    store_copy(path, path, None, **values)
+
+
+def store_copy(source: Path | str, path: Path, kind: str | None, **values) -> None:
+    """Write a checkpoint, or of a model folder that of the class `kind`, with other hyperparameters into a file."""
+    checkpoint = read_checkpoint(source, kind)
     checkpoint["hyper_parameters"].update(values)
     write_checkpoint(path, checkpoint)
-
-
-def store_copy(source: str, path: Path, kind: str, **values) -> None:
-    """Write the checkpoint of a class `kind`, or of a model folder, with other hyperparameters into a file."""
-    write_checkpoint(path, read_checkpoint(source, kind))
-    store_hyperparameters(path, **values)
 
 
 def run_name(checkpoint: Paths) -> str:
@@ -227,6 +227,13 @@ def require_channels(channels: int, model: Network, path: Path | str) -> None:
     held = model.hparams["in_channels"]
     if channels != held:
         raise UserError(f"the scans have {channels} channels, but {path} was trained for {held}; take another one")
+
+
+def require_fit(rpn: RPN, path: Path | str, grid: Grid, contrast: str | None) -> None:
+    """Refuse a network of stage 1 of other channels, voxels or contrast than that of stage 2."""
+    require_channels(grid.scan_dim[0], rpn, path)
+    require_spacing(grid.spacing_mm, rpn, path, "take a network of stage 1 of that size")
+    require_contrast((), rpn.contrast, path, contrast)
 
 
 def require_classes(num_classes: int, held: int, path: Path | str) -> None:

@@ -19,7 +19,9 @@ from data.files.names import CONTRASTS, contrast_of, standard_contrast
 from data.files.nifti import affine_of
 from data.files.space import Space
 from data.phantom.cohort import make_subject
+from data.scans.cohort import pair_cases
 from data.scans.contrast import LEAST_T1W, brighter_inside, common_contrast, require_contrast
+from data.scans.open import open_cohort
 from data.settings import PhantomSettings
 from models.checkpoints import load_rpn, load_strokeformer, read_checkpoint
 from models.ensembles import StrokeFormerEnsemble
@@ -54,6 +56,14 @@ def segment(one, name: str, *arguments) -> tuple[np.ndarray, Path]:
     return np.load(path), one.folder / "scores" / name / "regions.json"
 
 
+def surest_score(one, number: int) -> float:
+    """A threshold for so few boxes that the edges of a grid do not decide which regions are joined."""
+    model = load_rpn(one.rpn)
+    cohort = open_cohort(pair_cases([one.scan], None), grid=model.grid)
+    scores = np.concatenate([each["scores"] for each in model.detect_volume(cohort.prepare(cohort.cases[0])).values()])
+    return float(np.sort(scores)[-number])
+
+
 def evaluate_on_slices(workspace, rpn: Path, folder: Path, *more) -> None:
     """``test_rpn.py`` in this process."""
     data = ["--scans", workspace.slices, "--masks", workspace.slice_masks]
@@ -65,12 +75,11 @@ def evaluate_on_slices(workspace, rpn: Path, folder: Path, *more) -> None:
 
 
 def test_regions_of_another_grid_lead_to_the_mask_of_stage_1(one):
-    stage_1 = ["--rpn_ckpt_path", one.rpn, "--score_threshold", 0.3]
+    stage_1 = ["--rpn_ckpt_path", one.rpn, "--score_threshold", surest_score(one, 3)]
     on_grid, _ = segment(one, "on_grid", *stage_1, *GRID)
     _, elsewhere = segment(one, "elsewhere", *stage_1, *OTHER_GRID)
     by_file, moved = segment(one, "by_file", "--regions", elsewhere, *GRID)
-    # Which candidates share a region is decided on the grid of stage 1, whose edges are others.
-    assert on_grid.any() and np.count_nonzero(by_file != on_grid) <= 0.01 * np.count_nonzero(on_grid)
+    assert on_grid.any() and np.count_nonzero(by_file != on_grid) <= 1
     (regions,), (kept,) = read_regions(moved).values(), read_regions(elsewhere).values()
     assert regions[0].grid["shape"] == [24, 25, 29] and kept[0].grid["shape"] == [28, 31, 33]
     assert regions != kept

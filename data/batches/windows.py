@@ -66,9 +66,8 @@ class TrainingWindows(Dataset):
         self.regions = regions or {}
         self.lesions: dict[str, tuple[list[tuple[slice, ...]], np.ndarray]] = {}  # of each scan, `_lesions_of`
         proposed = [case for case in cases if self.regions.get(case.name)]
-        sick = [case for case in cases if cohort.prepare(case).lesions.any()]
-        self.cases = {"region": proposed or cases, "brain": cases}
-        self.cases |= dict.fromkeys(("lesion", "lesion voxel"), sick or cases)
+        sick = [case for case in cases if cohort.prepare(case).lesions.any()] or cases
+        self.cases = {"lesion": sick, "lesion voxel": sick, "region": proposed or cases, "brain": cases}
 
     def __len__(self) -> int:
         return self.length

@@ -5,10 +5,9 @@ from pathlib import Path
 
 import onnx
 
-from data.scans.contrast import require_contrast
 from data.scans.fingerprints import content_digest
 from data.scans.grid import size_text
-from models.checkpoints import load_model, require_channels, require_spacing
+from models.checkpoints import load_model, require_fit
 from models.export.exported import NETWORKS, SETTINGS, DetectorSettings, ExportedModel, SegmenterSettings, write_model
 from models.export.networks import OPSET, export_stage_1, export_stage_2
 from models.export.weights import halve_weights
@@ -84,9 +83,7 @@ def export(rpn_path: str, path: str, folder: Path, half: bool) -> None:
     grid = model.grid
     if grid is None:
         raise UserError(f"{path} holds no grid that it was trained on; train it anew")
-    require_channels(grid.scan_dim[0], rpn, rpn_path)
-    require_spacing(grid.spacing_mm, rpn, rpn_path, "take a network of stage 1 of that size")
-    require_contrast((), rpn.contrast, rpn_path, model.contrast)
+    require_fit(rpn, rpn_path, grid, model.contrast)
     (folder / SETTINGS).unlink(missing_ok=True)  # an earlier model's must not stand for this one's networks
     stage_1 = detector_settings(rpn, grid.shape[1:])
     networks = *export_stage_1(rpn, stage_1.scale, grid.shape[1:]), export_stage_2(model)
