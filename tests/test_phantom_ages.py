@@ -111,6 +111,17 @@ def test_plain_lesion_has_one_level_and_a_varied_one_a_cavity_rim_and_faint_part
     assert min(means) < 35 and max(means) > 55 and max(means) < 80
 
 
+@pytest.mark.parametrize("modality", ["flair", "dwi"])
+def test_large_acute_infarcts_are_even_to_uneven(modality):
+    head = head_of()
+    signal, opacity = np.full(head.brain.shape, 60, np.float32), ball(head, (125, 110, 95), 30)
+    core, bright = opacity > 0.99, {**LEVELS, "lesion": 110.0}
+    painted = [paint_lesions(signal, head, opacity, modality, bright, 0.5, rng(seed))[core] for seed in range(40)]
+    clear = [values for values in painted if np.percentile(values, 25) > 80]  # no part is faint
+    spreads = [np.subtract(*np.percentile(values, (75, 25))) / np.median(values) for values in clear]
+    assert len(clear) > 10 and min(spreads) < 0.1 and max(spreads) > 0.3
+
+
 def test_large_old_infarct_is_a_cavity_and_a_small_one_may_be_faint():
     head = head_of()
     signal = np.full(head.brain.shape, 80, np.float32)

@@ -11,11 +11,13 @@ from data.phantom.heads import MIDLINE_MM, Field, Head
 from data.phantom.lesions import radius_mm, tissue_places
 from utils.scores.masks import TWENTY_SIX_CONNECTED
 
-TEXTURE, TEXTURE_MM = 0.15, 12.0  # of a lesion's level, at variety 0
+TEXTURE, TEXTURE_MM = 0.15, 12.0  # of a lesion's level, and its wavelength, at variety 0
+TEXTURE_FACTOR = 3.0  # between its wavelength and the longest or shortest
 # Lesions of one scan and their parts, at variety 1; at 0 a lesion is all core, of full contrast. Estimates off
 # published pictures: a chronic infarct is a cavity within a rim of gliosis, which small or partial ones are all of; an
 # acute one is uneven and faint where it is not yet complete.
-UNEVEN = {"t1w": 0.0, "flair": 0.3, "dwi": 0.5}  # added to the texture
+UNEVEN = {"t1w": 0.0, "flair": 0.3, "dwi": 0.5}  # added to the texture at most: networks which know uneven lesions
+# alone leave out the middle of even ones
 RIM_MM = {"t1w": 6.0, "flair": 4.0, "dwi": 4.0}  # at most
 RIM_SHARE = (0.2, 0.7)  # of the contrast
 DIM = {"t1w": 0.5, "flair": 0.4, "dwi": 0.5}  # probability that a part of a lesion is as its rim is
@@ -46,8 +48,9 @@ def paint_lesions(
 
     Chronic on T1w, acute on FLAIR and DWI. `levels` are those of `data.phantom.contrast.draw_levels`.
     """
-    texture = 1 + (TEXTURE + variety * UNEVEN[modality]) * Field.draw(TEXTURE_MM, rng).on(head.grid)
     level, full = levels["lesion"], min(2 * variety, 1)
+    wavelength = TEXTURE_MM * TEXTURE_FACTOR ** rng.spawn(1)[0].uniform(-full, full)  # the rest stays as it is
+    texture = 1 + (TEXTURE + variety * UNEVEN[modality]) * Field.draw(wavelength, rng).on(head.grid)
     if modality == "t1w":  # a cavity holds CSF
         level += full * (rng.uniform(1, 1.25) * levels["fluid"] - level)
     target = level * np.clip(texture, 0.4, 1.8)
@@ -64,6 +67,8 @@ def paint_lesions(
             share[part.box] *= np.where(part.own, contrast * core, 1)
             if modality == "t1w" and part.volume_cm3 > VACUO_CM3:
                 painted = _widen(painted, head, part, levels["fluid"], variety * own.uniform(0.3, 1.5))
+            evenness = full * own.random()
+            target[part.box] += np.where(part.own, evenness * (level - target[part.box]), 0)
     return (painted + share * (target - painted)).astype(np.float32)
 
 
