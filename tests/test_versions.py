@@ -23,7 +23,7 @@ from tests.running import GRID, QUICK, ROI, ROOT, run_script
 
 # The digest of what each version makes.
 PREPARED = {1: "c6af59db878c678d", 2: "c6af59db878c678d"}  # 2: brains are found otherwise
-PHANTOMS = {1: "6caeb0c9ca7f93fd", 2: "16eb127905a260c4", 3: "32cd3f03ef0bcae0"}
+PHANTOMS = {1: "6caeb0c9ca7f93fd", 2: "16eb127905a260c4", 3: "32cd3f03ef0bcae0", 4: "807189d04cfcaf53"}
 PACKAGES = ["augmentation", "data", "models", "report", "runner", "utils"]
 
 
