@@ -109,9 +109,6 @@ def _remove_outdated(records: dict[Case, str], out_dir: Path) -> dict[Case, list
     return rows
 
 
-# --- boxes ---------------------------------------------------------------------------------------------
-
-
 def lesion_boxes(mask: np.ndarray) -> np.ndarray:
     """Boxes around the 8-connected lesions of a slice, a mask (H, W) bool: (N, 4) float32.
 

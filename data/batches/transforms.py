@@ -46,9 +46,6 @@ def _tensor(values, like: torch.Tensor) -> torch.Tensor:
     return torch.tensor(np.asarray(values), dtype=like.dtype, device=like.device)
 
 
-# --- places --------------------------------------------------------------------------------------------
-
-
 def flip(images: torch.Tensor, labels: torch.Tensor, generators: Generators) -> Pair:
     """Left and right are alike enough to swap; front and back or top and bottom are not."""
     return images.flip(-2), labels.flip(-2)
@@ -95,9 +92,6 @@ def _slices_at(volumes: torch.Tensor, places: np.ndarray, mode: str) -> torch.Te
         return at(below)
     share = _tensor(places - below, volumes)[:, None, :, None, None]
     return torch.lerp(at(below), at(np.minimum(below + 1, depth + 1)), share)
-
-
-# --- intensities ---------------------------------------------------------------------------------------
 
 
 def contrast(images: torch.Tensor, labels: torch.Tensor, generators: Generators) -> Pair:

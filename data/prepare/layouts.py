@@ -155,9 +155,6 @@ def _is_below(place: Path, folders: list[Path]) -> bool:
     return any(place.is_relative_to(folder) for folder in folders)
 
 
-# --- the grid ------------------------------------------------------------------------------------------
-
-
 def check_headers(cases: list[Case], layout: Layout, channels: int | None) -> int:
     """Refuse headers that are broken or do not fit together; the number of `channels`, by default of the first scan."""
     apart = []

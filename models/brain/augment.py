@@ -47,9 +47,6 @@ def _happens(probability: float, rng: np.random.Generator) -> bool:
     return bool(rng.random() < probability)
 
 
-# --- place ---------------------------------------------------------------------------------------------
-
-
 def _place(head: Head, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Image, share of brain and lesions of a head that is turned, moved, of another size, and mirrored or not."""
     spacing = np.array(head.spacing_mm)
@@ -79,9 +76,6 @@ def _cut(image: np.ndarray, brain: np.ndarray, rng: np.random.Generator) -> None
     cut = [slice(None)] * 3
     cut[axis] = slice(0, n) if _happens(0.6, rng) else slice(VIEW[axis] - n // 2, None)
     image[tuple(cut)], brain[tuple(cut)] = image.min(), 0
-
-
-# --- intensity -----------------------------------------------------------------------------------------
 
 
 def _field(points: int, rng: np.random.Generator) -> np.ndarray:

@@ -125,9 +125,6 @@ def _save_scores(outputs: Outputs, name: str, scored: list[CaseScores], seed: in
     return estimates
 
 
-# --- tables, read again --------------------------------------------------------------------------------
-
-
 def read_rows(path: Path, names: Iterable[str]) -> pd.DataFrame:
     """The rows of some models in a table of scores."""
     rows = pd.read_csv(path, dtype={"found": "boolean"})
@@ -145,9 +142,6 @@ def save_subgroups(outputs: Outputs, name: str, models: Sequence[str], groups: p
     folder = Path(outputs.scores_dir)
     scans, lesions = read_scans(folder, models), read_rows(folder / PER_LESION_FILE, models)
     outputs.update(name, {PER_GROUP_FILE: group_scores(scans, lesions, groups, seed)})
-
-
-# --- maps ----------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)

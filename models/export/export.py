@@ -132,9 +132,6 @@ def detector_settings(model: RPN, shape: tuple[int, int]) -> DetectorSettings:
     )
 
 
-# --- card ----------------------------------------------------------------------------------------------
-
-
 def model_card(model: ExportedModel, rpn_ckpt: Path | str, ckpt: Path | str) -> str:
     """The card in Markdown, without any scan's name; what only people know is left to be filled in."""
     grid, stage_2 = model.grid, model.stage_2
