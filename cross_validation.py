@@ -6,7 +6,6 @@ interrupted goes on where it stopped. ``--launcher ray`` runs the folds as tasks
 runs some of them, so that the jobs of a cluster can share them, and ``--aggregate`` sums up what they scored.
 """
 
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -15,9 +14,7 @@ from utils import cli
 from utils.files import require_writable
 from utils.validators import LIST
 
-
-def parse_args(argv: Sequence[str] | None = None) -> Settings:
-    return cli.parse(Settings(), __doc__, argv)
+parse_args = cli.parser_of(Settings(), __doc__)
 
 
 def main(settings: Settings) -> None:

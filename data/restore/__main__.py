@@ -1,6 +1,5 @@
 """Take predictions on prepared scans back onto the grid of the original NIfTI: ``python -m data.restore``."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,9 +31,9 @@ class Settings:
     out_dir: str = option(pathname, "folder for the restored .nii.gz", required=True)
 
 
-def parse_args(argv: Sequence[str] | None = None) -> Settings:
-    what = "Write predictions on prepared scans back into the grid of the original NIfTI files."
-    return cli.parse(Settings(), what, argv)
+parse_args = cli.parser_of(
+    Settings(), "Write predictions on prepared scans back into the grid of the original NIfTI files."
+)
 
 
 def main(settings: Settings) -> None:

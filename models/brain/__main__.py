@@ -3,7 +3,6 @@
 What it writes ships with the project (``pretrained/README.md``); no one who segments scans needs to train it.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,8 +22,7 @@ class Settings:
     num_workers: int = option(positive_int, "processes that draw heads", 1)
 
 
-def parse_args(argv: Sequence[str] | None = None) -> Settings:
-    return cli.parse(Settings(), __doc__, argv)
+parse_args = cli.parser_of(Settings(), __doc__)
 
 
 def main(settings: Settings) -> None:
