@@ -23,8 +23,7 @@ def main(settings: Settings) -> None:
     settings.training.logging.require_wandb_mode()
     cohort, origins, groups = open_scans(settings)  # first: a wrong path is refused before the heavy libraries load
 
-    from models.cross_validation.folds import missing_folds
-    from models.cross_validation.state import CrossValidation, check_settings
+    from models.cross_validation.state import CrossValidation, check_settings, missing_results
     from models.training.devices import use_machine
 
     use_machine(settings.training.logging, settings.num_workers)
@@ -34,7 +33,7 @@ def main(settings: Settings) -> None:
     check_settings(cv)
     if not settings.folds.aggregate:
         run_folds(cv)
-    if settings.folds.folds_to_run and (missing := missing_folds(cv)):
+    if settings.folds.folds_to_run and (missing := missing_results(cv.folder, cv.number_of_folds())):
         print(f"Folds yet to run: {', '.join(map(str, missing))}; --aggregate sums up when they have been")
     else:
         sum_up(cv, groups)

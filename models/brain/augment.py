@@ -29,8 +29,8 @@ def draw_example(head: Head, rng: np.random.Generator) -> Example:
     if _happens(0.4, rng):  # muscle or fat as bright as brain
         _paint_blob(image, (brain == 0) & (image > DARK), rng)
     is_stripped = _happens(STRIPPED, rng)
-    if is_stripped:
-        inside = _loose(brain, rng)
+    if is_stripped:  # by a tool whose mask is tighter or wider than the brain
+        inside = ndimage.gaussian_filter(brain, rng.uniform(0.3, 1.2)) > rng.uniform(0.2, 0.7)
         brain = inside.astype(np.float32)
     image = _recolour(image, inside, rng)
     image = _spoil(image, rng)
@@ -62,11 +62,6 @@ def _place(head: Head, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray
     image = turn(head.scan.astype(np.float32), order=1, mode="nearest" if _happens(0.5, rng) else "constant")
     lesions = turn(head.lesions.astype(np.uint8), order=0)
     return image, turn(head.brain.astype(np.float32), order=1), lesions > 0
-
-
-def _loose(brain: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """The mask of a tool for brain extraction: tighter or wider than the brain."""
-    return ndimage.gaussian_filter(brain, rng.uniform(0.3, 1.2)) > rng.uniform(0.2, 0.7)
 
 
 def _cut(image: np.ndarray, brain: np.ndarray, rng: np.random.Generator) -> None:
