@@ -11,7 +11,8 @@ import torch
 from numpy.polynomial.legendre import legvander
 from torch.nn import functional
 
-from data.batches.tissue import lesion_surroundings, surrounding_tissue
+from data.batches.tissue import REACH, lesion_width, surrounding_tissue
+from utils.regions.region import box_around
 
 PROBABILITY = 0.5
 ANGLE = np.deg2rad(10)
@@ -141,7 +142,8 @@ def lesion_contrast(images: torch.Tensor, labels: torch.Tensor, generators: Gene
     chosen = [i for i, lesion in enumerate(lesions) if lesion.any() and not lesion.all()]
     if not chosen:
         return images, labels
-    widths, around = lesion_surroundings(lesions[chosen])
+    widths = [lesion_width(lesion) for lesion in lesions[chosen]]
+    around = box_around(lesions[chosen].max(0), round(REACH * max(widths)))
     rows, near = torch.tensor(chosen, device=images.device), images[:, :, *around]
     part, inside = near[rows], labels[:, :1, *around][rows] > 0
     tissue = surrounding_tissue(part, ~inside & (part > 0), widths)
