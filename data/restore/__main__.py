@@ -64,10 +64,10 @@ def _original_of(path: Path, prepared_dir: Path, root: Path, grid: str) -> tuple
     if not record_file.is_file():
         raise UserError(f"{path} is no prediction of a scan in {prepared_dir}; check --predictions and --prepared_dir")
     record = read_record(record_file)
-    source = root / (record.mask if grid == MASK else record.source)
+    source = root / record["mask" if grid == MASK else "source"]
     if not source.is_file():
         raise UserError(f"{source}, the original of {path.name}, does not exist; give the data set's folder as --root")
-    return source, record.space
+    return source, record["space"]
 
 
 if __name__ == "__main__":
