@@ -14,9 +14,9 @@ import numpy as np
 from data.files.names import brain_name, stem_of
 from data.files.space import Shape, Spacing, centred_space, resample, space_from_json
 from data.files.volumes import write_volume
-from data.prepare.layouts import centre_in, mask_path, space_in
+from data.prepare.layouts import centre_in, space_in
 from data.scans.brain import brain_origin, read_brain
-from data.scans.checks import find_head, read_mask, read_scan, require_mask_in_head
+from data.scans.checks import find_head, read_lesions, read_scan, require_mask_in_head
 from data.scans.cohort import BRAINS, Case
 from data.scans.fingerprints import PREPARATION_VERSION, combined
 from data.scans.prepared import brains_in
@@ -62,11 +62,11 @@ def prepare_case(case: Case, digests: Mapping[str, str], grid: PreparedGrid, roo
     """The row of one case in ``cohort.csv``; prepared unless its files (`digests`), grid and version are on record."""
     fixed = {"preparation": str(PREPARATION_VERSION), "grid": repr(grid)}
     made_of = combined({"files": digests[case.name], **fixed})
-    record, brains, mask_file = record_path(case.scan, out_dir), brains_in(out_dir / "cache"), mask_path(case)
+    record, brains, mask_file = record_path(case.scan, out_dir), brains_in(out_dir / "cache"), case.lesion_mask
     if record.exists() and read_record(record)["made_of"] == made_of:
         return read_record(record)["row"]
     remove_prepared(record, out_dir)
-    scan, mask, brain = read_scan(case), read_mask(case), read_brain(case, brains)
+    scan, mask, brain = read_scan(case), read_lesions(mask_file)[0], read_brain(case, brains)
     own, axes = space_in(case.scan), space_in(mask_file)  # the prepared scan has the axes of the mask
     space = centred_space(axes, centre_in(axes, brain, own), grid.shape, grid.spacing_mm)
     placed_head, placed_brain = (resample(m[None], own, space)[0] for m in (find_head(scan, case, brain), brain))

@@ -13,7 +13,7 @@ from torch import nn
 from data.files.names import result_name
 from data.files.space import resample
 from data.files.volumes import write_like
-from data.scans.checks import read_mask
+from data.scans.checks import read_lesions
 from data.scans.cohort import Case
 from data.scans.prepared import PreparedScan
 from models.ensembles import StrokeFormerEnsemble
@@ -62,7 +62,7 @@ def evaluate_strokeformer(
         maps.write(case, prediction)
         if keep:
             keep(case, prediction)
-        target = None if case.mask is None else read_mask(case)
+        target = None if case.mask is None else read_lesions(case.mask)[0]
         place = places.add(scan, prediction.lesions, target)
         volumes.append(_volumes(scan, prediction.lesions, target, place))
         if target is not None:
