@@ -1,6 +1,5 @@
 """Choose the thresholds of both stages anew on scans with masks, without training, for scans unlike the training's."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,8 +31,7 @@ class Settings:
     num_workers: int = workers_option()
 
 
-def parse_args(argv: Sequence[str] | None = None) -> Settings:
-    return cli.parse(Settings(), __doc__, argv)
+parse_args = cli.parser_of(Settings(), __doc__)
 
 
 def main(settings: Settings) -> None:

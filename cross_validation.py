@@ -6,7 +6,6 @@ interrupted goes on where it stopped. ``--launcher ray`` runs the folds as tasks
 runs some of them, so that the jobs of a cluster can share them, and ``--aggregate`` sums up what they scored.
 """
 
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -15,9 +14,7 @@ from utils import cli
 from utils.files import require_writable
 from utils.validators import LIST
 
-
-def parse_args(argv: Sequence[str] | None = None) -> Settings:
-    return cli.parse(Settings(), __doc__, argv)
+parse_args = cli.parser_of(Settings(), __doc__)
 
 
 def main(settings: Settings) -> None:
@@ -26,8 +23,7 @@ def main(settings: Settings) -> None:
     settings.training.logging.require_wandb_mode()
     cohort, origins, groups = open_scans(settings)  # first: a wrong path is refused before the heavy libraries load
 
-    from models.cross_validation.folds import missing_folds
-    from models.cross_validation.state import CrossValidation, check_settings
+    from models.cross_validation.state import CrossValidation, check_settings, missing_results
     from models.training.devices import use_machine
 
     use_machine(settings.training.logging, settings.num_workers)
@@ -37,7 +33,7 @@ def main(settings: Settings) -> None:
     check_settings(cv)
     if not settings.folds.aggregate:
         run_folds(cv)
-    if settings.folds.folds_to_run and (missing := missing_folds(cv)):
+    if settings.folds.folds_to_run and (missing := missing_results(cv.folder, cv.number_of_folds())):
         print(f"Folds yet to run: {', '.join(map(str, missing))}; --aggregate sums up when they have been")
     else:
         sum_up(cv, groups)

@@ -1,6 +1,5 @@
 """Evaluate a trained region proposal network (stage 1) on 2D slices; ``python -m data.slices`` makes them."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,8 +33,7 @@ class Settings:
     outputs: RPNOutputs = RPNOutputs(scores_file="rpn_scores.csv")
 
 
-def parse_args(argv: Sequence[str] | None = None) -> Settings:
-    return cli.parse(Settings(), __doc__, argv)
+parse_args = cli.parser_of(Settings(), __doc__)
 
 
 def main(settings: Settings) -> None:

@@ -1,6 +1,5 @@
 """Train the region proposal network (stage 1) on 2D slices; ``python -m data.slices`` makes them."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from data.settings import TrainingFolders
@@ -17,8 +16,7 @@ class Settings:
     training: RPNTraining = RPNTraining()
 
 
-def parse_args(argv: Sequence[str] | None = None) -> Settings:
-    return cli.parse(Settings(), __doc__, argv)
+parse_args = cli.parser_of(Settings(), __doc__)
 
 
 def main(settings: Settings) -> None:

@@ -1,6 +1,5 @@
 """Train the segmentation network (stage 2) on 3D scans, inside the regions of a JSON or of a trained RPN."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -21,8 +20,7 @@ class Settings:
     training: StrokeFormerTraining = StrokeFormerTraining()
 
 
-def parse_args(argv: Sequence[str] | None = None) -> Settings:
-    return cli.parse(Settings(), __doc__, argv)
+parse_args = cli.parser_of(Settings(), __doc__)
 
 
 def main(settings: Settings) -> None:

@@ -1,6 +1,5 @@
 """Make new training scans: ``python -m augmentation --scans_dir DIR --masks_dir DIR --out_dir data/Augmented``."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,9 +35,9 @@ class Settings:
     num_workers: int = workers_option()
 
 
-def parse_args(argv: Sequence[str] | None = None) -> Settings:
-    what = "Make new training scans by moving lesions between subjects with Poisson image editing."
-    return cli.parse(Settings(), what, argv)
+parse_args = cli.parser_of(
+    Settings(), "Make new training scans by moving lesions between subjects with Poisson image editing."
+)
 
 
 def main(settings: Settings) -> None:

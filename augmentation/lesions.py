@@ -8,10 +8,9 @@ import torch
 from scipy import ndimage
 from skimage.filters import threshold_multiotsu
 
-from augmentation.poisson import box_around
 from data.batches.tissue import lesion_width, surrounding_tissue
 from data.files.space import cut
-from utils.regions.region import bounding_box
+from utils.regions.region import bounding_box, box_around
 
 # Ventricles are deeper inside the brain than the sulci, which are as dark: this share of the deepest voxel's depth.
 VENTRICLE_DEPTH = 0.35

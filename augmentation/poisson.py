@@ -5,7 +5,7 @@ from scipy import ndimage
 from scipy.sparse import coo_array
 from scipy.sparse.linalg import cg
 
-from utils.regions.region import bounding_box
+from utils.regions.region import box_around
 
 TOLERANCE = 1e-8  # of the residual, relative to the right-hand side: beyond float32
 
@@ -60,11 +60,6 @@ def soft_rim(
     change = smooth * (lesion - tissue)
     step = np.abs(change[region & (depth == 1)]).mean()  # the outermost voxels; beyond them nothing changes
     return tissue + change * min(1, max_step / max(step, 1e-12))
-
-
-def box_around(region: np.ndarray) -> tuple[slice, ...]:
-    """The bounding box of a bool array with a voxel of margin, where the array has one."""
-    return tuple(slice(max(span.start - 1, 0), span.stop + 1) for span in bounding_box(region))
 
 
 def _solve(recipient: np.ndarray, donor: np.ndarray, inside: np.ndarray, share: np.ndarray) -> np.ndarray:

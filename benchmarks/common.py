@@ -39,9 +39,6 @@ def run(*command) -> None:
     subprocess.run([sys.executable, *map(str, command)], cwd=ROOT, check=True)
 
 
-# --- cohorts -------------------------------------------------------------------------------------------
-
-
 def draw(folder: Path, seed: int, n_subjects: int, *more, spacing_mm: Sequence[float] = (2,)) -> list[Case]:
     """The cases of a synthetic cohort with `more` arguments of ``data.phantom``; what is drawn already stays."""
     size = ["--n_subjects", n_subjects, "--seed", seed, "--spacing", *spacing_mm]
@@ -61,9 +58,6 @@ def opened(folder: Path, grid: Grid, brains_dir: list[Path] | None = None) -> Co
     return open_cohort(cases, grid=grid, brains_dir=brains_dir).cached_in(folder / "cache", "--out_dir")
 
 
-# --- training ------------------------------------------------------------------------------------------
-
-
 def cross_validate(folder: Path, cohort: Path, fold: Fold, name: str, seed: int, *more) -> None:
     """Train and test both stages on a fold of a cohort, with `more` arguments of ``cross_validation.py``."""
     write_folds(folder / "folds.json", [fold])
@@ -79,9 +73,6 @@ def cross_validate(folder: Path, cohort: Path, fold: Fold, name: str, seed: int,
 def checkpoint_of(folder: Path, stage: str, name: str) -> Path:
     """That of `STAGE_1` or `STAGE_2` after `cross_validate`."""
     return folder / stage / f"{name}_fold-0/checkpoints/best.ckpt"
-
-
-# --- measures ------------------------------------------------------------------------------------------
 
 
 def timed(step: str, seconds: dict, work: Callable):

@@ -18,7 +18,7 @@ from common import argument_parser, draw, peak_memory_gib, print_markdown, timed
 
 from data.files.volumes import write_like
 from data.scans.brain import find_brain
-from data.scans.checks import find_head, read_mask, read_scan, space_of
+from data.scans.checks import find_head, read_lesions, read_scan, space_of
 from data.scans.cohort import Case
 from data.scans.grid import Grid, own_space
 from data.scans.prepared import PreparedScan, place
@@ -54,7 +54,7 @@ def run_once(case: Case, rpn: RPN, model: StrokeFormer, out_file: Path) -> dict[
     head = timed("head", seconds, lambda: find_head(raw, case))
     brain = timed("brain", seconds, lambda: find_brain(raw[0], head, space_of(case)))
     own = own_space(case, GRID.spacing_mm)
-    space, mask = GRID.space_about(brain, own), read_mask(case)
+    space, mask = GRID.space_about(brain, own), read_lesions(case.lesion_mask)[0]
     scan = timed("preprocess", seconds, lambda: place(case, raw, brain, mask, own, space))
     timed("stage 1", seconds, lambda: rpn.propose(scan, rpn.detect_volume(scan), model.window, 0.01))
     probabilities = timed("stage 2", seconds, lambda: model.segment(scan, regions_of(scan)))

@@ -85,9 +85,6 @@ MEASURES = {
 }
 
 
-# --- training ------------------------------------------------------------------------------------------
-
-
 def build(
     stage: int, size: Size, cohort: Cohort, measure: Measure
 ) -> tuple[pl.LightningModule, pl.LightningDataModule]:
@@ -170,9 +167,6 @@ def rates(
             yield {"stage": str(stage), "mm": str(size.spacing_mm), "measure": what, **row}
 
 
-# --- a volume ------------------------------------------------------------------------------------------
-
-
 def volume(size: Size, cohort: Cohort, device: torch.device, out_dir: Path) -> dict[str, str]:
     """Seconds of a head from file to file, with untrained networks."""
     rpn, model = RPN().to(device).eval(), StrokeFormer(roi_size=size.window).to(device).eval()
@@ -200,9 +194,6 @@ def agreement(scan: PreparedScan, device: torch.device, precision: str) -> dict[
         "largest of a probability": f"{np.abs(expected.probabilities - actual.probabilities).max():.1e}",
         "regions": f"{len(expected.regions or [])}, {len(actual.regions or [])}",
     }
-
-
-# --- all of it -----------------------------------------------------------------------------------------
 
 
 class Results:

@@ -69,9 +69,6 @@ TESTS = {
 COHORTS = {DEVELOPMENT: Drawn(74, 210), **TESTS}
 
 
-# --- cohorts -------------------------------------------------------------------------------------------
-
-
 def draw_cohorts(out_dir: Path, lesion_masks: Path, share: float) -> None:
     """Draw a share of each cohort, one half with drawn lesions and one with those of masks."""
     masks = sorted(lesion_masks.glob("*.nii*"))
@@ -91,9 +88,6 @@ def split(subjects: list[str]) -> Fold:
     """Training, validation and the few that a fold has to test, each with both kinds of lesions."""
     val, test = subjects[2::6], [subjects[0], subjects[-1]]
     return Fold([subject for subject in subjects if subject not in {*val, *test}], val, test)
-
-
-# --- training ------------------------------------------------------------------------------------------
 
 
 def epochs_in(minutes: float) -> tuple[int, int]:
@@ -126,9 +120,6 @@ def networks(folder: Path, method: str) -> list[Path]:
     return [common.checkpoint_of(folder, stage, OURS) for stage in (common.STAGE_2, common.STAGE_1)]
 
 
-# --- testing -------------------------------------------------------------------------------------------
-
-
 def test(out_dir: Path, folder: Path, method: str, cohort: str) -> dict[str, float]:
     """Score a test cohort; what a scan costs from file to file."""
     import test_strokeformer as script
@@ -151,9 +142,6 @@ def test(out_dir: Path, folder: Path, method: str, cohort: str) -> dict[str, flo
 
 def scores_dir(run_dir: Path, cohort: str) -> Path:
     return run_dir / "scores" / cohort
-
-
-# --- tables --------------------------------------------------------------------------------------------
 
 
 def print_tables(run_dir: Path) -> None:
@@ -186,9 +174,6 @@ def differences(run_dir: Path, cohort: str, names: list[str]) -> Iterator[dict]:
         (change,) = compare(means[peer][[score]], ours[[score]], seed=0).itertuples()
         interval = f"{change.difference:+.3f} [{change.low:+.3f}, {change.high:+.3f}]"
         yield {cohort: score, "best peer": peer, "ours less the peer's": interval, "p": f"{change.p:.2g}"}
-
-
-# --- jobs ----------------------------------------------------------------------------------------------
 
 
 def do(out_dir: Path, minutes: float, seed: int, method: str) -> None:

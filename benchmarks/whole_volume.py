@@ -55,9 +55,6 @@ def register() -> None:
     NETWORKS.update({name: peer.network for name, peer in PEERS.items()})
 
 
-# --- networks ------------------------------------------------------------------------------------------
-
-
 def segresnet(in_channels: int, num_classes: int) -> nn.Module:
     return SegResNet(3, 16, in_channels, num_classes)
 
@@ -77,9 +74,6 @@ def meshnet(in_channels: int, num_classes: int) -> nn.Module:
         convolution = nn.Conv3d(before, filters, 3, padding=dilation, dilation=dilation)
         layers += [convolution, nn.BatchNorm3d(filters), nn.ReLU(inplace=True)]
     return nn.Sequential(*layers, nn.Conv3d(filters, num_classes, 1))
-
-
-# --- training ------------------------------------------------------------------------------------------
 
 
 def augmentation() -> list[transforms.Transform]:

@@ -12,7 +12,7 @@ from matplotlib.colors import ListedColormap
 
 from data.files.names import result_name
 from data.files.volumes import read_volume
-from data.scans.checks import read_mask, read_scan, space_of
+from data.scans.checks import read_lesions, read_scan, space_of
 from data.scans.cohort import Case
 from report.page import Section, picture
 from utils.plots import DETECTION, MAX_SLICES, PREDICTION, TARGET, plot_volume_prediction, slices_to_show
@@ -72,7 +72,7 @@ def show_scan(
     low, high = np.percentile(scan[scan != 0], PERCENTILES)
     scan = np.clip((scan - low) / max(high - low, 1e-12), 0, 1)
     prediction = read_volume(prediction_file).array[0] > 0
-    target = None if case.mask is None else read_mask(case)
+    target = None if case.mask is None else read_lesions(case.mask)[0]
     scores = f"{row.predicted_lesions} predicted lesions"
     if not pd.isna(row.get("dice", np.nan)):
         scores = f"Dice {row.dice:.3f}, {row.predicted_lesions} predicted and {row.true_lesions} true lesions"

@@ -1,7 +1,6 @@
 """Segment 3D scans with a model that comes with this program, or with another exported one; no PyTorch is needed."""
 
 import csv
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -35,8 +34,7 @@ class Settings:
     num_threads: int = option(non_negative_int, "threads of onnxruntime; 0 for one a core", 0)
 
 
-def parse_args(argv: Sequence[str] | None = None) -> Settings:
-    return cli.parse(Settings(), __doc__, argv)
+parse_args = cli.parser_of(Settings(), __doc__)
 
 
 def main(settings: Settings) -> None:

@@ -63,9 +63,6 @@ def load_runner(folder: Path | str, model: ExportedModel, num_threads: int = 0) 
     return Runner(model, Detector(proposals, boxes, model.stage_1), segmenter)
 
 
-# --- stage 1 -------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Detector:
     """Faster R-CNN over slices.

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from data.files.names import bids_entity
 from data.files.volumes import write_volume
-from data.scans.checks import check_headers, read_mask, space_of
+from data.scans.checks import check_headers, read_lesions, space_of
 from data.scans.cohort import augmented_cases, pair_cases, print_shared_subjects, refuse_twins
 from data.scans.folds import cases_of, lesion_loads, make_folds, read_folds, usable_augmented, write_folds
 from data.scans.grid import Grid
@@ -211,7 +211,7 @@ def test_spacing_of_npy_scans_comes_from_the_cohort_table(tmp_path):
 def test_lesion_load_of_a_subject_is_the_mean_of_its_sessions(tmp_path):
     write_case(tmp_path, "sub-01_ses-1", lesion=0)
     write_case(tmp_path, "sub-01_ses-2", lesion=96)
-    assert lesion_loads({case: read_mask(case).mean() for case in paired(tmp_path)}) == {"01": 0.25}
+    assert lesion_loads({case: read_lesions(case.mask)[0].mean() for case in paired(tmp_path)}) == {"01": 0.25}
 
 
 # --- folds ---------------------------------------------------------------------------------------------
@@ -267,7 +267,8 @@ def test_sessions_of_a_subject_stay_on_one_side(tmp_path):
         for session in (1, 2):
             write_case(tmp_path, f"sub-{subject}_ses-{session}")
     cases = paired(tmp_path)
-    for fold in make_folds(lesion_loads({case: read_mask(case).mean() for case in cases}), 2, (30, 20, 50), 0):
+    loads = lesion_loads({case: read_lesions(case.mask)[0].mean() for case in cases})
+    for fold in make_folds(loads, 2, (30, 20, 50), 0):
         sides = [{c.subject for c in cases_of(cases, s)} for s in (fold.train, fold.val, fold.test)]
         assert sum(map(len, sides)) == len(set.union(*sides)) == 6
         assert sum(len(cases_of(cases, s)) for s in (fold.train, fold.val, fold.test)) == 12

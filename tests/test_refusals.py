@@ -283,9 +283,9 @@ def test_other_commands_refuse_such_folders_too(workspace, tmp_path, command):
     bids = [tmp_path / f"sub-1_space-MNI152NLin2009aSym_{what}.nii.gz" for what in ("T1w", "T1lesion_mask")]
     for path in bids:
         nib.save(nib.Nifti1Image(np.ones((4, 5, 6), np.uint8), AFFINE), path)
-    record = {"source": str(bids[0])[1:], "shape": [1, 1, 1], "affine": AFFINE.tolist(), "row": {}}
+    record = {"source": str(bids[0])[1:], "mask": str(bids[1])[1:], "made_of": "", "shape": [1, 1, 1], "row": {}}
     (tmp_path / "Geometry").mkdir()
-    (tmp_path / "Geometry/a.json").write_text(json.dumps(record))
+    (tmp_path / "Geometry/a.json").write_text(json.dumps({**record, "affine": AFFINE.tolist()}))
     scans = ["--scans_dir", workspace.scans, "--masks_dir", workspace.masks, *GRID]
     arguments = {
         "slices": ["-m", "data.slices", *scans, "--out_dir"],
@@ -395,8 +395,8 @@ def test_restore_refuses_what_was_not_prepared(tmp_path):
     (tmp_path / "Geometry").mkdir()
     (tmp_path / "Geometry/a.json").write_text("{}")
     assert "a.json is no record of a prepared scan" in refused(*common, cwd=tmp_path)
-    record = {"source": "no/such.nii.gz", "shape": [2, 2, 2], "affine": AFFINE.tolist(), "row": {}}
-    (tmp_path / "Geometry/a.json").write_text(json.dumps(record))
+    record = {"source": "no/such.nii.gz", "mask": "", "made_of": "", "shape": [2, 2, 2], "row": {}}
+    (tmp_path / "Geometry/a.json").write_text(json.dumps({**record, "affine": AFFINE.tolist()}))
     assert "/no/such.nii.gz" in refused(*common, cwd=tmp_path)
     assert not (tmp_path / "out").exists()
 

@@ -9,6 +9,7 @@ import re
 import shlex
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -64,6 +65,11 @@ def program() -> str:
     """How the running command was called: ``test_rpn.py`` or ``python -m data.slices``."""
     spec = sys.modules["__main__"].__spec__
     return Path(sys.argv[0]).name if spec is None else f"python -m {spec.name.removesuffix('.__main__')}"
+
+
+def parser_of(defaults: Settings, description: str) -> Callable[..., Settings]:
+    """A program's `parse_args`: reads words (by default those it was started with) into its settings."""
+    return partial(parse, defaults, description)
 
 
 def parse(defaults: Settings, description: str, argv: Sequence[str] | None = None) -> Settings:

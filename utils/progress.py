@@ -59,9 +59,6 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 90 * 60 else f"{seconds / 3600:.1f} h"
 
 
-# --- processes -----------------------------------------------------------------------------------------
-
-
 def forget_launcher() -> None:
     """Be the first process of a training of its own; before Lightning is imported, which reads its number then."""
     for name in RANKS:

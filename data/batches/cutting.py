@@ -29,8 +29,6 @@ def write_slices(item: tuple[Case, str], prepare: Callable[[Case], PreparedScan]
     """Write every slice with brain of one case and return their rows of ``slices.csv``, which its record holds too."""
     case, record = item
     prepared = prepare(case)
-    if case.mask is None:
-        raise UserError(f"{case.scan} has no lesion mask; give one")
     rows = []
     spacing = " ".join(map(str, prepared.spacing_mm or []))
     brain = brain_path(out_dir / "Scans" / case.name, case.name)
@@ -38,7 +36,7 @@ def write_slices(item: tuple[Case, str], prepare: Callable[[Case], PreparedScan]
     write_json(brain.with_suffix(".json"), prepared.space.as_json)  # slices have no affine
     for z, *measures in measure_slices(prepared):
         scan_file = f"{case.stem}_slice-{z:03d}.npy"
-        mask_file = f"{stem_of(case.mask)}_slice-{z:03d}.npy"
+        mask_file = f"{stem_of(case.lesion_mask)}_slice-{z:03d}.npy"
         _save(out_dir / "Scans" / scan_file, prepared.scan[:, z])
         _save(out_dir / "Masks" / mask_file, prepared.lesions[None, z].astype(np.uint8))
         rows.append([scan_file, mask_file, case.name, case.subject, z, len(prepared.brain), spacing, *measures])
@@ -107,9 +105,6 @@ def _remove_outdated(records: dict[Case, str], out_dir: Path) -> dict[Case, list
     for name in existing - valid:
         (out_dir / name).unlink()
     return rows
-
-
-# --- boxes ---------------------------------------------------------------------------------------------
 
 
 def lesion_boxes(mask: np.ndarray) -> np.ndarray:

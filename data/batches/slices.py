@@ -43,9 +43,6 @@ def require_fresh(folder: Path) -> None:
         raise UserError(f"{changed[0]} or its mask has changed since its slices were cut into {folder}; cut them anew")
 
 
-# --- tables --------------------------------------------------------------------------------------------
-
-
 def read_slice_table(
     scans_dir: Path | str, masks_dir: Path | str, names: tuple[str, str] = ("--scans", "--masks")
 ) -> pd.DataFrame:
@@ -111,9 +108,6 @@ def read_slice(path: Path | str) -> np.ndarray:
         if array.ndim != 3:
             raise UserError(f"{path} has shape {array.shape}; a slice is (C, H, W)")
         return np.array(array, np.float32)
-
-
-# --- checks --------------------------------------------------------------------------------------------
 
 
 def check_slices(table: pd.DataFrame, resize_to: tuple[int, int] | None = None, num_workers: int = 0) -> None:

@@ -23,8 +23,6 @@ from utils.errors import UserError
 from utils.files import read_json, write_json
 from utils.progress import map_in_order
 
-# --- slices --------------------------------------------------------------------------------------------
-
 
 class SliceFiles:
     """Slices that `data.batches.cutting` cut into files; `table` is that of `read_slice_table`."""
@@ -76,9 +74,6 @@ def _list_slices(case: Case, cohort: Cohort) -> None:
 
 
 Slices = SliceFiles | ScanSlices
-
-
-# --- whole scans ---------------------------------------------------------------------------------------
 
 
 def scan_loader(cases: Sequence, prepare: Callable[..., PreparedScan], num_workers: int = 0) -> DataLoader:

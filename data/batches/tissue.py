@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from scipy import ndimage
 
-from utils.regions.region import bounding_box
+from utils.regions.region import box_around
 
 REACH = 4  # standard deviations of a Gaussian, beyond which its weights are nothing
 
@@ -36,18 +36,7 @@ def _smooth(images: torch.Tensor, smoothing: torch.Tensor, axis: int) -> torch.T
 
 def lesion_width(lesion: np.ndarray) -> float:
     """Radius in voxels of the largest ball in a mask ([D,] H, W) bool, and one more."""
-    return float(ndimage.distance_transform_edt(lesion).max()) + 1
-
-
-def lesion_surroundings(lesions: np.ndarray) -> tuple[list[float], tuple[slice, ...]]:
-    """The `lesion_width` of each mask (B, [D,] H, W), and the part of all in which the tissue lies that then counts."""
-    boxes = [bounding_box(lesion) for lesion in lesions]
-    widths = [lesion_width(lesion[_grown(box, 1)]) for lesion, box in zip(lesions, boxes, strict=True)]
-    return widths, _grown(bounding_box(lesions.max(0)), round(REACH * max(widths)))
-
-
-def _grown(box: tuple[slice, ...], margin: int) -> tuple[slice, ...]:
-    return tuple(slice(max(span.start - margin, 0), span.stop + margin) for span in box)
+    return float(ndimage.distance_transform_edt(lesion[box_around(lesion)]).max()) + 1
 
 
 def _smoothing(size: int, widths: Sequence[float]) -> torch.Tensor:

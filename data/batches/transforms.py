@@ -11,7 +11,8 @@ import torch
 from numpy.polynomial.legendre import legvander
 from torch.nn import functional
 
-from data.batches.tissue import lesion_surroundings, surrounding_tissue
+from data.batches.tissue import REACH, lesion_width, surrounding_tissue
+from utils.regions.region import box_around
 
 PROBABILITY = 0.5
 ANGLE = np.deg2rad(10)
@@ -44,9 +45,6 @@ def uniform(span: tuple[float, float], like: torch.Tensor, generators: Generator
 
 def _tensor(values, like: torch.Tensor) -> torch.Tensor:
     return torch.tensor(np.asarray(values), dtype=like.dtype, device=like.device)
-
-
-# --- places --------------------------------------------------------------------------------------------
 
 
 def flip(images: torch.Tensor, labels: torch.Tensor, generators: Generators) -> Pair:
@@ -97,9 +95,6 @@ def _slices_at(volumes: torch.Tensor, places: np.ndarray, mode: str) -> torch.Te
     return torch.lerp(at(below), at(np.minimum(below + 1, depth + 1)), share)
 
 
-# --- intensities ---------------------------------------------------------------------------------------
-
-
 def contrast(images: torch.Tensor, labels: torch.Tensor, generators: Generators) -> Pair:
     """A random gamma; the least and the largest intensity stay."""
     low = images.amin((1, 2, 3, 4), keepdim=True)
@@ -147,7 +142,8 @@ def lesion_contrast(images: torch.Tensor, labels: torch.Tensor, generators: Gene
     chosen = [i for i, lesion in enumerate(lesions) if lesion.any() and not lesion.all()]
     if not chosen:
         return images, labels
-    widths, around = lesion_surroundings(lesions[chosen])
+    widths = [lesion_width(lesion) for lesion in lesions[chosen]]
+    around = box_around(lesions[chosen].max(0), round(REACH * max(widths)))
     rows, near = torch.tensor(chosen, device=images.device), images[:, :, *around]
     part, inside = near[rows], labels[:, :1, *around][rows] > 0
     tissue = surrounding_tissue(part, ~inside & (part > 0), widths)

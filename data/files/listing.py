@@ -26,8 +26,6 @@ CONVERSIONS = {
     (".nrrd", ".nhdr", ".mha", ".mhd"): "c3d {stem}{ending} -o {stem}.nii.gz",
 }
 
-# --- folders -------------------------------------------------------------------------------------------
-
 
 def find_volumes(paths: Paths, argument: str) -> dict[Path, Path]:
     """Volumes among files and, recursively, folders, as they were reached; sorted, without hidden files.
@@ -142,9 +140,6 @@ def require_present(paths: Iterable[Path]) -> None:
             )
 
 
-# --- which files take part -----------------------------------------------------------------------------
-
-
 class Patterns(NamedTuple):
     """Patterns of the paths of scans and masks, as of a shell (`fits`); None for what the names say (`role_of`)."""
 
@@ -247,9 +242,6 @@ def counted(count: int, what: str) -> str:
 def _plural(what: str) -> str:
     """Of "brain mask" and of "prediction of an earlier run", say."""
     return re.sub(r"(?= of | outside | in |$)", "s", what, count=1)
-
-
-# --- BIDS data sets ------------------------------------------------------------------------------------
 
 
 def describe(root: Path) -> dict:

@@ -45,8 +45,6 @@ def _without_entities(path: Path | str) -> str:
     return "_".join(part for part in stem_of(path).split("_") if not ENTITY.fullmatch(part))
 
 
-# --- role of a file ------------------------------------------------------------------------------------
-
 SCAN, MASK = "scan", "mask"
 LESION, BRAIN = "lesion", "brain"  # what a mask is of
 BRAIN_MASK = f"{BRAIN} {MASK}"

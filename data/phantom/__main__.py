@@ -26,8 +26,7 @@ class Settings:
     cohort: PhantomSettings = PhantomSettings()
 
 
-def parse_args(argv: Sequence[str] | None = None) -> Settings:
-    return cli.parse(Settings(), "Write a synthetic stroke cohort in the layout and names of ATLAS.", argv)
+parse_args = cli.parser_of(Settings(), "Write a synthetic stroke cohort in the layout and names of ATLAS.")
 
 
 def main(settings: Settings) -> None:

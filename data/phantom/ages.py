@@ -156,9 +156,6 @@ def paint_ball(
         part += inside * expit((surface + width) / edge) * (shade - part)
 
 
-# --- the template's ventricles --------------------------------------------------------------------------
-
-
 class Ventricles(NamedTuple):
     """The template's lateral and third ventricles on a lattice (h, w, d), float32 in mm."""
 

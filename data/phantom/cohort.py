@@ -106,9 +106,6 @@ def healthy_subjects(settings: PhantomSettings) -> set[int]:
     return set(shuffled[:n_healthy].tolist())
 
 
-# --- files ---------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Centre:
     """A centre; every second one has the cohort's voxel size."""

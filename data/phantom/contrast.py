@@ -127,8 +127,7 @@ def paint_brain(
     return scan
 
 
-# --- healthy structures, brighter or darker than their tissue on FLAIR and DWI, as in every scan -----------
-
+# Healthy structures, brighter or darker than their tissue on FLAIR and DWI, as in every scan.
 UNEVEN, SIDES = 0.35, 0.15  # how much a gain varies from head to head, and between the sides, as a share of it
 CORTEX_MM, CORTEX = 45.0, {"t1w": 0.02, "flair": 0.07, "dwi": 0.14}  # wavelength and strength of its unevenness
 

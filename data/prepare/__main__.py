@@ -1,7 +1,6 @@
 """Bring a data set onto one grid: ``python -m data.prepare --dataset atlas --root DIR --out_dir DIR``."""
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -61,9 +60,9 @@ class Settings:
     num_workers: int = workers_option()
 
 
-def parse_args(argv: Sequence[str] | None = None) -> Settings:
-    what = "Prepare ATLAS v2.0 or v3.0, ISLES 2022 or any folder of scans: one grid, a table, pictures."
-    return cli.parse(Settings(), what, argv)
+parse_args = cli.parser_of(
+    Settings(), "Prepare ATLAS v2.0 or v3.0, ISLES 2022 or any folder of scans: one grid, a table, pictures."
+)
 
 
 def main(settings: Settings) -> None:

@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 
 from data.files.names import brain_name, stem_of
-from data.files.space import Shape, Space, Spacing, centred_space, resample, space_from_json
+from data.files.space import Shape, Spacing, centred_space, resample, space_from_json
 from data.files.volumes import write_volume
-from data.prepare.layouts import centre_in, mask_path, space_in
+from data.prepare.layouts import centre_in, space_in
 from data.scans.brain import brain_origin, read_brain
-from data.scans.checks import find_head, read_mask, read_scan, require_mask_in_head
+from data.scans.checks import find_head, read_lesions, read_scan, require_mask_in_head
 from data.scans.cohort import BRAINS, Case
 from data.scans.fingerprints import PREPARATION_VERSION, combined
 from data.scans.prepared import brains_in
@@ -26,6 +26,9 @@ from utils.progress import map_in_order
 from utils.scores.masks import lesion_load
 from utils.scores.metrics import size_bin
 
+# Of a prepared scan: the original files, relative to the root of their data set; a digest of these, of the grid and of
+# the version of the preparation; the row of ``cohort.csv``.
+RECORDED = ("source", "mask", "made_of", "row")
 ONE_SIDED = 0.9  # share of the lesion voxels on one side from which on a lesion is left or right
 
 
@@ -36,17 +39,6 @@ class PreparedGrid:
     shape: Shape
     spacing_mm: Spacing
     ext: str
-
-
-@dataclass(frozen=True)
-class Record:
-    """A prepared scan."""
-
-    source: str  # the original scan, relative to the root of its data set
-    mask: str  # its mask, likewise
-    made_of: str  # digest of the original files, the grid and the version of the preparation
-    space: Space  # the prepared grid
-    row: dict  # of ``cohort.csv``
 
 
 def attempt_all(
@@ -70,11 +62,11 @@ def prepare_case(case: Case, digests: Mapping[str, str], grid: PreparedGrid, roo
     """The row of one case in ``cohort.csv``; prepared unless its files (`digests`), grid and version are on record."""
     fixed = {"preparation": str(PREPARATION_VERSION), "grid": repr(grid)}
     made_of = combined({"files": digests[case.name], **fixed})
-    record, brains, mask_file = record_path(case.scan, out_dir), brains_in(out_dir / "cache"), mask_path(case)
-    if record.exists() and read_record(record).made_of == made_of:
-        return read_record(record).row
+    record, brains, mask_file = record_path(case.scan, out_dir), brains_in(out_dir / "cache"), case.lesion_mask
+    if record.exists() and read_record(record)["made_of"] == made_of:
+        return read_record(record)["row"]
     remove_prepared(record, out_dir)
-    scan, mask, brain = read_scan(case), read_mask(case), read_brain(case, brains)
+    scan, mask, brain = read_scan(case), read_lesions(mask_file)[0], read_brain(case, brains)
     own, axes = space_in(case.scan), space_in(mask_file)  # the prepared scan has the axes of the mask
     space = centred_space(axes, centre_in(axes, brain, own), grid.shape, grid.spacing_mm)
     placed_head, placed_brain = (resample(m[None], own, space)[0] for m in (find_head(scan, case, brain), brain))
@@ -129,7 +121,7 @@ def laterality(mask: np.ndarray, brain: np.ndarray) -> str:
 def remove_prepared(record: Path, out_dir: Path) -> None:
     """Remove what was prepared of a scan, its record first, if it has one; its mask may have had another name."""
     if record.exists():
-        row = read_record(record).row
+        row = read_record(record)["row"]
         scan, mask = out_dir / "Scans" / row["scan"], out_dir / "Masks" / row["mask"]
         for file in (record, scan, mask, out_dir / BRAINS / brain_name(scan)):
             file.unlink(missing_ok=True)
@@ -140,15 +132,10 @@ def record_path(scan: Path | str, prepared_dir: Path) -> Path:
     return prepared_dir / "Geometry" / f"{stem_of(scan)}.json"
 
 
-def read_record(path: Path) -> Record:
+def read_record(path: Path) -> dict[str, Any]:
+    """The record of a prepared scan: what `prepare_case` wrote, and its grid as the `Space` ``space``."""
     content = read_json(path)
     try:
-        return Record(
-            content["source"],
-            content.get("mask", ""),
-            content.get("made_of", ""),
-            space_from_json(content),
-            content["row"],
-        )
+        return {name: content[name] for name in RECORDED} | {"space": space_from_json(content)}
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path} is no record of a prepared scan ({error!r}); remove it and prepare again") from None

@@ -118,13 +118,6 @@ def find_cases(
     return [replace(c, brain=None) if c.brain and _is_below(_place(c.brain), prepared) else c for c in paired]
 
 
-def mask_path(case: Case) -> Path:
-    """The mask of a case, which every case of `find_cases` has."""
-    if case.mask is None:
-        raise UserError(f"{case.scan} has no lesion mask; add one or take the scan out")
-    return case.mask
-
-
 def _role_in(layout: Layout, path: Path, root: Path) -> str:
     folders = path.relative_to(root).parts
     if UNLABELLED in folders:
@@ -155,15 +148,12 @@ def _is_below(place: Path, folders: list[Path]) -> bool:
     return any(place.is_relative_to(folder) for folder in folders)
 
 
-# --- the grid ------------------------------------------------------------------------------------------
-
-
 def check_headers(cases: list[Case], layout: Layout, channels: int | None) -> int:
     """Refuse headers that are broken or do not fit together; the number of `channels`, by default of the first scan."""
     apart = []
     channels = channels or read_header(cases[0].scan).shape[0]
     for case in progress(cases, "Checking headers"):
-        n_channels, mask = read_header(case.scan).shape[0], mask_path(case)
+        n_channels, mask = read_header(case.scan).shape[0], case.lesion_mask
         if n_channels != channels:
             raise UserError(f"{case.scan} has {counted(n_channels, 'channel')}, not {channels}; take it out")
         if not layout.scan_has_own_grid:
@@ -190,8 +180,8 @@ def spacing_for(cases: list[Case], layout: Layout, wanted: Sequence[float] | Non
     """``--spacing``, the layout's or, without either, the median of the cohort: of its masks, whose grids are kept."""
     if wanted is None and layout.spacing_mm:
         return layout.spacing_mm
-    spacing_mm = choose_spacing([replace(case, scan=mask_path(case)) for case in cases], wanted, None)
-    return spacing_mm or space_in(mask_path(cases[0])).spacing_mm
+    spacing_mm = choose_spacing([replace(case, scan=case.lesion_mask) for case in cases], wanted, None)
+    return spacing_mm or space_in(cases[0].lesion_mask).spacing_mm
 
 
 def centre_in(axes: Space, brain: np.ndarray, own: Space) -> tuple[float, ...]:
@@ -201,9 +191,9 @@ def centre_in(axes: Space, brain: np.ndarray, own: Space) -> tuple[float, ...]:
 
 def fit_brain(case: Case, shape: Shape | None, spacing_mm: Spacing, brains: Path) -> Fit:
     """How a case fits a grid along the axes of its mask; `brains` is the folder of `read_brain`."""
-    brain, own, axes = read_brain(case, brains), space_in(case.scan), space_in(mask_path(case))
+    brain, own, axes = read_brain(case, brains), space_in(case.scan), space_in(case.lesion_mask)
     centre = centre_in(axes, brain, own)
-    mask, labels = read_lesions(mask_path(case))
+    mask, labels = read_lesions(case.lesion_mask)
     parts = (brain, own), (mask, axes)
     d, h, w = map(max, *(shape_that_holds(part, space, axes, centre, spacing_mm) for part, space in parts))
     lost = share_outside(brain, own, centred_space(axes, centre, shape, spacing_mm)) if shape else 0.0

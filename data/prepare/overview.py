@@ -55,7 +55,7 @@ def _lesion_frequency(table: pd.DataFrame, out_dir: Path, in_mni: bool) -> tuple
     (t1, own), target = template_t1(), map_space()
     count = np.zeros(target.shape)
     for scan, mask in progress(zip(table.scan, table["mask"], strict=True), "Mapping lesions", len(table)):
-        space = read_record(record_path(scan, out_dir)).space
+        space = read_record(record_path(scan, out_dir))["space"]
         lesion = read_volume(out_dir / "Masks" / mask).array > 0
         count += resample(lesion, space if in_mni else _about(space, target), target)[0]
     return resample(t1[None], own, target, outside=(0.0,))[0], count / len(table)

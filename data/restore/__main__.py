@@ -1,6 +1,5 @@
 """Take predictions on prepared scans back onto the grid of the original NIfTI: ``python -m data.restore``."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,9 +31,9 @@ class Settings:
     out_dir: str = option(pathname, "folder for the restored .nii.gz", required=True)
 
 
-def parse_args(argv: Sequence[str] | None = None) -> Settings:
-    what = "Write predictions on prepared scans back into the grid of the original NIfTI files."
-    return cli.parse(Settings(), what, argv)
+parse_args = cli.parser_of(
+    Settings(), "Write predictions on prepared scans back into the grid of the original NIfTI files."
+)
 
 
 def main(settings: Settings) -> None:
@@ -65,10 +64,10 @@ def _original_of(path: Path, prepared_dir: Path, root: Path, grid: str) -> tuple
     if not record_file.is_file():
         raise UserError(f"{path} is no prediction of a scan in {prepared_dir}; check --predictions and --prepared_dir")
     record = read_record(record_file)
-    source = root / (record.mask if grid == MASK else record.source)
+    source = root / record["mask" if grid == MASK else "source"]
     if not source.is_file():
         raise UserError(f"{source}, the original of {path.name}, does not exist; give the data set's folder as --root")
-    return source, record.space
+    return source, record["space"]
 
 
 if __name__ == "__main__":

@@ -97,13 +97,6 @@ def read_scan(case: Case) -> np.ndarray:
     return scan
 
 
-def read_mask(case: Case) -> np.ndarray:
-    """The lesion mask of a case that has one, (D, H, W) bool."""
-    if case.mask is None:
-        raise UserError(f"{case.scan} has no lesion mask; give one")
-    return read_lesions(case.mask)[0]
-
-
 def read_lesions(path: Path | str) -> tuple[np.ndarray, int]:
     """The lesions of a mask, (D, H, W) bool, and its largest label: above 1 where it numbers its lesions from 1 on."""
     values = _read_one_channel(path)

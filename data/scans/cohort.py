@@ -35,6 +35,13 @@ class Case:
     def stem(self) -> str:
         return stem_of(self.scan)
 
+    @property
+    def lesion_mask(self) -> Path:
+        """The mask, of a case that must have one."""
+        if self.mask is None:
+            raise UserError(f"{self.scan} has no lesion mask; give one")
+        return self.mask
+
 
 def pair_cases(
     scans: Paths,

@@ -105,9 +105,6 @@ def print_mixed_centres(cases: Iterable[Case], folds: Iterable[Fold]) -> None:
         )
 
 
-# --- a table of the subjects ---------------------------------------------------------------------------
-
-
 def read_metadata(path: Path | str) -> pd.DataFrame:
     """A table such as BIDS's ``participants.tsv``, by subject, without ``sub-``; text, and NaN where unknown."""
     try:

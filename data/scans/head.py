@@ -5,6 +5,8 @@ import math
 import numpy as np
 from scipy import ndimage
 
+from utils.regions.region import box_around
+
 # The head begins at this share of the way from air to tissue. On ATLAS's raw T1w, where air is 0 and the median
 # tissue about 60, that is the reference threshold of 8.0.
 HEAD_SHARE = 0.13
@@ -21,7 +23,7 @@ MOST = 0.95  # of the tissue is brighter than a dark background; published strip
 IN_SLICE = np.zeros((3, 3, 3), bool)  # neighbours along H and W, none in other slices
 IN_SLICE[1] = ndimage.generate_binary_structure(2, 1)
 PERCENTILES = (1, 99)  # intensities outside are clipped: vessels, fat and spikes say nothing of lesions
-Window = tuple[slice, slice]  # rows and columns of a slice
+Window = tuple[slice, ...]  # rows and columns of a slice
 WINDOW_MARGIN = 2  # pixels of a slice that are looked at around the heads
 
 
@@ -144,11 +146,4 @@ def normalise(scan: np.ndarray, brain: np.ndarray) -> np.ndarray:
 
 def head_window(heads: np.ndarray) -> Window:
     """The rows and columns of an (H, W) mask that hold its pixels, with a margin; all of them where it is empty."""
-    return _span(np.any(heads, 1)), _span(np.any(heads, 0))
-
-
-def _span(occupied: np.ndarray) -> slice:
-    inside = np.flatnonzero(occupied)
-    if not len(inside):
-        return slice(0, len(occupied))
-    return slice(max(int(inside[0]) - WINDOW_MARGIN, 0), min(int(inside[-1]) + 1 + WINDOW_MARGIN, len(occupied)))
+    return box_around(heads if heads.any() else ~heads, WINDOW_MARGIN)

@@ -154,9 +154,6 @@ def cohort_of(*sides: list[Case], grid: Grid, augmented: Sequence[Case] = ()) ->
     return cohort
 
 
-# --- admission -----------------------------------------------------------------------------------------
-
-
 def _print_losses(facts: Mapping[Case, Facts]) -> None:
     print_cut({case.name: of_case.brain_cut for case, of_case in facts.items()})
     of_masks = {case.mask.name: of_case for case, of_case in facts.items() if case.mask is not None}

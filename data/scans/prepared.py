@@ -10,7 +10,7 @@ import numpy as np
 
 from data.files.space import Space, Spacing, resample, space_from_json
 from data.scans.brain import read_brain
-from data.scans.checks import read_mask, read_scan, space_of, spacing_table
+from data.scans.checks import read_lesions, read_scan, space_of, spacing_table
 from data.scans.cohort import Case
 from data.scans.fingerprints import PREPARATION_VERSION, cache_key, stamp_of
 from data.scans.grid import Grid, own_space
@@ -77,7 +77,7 @@ class PreparedScan:
 
 def prepare_scan(case: Case, grid: Grid, brains: Path) -> PreparedScan:
     """Read, strip, normalise and place one case, by its own voxels alone; `brains` is the folder of `read_brain`."""
-    mask = None if case.mask is None else read_mask(case)
+    mask = None if case.mask is None else read_lesions(case.mask)[0]
     brain, own = read_brain(case, brains), own_space(case, grid.spacing_mm)
     return place(case, read_scan(case), brain, mask, own, grid.space_about(brain, own))
 

@@ -1,6 +1,5 @@
 """Cut 3D scans and masks into the 2D folders that the RPN scripts read: ``python -m data.slices``."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -29,8 +28,7 @@ class Settings:
     out_dir: str = option(pathname, "folder for Scans/, Masks/ and slices.csv", required=True)
 
 
-def parse_args(argv: Sequence[str] | None = None) -> Settings:
-    return cli.parse(Settings(), "Cut 3D scans and masks into the 2D folders that the RPN scripts read.", argv)
+parse_args = cli.parser_of(Settings(), "Cut 3D scans and masks into the 2D folders that the RPN scripts read.")
 
 
 def main(settings: Settings) -> None:

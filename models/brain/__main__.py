@@ -3,38 +3,18 @@
 What it writes ships with the project (``pretrained/README.md``); no one who segments scans needs to train it.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from data.scans.extraction import NETWORK
+from models.brain.heads import draw_heads
+from models.brain.training import export, train
 
-from utils import cli
-from utils.settings import option
-from utils.validators import non_negative_int, pathname, positive_int
-
-
-@dataclass(frozen=True)
-class Settings:
-    """Training on the CPU."""
-
-    out: str = option(pathname, "file of the network", "pretrained/brain.onnx")
-    n_heads: int = option(positive_int, "synthetic heads to learn from", 240)
-    steps: int = option(positive_int, "steps of the optimiser", 5600)
-    seed: int = option(non_negative_int, "seed of heads and training", 4000)
-    num_workers: int = option(positive_int, "processes that draw heads", 1)
+HEADS, STEPS = 240, 5600  # synthetic heads to learn from; steps of the optimiser
+SEED = 4000  # of heads and training
 
 
-def parse_args(argv: Sequence[str] | None = None) -> Settings:
-    return cli.parse(Settings(), __doc__, argv)
-
-
-def main(settings: Settings) -> None:
-    from models.brain.heads import draw_heads
-    from models.brain.training import export, train
-
-    heads = draw_heads(settings.n_heads, settings.seed, settings.num_workers)
-    export(train(heads, settings.steps, settings.seed), Path(settings.out))
-    print(f"The network is in {settings.out}")
+def main() -> None:
+    export(train(draw_heads(HEADS, SEED), STEPS, SEED), NETWORK)
+    print(f"The network is in {NETWORK}")
 
 
 if __name__ == "__main__":
-    cli.run(main, parse_args)
+    main()

@@ -29,8 +29,8 @@ def draw_example(head: Head, rng: np.random.Generator) -> Example:
     if _happens(0.4, rng):  # muscle or fat as bright as brain
         _paint_blob(image, (brain == 0) & (image > DARK), rng)
     is_stripped = _happens(STRIPPED, rng)
-    if is_stripped:
-        inside = _loose(brain, rng)
+    if is_stripped:  # by a tool whose mask is tighter or wider than the brain
+        inside = ndimage.gaussian_filter(brain, rng.uniform(0.3, 1.2)) > rng.uniform(0.2, 0.7)
         brain = inside.astype(np.float32)
     image = _recolour(image, inside, rng)
     image = _spoil(image, rng)
@@ -45,9 +45,6 @@ def draw_example(head: Head, rng: np.random.Generator) -> Example:
 
 def _happens(probability: float, rng: np.random.Generator) -> bool:
     return bool(rng.random() < probability)
-
-
-# --- place ---------------------------------------------------------------------------------------------
 
 
 def _place(head: Head, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -67,11 +64,6 @@ def _place(head: Head, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray
     return image, turn(head.brain.astype(np.float32), order=1), lesions > 0
 
 
-def _loose(brain: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """The mask of a tool for brain extraction: tighter or wider than the brain."""
-    return ndimage.gaussian_filter(brain, rng.uniform(0.3, 1.2)) > rng.uniform(0.2, 0.7)
-
-
 def _cut(image: np.ndarray, brain: np.ndarray, rng: np.random.Generator) -> None:
     """Take off what lies below, above or beside a plane, as a field of view does."""
     axis = rng.choice(3, p=(0.7, 0.15, 0.15))
@@ -79,9 +71,6 @@ def _cut(image: np.ndarray, brain: np.ndarray, rng: np.random.Generator) -> None
     cut = [slice(None)] * 3
     cut[axis] = slice(0, n) if _happens(0.6, rng) else slice(VIEW[axis] - n // 2, None)
     image[tuple(cut)], brain[tuple(cut)] = image.min(), 0
-
-
-# --- intensity -----------------------------------------------------------------------------------------
 
 
 def _field(points: int, rng: np.random.Generator) -> np.ndarray:

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 
 import numpy as np
 
@@ -10,7 +9,7 @@ from data.files.space import Spacing
 from data.phantom.cohort import make_subject
 from data.phantom.contrast import MODALITIES
 from data.settings import PhantomSettings
-from utils.progress import map_in_order
+from utils.progress import progress
 
 SPACINGS_MM: Sequence[Spacing] = ((2, 2, 2), (3, 3, 3), (1.5, 2, 2), (4, 2, 2), (6, 1.5, 1.5))
 DEFACED = 0.3  # share of the heads without a face
@@ -26,9 +25,9 @@ class Head:
     spacing_mm: Spacing
 
 
-def draw_heads(n: int, seed: int, num_workers: int) -> list[Head]:
+def draw_heads(n: int, seed: int) -> list[Head]:
     """Synthetic heads of a seed, their contrasts in turn."""
-    return list(map_in_order(partial(_draw, seed), range(n), num_workers, "Drawing heads"))
+    return [_draw(seed, index) for index in progress(range(n), "Drawing heads", unit="head")]
 
 
 def _draw(seed: int, index: int) -> Head:

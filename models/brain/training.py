@@ -7,6 +7,7 @@ from typing import cast
 import numpy as np
 import onnx
 import torch
+from monai.losses import DiceLoss
 from torch.export import Dim
 from torch.nn import functional
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -32,11 +33,12 @@ def train(heads: Sequence[Head], steps: int, seed: int) -> BrainNet:
     mean = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(AVERAGE))
     optimizer = torch.optim.AdamW(network.parameters(), RATE, weight_decay=DECAY)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, steps, pct_start=WARM_UP)
-    losses = []
+    dice_loss, losses = DiceLoss(sigmoid=True, smooth_nr=1.0, smooth_dr=1.0), []
     for step in progress(range(1, steps + 1), "Training", unit="step"):
         examples = [draw_example(heads[i], rng) for i in rng.integers(len(heads), size=BATCH)]
         image, brain, weight = (torch.from_numpy(np.stack(parts))[:, None] for parts in zip(*examples, strict=True))
-        loss = brain_loss(network(image.to(memory_format=torch.channels_last_3d)), brain, weight)
+        logits = network(image.to(memory_format=torch.channels_last_3d))
+        loss = functional.binary_cross_entropy_with_logits(logits, brain, weight) + dice_loss(logits, brain)
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(network.parameters(), 1)
@@ -47,15 +49,6 @@ def train(heads: Sequence[Head], steps: int, seed: int) -> BrainNet:
         if step % EVERY == 0:
             print(f"step {step}: loss {np.mean(losses[-EVERY:]):.4f}", flush=True)
     return cast(BrainNet, mean.module.eval())
-
-
-def brain_loss(logits: torch.Tensor, brain: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """Weighted cross-entropy and soft Dice loss with the share of brain of each voxel; all (B, 1, D, H, W)."""
-    entropy = functional.binary_cross_entropy_with_logits(logits, brain, weight)
-    probability, axes = logits.sigmoid(), (1, 2, 3, 4)
-    overlap = (probability * brain).sum(axes)
-    dice = (2 * overlap + 1) / (probability.sum(axes) + brain.sum(axes) + 1)
-    return entropy + (1 - dice).mean()
 
 
 def export(network: BrainNet, path: Path) -> None:

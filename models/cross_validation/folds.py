@@ -101,14 +101,9 @@ def _test(number: int, cv: CrossValidation, fold: Fold, rpn: RPN, pipeline: TwoS
     return {"rpn": proposals, "strokeformer": lesions or {}}
 
 
-def missing_folds(cv: CrossValidation) -> list[int]:
-    """The folds that have not been run to their end."""
-    return missing_results(cv.folder, cv.number_of_folds())
-
-
 def all_results(cv: CrossValidation) -> list[dict]:
     """A row (fold, stage, score, estimate) for every score of all folds; refuses where one has not been run."""
-    if missing := missing_folds(cv):
+    if missing := missing_results(cv.folder, cv.number_of_folds()):
         raise UserError(
             f"{counted(len(missing), 'fold')} of {cv.folder} yet to run; give the same command with "
             f"--folds_to_run {' '.join(map(str, missing))}"

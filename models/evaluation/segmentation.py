@@ -13,7 +13,7 @@ from torch import nn
 from data.files.names import result_name
 from data.files.space import resample
 from data.files.volumes import write_like
-from data.scans.checks import read_mask
+from data.scans.checks import read_lesions
 from data.scans.cohort import Case
 from data.scans.prepared import PreparedScan
 from models.ensembles import StrokeFormerEnsemble
@@ -62,7 +62,7 @@ def evaluate_strokeformer(
         maps.write(case, prediction)
         if keep:
             keep(case, prediction)
-        target = None if case.mask is None else read_mask(case)
+        target = None if case.mask is None else read_lesions(case.mask)[0]
         place = places.add(scan, prediction.lesions, target)
         volumes.append(_volumes(scan, prediction.lesions, target, place))
         if target is not None:
@@ -125,9 +125,6 @@ def _save_scores(outputs: Outputs, name: str, scored: list[CaseScores], seed: in
     return estimates
 
 
-# --- tables, read again --------------------------------------------------------------------------------
-
-
 def read_rows(path: Path, names: Iterable[str]) -> pd.DataFrame:
     """The rows of some models in a table of scores."""
     rows = pd.read_csv(path, dtype={"found": "boolean"})
@@ -145,9 +142,6 @@ def save_subgroups(outputs: Outputs, name: str, models: Sequence[str], groups: p
     folder = Path(outputs.scores_dir)
     scans, lesions = read_scans(folder, models), read_rows(folder / PER_LESION_FILE, models)
     outputs.update(name, {PER_GROUP_FILE: group_scores(scans, lesions, groups, seed)})
-
-
-# --- maps ----------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,5 @@
 """Export both stages as ONNX into a folder that ``python -m runner`` segments with, without PyTorch."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -22,8 +21,7 @@ class Settings:
     fp16: bool = option(None, "store weights in half precision, in half of the space", False)
 
 
-def parse_args(argv: Sequence[str] | None = None) -> Settings:
-    return cli.parse(Settings(), __doc__, argv)
+parse_args = cli.parser_of(Settings(), __doc__)
 
 
 def main(settings: Settings) -> None:

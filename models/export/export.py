@@ -27,50 +27,7 @@ SMALLEST_DETECTION = 1e-2  # pixels; torchvision has it in the code of `RoIHeads
 SCORES = (*SHARES, "dice", "lesion_f1", "found", "missed", "false")
 UNKNOWN = "not recorded beside the checkpoint"
 
-CARD = """# Model card
-
-**Not a medical device.** This model has not been approved for clinical use. Nothing that it finds or misses may decide
-on a diagnosis or a treatment.
-
-## What it is
-
-Two networks of [StrokeFormer](https://github.com/angelonazzaro/StrokeFormer) that find stroke lesions in a brain MRI:
-stage 1 proposes regions, stage 2 segments them. Both are ONNX (opset {opset}, weights in {weights}), `model.json` has
-what surrounds them. `python -m runner --model FOLDER --scans SCANS --out_dir OUT` segments scans with them.
-
-| | |
-| --- | --- |
-| scans | {grid.scan_dim[0]} channel(s), any voxel size and orientation, with or without skull |
-| grid | {shape} voxels (D x H x W){spacing} |
-| windows of stage 2 | {window} voxels, overlap {stage_2.overlap:g} |
-| regions | rule `{stage_1.consistency}`, boxes of a score of {stage_1.score_threshold:.3g} on |
-| lesion | probability above {stage_2.lesion_threshold:g}, at least {stage_2.smallest_lesion_cm3:g} cm3{components} |
-
-## Intended use
-
-Research on scans of the contrast and the kind that it was trained on: lesion volumes and maps of a cohort, which
-someone looks at. On other contrasts, scanners, ages and diseases its errors are unknown. It misses small lesions most.
-
-## Data
-
-| | training scans | validation scans |
-| --- | --- | --- |
-| stage 1 | {one[train]} | {one[val]} |
-| stage 2 | {two[train]} | {two[val]} |
-
-Whose scans, of which scanners and contrast, by whose consent: TO BE FILLED IN.
-
-## Scores
-
-On the validation scans, by which thresholds were chosen, so that they are better than on others:
-
-| | |
-| --- | --- |
-| stage 1 | {one[scores]} |
-| stage 2 | {two[scores]} |
-
-On scans that no training saw: TO BE FILLED IN, with the number of scans and where they are from.
-"""
+CARD = Path(__file__).with_name("card.txt")
 
 
 def export(rpn_path: str, path: str, folder: Path, half: bool) -> None:
@@ -132,14 +89,11 @@ def detector_settings(model: RPN, shape: tuple[int, int]) -> DetectorSettings:
     )
 
 
-# --- card ----------------------------------------------------------------------------------------------
-
-
 def model_card(model: ExportedModel, rpn_ckpt: Path | str, ckpt: Path | str) -> str:
     """The card in Markdown, without any scan's name; what only people know is left to be filled in."""
     grid, stage_2 = model.grid, model.stage_2
     chosen = {"constant": stage_2.lesion_weights[0]} if stage_2.lesion_weights else {"probability": 0.0}
-    return CARD.format(
+    return CARD.read_text().format(
         **vars(model),
         shape=" x ".join(map(str, grid.shape)),
         spacing=f" of {size_text(grid.spacing_mm)} mm" if grid.spacing_mm else ", of unknown size",

@@ -65,9 +65,6 @@ class WindowNetwork(nn.Module):
         return self.net(windows).softmax(1)
 
 
-# --- export --------------------------------------------------------------------------------------------
-
-
 def export_stage_1(model: RPN, scale: float, shape: tuple[int, int]) -> tuple[onnx.ModelProto, onnx.ModelProto]:
     """The networks that `ProposalNetwork` and `BoxNetwork` describe, for any number of slices of any size and of boxes.
 

@@ -41,11 +41,12 @@ def exported_checkpoint(folder: Path, kind: str) -> dict:
         UserError: as `read_model`.
     """
     model = read_model(folder)
+    parameters = model.hyper_parameters[kind]  # JSON made lists of tuples
     return {
         "model": kind,
         "grid": {**asdict(model.grid), "orientation": ORIENTATION},
         "contrast": model.contrast,
-        "hyper_parameters": {name: _tuple(value) for name, value in model.hyper_parameters[kind].items()},
+        "hyper_parameters": {name: tuple(v) if isinstance(v, list) else v for name, v in parameters.items()},
         "state_dict": {name: weight for file in NETWORKS_OF[kind] for name, weight in _weights(folder / file).items()},
     }
 
@@ -55,8 +56,3 @@ def _weights(path: Path) -> dict[str, torch.Tensor]:
     stored = onnx.load(path, load_external_data=False).graph.initializer
     values = {each.name.removesuffix(HALF): numpy_helper.to_array(each).astype(np.float32) for each in stored}
     return {name: torch.from_numpy(value) for name, value in values.items()}
-
-
-def _tuple(value: object) -> object:
-    """A list of JSON as the tuple that it was."""
-    return tuple(value) if isinstance(value, list) else value

@@ -12,7 +12,7 @@ import pytorch_lightning as pl
 from scipy.special import logit
 
 from data.batches.datamodules import SegmentationDataModule
-from data.scans.checks import read_mask
+from data.scans.checks import read_lesions
 from data.scans.cohort import Case
 from data.scans.contrast import common_contrast
 from data.scans.open import Cohort
@@ -72,7 +72,7 @@ def decide(
     """Store the best `Decision` on the validation scans in the checkpoint."""
     pipeline = pipeline_of(load_strokeformer(checkpoint), settings, regions)
     cases = progress(val, "Choosing what is lesion")
-    table = decision_table((pipeline.predict(cohort.prepare(case)), read_mask(case)) for case in cases)
+    table = decision_table((pipeline.predict(cohort.prepare(c)), read_lesions(c.lesion_mask)[0]) for c in cases)
     write_csv(folder / "decisions.csv", table)
     chosen = choose_decision(table)
     print(decision_summary(chosen))

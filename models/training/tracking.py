@@ -42,8 +42,6 @@ warnings.filterwarnings("ignore", ".*isinstance.treespec, LeafSpec.*")  # Lightn
 warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides.*")  # of channels-last kernels
 warnings.filterwarnings("ignore", ".*Checkpoint directory .* exists and is not empty.*")
 
-# --- loggers -------------------------------------------------------------------------------------------
-
 
 def build_loggers(folder: Path, run: Run, logs: Logging) -> list[Logger]:
     """The logs that ``--logger`` names, and always the CSV log: the curves are drawn from it."""
@@ -82,9 +80,6 @@ def close_loggers(loggers: Sequence[Logger]) -> None:
         logger.finalize("success")
         if isinstance(logger, WandbLogger):
             logger.experiment.finish()
-
-
-# --- W&B -----------------------------------------------------------------------------------------------
 
 
 def wandb_mode(offline: bool) -> Literal["online", "offline", "disabled"]:
@@ -135,9 +130,6 @@ def _wandb_loggers(folder: Path, run: Run, logs: Logging) -> list[WandbLogger]:
     begun.define_metric("trainer/global_step")
     begun.define_metric("*", step_metric="trainer/global_step", step_sync=True)
     return [WandbLogger(save_dir=folder, experiment=begun)]
-
-
-# --- callbacks -----------------------------------------------------------------------------------------
 
 
 class SeededSteps(pl.Callback):

@@ -8,7 +8,6 @@ then over the scans; the bootstrap over scans says how sure the order is.
 """
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path
@@ -49,8 +48,7 @@ class Settings:
     seed: int = option(non_negative_int, "seed of all random generators", 42)
 
 
-def parse_args(argv: Sequence[str] | None = None) -> Settings:
-    return cli.parse(Settings(), __doc__, argv)
+parse_args = cli.parser_of(Settings(), __doc__)
 
 
 def main(settings: Settings) -> None:

@@ -61,6 +61,12 @@ def bounding_box(mask: np.ndarray) -> tuple[slice, ...]:
     return tuple(box)
 
 
+def box_around(mask: np.ndarray, margin: int = 1) -> tuple[slice, ...]:
+    """The `bounding_box` with some voxels more on either side of each axis, where the mask has them."""
+    spans = zip(bounding_box(mask), mask.shape, strict=True)
+    return tuple(slice(max(span.start - margin, 0), min(span.stop + margin, size)) for span, size in spans)
+
+
 def bounding_region(mask: np.ndarray) -> Region | None:
     """The smallest region around what a (D, H, W) bool mask holds; None where that is nothing."""
     region = region_of(bounding_box(mask))

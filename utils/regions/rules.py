@@ -95,9 +95,6 @@ def regions_of(kept: ProposalBoxes, brain: np.ndarray, roi_size: Shape, rule: st
     return grouped_regions(consolidated, brain, roi_size)
 
 
-# --- linked ------------------------------------------------------------------------------------------
-
-
 def link_boxes(slices: np.ndarray, boxes: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Link boxes into candidates and weigh the evidence for each: the noisy or of the best scores of its slices.
 
@@ -155,9 +152,6 @@ def _shareable(regions: list[Region], roi_size: Shape, shape: Shape) -> tuple[in
             if math.prod(together.shape) <= math.prod(grown[i].shape) + math.prod(grown[j].shape) - common:
                 return i, j
     return None
-
-
-# --- grouped -----------------------------------------------------------------------------------------
 
 
 def grouped_regions(boxes: np.ndarray, brain: np.ndarray, roi_size: Shape) -> list[Region]:

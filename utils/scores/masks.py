@@ -66,9 +66,6 @@ def _ratio(part: np.ndarray, whole: np.ndarray, nothing: np.ndarray) -> np.ndarr
     return np.where(nothing, 1.0, part / np.where(whole == 0, 1.0, whole))[()]
 
 
-# --- components --------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Components:
     """The components of a target and a prediction, in the smallest box around both."""
@@ -133,9 +130,6 @@ def lesion_load(mask: np.ndarray, spacing_mm: Spacing | None) -> tuple[int, floa
 def voxel_cm3(spacing_mm: Spacing | None) -> float:
     """Volume of a voxel; NaN where its size is unknown."""
     return np.nan if spacing_mm is None else float(np.prod(spacing_mm)) / 1000
-
-
-# --- decision ----------------------------------------------------------------------------------------
 
 
 class Features(NamedTuple):

@@ -136,9 +136,6 @@ def scores_by_size(frame: pd.DataFrame) -> pd.DataFrame:
     return means.rename_axis("size").reset_index()
 
 
-# --- lesions -----------------------------------------------------------------------------------------
-
-
 def lesion_scores(prediction: np.ndarray, target: np.ndarray) -> dict[str, float]:
     """Scores that count lesions instead of voxels, by each of `CONVENTIONS`, of (D, H, W) bool or uint8 masks.
 
