@@ -3,6 +3,8 @@
 What it writes ships with the project (``pretrained/README.md``); no one who segments scans needs to train it.
 """
 
+from argparse import ArgumentParser
+
 from data.scans.extraction import NETWORK
 from models.brain.heads import draw_heads
 from models.brain.training import export, train
@@ -12,6 +14,7 @@ SEED = 4000  # of heads and training
 
 
 def main() -> None:
+    ArgumentParser(description=__doc__).parse_args()  # there are no options: each word is refused
     export(train(draw_heads(HEADS, SEED), STEPS, SEED), NETWORK)
     print(f"The network is in {NETWORK}")
 
