@@ -18,7 +18,7 @@ parse_args = cli.parser_of(Settings(), __doc__)
 
 
 def main(settings: Settings) -> None:
-    if LIST in (settings.outputs.target_layers, settings.rpn_outputs.target_layers):
+    if settings.outputs.target_layers == LIST:
         return print_layers(settings)
     settings.training.logging.require_wandb_mode()
     cohort, origins, groups = open_scans(settings)  # first: a wrong path is refused before the heavy libraries load
@@ -75,7 +75,6 @@ def check_networks(settings: Settings, spacing_mm) -> None:
     from models.training.starts import start_from
 
     rpn, model = build_networks(settings)
-    find_layers(rpn, settings.rpn_outputs.target_layers, "--rpn_target_layers")
     find_layers(model, settings.outputs.target_layers)
     for network, training in ((rpn, settings.rpn), (model, settings.training)):
         start_from(network, training.run.init_ckpt_path, spacing_mm)
@@ -84,11 +83,7 @@ def check_networks(settings: Settings, spacing_mm) -> None:
 def print_layers(settings: Settings) -> None:
     from models.evaluation.explanations import layers_of
 
-    rpn, model = build_networks(settings)
-    if settings.outputs.target_layers == LIST:
-        print(layers_of(model).table("--target_layers"))
-    if settings.rpn_outputs.target_layers == LIST:
-        print(layers_of(rpn).table("--rpn_target_layers"))
+    print(layers_of(build_networks(settings)[1]).table())
 
 
 def run_folds(cv) -> None:

@@ -10,7 +10,7 @@ from models.segmentation.settings import contrast_option, num_classes_option, ro
 from models.training.settings import device_option, precision_option
 from utils import cli
 from utils.settings import option
-from utils.validators import LIST, pathname
+from utils.validators import pathname
 
 
 @dataclass(frozen=True)
@@ -37,8 +37,6 @@ parse_args = cli.parser_of(Settings(), __doc__)
 
 
 def main(settings: Settings) -> None:
-    if settings.outputs.target_layers == LIST:
-        return print_layers(settings)
     from data.batches.slices import check_slices, read_slice_table
 
     loading = settings.loading
@@ -81,14 +79,6 @@ def load_network(settings: Settings, table):
     if not settings.resize_to:
         require_spacing(grid.spacing_mm, model, path, "cut the slices with --spacing")
     return model
-
-
-def print_layers(settings: Settings) -> None:
-    from models.checkpoints import load_model
-    from models.evaluation.explanations import layers_of
-    from models.rpn.module import RPN
-
-    print(layers_of(load_model(RPN, settings.ckpt_path)).table("--target_layers"))
 
 
 if __name__ == "__main__":

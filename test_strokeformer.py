@@ -149,7 +149,7 @@ def print_layers(settings: Settings) -> None:
     from models.evaluation.explanations import layers_of
     from models.segmentation.module import StrokeFormer
 
-    print(layers_of(load_model(StrokeFormer, with_checkpoints(settings).ckpt_path[0])).table("--target_layers"))
+    print(layers_of(load_model(StrokeFormer, with_checkpoints(settings).ckpt_path[0])).table())
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What explains a result: layers to choose from, EigenCAM, and maps of probability, uncertainty and Grad-CAM."""
+"""What explains a result: layers to choose from, and maps of probability, uncertainty and Grad-CAM."""
 
 import sys
 
@@ -8,16 +8,14 @@ import pytest
 import torch
 
 import cross_validation
-import test_rpn
 import test_strokeformer
 from data.files.space import Space
 from data.scans.cohort import Case
 from data.scans.prepared import PreparedScan
-from models.evaluation.explanations import BackboneCAM, eigencam, find_layers, gradcam, layers_of
+from models.evaluation.explanations import find_layers, gradcam, layers_of
 from models.evaluation.segmentation import MapWriter, predictive_entropy
 from models.evaluation.settings import Outputs
 from models.pipeline import Prediction, TwoStage
-from models.rpn.module import RPN
 from models.segmentation.module import StrokeFormer
 from models.segmentation.settings import SlidingWindow
 from tests import drawn
@@ -47,20 +45,10 @@ def names_in(table: str) -> list[str]:
 def test_every_layer_that_is_listed_can_be_drawn(arch, window, expected):
     torch.manual_seed(0)
     model = StrokeFormer(arch=arch, roi_size=window)
-    table = layers_of(model).table("--target_layers")
+    table = layers_of(model).table()
     assert f"  {expected}\n" in table + "\n" and len(table.splitlines()) < 20
     heat = gradcam(model, noise(window), None, find_layers(model, names_in(table)))
     assert heat.shape == window and heat.min() >= 0 and heat.max() <= 1
-
-
-def test_every_layer_of_the_backbone_that_is_listed_can_be_drawn():
-    torch.manual_seed(0)
-    model, scan = RPN(image_size=64).eval(), head_with_spot()
-    table = layers_of(model).table("--target_layers")
-    assert "of 1 x 64 x 64:" in table and "  backbone.body.layer2   128 x 8 x 8\n" in table
-    for name in names_in(table):
-        heat = eigencam(model, scan, [1, 2], find_layers(model, [name]))
-        assert list(heat) == [1, 2] and all(h.shape == (32, 40) and h.max() > 0.5 for h in heat.values()), name
 
 
 @pytest.mark.parametrize(
@@ -71,8 +59,6 @@ def test_layer_that_cannot_be_drawn_is_refused(name, complaint):
     model = StrokeFormer(roi_size=(16, 16, 16))
     with pytest.raises(UserError, match=f"--target_layers {complaint}; --target_layers list shows"):
         find_layers(model, ["decoders.1", name])
-    with pytest.raises(UserError, match="--rpn_target_layers detector is no layer"):
-        find_layers(RPN(image_size=64), ["detector"], "--rpn_target_layers")
 
 
 def test_layers_are_listed_before_anything_else_is_asked_for(workspace, tmp_path, monkeypatch, capsys):
@@ -80,9 +66,7 @@ def test_layers_are_listed_before_anything_else_is_asked_for(workspace, tmp_path
     size = ["--roi_size", "16", "16", "16", "--rpn_image_size", "64"]
     for script, arguments, lines in (
         (test_strokeformer, ["--ckpt_path", workspace.seg], ["decoders.1  16 x 4 x 4 x 8"]),
-        (test_rpn, ["--ckpt_path", workspace.rpn], ["backbone.fpn           256 x 16 x 16"]),
-        (cross_validation, size, ["image of 1 x 16 x 16 x 16:", "encoders.2  96 x 2 x 2 x 2"]),
-        (cross_validation, [*size, "--rpn_target_layers", "list"], ["encoders.2", "backbone.body.layer3"]),
+        (cross_validation, size, ["window of 1 x 16 x 16 x 16:", "encoders.2  96 x 2 x 2 x 2"]),
     ):
         monkeypatch.setattr(sys, "argv", [script.__name__, *map(str, arguments), "--target_layers", "list"])
         script.main(script.parse_args())
@@ -96,45 +80,6 @@ def test_the_list_of_layers_needs_a_checkpoint(monkeypatch, capsys):
     with pytest.raises(SystemExit):
         test_strokeformer.parse_args()
     assert "the following arguments are required: --ckpt_path;" in capsys.readouterr().err
-
-
-# --- EigenCAM ------------------------------------------------------------------------------------------
-
-SPOT = slice(20, 24), slice(28, 32)
-
-
-def head_with_spot(depth=4):
-    """A grey head in a corner of slices of 32 x 40, with a bright spot."""
-    head = np.zeros((depth, 32, 40), bool)
-    head[:, 12:30, 20:38] = True
-    scan = 0.4 * head[None].astype(np.float16)
-    scan[0, :, *SPOT] = 1
-    return drawn.prepared("sub-1_T1w.npy", scan, head, scan[0] == 1)
-
-
-@pytest.mark.parametrize("weights", [(1, 2), (3, -1), (-1, 2)])
-def test_eigencam_lies_where_the_features_are_strong(weights):
-    """A backbone whose features are the slice times a weight: the spot must glow, at its place in the slice."""
-    model = RPN(image_size=64, slice_side=32)
-    features = torch.nn.Conv2d(1, 2, 1, bias=False)
-    features.weight.data[:] = torch.tensor(weights).reshape(2, 1, 1, 1)
-    model.detector.backbone = torch.nn.Sequential(features)
-    heat = eigencam(model, head_with_spot(), [2], [features])[2]
-    inside = np.zeros(heat.shape, bool)
-    inside[SPOT] = True
-    assert heat.dtype == np.float32 and inside[np.unravel_index(heat.argmax(), heat.shape)]
-    assert heat[inside].mean() > 0.8 and heat[~inside].mean() < 0.1 and not heat[:10].any()
-
-
-def test_eigencam_is_the_projection_on_the_first_component_of_pytorch_grad_cam_but_for_its_sign():
-    from pytorch_grad_cam.utils.svd_on_activations import get_2d_projection
-
-    maps = np.random.default_rng(0).random((2, 5, 6, 7)).astype(np.float32)
-    cam = BackboneCAM(torch.nn.Conv2d(1, 1, 1), [])
-    ours, theirs = cam.get_cam_image(None, None, None, maps, None, False), get_2d_projection(maps)
-    np.testing.assert_allclose(np.abs(ours), np.abs(theirs), atol=1e-4)
-    strength = maps.sum(1) - maps.sum(1).mean((1, 2), keepdims=True)
-    assert ((ours * strength).sum((1, 2)) > 0).all()
 
 
 # --- maps ----------------------------------------------------------------------------------------------

@@ -205,18 +205,6 @@ def test_cold_voxels_leave_the_scan_visible():
     assert np.count_nonzero(overlay.get_alpha()) == 1
 
 
-A_BOX = np.array([(20.0, 6, 26, 10)]), np.array([0.9])
-
-
-def test_eigencam_lies_over_the_slice_with_lesion_and_detections():
-    figure = plot_slice_boxes(scan()[10], lesion()[10], *A_BOX, None, "x", heat_in(10)[10])
-    overlay = figure.axes[0].images[1]
-    assert overlay.get_alpha()[22, 7] == pytest.approx(0.75) and np.count_nonzero(overlay.get_alpha()) == 1
-    assert boxes_of(figure.axes[0], DETECTION) == [(5.5, 19.5, 4, 6)]
-    assert legend_of(figure) == ["True lesion", "Detection, with its score"]
-    assert "EigenCAM" in figure.axes[1].get_ylabel()
-
-
 # --- training ------------------------------------------------------------------------------------------
 
 
@@ -268,7 +256,6 @@ def figures():
         "one_slice": plot_volume_prediction(scan()[10:11], lesion()[10:11], lesion()[10:11], [], LONG_NAME),
         "gradcam": plot_gradcam(scan(), heat_in(6), lesion(), lesion(), LONG_NAME),
         "one_gradcam": plot_gradcam(scan(), heat_in(10), None, lesion(), LONG_NAME),
-        "eigencam": plot_slice_boxes(scan()[10], lesion()[10], *A_BOX, None, LONG_NAME, heat_in(10)[10]),
         "losses": plot_loss_curves(lightning_metrics()),
     }
 

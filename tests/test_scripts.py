@@ -218,7 +218,7 @@ def test_run_with_other_settings_does_not_mix_into_a_folder(workspace):
 def test_rpn_is_tested_on_slices(workspace):
     done = run_script(
         *["test_rpn.py", "--scans", workspace.slices, "--masks", workspace.slice_masks, "--ckpt_path", workspace.rpn],
-        *["--model_name", "tested", "--n_predictions", 4, "--target_layers", "backbone.fpn", *ROI],
+        *["--model_name", "tested", "--n_predictions", 4, *ROI],
         cwd=workspace.cwd,
     )
     table = pd.read_csv(workspace.cwd / "rpn_scores/rpn_scores.csv")
@@ -226,8 +226,6 @@ def test_rpn_is_tested_on_slices(workspace):
     assert table.loc[0, ["lesion_coverage", "lesion_recall"]].between(0, 1).all()
     pictures = list((workspace.cwd / "rpn_scores/tested/predictions").glob("*.png"))
     assert len(pictures) == 4 and all(map(is_png, pictures))
-    heats = list((workspace.cwd / "rpn_scores/tested/eigencam").glob("*.png"))
-    assert {p.name for p in heats} == {p.name for p in pictures} and all(map(is_png, heats))
     by_size = pd.read_csv(workspace.cwd / "rpn_scores/rpn_per_size_scores.csv")
     assert list(by_size.columns) == ["model_name", "size", "n", *RPN_COLUMNS[1:]]
     assert by_size["size"].tolist() == ["No Lesion", "Small", "Medium", "Large"]
@@ -423,7 +421,6 @@ def cross_validated(cohort, tmp_path_factory):
         *["--model_prefix", "seg", "--rpn_model_prefix", "rpn", "--k", 2, "--splits", 34, 16, 50],
         *["--rpn_max_epochs", 2, "--max_epochs", 2, "--rpn_image_size", 64, "--rpn_lr", 1e-3, "--rpn_batch_size", 8],
         *["--score_threshold", 0.02, "--n_predictions", 2, *GRID, *ROI, *QUICK],
-        *["--rpn_target_layers", "backbone.body.layer1"],
     ]
     return cwd, command, run_script(*command, cwd=cwd)
 
@@ -440,8 +437,7 @@ def test_cross_validation_leaves_every_result(cross_validated):
         assert (cwd / f"RPN/rpn_fold-{number}/checkpoints/best.ckpt").exists()
         assert (cwd / f"StrokeFormer/seg_fold-{number}/checkpoints/best.ckpt").exists()
         assert len(list((cwd / f"scores/seg_fold-{number}/predictions").glob("*.npy"))) == 3
-        for pictures in ("predictions", "eigencam"):
-            assert len(list((cwd / f"rpn_scores/rpn_fold-{number}" / pictures).glob("*.png"))) == 2
+        assert len(list((cwd / f"rpn_scores/rpn_fold-{number}/predictions").glob("*.png"))) == 2
     assert pd.read_csv(cwd / "rpn_scores/scores.csv").columns.tolist() == RPN_COLUMNS
     assert pd.read_csv(cwd / "scores/scores.csv").model_name.tolist() == ["seg_fold-0", "seg_fold-1"]
     assert len(pd.read_csv(cwd / "scores/per_scan_scores.csv")) == 6

@@ -66,23 +66,19 @@ def plot_slice_boxes(
     scores: np.ndarray,
     region_boxes: np.ndarray | None,
     title: str,
-    heat: np.ndarray | None = None,
 ) -> Figure:
-    """Draw the detections of one slice over its lesion and the regions proposed there, and over EigenCAM.
+    """Draw the detections of one slice over its lesion and the regions proposed there.
 
     Args:
-        image, heat: (H, W) in [0, 1].
+        image: (H, W) in [0, 1].
         mask: (H, W) bool, the true lesion, or None if unknown.
         boxes, region_boxes: (N, 4) xyxy in voxels, half-open, x along W and y along H.
         scores: (N,) in [0, 1]; a surer box is drawn more strongly.
     """
-    figure = new_figure(2 * SLICE_SIZE + HEAT_BAR * (heat is not None), 2 * SLICE_SIZE + LEGEND, title)
+    figure = new_figure(2 * SLICE_SIZE, 2 * SLICE_SIZE + LEGEND, title)
     axes = figure.subplots()
     regions = np.zeros((0, 4)) if region_boxes is None else region_boxes
     show_slice(axes, image)
-    if heat is not None:
-        _show_heat(axes, heat)
-        _add_heat_bar(figure, axes, "EigenCAM: strength of the main feature (0 least, 1 most)")
     outline(axes, mask)
     for box in regions:
         _draw_box(axes, box, color=REGION, linewidth=2)

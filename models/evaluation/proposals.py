@@ -16,7 +16,6 @@ from torch.utils.data import DataLoader
 from data.batches.cutting import lesion_boxes
 from data.files.names import stem_of
 from data.scans.prepared import PreparedScan
-from models.evaluation.explanations import eigencam, find_layers
 from models.evaluation.settings import RPNOutputs
 from models.rpn.module import RPN, Detections
 from utils.files import STAGE_1_TABLES, intervals_file
@@ -51,7 +50,6 @@ def evaluate_rpn(
     counts, lesions, regions = {}, [], {}
     slices: list[scoring.SliceProposals] = []
     misses: list[Miss] = []
-    layers = find_layers(model, outputs.target_layers)
     for scan, n_pictures in zip(progress(scans, f"Testing {name}"), drawn, strict=True):
         assert scan.mask is not None  # stage 1 is tested on slices with masks
         detections = model.detect_volume(scan, batch_size)
@@ -64,11 +62,8 @@ def evaluate_rpn(
         slices += proposals.slices()
         lesions.append(scoring.lesions_covered(proposed, scan.mask, scan.spacing_mm).assign(scan=scan.name))
         misses = nlargest(WORST_MISSES, [*misses, *proposals.miss()], key=itemgetter(0))
-        shown = proposals.slices_to_show(n_pictures)
-        for z in shown:
+        for z in proposals.slices_to_show(n_pictures):
             save_figure(proposals.picture(z)(), folder / "predictions" / proposals.file(z))
-        for z, heat in (eigencam(model, scan, shown, layers) if layers else {}).items():
-            save_figure(proposals.picture(z, heat)(), folder / "eigencam" / proposals.file(z))
     for _, draw, file in misses if outputs.n_predictions else []:
         save_figure(draw(), folder / "misses" / file)
     write_regions(folder / "regions.json", regions)
@@ -137,13 +132,13 @@ class ScanProposals:
         voxels, z = max(left_out, key=itemgetter(0), default=(0, 0))
         return [(voxels, self.picture(z), self.file(z))] if voxels else []
 
-    def picture(self, z: int, heat: np.ndarray | None = None) -> Callable[[], Figure]:
-        """What draws a slice with its regions or its EigenCAM (H, W); it does not hold on to the volume."""
-        here = [r for r in self.regions if heat is None and r.region_start <= z < r.region_end]
+    def picture(self, z: int) -> Callable[[], Figure]:
+        """What draws a slice with its regions; it does not hold on to the volume."""
+        here = [r for r in self.regions if r.region_start <= z < r.region_end]
         regions = np.array([[r.xmin, r.ymin, r.xmax, r.ymax] for r in here]).reshape(-1, 4)
         image, mask = self.scan.scan[0, z].astype(np.float32), self.mask[z].copy()
         boxes, scores = self.detections[z]["boxes"].numpy(), self.detections[z]["scores"].numpy()
-        return partial(plot_slice_boxes, image, mask, boxes, scores, regions, f"{self.scan.name}, slice {z}", heat)
+        return partial(plot_slice_boxes, image, mask, boxes, scores, regions, f"{self.scan.name}, slice {z}")
 
     def file(self, z: int) -> str:
         return f"{stem_of(self.scan.name)}_slice-{z:03d}.png"

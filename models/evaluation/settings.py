@@ -22,10 +22,6 @@ from utils.validators import LayersAction, non_negative_int, pathname
 output_option = partial(option, on_resume=TESTS_ANEW)
 
 
-def layers_option(what: str):
-    return output_option(str, f"{what}; list prints them and ends", action=LayersAction, nargs="+", metavar="LAYER")
-
-
 @dataclass(frozen=True)
 class Results:
     """Results."""
@@ -59,7 +55,6 @@ class RPNOutputs(Results):
 
     more_tables: ClassVar = STAGE_1_TABLES
     scores_dir: str = output_option(pathname, "folder of scores and predictions", "./rpn_scores")
-    target_layers: tuple[str, ...] | None = layers_option("layers of the 2D backbone to draw EigenCAM for")
 
 
 @dataclass(frozen=True)
@@ -67,7 +62,13 @@ class Outputs(Results):
     """Results."""
 
     more_tables: ClassVar = STAGE_2_TABLES
-    target_layers: tuple[str, ...] | None = layers_option("layers of the 3D network to draw Grad-CAM for")
+    target_layers: tuple[str, ...] | None = output_option(
+        str,
+        "layers of the 3D network to draw Grad-CAM for; list prints them and ends",
+        action=LayersAction,
+        nargs="+",
+        metavar="LAYER",
+    )
     metadata: str | None = option(
         pathname,
         "table of the subjects (participants.tsv of BIDS, or a .csv), by whose columns scores are grouped",
