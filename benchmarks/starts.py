@@ -1,11 +1,12 @@
-"""What it brings to start a training from a shipped model, at another site with few patients.
+"""What shipped weights and transferred lesions bring at another site with few patients.
 
     python benchmarks/starts.py --out_dir runs/starts [--seeds 1 2] [--subjects 5 10 20 40]
 
 The site is a synthetic DWI cohort unlike the one that the model learned: all of the phantom's variety, and lesions of
-half the contrast. From so many of its subjects, one in five of them for validation, both stages learn from scratch and
-from the model, in as many steps whatever the number; 30 others test them. A training that is there is not repeated, so
-that calls with other ``--seeds`` may run beside each other (with ``OMP_NUM_THREADS=1`` each).
+half the contrast. From so many of its subjects, one in five of them for validation, both stages learn from scratch,
+with three copies of each scan that hold lesions of the others besides, and from the model, in as many steps whatever
+the number; 30 others test them. A training that is there is not repeated, so that calls with other ``--seeds`` or
+``--starts`` may run beside each other (with ``OMP_NUM_THREADS=1`` each).
 """
 
 from itertools import product
@@ -16,6 +17,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
+from data.scans.cohort import Case
 from data.scans.folds import Fold
 from utils.plots import save_figure
 
@@ -26,8 +28,11 @@ PASSES = {"--rpn_max_epochs": 80, "--max_epochs": 800}  # of both stages over a 
 MODEL = "pretrained/dwi"
 STARTS = {
     "scratch": [],
+    "transferred": ["--use_augmented"],
     "shipped": ["@recipes/finetune.args", "--init_ckpt_path", MODEL, "--rpn_init_ckpt_path", MODEL],
 }
+COPIES = 3  # of each training scan, with lesions as docs/augmentation.md advises
+TRANSFER = ["--copies", COPIES, "--lesions", 3, "--rim", 0, "--min_scale", 0.3, "--ext", ".nii.gz", "--num_workers", 0]
 SCORES = ["dice", "lesion_f1_isles26"]
 
 
@@ -36,16 +41,32 @@ def train(out_dir: Path, start: str, n_subjects: int, seed: int) -> dict:
     folder = out_dir / f"{start}-{n_subjects}-{seed}"
     scores = folder / "scores/per_scan_scores.csv"
     if not scores.exists():
-        subjects = [case.subject for case in common.draw(out_dir / "cohort", SEED, MOST + N_TEST, *SITE)]
+        cases = {case.subject: case for case in common.draw(out_dir / "cohort", SEED, MOST + N_TEST, *SITE)}
+        subjects = [*cases]
         chosen = np.random.default_rng(seed).permutation(subjects[:MOST])[:n_subjects].tolist()
         n_val = max(1, n_subjects // 5)
         fold = Fold(chosen[n_val:], chosen[:n_val], subjects[MOST:])
-        length = [word for option, passes in PASSES.items() for word in (option, max(1, passes // n_subjects))]
-        patience = ["--rpn_patience", 1000, "--patience", 1000]
-        settings = ["@recipes/pretrained.args", *STARTS[start], *length, *patience, "--n_predictions", 0]
+        settings = ["@recipes/pretrained.args", *STARTS[start], "--rpn_patience", 1000, "--patience", 1000]
+        if start == "transferred":
+            transfer([cases[subject] for subject in fold.train], folder / "train", seed)
+            settings += ["--augmented_dir", folder / "train/transferred"]
+        in_epoch = n_subjects * (1 + COPIES if start == "transferred" else 1)
+        settings += [word for option, passes in PASSES.items() for word in (option, max(1, passes // in_epoch))]
+        settings += ["--n_predictions", 0]
         common.cross_validate(folder, out_dir / "cohort", fold, "site", seed, *settings)
     own = pd.read_csv(scores)
     return {"start": start, "subjects": n_subjects, "seed": seed, **own[SCORES].mean().round(3).to_dict()}
+
+
+def transfer(cases: list[Case], folder: Path, seed: int) -> None:
+    """Copies of scans, in ``transferred`` of a folder, with lesions of each other."""
+    for case in cases:
+        common.link(case.scan, folder / "Scans" / case.scan.name)
+        common.link(case.mask, folder / "Masks" / case.mask.name)
+    common.run(
+        *["-m", "augmentation", "--scans_dir", folder / "Scans", "--masks_dir", folder / "Masks", *TRANSFER],
+        *["--out_dir", folder / "transferred", "--seed", seed],
+    )
 
 
 def plot(rows: pd.DataFrame) -> plt.Figure:
@@ -64,10 +85,11 @@ def plot(rows: pd.DataFrame) -> plt.Figure:
 
 def main() -> None:
     parser = common.argument_parser(__doc__)
+    parser.add_argument("--starts", choices=STARTS, nargs="+", default=[*STARTS])
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--subjects", type=int, nargs="+", default=[5, 10, 20, MOST])
     args = parser.parse_args()
-    jobs = product(STARTS, args.subjects, args.seeds)
+    jobs = product(args.starts, args.subjects, args.seeds)
     rows = pd.DataFrame([train(args.out_dir, *job) for job in jobs])
     common.print_markdown(rows.to_dict("records"))
     save_figure(plot(rows), args.out_dir / "starts.png")
