@@ -57,6 +57,7 @@ def report_strokeformer(
             _subgroups(scores_dir, name),
             lesion_map(scores_dir, [name]),
             show_scans(scores_dir, scans, lesions, cases),
+            _all_scans(scans),
         ]
     else:
         scans = read_rows(scores_dir / VOLUMES_FILE, [name])
@@ -105,6 +106,7 @@ def report_cross_validation(cv: CrossValidation, results: list[dict], summary: p
         _covered("Lesions inside the regions", settings.rpn_outputs.scores_dir, rpn_names, seed),
         lesion_map(scores_dir, names),
         show_scans(scores_dir, scans, lesions, cases),
+        _all_scans(scans),
         *_origin([*rpn_runs, *runs], cv.folder / "run.json"),
     ]
     facts = {"folds": k, "test scans": len(scans), "subjects": len(cv.subjects)}
@@ -169,6 +171,13 @@ def _volumes(scans: pd.DataFrame) -> Section:
     total = scans[["scan", "predicted_lesions", "predicted_cm3"]].sort_values("predicted_lesions", ascending=False)
     charts = [chart(plot_volumes(known), "Predicted volumes")] if len(known) else []
     return Section("Volumes", [*charts, table(total)], "There are no masks to compare with.")
+
+
+def _all_scans(scans: pd.DataFrame) -> Section:
+    """The scores of every scan, the worst first."""
+    columns = ["dice", "pr_auc", "lesion_f1_isles26", "lesion_f1_isles", "false_lesions_isles", "hd95"]
+    columns += ["true_lesions", "predicted_lesions", "true_cm3", "predicted_cm3"]
+    return Section("All scans", [table(scans.sort_values("dice")[["scan", *columns]])], folded=True)
 
 
 def _slices(title: str, folder: Path, note: str, folded: bool = False) -> Section:
