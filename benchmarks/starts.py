@@ -28,7 +28,7 @@ PASSES = {"--rpn_max_epochs": 80, "--max_epochs": 800}  # of both stages over a 
 MODEL = "pretrained/dwi"
 STARTS = {
     "scratch": [],
-    "transferred": ["--use_augmented"],
+    "transferred": [],
     "shipped": ["@recipes/finetune.args", "--init_ckpt_path", MODEL, "--rpn_init_ckpt_path", MODEL],
 }
 COPIES = 3  # of each training scan, with lesions as docs/augmentation.md advises
@@ -46,13 +46,14 @@ def train(out_dir: Path, start: str, n_subjects: int, seed: int) -> dict:
         chosen = np.random.default_rng(seed).permutation(subjects[:MOST])[:n_subjects].tolist()
         n_val = max(1, n_subjects // 5)
         fold = Fold(chosen[n_val:], chosen[:n_val], subjects[MOST:])
-        settings = ["@recipes/pretrained.args", *STARTS[start], "--rpn_patience", 1000, "--patience", 1000]
+        settings = ["@recipes/pretrained.args", *STARTS[start], "--n_predictions", 0]
+        settings += ["--rpn_patience", 1000, "--patience", 1000]
+        in_epoch = n_subjects
         if start == "transferred":
             transfer([cases[subject] for subject in fold.train], folder / "train", seed)
-            settings += ["--augmented_dir", folder / "train/transferred"]
-        in_epoch = n_subjects * (1 + COPIES if start == "transferred" else 1)
+            settings += ["--use_augmented", "--augmented_dir", folder / "train/transferred"]
+            in_epoch *= 1 + COPIES
         settings += [word for option, passes in PASSES.items() for word in (option, max(1, passes // in_epoch))]
-        settings += ["--n_predictions", 0]
         common.cross_validate(folder, out_dir / "cohort", fold, "site", seed, *settings)
     own = pd.read_csv(scores)
     return {"start": start, "subjects": n_subjects, "seed": seed, **own[SCORES].mean().round(3).to_dict()}

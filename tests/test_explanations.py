@@ -66,7 +66,7 @@ def test_layers_are_listed_before_anything_else_is_asked_for(workspace, tmp_path
     size = ["--roi_size", "16", "16", "16", "--rpn_image_size", "64"]
     for script, arguments, lines in (
         (test_strokeformer, ["--ckpt_path", workspace.seg], ["decoders.1  16 x 4 x 4 x 8"]),
-        (cross_validation, size, ["window of 1 x 16 x 16 x 16:", "encoders.2  96 x 2 x 2 x 2"]),
+        (cross_validation, size, ["image of 1 x 16 x 16 x 16:", "encoders.2  96 x 2 x 2 x 2"]),
     ):
         monkeypatch.setattr(sys, "argv", [script.__name__, *map(str, arguments), "--target_layers", "list"])
         script.main(script.parse_args())

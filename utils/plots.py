@@ -154,10 +154,12 @@ def plot_gradcam(
     panels = figure.subplots(1, len(shown), squeeze=False)[0]
     for axes, (z, why) in zip(panels, shown.items(), strict=True):
         show_slice(axes, scan[z], f"slice {z}: {why}")
-        _show_heat(axes, heat[z])
+        # The clearer the less, so that the anatomy shows where there is none.
+        axes.imshow(heat[z].T, cmap=HEAT, vmin=0, vmax=1, alpha=0.75 * np.clip(heat[z].T, 0, 1), origin="lower")
         outline(axes, None if target is None else target[z])
         outline(axes, prediction[z], DETECTION)
-    _add_heat_bar(figure, panels, "Grad-CAM: evidence for a lesion (0 none, 1 most)")
+    bar = figure.colorbar(ScalarMappable(cmap=HEAT), ax=panels, shrink=0.8)
+    bar.set_label("Grad-CAM: evidence for a lesion (0 none, 1 most)")
     _add_legend(figure, target=target is not None, prediction_outline=True)
     return figure
 
@@ -225,15 +227,6 @@ def show_slice(axes: Axes, image: np.ndarray, title: str = "") -> None:
     axes.set_title(title, fontsize=9)
     for x, side, align in ((0.02, "L", "left"), (0.98, "R", "right")):
         axes.text(x, 0.5, side, transform=axes.transAxes, color="white", fontsize=9, ha=align, va="center")
-
-
-def _show_heat(axes: Axes, heat: np.ndarray) -> None:
-    """Lay heat (H, W) in [0, 1] over a slice, the clearer the less, so that the anatomy shows where there is none."""
-    axes.imshow(heat.T, cmap=HEAT, vmin=0, vmax=1, alpha=0.75 * np.clip(heat.T, 0, 1), origin="lower")
-
-
-def _add_heat_bar(figure: Figure, beside: Axes | Sequence[Axes], label: str) -> None:
-    figure.colorbar(ScalarMappable(cmap=HEAT), ax=beside, shrink=0.8).set_label(label)
 
 
 def outline(axes: Axes, mask: np.ndarray | None, color: str = TARGET) -> None:

@@ -37,7 +37,7 @@ class Layers:
                 shown[name] = " x ".join(map(str, size))
         width, image = max(map(len, shown)), " x ".join(map(str, self.image))
         lines = [f"  {name:{width}}  {size}" for name, size in shown.items()]
-        return "\n".join([f"Layers for --target_layers, and their maps of a window of {image}:", *lines])
+        return "\n".join([f"Layers for --target_layers, and their maps of an image of {image}:", *lines])
 
 
 def find_layers(model: Segmenter, names: Sequence[str] | None) -> list[nn.Module]:
