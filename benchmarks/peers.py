@@ -46,7 +46,7 @@ OURS, CONTRAST = "ours", "dwi"
 METHODS = (OURS, *whole_volume.PEERS)
 GRID = Grid((1, 73, 112, 112), spacing_mm=(2.0,) * 3)  # that of the recipe
 # Slices of 128 pixels in place of 192 take half of the time; the weights' average makes up for few epochs.
-SETTINGS = ["@recipes/isles_dwi.args", "--spacing", 2, 2, 2, "--rpn_image_size", 128, "--ema_decay", 0.99]
+SETTINGS = ["@recipes/isles_dwi.args", "--spacing", 2, 2, 2, "--rpn_image_size", 128]
 SCORES = ["lesion_f1_isles26", "lesion_precision_isles26", "lesion_recall_isles26", "dice", "false_lesions_isles26"]
 TIMED = 4  # scans of which the seconds a volume are the mean, behind a first one
 

@@ -89,7 +89,7 @@ def workspace(made_once, tmp_path_factory, cohort) -> SimpleNamespace:
             *["--val_masks", masks, "--model_prefix", "seg", "--rpn_ckpt_path", "RPN/rpn/checkpoints/best.ckpt"],
             *["--score_threshold", 0.01, "--max_epochs", 2, "--max_lr", 1e-3, "--cls_loss", "BCEWithLogitsLoss"],
             *["--transforms", "flip", "affine", "contrast", "noise", "bias_field", "resolution", "lesion_contrast"],
-            *[*GRID, *ROI, *QUICK, "--ema_decay", 0.9, "--seg_loss", "CCDiceCELoss"],
+            *[*GRID, *ROI, *QUICK, "--seg_loss", "CCDiceCELoss"],
         ],
     }
     cwd = tmp_path_factory.mktemp("workspace") / "own"

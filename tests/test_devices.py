@@ -127,7 +127,7 @@ def test_fold_on_two_devices_leaves_one_set_of_files(cohort, tmp_path):
         *["cross_validation.py", "--scans_dir", cohort / "Scans", "--masks_dir", cohort / "Masks", "--k", 2],
         *["--splits", 34, 16, 50, "--folds_to_run", 0, "--model_prefix", "seg", "--rpn_model_prefix", "rpn", *GRID],
         *[*ROI, "--window_size", 16, 16, 16, "--batch_size", 2, "--max_epochs", 1],
-        *["--transforms", "flip", "noise", "--cls_loss", "BCEWithLogitsLoss", "--ema_decay", 0.9, "--max_lr", 1e-3],
+        *["--transforms", "flip", "noise", "--cls_loss", "BCEWithLogitsLoss", "--max_lr", 1e-3],
         *["--rpn_image_size", 64, "--rpn_batch_size", 4, "--rpn_max_epochs", 1, "--rpn_lr", 1e-3],
         *["--score_threshold", 0.01, "--num_samples", 1, "--log_every_n_val_epochs", 1, "--n_predictions", 0],
         *["--logger", "csv", "tensorboard", "--precision", "32-true", "--devices", 0, 1],

@@ -91,12 +91,12 @@ def write_atlas(path, labels=None, affine=None):
 
 def test_names_are_those_of_the_first_column_in_which_all_differ(tmp_path):
     path = write_atlas(tmp_path / "atlas.nii.gz")
-    assert read_atlas(*atlas_files(path, None)).names == {1: "1", 7: "7"}
-    beside, colours = tmp_path / "atlas.txt", tmp_path / "colours.txt"
+    assert read_atlas(*atlas_files(path)).names == {1: "1", 7: "7"}
+    beside = tmp_path / "atlas.txt"
     beside.write_text("# the arteries\n1|MCA|middle left|1\n7|MCA|middle right|2\n\n")
-    assert read_atlas(*atlas_files(path, None)).names == {1: "middle left", 7: "middle right"}
-    colours.write_text("0 Unknown 0 0 0 0\n1 Left Area 4 70 130 180 0\n7 Right Area 4 70 130 180 0\n")
-    atlas = read_atlas(*atlas_files(path, colours))
+    assert read_atlas(*atlas_files(path)).names == {1: "middle left", 7: "middle right"}
+    beside.write_text("0 Unknown 0 0 0 0\n1 Left Area 4 70 130 180 0\n7 Right Area 4 70 130 180 0\n")
+    atlas = read_atlas(*atlas_files(path))
     assert atlas.names == {1: "Left Area 4", 7: "Right Area 4"}
     assert atlas.at(np.array([(-50, 0, 0), (51, 0, 0), (0, 0, 0), (500, 0, 0)])).tolist() == [1, 7, 0, 0]
 
@@ -122,8 +122,7 @@ def test_an_atlas_that_is_none_is_refused_before_any_work(tmp_path):
         names.write_text(text)
         with pytest.raises(UserError, match=message):
             read_atlas(good, names)
-    with pytest.raises(UserError, match="give --atlas too"):
-        atlas_files(None, names)
+    assert atlas_files(None) == []
 
 
 # --- tables --------------------------------------------------------------------------------------------
@@ -186,6 +185,6 @@ def test_script_writes_regions_of_the_atlas_and_the_map(workspace, tmp_path):
     sided = lesions[lesions.side.isin(["left", "right"]) & (lesions.mni_x_mm.abs() > 10)]
     assert ((sided.mni_x_mm > 0) == (sided.side == "right")).all()
     assert "Where lesions lie" in (tmp_path / "scores/placed/report.html").read_text()
-    (tmp_path / "names.txt").write_text("1 left\n")
-    error = run_script(*command, "--atlas_names", tmp_path / "names.txt", cwd=tmp_path, code=2).err
+    (tmp_path / "atlas.txt").write_text("1 left\n")
+    error = run_script(*command, cwd=tmp_path, code=2).err
     assert "has no name for the label 7" in error

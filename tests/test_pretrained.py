@@ -130,7 +130,7 @@ def test_training_starts_from_a_model_and_is_resumed_with_it_alone(workspace, ex
         *["train_rpn.py", "--train_scans", workspace.slices, "--train_masks", workspace.slice_masks],
         *["--val_scans", workspace.slices, "--val_masks", workspace.slice_masks, "--model_prefix", "fine"],
         *["--image_size", 64, "--dataset_anchors", "auto", "--batch_size", 32, "--lr", 1e-12, "--max_epochs", 1],
-        *[*ROI, "--num_samples", 0, "--ema_decay", 0, "--score_threshold", 0.5, "--logger", "csv", "--init_ckpt_path"],
+        *[*ROI, "--num_samples", 0, "--score_threshold", 0.5, "--logger", "csv", "--init_ckpt_path"],
     ]
     run_script(*command, exported.full, cwd=tmp_path)
     trained, start = (load_model(RPN, path) for path in (tmp_path / "RPN/fine/checkpoints/best.ckpt", exported.rpn))

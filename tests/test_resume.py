@@ -5,10 +5,11 @@ from dataclasses import dataclass
 import pytest
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import EMAWeightAveraging
+from pytorch_lightning.callbacks import WeightAveraging
 from torch import nn
 from torch.utils.data import DataLoader
 
+from models.training.fit import move_averages
 from models.training.runs import best_checkpoint, resume_point
 from models.training.settings import Logging, Run, StrokeFormerTraining
 from models.training.tracking import build_trainer
@@ -53,10 +54,18 @@ def train(folder, *callbacks) -> dict[str, torch.Tensor]:
     torch.manual_seed(1)
     network, images = Network(), torch.arange(32.0).reshape(8, 4) / 32
     torch.manual_seed(torch.seed())  # each process begins somewhere else
-    trainer = build_trainer(folder, settings, ("val_loss", "min"), [EMAWeightAveraging(decay=0.9), *callbacks])
+    average = WeightAveraging(multi_avg_fn=move_averages)
+    trainer = build_trainer(folder, settings, ("val_loss", "min"), [average, *callbacks])
     loaders = DataLoader(images, 2), DataLoader(images, 4)
     trainer.fit(network, *loaders, ckpt_path=resume_point(folder)[0], weights_only=True)
     return network.state_dict()
+
+
+def test_saved_weights_follow_the_first_steps_closely_and_later_ones_slowly():
+    for step, expected in ((1, 9 / 11), (90, 0.09), (10_000, 0.01)):  # the share of the new weights
+        averages = [torch.zeros(2)]
+        move_averages(averages, [torch.ones(2)], torch.tensor(step))
+        torch.testing.assert_close(averages[0], torch.full((2,), expected))
 
 
 def test_resumed_training_ends_with_the_weights_of_an_undisturbed_one(tmp_path):

@@ -7,7 +7,6 @@ import subprocess
 import sys
 import time
 from collections import namedtuple
-from dataclasses import replace
 from multiprocessing import active_children
 from pathlib import Path
 
@@ -96,7 +95,6 @@ def task(folder: Path, mishap=None, num_workers: int = 0, epochs: int = EPOCHS, 
     """A training of seconds, with the logs, callbacks and files of the real ones."""
     run = Run(model_prefix="a", default_root_dir=str(folder), max_epochs=epochs, patience=EPOCHS)
     settings = StrokeFormerTraining(seed=3, run=run, logging=Logging(logger=("csv",), devices=devices))
-    settings = replace(settings, network=replace(settings.network, ema_decay=None))
     torch.manual_seed(1)
     parts = Network(mishap), Data(num_workers), settings, {}, Grid((1, 8, 8, 8)), None, ("val_loss", "min")
     return Task("a", *parts, draw_nothing, print)

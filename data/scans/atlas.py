@@ -35,16 +35,13 @@ class Atlas:
         return found
 
 
-def atlas_files(atlas: Path | str | None, names: Path | str | None) -> list[Path]:
-    """The files of ``--atlas`` and ``--atlas_names``; without the latter of a ``.txt`` beside the atlas, if any."""
+def atlas_files(atlas: Path | str | None) -> list[Path]:
+    """The atlas of ``--atlas``, and the names of its labels: the ``.txt`` beside it, if any."""
     if atlas is None:
-        if names:
-            raise UserError(f"--atlas_names {names} names regions of no atlas; give --atlas too")
         return []
     path = expanded(atlas)
-    beside = path.with_name(re.sub(r"\.nii(\.gz)?$", "", path.name) + ".txt")
-    listed = expanded(names) if names else beside if beside.exists() else None
-    return [path] if listed is None else [path, listed]
+    names = path.with_name(re.sub(r"\.nii(\.gz)?$", "", path.name) + ".txt")
+    return [path, names] if names.exists() else [path]
 
 
 def read_atlas(path: Path, names: Path | None = None) -> Atlas:
@@ -82,14 +79,14 @@ def _read_names(path: Path) -> dict[int, str]:
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"--atlas_names {path} cannot be read ({error}); give a text file") from None
+        raise UserError(f"{path} cannot be read ({error}); give a text file") from None
     rows = {}
     for line in filter(None, (line.partition("#")[0].strip() for line in lines)):
         if not (match := re.match(r"(\d+)\s*[\s|;,:](.*\S)", line)) or int(match[1]) in rows:
-            raise UserError(f"--atlas_names {path}: {line!r} is no line of a label of its own and a name; correct it")
+            raise UserError(f"{path}: {line!r} is no line of a label of its own and a name; correct it")
         name = re.sub(r"(\s+\d+){4}$", "", match[2])  # colours of FreeSurfer's tables
         rows[int(match[1])] = [column.strip() for column in re.split(r"[|\t;,]", name)]
     for column in zip(*rows.values(), strict=False):
         if len(set(column)) == len(rows) and all(column):
             return dict(zip(rows, column, strict=True))
-    raise UserError(f"--atlas_names {path} has no column in which all names differ; correct it")
+    raise UserError(f"{path} has no column in which all names differ; correct it")

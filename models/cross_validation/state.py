@@ -228,7 +228,7 @@ def identity_of_test(cv: CrossValidation, number: int, fold: Fold) -> Mapping[st
     tables = {f"{name}/{path.name}": rows_of(path, name) for of, name in of_stages for path in of.tables}
     settings = repr(sorted(settings_of_results(cv.settings).items()))
     versions = f"{PREPARATION_VERSION}, {RESULTS_VERSION}"
-    atlas = content_digest(atlas_files(cv.settings.outputs.atlas, cv.settings.outputs.atlas_names))
+    atlas = content_digest(atlas_files(cv.settings.outputs.atlas))
     return {
         "networks": cv.network_digests(number),
         "test": combined({**scans, "settings": settings, "versions": versions, "atlas": atlas}),

@@ -91,7 +91,7 @@ class Places:
 
     @staticmethod
     def asked_for(outputs: Outputs) -> "Places":
-        files = atlas_files(outputs.atlas, outputs.atlas_names)
+        files = atlas_files(outputs.atlas)
         return Places(read_atlas(*files) if files else None)
 
     def add(self, scan: PreparedScan, prediction: np.ndarray, target: np.ndarray | None) -> Place:

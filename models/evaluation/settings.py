@@ -76,10 +76,9 @@ class Outputs(Results):
         metavar="FILE",
     )
     atlas: str | None = output_option(
-        pathname, "NIfTI labels in MNI152 space: lesion volume of each region, and the region of each lesion"
-    )
-    atlas_names: str | None = output_option(
-        pathname, "names of its labels, a line 'LABEL NAME' each; by default the .txt beside it, if any"
+        pathname,
+        "NIfTI labels in MNI152 space: lesion volume of each region, and the region of each lesion; a .txt of the "
+        "same name beside it has a line 'LABEL NAME' for each",
     )
     per_size_scores_file: str = "per_size_scores.csv"  # an option of test_strokeformer.py alone, as the maps are
     probabilities: bool = False
@@ -95,7 +94,7 @@ class Outputs(Results):
         from data.scans.atlas import atlas_files, read_atlas
 
         super().require_writable(argument)
-        if files := atlas_files(self.atlas, self.atlas_names):
+        if files := atlas_files(self.atlas):
             read_atlas(*files)
 
 

@@ -40,9 +40,6 @@ class RPNSettings:
     )
     backbone_weights: str | None = option(pathname, "file with a state dict of torchvision's resnet18")
     image_size: int = option(positive_int, "pixels of a slice's shorter side inside the network, with its anchors", 192)
-    ema_decay: float = option(
-        ratio_below_one, "decay per step of the weights' moving average that is validated and saved; 0 for none", 0.99
-    )
     consistency: str = option(
         str,
         "how boxes of slices become 3D regions: linked over neighbours, or by groups of similar slices",

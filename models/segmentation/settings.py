@@ -68,9 +68,6 @@ class SegmenterSettings:
     weight_decay: float = option(non_negative_float, "AdamW weight decay", 1e-3)
     eps: float = option(positive_float, "AdamW epsilon", 1e-8)
     betas: tuple[float, float] = option(ratio_below_one, "AdamW moment decays", (0.9, 0.999), nargs=2)
-    ema_decay: float = option(
-        ratio_below_one, "decay per step of the weights' moving average that is validated and saved; 0 for none", 0.0
-    )
     seg_loss: str = option(
         str, "a MONAI loss, or CCDiceCELoss or ICILoss, in which all lesions count the same", "DiceCELoss"
     )
