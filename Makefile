@@ -17,8 +17,8 @@ demo: .venv/installed
 		--scores_dir demo/scores --rpn_scores_dir demo/rpn_scores
 
 $(PRETRAINED): pretrained-%: .venv/installed
-	$(PY) -m data.phantom --out_dir runs/$@/cohort --modality $* --n_subjects 120 $(HEADS) --seed 71
-	$(PY) cross_validation.py @recipes/pretrained.args --k 10 --splits 80 10 10 --folds_to_run 0 --seed 71 --offline \
+	$(PY) -m data.phantom --out_dir runs/$@/cohort --modality $* --n_subjects 480 $(HEADS) --seed 71
+	$(PY) cross_validation.py @recipes/pretrained.args --k 10 --splits 90 5 5 --folds_to_run 0 --seed 71 --offline \
 		--scans_dir runs/$@/cohort/Scans --masks_dir runs/$@/cohort/Masks --ext .nii.gz \
 		--model_prefix $* --rpn_model_prefix $* --default_root_dir runs/$@/StrokeFormer \
 		--rpn_default_root_dir runs/$@/RPN --scores_dir runs/$@/scores --rpn_scores_dir runs/$@/rpn_scores
