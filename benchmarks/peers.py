@@ -45,7 +45,7 @@ from utils.scores.subgroups import volume_bins
 OURS, CONTRAST = "ours", "dwi"
 METHODS = (OURS, *whole_volume.PEERS)
 GRID = Grid((1, 73, 112, 112), spacing_mm=(2.0,) * 3)  # that of the recipe
-# Slices of 128 pixels in place of 192 take half of the time; the weights' average makes up for few epochs.
+# Slices of 128 pixels in place of 192 take half of the time.
 SETTINGS = ["@recipes/isles_dwi.args", "--spacing", 2, 2, 2, "--rpn_image_size", 128]
 SCORES = ["lesion_f1_isles26", "lesion_precision_isles26", "lesion_recall_isles26", "dice", "false_lesions_isles26"]
 TIMED = 4  # scans of which the seconds a volume are the mean, behind a first one

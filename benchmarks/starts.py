@@ -34,6 +34,7 @@ STARTS = {
 }
 COPIES = 3  # of each training scan, with lesions as docs/augmentation.md advises
 TRANSFER = ["--copies", COPIES, "--lesions", 3, "--rim", 0, "--min_scale", 0.3, "--ext", ".nii.gz", "--num_workers", 0]
+REFUSED = 2  # the exit code of a run that says in a line why it cannot go on, as where nothing is proposed
 SCORES = ["dice", "lesion_f1_isles26"]
 
 
@@ -58,7 +59,8 @@ def train(out_dir: Path, start: str, n_subjects: int, seed: int) -> dict:
         try:
             common.cross_validate(folder, out_dir / "cohort", fold, "site", seed, *settings)
         except subprocess.CalledProcessError as error:
-            print(f"{folder.name} has no scores: {error}")
+            if error.returncode != REFUSED:
+                raise
     own = pd.read_csv(scores)[SCORES].mean().round(3).to_dict() if scores.exists() else {}
     return {"start": start, "subjects": n_subjects, "seed": seed, **own}
 
