@@ -30,6 +30,12 @@ VACUO_CM3, VACUO_REACH_MM, VACUO_FACTOR, VACUO_SULCI = 4.0, 32.0, 2.5, 1.2
 # Old infarcts beside acute ones, not in the mask: 0 to 3, in a third of stroke patients' scans at variety 0.5.
 PAST_MEAN, PAST_MM = 0.8, (2.0, 18.0)
 PAST_RIM = {"flair": (1.35, 1.9), "dwi": (0.85, 1.1)}  # levels, shares of white matter's
+# Experts mark what they see. By how much the mean of a lesion exceeds the median around it in the scan, at least, in
+# standard deviations of that. Least and median of the real ones are 1.6 and 3.3 (DWI, 101 lesions of four patients) and
+# 0.9 and 2.1 (FLAIR, 13 of one); a scan's noise and slices left half of the drawn ones under 0.1 cm3 invisible. Chronic
+# ones on T1w lie beside fluid: nothing is known of them.
+STAND_OUT = {"flair": (0.9, 2.4), "dwi": (1.6, 4.0)}
+AROUND_MM, MOST_GAIN = (3.0, 9.0), 5.0
 
 
 class Part(NamedTuple):
@@ -128,3 +134,29 @@ def paint_past(signal: np.ndarray, head: Head, modality: str, levels: dict, vari
         rim = min(rng.uniform(0.5, 4), 0.4 * radius), levels["white"] * rng.uniform(*PAST_RIM[modality])
         rough, strength = Field.draw(1.6 * radius + 4, rng), rng.uniform(0.6, 1)
         paint_ball(signal, head, place, radius, levels["fluid"], rim, rough, strength)
+
+
+def stand_out(
+    scan: np.ndarray, without: np.ndarray, head: Head, lesions: np.ndarray, modality: str, strength: float, rng
+) -> None:
+    """Make lesions that nobody would see in a scan (H, W, D) brighter, in place.
+
+    `without` is the same scan without them. `lesions` is the mask, `strength` a factor on what a lesion must exceed.
+    """
+    if modality not in STAND_OUT:
+        return
+    spacing, (near, far) = head.grid.spacing_hwd, AROUND_MM
+    labels, _ = label(lesions, TWENTY_SIX_CONNECTED)
+    margins = [int(np.ceil(far / size)) for size in spacing]
+    for number, found in enumerate(find_objects(labels), start=1):
+        box = tuple(slice(max(s.start - m, 0), s.stop + m) for s, m in zip(found, margins, strict=True))
+        distance, nearest = distance_transform_edt(labels[box] == 0, spacing, return_indices=True)
+        around = without[box][(distance > near) & (distance < far) & head.brain[box]]
+        brightening = (scan[box] - without[box]) * (labels[box][tuple(nearest)] == number)
+        inside, least = labels[box] == number, strength * rng.uniform(*STAND_OUT[modality])
+        if not around.size or brightening[inside].mean() <= 0:
+            continue
+        median = np.median(around)
+        wanted = median + least * 1.48 * np.median(np.abs(around - median))
+        gain = (wanted - without[box][inside].mean()) / brightening[inside].mean()
+        scan[box] += np.float32(np.clip(gain, 1, MOST_GAIN) - 1) * brightening

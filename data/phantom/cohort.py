@@ -14,7 +14,7 @@ from threadpoolctl import threadpool_limits
 from data.files.space import Spacing
 from data.files.volumes import read_volume, volume_image, write_volume
 from data.phantom.ages import draw_ageing, paint_ageing
-from data.phantom.appearance import paint_lesions, paint_past
+from data.phantom.appearance import STAND_OUT, paint_lesions, paint_past, stand_out
 from data.phantom.contrast import MODALITIES, draw_levels, paint_brain, paint_structures
 from data.phantom.heads import FIELD_OF_VIEW_MM, ORIGIN_MM, Grid, Head, warp_head
 from data.phantom.lesions import draw_lesions
@@ -30,7 +30,7 @@ from utils.progress import map_in_order
 from utils.settings import flat
 
 # Raised by hand when the same settings draw other files; a test holds the digest of one subject.
-PHANTOM_VERSION = 4
+PHANTOM_VERSION = 5
 # One random stream for each part, so that a voxel more or less in one does not change the others, nor a skull the
 # brain. 3 is that of `healthy_subjects`.
 STREAMS = {"anatomy": 0, "lesions": 1, "noise": 2, "outside": 4, "contrast": 5, "scanner": 9}
@@ -73,7 +73,7 @@ def make_subject(settings: PhantomSettings, index: int, defaced: bool = True) ->
     if ageing:
         paint_ageing(signal, head, settings.modality, levels, ageing, streams["age"])
         paint_past(signal, head, settings.modality, levels, settings.variety, streams["past"])
-    mask = np.zeros(signal.shape, bool)
+    mask, without = np.zeros(signal.shape, bool), signal.copy()
     if index not in healthy_subjects(settings):
         opacity = lesion_opacity(head, settings, index, streams["lesions"])
         how = settings.modality, levels, settings.variety, streams["appearance"]
@@ -84,8 +84,13 @@ def make_subject(settings: PhantomSettings, index: int, defaced: bool = True) ->
         signal[removed], removed[removed] = paint_outside(head, levels, streams["outside"])
         removed &= defaced
     scanner = draw_scanner(modality, levels, settings.variety, streams["scanner"])
-    signal *= receive_field(head, scanner, streams["contrast"])
-    scan = measure(signal, head, modality, scanner, streams["noise"])
+    field = receive_field(head, scanner, streams["contrast"])
+    scan = measure(signal * field, head, modality, scanner, streams["noise"])
+    if mask.any() and settings.modality in STAND_OUT:
+        same_noise = _streams(settings, index)["noise"]
+        without[~head.brain] = signal[~head.brain]
+        without = measure(without * field, head, modality, scanner, same_noise)
+        stand_out(scan, without, head, mask, settings.modality, settings.lesion_contrast, streams["appearance"])
     scan[removed] = 0
     scan, mask, brain = (np.ascontiguousarray(array.transpose(2, 0, 1)) for array in (scan, mask, head.brain))
     return Subject(scan[None], mask[None].astype(np.uint8), brain)
