@@ -17,6 +17,7 @@ from scipy.ndimage import binary_dilation, binary_erosion, convolve, find_object
 
 from data.files.space import Space, coarse_space, resample
 from data.files.volumes import read_volume
+from data.phantom.appearance import contrast, surroundings
 from data.phantom.cohort import make_subject
 from data.scans.brain import find_brain
 from data.scans.head import head_mask
@@ -56,6 +57,7 @@ def measures(scan: np.ndarray, brain: np.ndarray, lesion: np.ndarray) -> dict[st
     steps = [np.abs(np.diff(flat, axis=axis, append=0))[deep].mean() for axis in range(3)]
     up, right, front = (np.sign(axis) for axis in np.ogrid[tuple(slice(-1, 1, n * 1j) for n in brain.shape)])
     low_behind, around = (up < 0) & (front < 0) & brain, binary_dilation(lesion, iterations=3) & ~lesion & brain
+    each = [contrast(flat, seen) for seen in surroundings(lesion, brain, (SPACING_MM,) * 3)]
     return {
         "field: spread": field[brain].std(),
         "field: brightest": np.percentile(field[brain], 99),
@@ -69,6 +71,7 @@ def measures(scan: np.ndarray, brain: np.ndarray, lesion: np.ndarray) -> dict[st
         **{f"tissue: {percent} %": np.percentile(flat[normal], percent) for percent in (5, 25, 75, 99)},
         "lesion: against around": np.median(flat[lesion]) / np.median(flat[around]) if lesion.any() else np.nan,
         "lesion: spread": np.subtract(*np.percentile(flat[lesion], (75, 25))) if lesion.any() else np.nan,
+        "lesions: a quarter stands out by less": np.percentile([abs(m - n) / d for m, n, d in each] or np.nan, 25),
     }
 
 

@@ -27,9 +27,10 @@ N_TRAIN, N_VAL, N_TEST, SEEDS = 60, 16, 24, (61, 62)
 SETTINGS = ["--scan_dim", 1, 73, 112, 112, "--spacing", 2, 2, 2, "--rpn_max_epochs", 6, "--max_epochs", 45]
 RECIPES = {"t1w": "isles_dwi", "dwi": "isles_dwi", "flair": "isles_flair"}
 SPACINGS_MM = {"t1w": (2, 2, 2), "dwi": (2, 2, 2), "flair": (5, 1, 1)}  # of the synthetic scans; FLAIR has thick slices
-# The real scans of each contrast, and by whose names their masks are known; one without mask is healthy.
+# The real scans of each contrast, and by whose names their masks are known; one without mask is healthy. On T1w old
+# lesions alone are to be seen: SOOP's acute infarct of a day is not.
 SCANS = {"t1w": "*_T1w.nii.gz", "flair": "*_[Ff][Ll][Aa][Ii][Rr].nii.gz", "dwi": "*[!C]_dwi.nii.gz"}  # no rec-ADC
-MASKS = {"t1w": ["desc-lesion_mask"], "flair": ["msk"], "dwi": ["msk", "desc-lesionAcute_mask"]}
+MASKS = {"t1w": ["desc-lesionChronic_mask"], "flair": ["msk"], "dwi": ["msk", "desc-lesionAcute_mask"]}
 
 
 def train(folder: Path, contrast: str, seed: int, more: list[str]) -> None:

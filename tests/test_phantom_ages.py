@@ -5,9 +5,10 @@ from functools import lru_cache
 
 import numpy as np
 import pytest
+from scipy.ndimage import binary_dilation
 
 from data.phantom.ages import Ageing, disease_share, draw_ageing, load_ventricles, paint_ageing
-from data.phantom.appearance import paint_lesions, paint_past
+from data.phantom.appearance import MOST_GAIN, STAND_OUT, contrast, paint_lesions, paint_past, stand_out, surroundings
 from data.phantom.cohort import make_subject
 from data.phantom.contrast import STRUCTURES, paint_structures
 from data.phantom.heads import MIDLINE_MM, Atrophy, Grid, Head, square_distance, warp_head
@@ -157,3 +158,48 @@ def test_old_lesions_beside_acute_ones_are_not_in_the_mask():
         assert (signal.min() < 60) == darkens
     settings = PhantomSettings(spacing=(6.0,) * 3, modality="dwi", healthy_fraction=1.0, variety=1.0)
     assert not make_subject(settings, 0).mask.any()
+
+
+def deviations(scan: np.ndarray, lesions: np.ndarray, head: Head) -> list[float]:
+    """By how many standard deviations of what is around it each lesion's mean exceeds the median there."""
+    found = surroundings(lesions, head.brain, head.grid.spacing_hwd)
+    return [(mean - median) / spread for mean, median, spread in (contrast(scan[f.box], f) for f in found)]
+
+
+def test_a_lesion_that_nobody_would_see_is_made_to_stand_out_and_no_other_voxel_changes():
+    head = head_of()
+    without = np.where(head.brain, rng(3).normal(60, 5, head.brain.shape), 0).astype(np.float32)
+    faint, clear = (ball(head, place, 8) for place in ((125, 110, 95), (60, 110, 95)))
+    before = without + 4 * faint + 40 * clear
+    scan = before.copy()
+    stand_out(scan, without, head, (faint + clear) > 0.5, "dwi", 1.0, rng())
+    low, high = STAND_OUT["dwi"]
+    assert min(deviations(before, faint > 0.5, head)) < 1 and low < deviations(scan, faint > 0.5, head)[0] < high
+    np.testing.assert_allclose(scan[faint < 1e-6], before[faint < 1e-6], atol=1e-3)  # the clear lesion too
+    half = before.copy()
+    stand_out(half, without, head, faint > 0.5, "dwi", 0.5, rng())
+    assert low / 2 < deviations(half, faint > 0.5, head)[0] < high / 2
+
+
+def test_no_lesion_is_made_brighter_without_bounds_nor_a_dark_one_darker():
+    head = head_of()
+    without = np.where(head.brain, rng(3).normal(60, 5, head.brain.shape), 0).astype(np.float32)
+    opacity = ball(head, (125, 110, 95), 8)
+    for level, most in ((0.5, 0.5 * MOST_GAIN), (-5.0, -5.0)):
+        scan = without + np.float32(level) * opacity
+        stand_out(scan, without, head, opacity > 0.5, "dwi", 1.0, rng())
+        np.testing.assert_allclose(scan, without + most * opacity, atol=1e-3)
+
+
+def test_drawn_acute_lesions_stand_out_and_the_scan_around_is_that_of_the_healthy_head():
+    n, settings = 8, PhantomSettings(spacing=(3.0,) * 3, modality="dwi", n_subjects=8, healthy_fraction=0.0, seed=3)
+    seen = []
+    for index in range(n):
+        subject = make_subject(settings, index)
+        healthy = make_subject(replace(settings, healthy_fraction=1.0), index)
+        found = surroundings(subject.mask[0] > 0, subject.brain, settings.spacing)
+        values = [(f, contrast(subject.scan[0][f.box], f)) for f in found]
+        seen += [(mean - median) / spread for _, (mean, median, spread) in values]
+        far = subject.brain & ~binary_dilation(subject.mask[0] > 0, iterations=6)
+        assert np.abs(subject.scan - healthy.scan)[0][far].mean() < 1
+    assert len(seen) > 15 and np.mean(np.array(seen) > 0.9 * STAND_OUT["dwi"][0]) > 0.85

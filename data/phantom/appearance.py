@@ -1,5 +1,6 @@
 """What lesions look like: their core, the rim about it, and what old ones leave of the brain around them."""
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -141,22 +142,42 @@ def stand_out(
 ) -> None:
     """Make lesions that nobody would see in a scan (H, W, D) brighter, in place.
 
-    `without` is the same scan without them. `lesions` is the mask, `strength` a factor on what a lesion must exceed.
+    `without` is the same scan without `lesions`, their mask; `strength` is a factor on `STAND_OUT`.
     """
-    if modality not in STAND_OUT:
-        return
-    spacing, (near, far) = head.grid.spacing_hwd, AROUND_MM
+    for seen in surroundings(lesions, head.brain, head.grid.spacing_hwd):
+        least, before = strength * rng.uniform(*STAND_OUT[modality]), without[seen.box]
+        brightening = (scan[seen.box] - before) * seen.nearest
+        mean, median, deviation = contrast(before, seen)
+        brighter = brightening[seen.inside].mean()
+        if brighter > 0:  # else it is darker than what it lies in
+            gain = (median + least * deviation - mean) / brighter
+            scan[seen.box] += np.float32(np.clip(gain, 1, MOST_GAIN) - 1) * brightening
+
+
+class Surroundings(NamedTuple):
+    """A lesion, and what lies around it; arrays (H, W, D) bool of its box of the grid."""
+
+    box: tuple[slice, ...]
+    inside: np.ndarray
+    nearest: np.ndarray  # brain nearer to it than to other lesions
+    around: np.ndarray  # brain `AROUND_MM` from any lesion
+
+
+def surroundings(lesions: np.ndarray, brain: np.ndarray, spacing_mm: tuple[float, ...]) -> Iterator[Surroundings]:
+    """Those of each lesion (26-connected) of a mask that has brain around it."""
     labels, _ = label(lesions, TWENTY_SIX_CONNECTED)
-    margins = [int(np.ceil(far / size)) for size in spacing]
+    margins = [int(np.ceil(AROUND_MM[1] / size)) for size in spacing_mm]
     for number, found in enumerate(find_objects(labels), start=1):
         box = tuple(slice(max(s.start - m, 0), s.stop + m) for s, m in zip(found, margins, strict=True))
-        distance, nearest = distance_transform_edt(labels[box] == 0, spacing, return_indices=True)
-        around = without[box][(distance > near) & (distance < far) & head.brain[box]]
-        brightening = (scan[box] - without[box]) * (labels[box][tuple(nearest)] == number)
-        inside, least = labels[box] == number, strength * rng.uniform(*STAND_OUT[modality])
-        if not around.size or brightening[inside].mean() <= 0:
-            continue
-        median = np.median(around)
-        wanted = median + least * 1.48 * np.median(np.abs(around - median))
-        gain = (wanted - without[box][inside].mean()) / brightening[inside].mean()
-        scan[box] += np.float32(np.clip(gain, 1, MOST_GAIN) - 1) * brightening
+        own = labels[box]
+        distance, places = distance_transform_edt(own == 0, spacing_mm, return_indices=True)
+        around = (distance > AROUND_MM[0]) & (distance < AROUND_MM[1]) & brain[box]
+        if around.any():
+            yield Surroundings(box, own == number, brain[box] & (own[tuple(places)] == number), around)
+
+
+def contrast(scan: np.ndarray, seen: Surroundings) -> tuple[float, float, float]:
+    """A lesion's mean in the box of a scan, the median around it, and the standard deviation of that."""
+    around = scan[seen.around]
+    median = np.median(around)
+    return scan[seen.inside].mean(), median, 1.48 * np.median(np.abs(around - median))

@@ -87,9 +87,7 @@ def make_subject(settings: PhantomSettings, index: int, defaced: bool = True) ->
     field = receive_field(head, scanner, streams["contrast"])
     scan = measure(signal * field, head, modality, scanner, streams["noise"])
     if mask.any() and settings.modality in STAND_OUT:
-        same_noise = _streams(settings, index)["noise"]
-        without[~head.brain] = signal[~head.brain]
-        without = measure(without * field, head, modality, scanner, same_noise)
+        without = measure(without * field, head, modality, scanner, _streams(settings, index)["noise"])
         stand_out(scan, without, head, mask, settings.modality, settings.lesion_contrast, streams["appearance"])
     scan[removed] = 0
     scan, mask, brain = (np.ascontiguousarray(array.transpose(2, 0, 1)) for array in (scan, mask, head.brain))
