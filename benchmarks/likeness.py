@@ -57,7 +57,7 @@ def measures(scan: np.ndarray, brain: np.ndarray, lesion: np.ndarray) -> dict[st
     steps = [np.abs(np.diff(flat, axis=axis, append=0))[deep].mean() for axis in range(3)]
     up, right, front = (np.sign(axis) for axis in np.ogrid[tuple(slice(-1, 1, n * 1j) for n in brain.shape)])
     low_behind, around = (up < 0) & (front < 0) & brain, binary_dilation(lesion, iterations=3) & ~lesion & brain
-    each = [contrast(flat, seen) for seen in surroundings(lesion, brain, (SPACING_MM,) * 3)]
+    each = [contrast(flat[seen.box], seen) for seen in surroundings(lesion, brain, (SPACING_MM,) * 3)]
     return {
         "field: spread": field[brain].std(),
         "field: brightest": np.percentile(field[brain], 99),
