@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from data.phantom.contrast import MODALITIES
-from data.phantom.heads import Grid, Head, warp_head
-from data.phantom.scanner import SNR, Scanner, draw_scanner, measure, receive_field
+from data.phantom.heads import Grid, Head, square_distance, warp_head
+from data.phantom.scanner import AIR_MM, SNR, Scanner, draw_scanner, measure, receive_field
 
 LEVELS = {"white": 80.0, "noise": 1.6}
 GRID = Grid((4.0, 4.0, 4.0))
@@ -40,7 +40,7 @@ def scan_of(signal: np.ndarray, head: Head, **changes) -> np.ndarray:
 
 
 def test_variety_0_adds_nothing_but_noise_and_a_slight_field():
-    absent = ("coil", "vertex", "shift_mm", "slice_mm", "gap", "gain", "in_plane_mm", "apodisation")
+    absent = ("coil", "vertex", "sheet", "shift_mm", "slice_mm", "gap", "gain", "in_plane_mm", "apodisation")
     for scanner in scanners(0.0, 20):
         assert not any(getattr(scanner, name) for name in (*absent, "ghost", "motion", "blur_mm"))
         assert (scanner.noise, scanner.bias, scanner.pile_up) == (LEVELS["noise"], DWI.bias, DWI.pile_up)
@@ -70,6 +70,14 @@ def test_vertex_is_dim_and_the_rest_is_not(head):
     height = head.template_mm[2]
     assert field[head.brain & (height > 145)].mean() < 0.7
     np.testing.assert_allclose(field[head.brain & (height < 110)], 1, atol=1e-6)
+
+
+def test_signal_piles_up_in_thin_sheets_beside_air_alone(head):
+    flat, sheets = (receive_field(head, plain(pile_up=0.5, sheet=sheet), np.random.default_rng(2)) for sheet in (0, 4))
+    ratio = (sheets / flat)[head.brain]
+    assert 3 < ratio.max() <= 5 and ratio.min() == 1 and np.mean(ratio > 1.5) < 0.03
+    near = [square_distance(head.template_mm, place) < 40**2 for place in AIR_MM]
+    assert (ratio[~(near[0] | near[1])[head.brain]] < 1.1).all()
 
 
 COARSE = [{"in_plane_mm": 8.0}, {"in_plane_mm": 8.0, "is_linear": True}, {"slice_mm": 12.0, "gap": 0.3}]
