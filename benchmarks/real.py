@@ -88,7 +88,8 @@ def test(networks: list[Path], folder: Path, cohort: Path, contrast: str) -> Non
 
 def rows_of(folder: Path) -> list[dict]:
     """A row for each real scan: its scores, its lesions found, and where most of what is false lies (MNI, in mm)."""
-    scores = pd.read_csv(folder / "real/per_scan_scores.csv").set_index("scan")
+    tables = (pd.read_csv(folder / f"real/{name}.csv").set_index("scan") for name in ("per_scan_scores", "volumes"))
+    scores = pd.concat(tables, axis=1)
     lesions = pd.read_csv(folder / "real/per_lesion_scores.csv")
     rows = []
     for scan, own in scores.iterrows():
@@ -99,9 +100,11 @@ def rows_of(folder: Path) -> list[dict]:
             place = f"{largest.side}, {largest.mni_x_mm:.0f} {largest.mni_y_mm:.0f} {largest.mni_z_mm:.0f}"
         found = {f"from {cm3} mL": true.found[true.volume_cm3 >= cm3].astype(bool) for cm3 in (0, 1)}
         scores_of = {name: round(own[name], 3) if len(true) else "" for name in ("dice", "lesion_f1_isles26")}
-        false_cm3 = round(false.volume_cm3.sum(), 2)
+        # Of lesions that touch no true one, and of all voxels: a false lesion may touch a true one by a voxel.
+        all_false = own.predicted_cm3 * (1 - own.precision)
+        false_cm3 = {"false lesions cm3": round(false.volume_cm3.sum(), 2), "false cm3": round(all_false, 2)}
         counts = {f"found {size}": f"{hits.sum()} of {len(hits)}" for size, hits in found.items()}
-        rows.append({"networks": folder.name, "scan": scan, **scores_of, **counts, "false cm3": false_cm3, "at": place})
+        rows.append({"networks": folder.name, "scan": scan, **scores_of, **counts, **false_cm3, "at": place})
     return rows
 
 
