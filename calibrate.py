@@ -23,7 +23,12 @@ class Settings:
     )
     masks: tuple[str, ...] = option(pathname, "their masks or folders of masks", required=True, nargs="+")
     rpn_ckpt_path: str = option(pathname, "checkpoint of stage 1, or folder of an exported model", required=True)
-    ckpt_path: str = option(pathname, "checkpoint of stage 2, or folder of an exported model", required=True)
+    ckpt_path: tuple[str, ...] = option(
+        pathname,
+        "checkpoint of stage 2, or folder of an exported model; of several one is made, which averages them",
+        required=True,
+        nargs="+",
+    )
     out_dir: str = option(pathname, "folder of the two new checkpoints and of the tables they rest on", required=True)
     brains_dir: tuple[str, ...] | None = brains_option()
     contrast: str | None = contrast_option()
@@ -40,19 +45,19 @@ def main(settings: Settings) -> None:
 
     cases = pair_cases(settings.scans, settings.masks)  # first: a wrong path is refused before heavy libraries load
 
-    from models.checkpoints import grid_at_test, load_model, require_fit
+    from models.checkpoints import grid_at_test, load_model, load_strokeformer, require_fit
     from models.device import use_devices
     from models.rpn.module import RPN
-    from models.segmentation.module import StrokeFormer
     from utils.provenance import save_run
 
     use_devices([settings.devices])
     folder = Path(settings.out_dir)
-    rpn, model = load_model(RPN, settings.rpn_ckpt_path), load_model(StrokeFormer, settings.ckpt_path)
-    grid = grid_at_test(model, None, None, settings.ckpt_path)
+    rpn, model = load_model(RPN, settings.rpn_ckpt_path), load_strokeformer(settings.ckpt_path)
+    first = settings.ckpt_path[0]
+    grid = grid_at_test(model, None, None, first)
     require_fit(rpn, settings.rpn_ckpt_path, grid, model.contrast)
     cohort = open_cohort(cases, grid=grid, brains_dir=settings.brains_dir)
-    cohort = cohort.on(grid, model.contrast, settings.ckpt_path, settings.contrast)
+    cohort = cohort.on(grid, model.contrast, first, settings.contrast)
     cohort = cohort.cached_in(folder / "cache", "--out_dir")
     if not any(facts.lesion for facts in cohort.admit(settings.num_workers).values()):
         raise UserError("--masks hold no lesion; thresholds are chosen on scans with lesions")
@@ -64,7 +69,7 @@ def main(settings: Settings) -> None:
 def choose_thresholds(settings: Settings, cohort, rpn, roi_size: tuple[int, int, int]) -> None:
     """Write copies of both checkpoints: first that of stage 1, by whose regions stage 2 then chooses."""
     from data.batches.sources import scan_loader
-    from models.checkpoints import load_rpn, store_copy
+    from models.checkpoints import load_rpn, store_copy, store_members
     from models.regions import collect_regions, rpn_source
     from models.training.rpn import calibrated
     from models.training.strokeformer import decide
@@ -74,7 +79,10 @@ def choose_thresholds(settings: Settings, cohort, rpn, roi_size: tuple[int, int,
     threshold = calibrated(rpn, scans, roi_size, folder)
     store_copy(settings.rpn_ckpt_path, folder / STAGE_1, "RPN", score_threshold=threshold)
     regions = collect_regions(rpn_source(load_rpn(folder / STAGE_1), roi_size), scans)
-    store_copy(settings.ckpt_path, folder / STAGE_2, "StrokeFormer")
+    if len(settings.ckpt_path) == 1:
+        store_copy(settings.ckpt_path[0], folder / STAGE_2, "StrokeFormer")
+    else:
+        store_members(settings.ckpt_path, folder / STAGE_2)
     decide(StrokeFormerTraining(), cohort.cases, regions, cohort, folder, folder / STAGE_2)
 
 

@@ -196,6 +196,29 @@ def store_copy(source: Path | str, path: Path, kind: str | None, **values) -> No
     write_checkpoint(path, checkpoint)
 
 
+def store_members(sources: Sequence[Path | str], path: Path) -> None:
+    """Write the StrokeFormers of checkpoints or model folders, which `load_strokeformer` has taken for an ensemble, as
+    one checkpoint.
+
+    Raises:
+        UserError: networks that differ in more than their weights, or a checkpoint of several members.
+    """
+    checkpoints = [read_checkpoint(source, "StrokeFormer") for source in sources]
+    first, weights = checkpoints[0], dict[str, torch.Tensor]()
+    for i, (checkpoint, source) in enumerate(zip(checkpoints, sources, strict=True)):
+        held = checkpoint["hyper_parameters"]
+        if held.get("members", 1) > 1:
+            raise UserError(f"{source} holds several networks already; give those that it was made of")
+        for name in ("arch", "window_size"):
+            if held[name] != first["hyper_parameters"][name]:
+                raise UserError(f"{source} has {name} {held[name]}, {sources[0]} another; one file takes the same")
+        networks = {name: weight for name, weight in checkpoint["state_dict"].items() if name.startswith("net.")}
+        weights |= {f"net.networks.{i}.{name.removeprefix('net.')}": weight for name, weight in networks.items()}
+    joined = {name: first[name] for name in ("model", "version", "grid", "contrast")}
+    hyperparameters = {**first["hyper_parameters"], "cls_loss": None, "members": len(sources)}
+    write_checkpoint(path, {**joined, "hyper_parameters": hyperparameters, "state_dict": weights})
+
+
 def run_name(checkpoint: Paths) -> str:
     """Name of a checkpoint's run, ``RPN/<name>/checkpoints/best.ckpt``; of several with how many more there are."""
     first, *others = paths_of(checkpoint)

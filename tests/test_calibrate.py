@@ -1,5 +1,7 @@
 """Thresholds chosen anew on other scans: what is written, that the scripts take it, and what is refused."""
 
+import shutil
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -36,6 +38,15 @@ def test_both_stages_get_the_thresholds_of_the_scans_and_keep_their_weights(work
     tables = ["--scores_dir", tmp_path / "scores", "--model_name", "fitted", "--n_predictions", 0]
     run_here("test_strokeformer", "--scans", scan, *networks, *tables, *GRID)
     assert (tmp_path / "scores/fitted/run.json").exists()
+
+
+def test_several_networks_of_stage_2_become_one_with_thresholds_of_its_own(workspace, tmp_path):
+    other = tmp_path / "other.ckpt"
+    shutil.copy(workspace.seg, other)
+    calibrate(workspace, tmp_path / "fitted", "--ckpt_path", workspace.seg, other)
+    both, alone = load_strokeformer(tmp_path / "fitted/stage2.ckpt"), load_strokeformer(workspace.seg)
+    assert both.hparams["members"] == 2 and both.grid == alone.grid and both.contrast == alone.contrast
+    assert both.decision.threshold in set(pd.read_csv(tmp_path / "fitted/decisions.csv").threshold)
 
 
 def test_scans_without_lesion_choose_no_threshold(workspace, tmp_path):

@@ -9,13 +9,23 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from onnxruntime import InferenceSession
 
 from data.scans.cohort import pair_cases
-from models.checkpoints import CHECKPOINT_VERSION, load_rpn, load_strokeformer, read_checkpoint, store_hyperparameters
+from models.checkpoints import (
+    CHECKPOINT_VERSION,
+    load_rpn,
+    load_strokeformer,
+    read_checkpoint,
+    store_hyperparameters,
+    store_members,
+)
 from models.cross_validation.state import checkpoints_in
 from models.evaluation.derivatives import prediction_settings
+from models.export.networks import export_stage_2
 from models.rpn.module import RPN
 from models.segmentation.module import StrokeFormer
+from models.training.starts import start_from
 from strokeformer import lesion_probability, propose, segment
 from tests.test_prepare import run_here
 from utils.errors import UserError
@@ -131,6 +141,37 @@ def test_probability_is_the_mean_of_the_members_in_the_regions_of_the_ensemble(n
     one, other, both = (lesion_probability(scan, rpn, load_strokeformer(path)).get_fdata() for path in (*paths, paths))
     assert np.abs(one - other).max() > 0.01
     np.testing.assert_allclose(both, (one + other) / 2, atol=1e-6)
+
+
+def test_one_checkpoint_of_several_networks_has_their_mean_exported_too_and_a_training_starts_from_the_first(
+    networks, scan, tmp_path
+):
+    paths = [networks.seg.one, networks.seg.other]
+    store_members(paths, tmp_path / "both.ckpt")
+    both, apart = load_strokeformer(tmp_path / "both.ckpt"), load_strokeformer(paths)
+    mean = lesion_probability(scan, None, apart).get_fdata()
+    np.testing.assert_allclose(lesion_probability(scan, None, both).get_fdata(), mean, atol=1e-5)
+    assert both.decision == load_strokeformer(paths[0]).decision
+
+    windows = torch.rand(3, 1, *both.window)
+    session = InferenceSession(export_stage_2(both).SerializeToString())
+    with torch.no_grad():
+        expected = torch.stack([member(windows).softmax(1) for member in apart.members]).mean(0)
+    np.testing.assert_allclose(session.run(None, {"windows": windows.numpy()})[0], expected, atol=1e-4)
+
+    alone = StrokeFormer(**{**both.hparams, "members": 1})
+    start_from(alone, str(tmp_path / "both.ckpt"), None)
+    first = apart.members[0].state_dict()
+    assert all(torch.equal(weight, first[name]) for name, weight in alone.net.state_dict(prefix="net.").items())
+
+
+def test_networks_that_make_no_one_checkpoint_are_refused(networks, tmp_path):
+    store_members([networks.seg.one, networks.seg.other], tmp_path / "both.ckpt")
+    wider = shaken(networks.seg.other, tmp_path / "wider.ckpt", window_size=(16, 16, 16))
+    for others, line in (([tmp_path / "both.ckpt"], "holds several networks already"), ([wider], "has window_size")):
+        with pytest.raises(UserError, match=line):
+            store_members([networks.seg.one, *others], tmp_path / "none.ckpt")
+    assert not (tmp_path / "none.ckpt").exists()
 
 
 def test_decision_is_the_mean_of_the_members_unless_it_is_given(networks, tmp_path):

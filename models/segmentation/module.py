@@ -26,7 +26,10 @@ GRADIENT_CLIP = 1.0  # largest norm of a step's gradient: an untrained network's
 
 
 class StrokeFormer(pl.LightningModule):
-    """Segmentation of windows and, through `segment`, of volumes; `settings` are fields of `SegmenterSettings`."""
+    """Segmentation of windows and, through `segment`, of volumes; `settings` are fields of `SegmenterSettings`.
+
+    Of several `members`, which ``calibrate.py`` puts into one checkpoint, the class probabilities are averaged.
+    """
 
     grid: Grid | None = None  # of a checkpoint
     contrast: str | None = None  # of its training scans, one of `CONTRASTS`; None where that is unknown
@@ -36,6 +39,7 @@ class StrokeFormer(pl.LightningModule):
         lesion_threshold: float = 0.5,
         smallest_lesion_cm3: float = 0.0,
         lesion_weights: Sequence[float] = (),
+        members: int = 1,
         **settings: Any,
     ) -> None:
         super().__init__()
@@ -45,10 +49,11 @@ class StrokeFormer(pl.LightningModule):
             "smallest_lesion_cm3": smallest_lesion_cm3,
             "lesion_weights": list(lesion_weights),
         }
-        self.save_hyperparameters({**vars(hp), **decision})
+        self.save_hyperparameters({**vars(hp), **decision, "members": members})
         depth, height, width = hp.window_size or hp.roi_size
         self.window = depth, height, width
-        self.net = build_segmenter(hp.arch, hp.in_channels, hp.num_classes, self.window)
+        networks = [build_segmenter(hp.arch, hp.in_channels, hp.num_classes, self.window) for _ in range(members)]
+        self.net = networks[0] if members == 1 else MeanOf(networks)
         self.narrowest_map = min(self.window) // NETWORKS[hp.arch].stride
         self.seg_loss = build_loss(hp.seg_loss, hp.seg_loss_cfg)
         self.cls_loss = build_classification_loss(hp.cls_loss) if hp.cls_loss else None
@@ -163,6 +168,18 @@ class StrokeFormer(pl.LightningModule):
 
         self.eval()
         return slide(predict_arrays, prepared, regions, outside, self.window, sliding, batch_size)
+
+
+class MeanOf(nn.Module):
+    """Networks whose class probabilities are averaged; its logits are the logarithms of these."""
+
+    def __init__(self, networks: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.networks = nn.ModuleList(networks)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        logarithms = torch.stack([network(image).float().log_softmax(1) for network in self.networks])
+        return logarithms.logsumexp(0) - math.log(len(self.networks))
 
 
 def build_segmenter(arch: str, in_channels: int, num_classes: int, window: tuple[int, int, int]) -> nn.Module:

@@ -13,9 +13,9 @@ from utils.errors import UserError
 def start_from(model: Member, path: str | None, spacing_mm: Sequence[float] | None) -> None:
     """Give an untrained network the weights of a checkpoint or model folder; without a `path` it stays as it is.
 
-    What the other network has not, such as the classifier of ``--cls_loss``, stays untrained. Its contrast and its
-    anchors may be others. Its voxels (D, H, W) may not: it would have to learn again how large everything is, and
-    ``--spacing`` is easily given.
+    What the other network has not, such as the classifier of ``--cls_loss``, stays untrained; of several members the
+    first is taken. Its contrast and its anchors may be others. Its voxels (D, H, W) may not: it would have to learn
+    again how large everything is, and ``--spacing`` is easily given.
 
     Raises:
         UserError: no checkpoint of this stage, another network, or voxels of another size than `spacing_mm`.
@@ -29,8 +29,9 @@ def start_from(model: Member, path: str | None, spacing_mm: Sequence[float] | No
     if other.grid and other.grid.spacing_mm:
         wanted = " ".join(f"{side:.4g}" for side in other.grid.spacing_mm)
         require_spacing(spacing_mm, other, path, f"give --spacing {wanted}")
-    names = model.state_dict().keys()
-    weights = {name: weight.cpu() for name, weight in other.state_dict().items() if name in names}
+    names, first = model.state_dict().keys(), "net.networks.0."  # of several members
+    held = {name.replace(first, "net."): weight.cpu() for name, weight in other.state_dict().items()}
+    weights = {name: weight for name, weight in held.items() if name in names}
     model.load_state_dict({**model.state_dict(), **weights})
 
 
