@@ -18,12 +18,10 @@ demo: .venv/installed
 
 $(PRETRAINED): pretrained-%: .venv/installed
 	$(PY) -m data.phantom --out_dir runs/$@/cohort --modality $* --n_subjects 480 $(HEADS) --seed 71
-	for seed in 71 72; do \
-		$(PY) cross_validation.py @recipes/pretrained.args --k 10 --splits 90 5 5 --folds_to_run 0 --seed $$seed --offline \
-			--scans_dir runs/$@/cohort/Scans --masks_dir runs/$@/cohort/Masks --ext .nii.gz \
-			--model_prefix $$seed --rpn_model_prefix $$seed --default_root_dir runs/$@/StrokeFormer \
-			--rpn_default_root_dir runs/$@/RPN --scores_dir runs/$@/scores --rpn_scores_dir runs/$@/rpn_scores \
-		|| exit $$?; done
+	$(PY) cross_validation.py @recipes/pretrained.args --k 10 --splits 90 5 5 --folds_to_run 0 --seed 71 --offline \
+		--scans_dir runs/$@/cohort/Scans --masks_dir runs/$@/cohort/Masks --ext .nii.gz \
+		--model_prefix $* --rpn_model_prefix $* --default_root_dir runs/$@/StrokeFormer \
+		--rpn_default_root_dir runs/$@/RPN --scores_dir runs/$@/scores --rpn_scores_dir runs/$@/rpn_scores
 	$(PY) -m data.phantom --out_dir runs/$@/alike --modality $* --n_subjects 24 $(HEADS) --seed 401
 	$(PY) -m data.phantom --out_dir runs/$@/shifted --modality $* --n_subjects 24 $(HEADS) --seed 400 \
 		--variety 1 --lesion_contrast 0.8 --warp_mm 5
@@ -31,8 +29,8 @@ $(PRETRAINED): pretrained-%: .venv/installed
 	cd runs/$@/shifted && for f in Scans/* Masks/*; do \
 		ln -sf $$PWD/$$f ../renamed/$$(echo $$f | sed s/sub-/sub-shifted/); done
 	$(PY) calibrate.py --scans runs/$@/alike/Scans runs/$@/renamed/Scans --masks runs/$@/alike/Masks \
-		runs/$@/renamed/Masks --rpn_ckpt_path runs/$@/RPN/71_fold-0/checkpoints/best.ckpt \
-		--ckpt_path runs/$@/StrokeFormer/7[12]_fold-0/checkpoints/best.ckpt --out_dir runs/$@/calibrated
+		runs/$@/renamed/Masks --rpn_ckpt_path runs/$@/RPN/$*_fold-0/checkpoints/best.ckpt \
+		--ckpt_path runs/$@/StrokeFormer/$*_fold-0/checkpoints/best.ckpt --out_dir runs/$@/calibrated
 	$(PY) -m models.export --fp16 --rpn_ckpt_path runs/$@/calibrated/stage1.ckpt \
 		--ckpt_path runs/$@/calibrated/stage2.ckpt --out_dir pretrained/$*
 
