@@ -45,7 +45,7 @@ def main(settings: Settings) -> None:
 
     cases = pair_cases(settings.scans, settings.masks)  # first: a wrong path is refused before heavy libraries load
 
-    from models.checkpoints import grid_at_test, load_model, load_strokeformer, require_fit
+    from models.checkpoints import grid_at_test, joined_checkpoint, load_model, load_strokeformer, require_fit
     from models.device import use_devices
     from models.rpn.module import RPN
     from utils.provenance import save_run
@@ -53,7 +53,7 @@ def main(settings: Settings) -> None:
     use_devices([settings.devices])
     folder = Path(settings.out_dir)
     rpn, model = load_model(RPN, settings.rpn_ckpt_path), load_strokeformer(settings.ckpt_path)
-    first = settings.ckpt_path[0]
+    first, stage_2 = settings.ckpt_path[0], joined_checkpoint(settings.ckpt_path)
     grid = grid_at_test(model, None, None, first)
     require_fit(rpn, settings.rpn_ckpt_path, grid, model.contrast)
     cohort = open_cohort(cases, grid=grid, brains_dir=settings.brains_dir)
@@ -61,28 +61,25 @@ def main(settings: Settings) -> None:
     cohort = cohort.cached_in(folder / "cache", "--out_dir")
     if not any(facts.lesion for facts in cohort.admit(settings.num_workers).values()):
         raise UserError("--masks hold no lesion; thresholds are chosen on scans with lesions")
-    choose_thresholds(settings, cohort, rpn, model.hparams["roi_size"])
+    choose_thresholds(settings, cohort, rpn, stage_2)
     save_run(folder, settings)
     print(f"The networks with their new thresholds are {folder / STAGE_1} and {folder / STAGE_2}")
 
 
-def choose_thresholds(settings: Settings, cohort, rpn, roi_size: tuple[int, int, int]) -> None:
-    """Write copies of both checkpoints: first that of stage 1, by whose regions stage 2 then chooses."""
+def choose_thresholds(settings: Settings, cohort, rpn, stage_2: dict) -> None:
+    """Write checkpoints of both stages: first that of stage 1, by whose regions stage 2 then chooses."""
     from data.batches.sources import scan_loader
-    from models.checkpoints import load_rpn, store_copy, store_members
+    from models.checkpoints import load_rpn, store_copy, write_checkpoint
     from models.regions import collect_regions, rpn_source
     from models.training.rpn import calibrated
     from models.training.strokeformer import decide
 
-    folder = Path(settings.out_dir)
+    folder, roi_size = Path(settings.out_dir), stage_2["hyper_parameters"]["roi_size"]
     scans = scan_loader(cohort.cases, cohort.prepare, settings.num_workers)
     threshold = calibrated(rpn, scans, roi_size, folder)
     store_copy(settings.rpn_ckpt_path, folder / STAGE_1, "RPN", score_threshold=threshold)
     regions = collect_regions(rpn_source(load_rpn(folder / STAGE_1), roi_size), scans)
-    if len(settings.ckpt_path) == 1:
-        store_copy(settings.ckpt_path[0], folder / STAGE_2, "StrokeFormer")
-    else:
-        store_members(settings.ckpt_path, folder / STAGE_2)
+    write_checkpoint(folder / STAGE_2, stage_2)
     decide(StrokeFormerTraining(), cohort.cases, regions, cohort, folder, folder / STAGE_2)
 
 

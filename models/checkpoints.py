@@ -196,27 +196,33 @@ def store_copy(source: Path | str, path: Path, kind: str | None, **values) -> No
     write_checkpoint(path, checkpoint)
 
 
-def store_members(sources: Sequence[Path | str], path: Path) -> None:
-    """Write the StrokeFormers of checkpoints or model folders, which `load_strokeformer` has taken for an ensemble, as
-    one checkpoint.
+def joined_checkpoint(sources: Sequence[Path | str]) -> dict:
+    """What one checkpoint of the StrokeFormers of several checkpoints or model folders holds, which `load_strokeformer`
+    takes for an ensemble; of a single one what it holds itself.
 
     Raises:
-        UserError: networks that differ in more than their weights, or a checkpoint of several members.
+        UserError: networks that differ in more than their weights, or a checkpoint of several members among others.
     """
-    checkpoints = [read_checkpoint(source, "StrokeFormer") for source in sources]
-    first, weights = checkpoints[0], dict[str, torch.Tensor]()
+    first, *others = checkpoints = [read_checkpoint(source, "StrokeFormer") for source in sources]
+    if not others:
+        return first
+    hyperparameters, weights = first["hyper_parameters"], dict[str, torch.Tensor]()
     for i, (checkpoint, source) in enumerate(zip(checkpoints, sources, strict=True)):
         held = checkpoint["hyper_parameters"]
         if held.get("members", 1) > 1:
             raise UserError(f"{source} holds several networks already; give those that it was made of")
         for name in ("arch", "window_size"):
-            if held[name] != first["hyper_parameters"][name]:
+            if held[name] != hyperparameters[name]:
                 raise UserError(f"{source} has {name} {held[name]}, {sources[0]} another; one file takes the same")
         networks = {name: weight for name, weight in checkpoint["state_dict"].items() if name.startswith("net.")}
         weights |= {f"net.networks.{i}.{name.removeprefix('net.')}": weight for name, weight in networks.items()}
-    joined = {name: first[name] for name in ("model", "version", "grid", "contrast")}
-    hyperparameters = {**first["hyper_parameters"], "cls_loss": None, "members": len(sources)}
-    write_checkpoint(path, {**joined, "hyper_parameters": hyperparameters, "state_dict": weights})
+    contrast = next(filter(None, (checkpoint.get("contrast") for checkpoint in checkpoints)), None)
+    return {
+        **{name: first[name] for name in ("model", "version", "grid")},
+        "contrast": contrast,
+        "hyper_parameters": {**hyperparameters, "cls_loss": None, "members": len(sources)},
+        "state_dict": weights,
+    }
 
 
 def run_name(checkpoint: Paths) -> str:

@@ -47,6 +47,8 @@ def test_several_networks_of_stage_2_become_one_with_thresholds_of_its_own(works
     both, alone = load_strokeformer(tmp_path / "fitted/stage2.ckpt"), load_strokeformer(workspace.seg)
     assert both.hparams["members"] == 2 and both.grid == alone.grid and both.contrast == alone.contrast
     assert both.decision.threshold in set(pd.read_csv(tmp_path / "fitted/decisions.csv").threshold)
+    told = calibrate(workspace, tmp_path / "none", "--ckpt_path", tmp_path / "fitted/stage2.ckpt", other, code=2).err
+    assert "holds several networks already" in told and not (tmp_path / "none").exists()
 
 
 def test_scans_without_lesion_choose_no_threshold(workspace, tmp_path):

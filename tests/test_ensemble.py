@@ -14,11 +14,12 @@ from onnxruntime import InferenceSession
 from data.scans.cohort import pair_cases
 from models.checkpoints import (
     CHECKPOINT_VERSION,
+    joined_checkpoint,
     load_rpn,
     load_strokeformer,
     read_checkpoint,
     store_hyperparameters,
-    store_members,
+    write_checkpoint,
 )
 from models.cross_validation.state import checkpoints_in
 from models.evaluation.derivatives import prediction_settings
@@ -147,7 +148,7 @@ def test_one_checkpoint_of_several_networks_has_their_mean_exported_too_and_a_tr
     networks, scan, tmp_path
 ):
     paths = [networks.seg.one, networks.seg.other]
-    store_members(paths, tmp_path / "both.ckpt")
+    write_checkpoint(tmp_path / "both.ckpt", joined_checkpoint(paths))
     both, apart = load_strokeformer(tmp_path / "both.ckpt"), load_strokeformer(paths)
     mean = lesion_probability(scan, None, apart).get_fdata()
     np.testing.assert_allclose(lesion_probability(scan, None, both).get_fdata(), mean, atol=1e-5)
@@ -166,12 +167,11 @@ def test_one_checkpoint_of_several_networks_has_their_mean_exported_too_and_a_tr
 
 
 def test_networks_that_make_no_one_checkpoint_are_refused(networks, tmp_path):
-    store_members([networks.seg.one, networks.seg.other], tmp_path / "both.ckpt")
+    write_checkpoint(tmp_path / "both.ckpt", joined_checkpoint([networks.seg.one, networks.seg.other]))
     wider = shaken(networks.seg.other, tmp_path / "wider.ckpt", window_size=(16, 16, 16))
     for others, line in (([tmp_path / "both.ckpt"], "holds several networks already"), ([wider], "has window_size")):
         with pytest.raises(UserError, match=line):
-            store_members([networks.seg.one, *others], tmp_path / "none.ckpt")
-    assert not (tmp_path / "none.ckpt").exists()
+            joined_checkpoint([networks.seg.one, *others])
 
 
 def test_decision_is_the_mean_of_the_members_unless_it_is_given(networks, tmp_path):
