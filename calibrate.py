@@ -80,7 +80,9 @@ def choose_thresholds(settings: Settings, cohort, rpn, stage_2: dict) -> None:
     store_copy(settings.rpn_ckpt_path, folder / STAGE_1, "RPN", score_threshold=threshold)
     regions = collect_regions(rpn_source(load_rpn(folder / STAGE_1), roi_size), scans)
     write_checkpoint(folder / STAGE_2, stage_2)
-    decide(StrokeFormerTraining(), cohort.cases, regions, cohort, folder, folder / STAGE_2)
+    chosen = decide(StrokeFormerTraining(), cohort.cases, regions, cohort, folder, folder / STAGE_2)
+    if not chosen.found:
+        print("No lesion of --masks is found in --scans by any threshold: do they belong together? Use neither network")
 
 
 if __name__ == "__main__":

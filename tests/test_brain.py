@@ -121,6 +121,18 @@ def test_given_mask_goes_before_what_would_be_found_and_folders_that_were_named_
     assert network.runs == 0 and not (tmp_path / "found").exists()
 
 
+def test_unlikely_masks_that_were_given_are_named_in_one_line(tmp_path, capsys):
+    scan, brain = skull()
+    lesion, air = np.zeros_like(brain), np.zeros_like(brain)
+    lesion[11:13, 14:16, 12:14], air[:3, :3, :3] = True, True
+    for subject, mask in (("01", brain), ("02", lesion), ("03", air)):
+        put(tmp_path, f"Scans/sub-{subject}_T1w.npy", scan)
+        put(tmp_path, f"Brains/sub-{subject}_desc-brain_mask.npy", mask)
+    admit(with_brains(cases_in(tmp_path), None), GRID, tmp_path / "found")
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "unlikely" in line]
+    assert "sub-02_T1w.npy is unlikely, 0.3% of the head (and of 1 more): nothing else is" in line
+
+
 def test_lesion_masks_beside_brain_masks_are_not_taken_for_them(tmp_path):
     put(tmp_path, "Scans/sub-01_T1w.npy", ball()[0])
     for name in ("label-L_mask", "desc-brain_mask", "label-GM_mask"):

@@ -86,6 +86,26 @@ def test_scans_and_scores_of_one_side_are_told_and_left_out(tables, tmp_path, ca
     assert table.score.tolist() == ["dice"] and table.scans.tolist() == [5] and table.difference.tolist() == [0]
 
 
+def test_scans_of_one_name_with_other_lesions_are_refused(tables, tmp_path):
+    a, b, _ = tables
+    folder = tmp_path / "b"
+    folder.mkdir()
+    b = b.rename(folder / "b.csv")
+    for table, cm3 in ((a, 1.0), (b, 2.0)):
+        pd.DataFrame({"model_name": "old" if table == a else "new", "scan": SCANS, "true_cm3": cm3}).to_csv(
+            table.with_name("volumes.csv"), index=False
+        )
+    assert f"{SCANS[0]} has 1 cm3 of lesion in {a}, but 2 in {b}: these are two scans" in refusal(a, b)
+    pd.DataFrame({"model_name": "new", "scan": SCANS, "true_cm3": 1.004}).to_csv(folder / "volumes.csv", index=False)
+    run_compare(a, b)
+
+
+def test_five_scans_are_too_few_for_a_finding(tmp_path, capsys):
+    a, b = (table_of(tmp_path / f"{k}.csv", k, SCANS[:5], dice=DICE[:5] + k * 0.1) for k in (0, 1))
+    run_compare(a, b)
+    assert "takes 6 scans or more to tell" in capsys.readouterr().out
+
+
 def test_one_common_scan_has_a_difference_and_no_interval(tables, tmp_path, capsys):
     run_compare(tables[0], table_of(tmp_path / "c.csv", "new", SCANS[:1], dice=DICE[:1] + 0.1))
     out = capsys.readouterr().out

@@ -147,6 +147,18 @@ def test_best_decision_is_chosen_and_of_equal_ones_the_plainest():
     assert decision_of(best) == Decision(0.3, weights=(2.0,) * 5)
 
 
+def test_decision_of_the_network_stays_where_few_scans_teach_no_better_one():
+    lesion = np.zeros(SHAPE)
+    lesion[1:3, 1:3, 1:3], lesion[4, 6, 5:7] = 0.26, 0.28  # the first is a lesion, the other is none
+    scan = drawn.prepared("a.npy", np.ones((1, *SHAPE)), np.ones(SHAPE, bool), lesion == 0.26)
+    prediction = Prediction(scan, None, probabilities_of(lesion), Decision())
+    held = Decision(0.25, weights=(5.5, 1.0, 0.0, 0.0, 0.0))  # from 0.004 cm3 on; 8 and 2 voxels of 1 mm are there
+    without, table = (decision_table([(prediction, lesion == 0.26)], *own) for own in ((), (held,)))
+    assert decision_of(choose_decision(table)) == held and len(table) == len(without) + 2
+    assert choose_decision(without).dice < choose_decision(table).dice == 1
+    assert "in components that are one as before: Dice 1.00" in decision_summary(choose_decision(table))
+
+
 def test_scans_without_lesions_choose_nothing():
     table = pd.DataFrame({"threshold": [0.5, 0.7], "probability": 0.0, "dice": np.nan, "lesion_f1": [0, 1]})
     assert decision_of(choose_decision(table.assign(**dict.fromkeys(WEIGHTS, np.nan)))) == Decision()

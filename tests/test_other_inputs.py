@@ -190,6 +190,10 @@ def test_spellings_of_a_contrast_are_one():
     found = [standard_contrast(contrast_of(f"{name}.nii.gz")) for name in names]
     assert found == [*["t1w"] * 5, "flair", "dwi", "dwi", "t2w", None, "t1map"] and set(found) - {None} <= {*CONTRASTS}
     assert common_contrast(["a_T1w.npy", "b_T1.npy"]) == "t1w"
+    assert common_contrast(["a_T2_FLAIR.npy", "b_FLAIR.npy"]) == "flair"
+    for name in ("a_T1w_in_DWI", "a_ADC_dwi", "a_T1_FLAIR"):
+        assert common_contrast([f"{name}.nii.gz"]) is None
+    assert common_contrast(["a_space-T1w_dwi.nii.gz"]) == "dwi"
     assert common_contrast(["a_T1w.npy", "b.npy"]) is common_contrast(["a_T1w.npy", "b_FLAIR.npy"]) is None
 
 

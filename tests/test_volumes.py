@@ -257,6 +257,41 @@ def test_unset_pixdim_is_ignored_where_nothing_uses_it(tmp_path, sform, qform, p
             read_header(tmp_path / "a.nii")
 
 
+def test_header_that_does_not_say_where_left_is_is_refused(tmp_path):
+    turned, sheared = np.diag([-1.0, 1, 1, 1]), np.eye(4)
+    sheared[0, 2] = 1  # a voxel a slice: a volume of 1 where the edges say 1.4
+    two, flipped, nowhere, oblique = (image_of() for _ in range(4))
+    two.set_qform(nib.affines.from_matvec(nib.eulerangles.euler2mat(0.7, 0, 0)), 1)
+    flipped.set_qform(turned, 1)
+    nowhere.header["sform_code"] = nowhere.header["qform_code"] = 0
+    oblique.set_sform(sheared, 1)
+    oblique.header["pixdim"][3] = 2**0.5
+    for image, words in (
+        (flipped, "an sform and a qform of different orientations; set"),
+        (nowhere, "no affine .* left may be right; set its sform"),
+        (oblique, "a sheared affine"),
+    ):
+        image.to_filename(tmp_path / "a.nii.gz")
+        for reader in (read_header, read_volume):
+            with pytest.raises(UserError, match=words):
+                reader(tmp_path / "a.nii.gz")
+    two.to_filename(tmp_path / "a.nii.gz")  # 40 degrees: a head may lie so in the scanner
+    assert read_volume(tmp_path / "a.nii.gz").spacing_mm == (1, 1, 1)
+
+
+@pytest.mark.parametrize(("offset", "sound"), [(0, True), (1e6, True), (-1e9, False)])
+def test_values_that_single_precision_does_not_hold_apart_are_refused(tmp_path, offset, sound):
+    values = offset + np.linspace(0, 4000, 64).reshape(1, 4, 4, 4)
+    np.save(tmp_path / "a.npy", values)
+    nib.save(nib.Nifti1Image(values[0], np.eye(4)), tmp_path / "a.nii")
+    for path in (tmp_path / "a.npy", tmp_path / "a.nii"):
+        if sound:
+            assert np.ptp(read_volume(path).array) == pytest.approx(4000, rel=1e-3)
+        else:
+            with pytest.raises(UserError, match="too near to each other; subtract their offset"):
+                read_volume(path)
+
+
 def test_where_the_forms_agree_in_size_alone_the_sform_places(tmp_path):
     two_forms().to_filename(tmp_path / "a.nii.gz")
     # Turned to RAS, the first of its 4 voxels along -x is the last.

@@ -80,6 +80,7 @@ CONTRASTS = {  # by the spellings of each
     "phasediff": r"phasediff",
     "magnitude": r"magnitude\d?",
 }
+APART = {"t1w", "flair", "dwi", "adc"}  # no two of them are one scan
 CONTRAST = re.compile("|".join(CONTRASTS.values()), re.IGNORECASE)
 MASK_WORD = re.compile(r"(.*?)(mask|msk)s?\d*", re.IGNORECASE)  # T1lesionmask, mask01
 ROLES = {
@@ -132,9 +133,21 @@ def _structure_of(word: str) -> str | None:
 
 
 def contrast_of(path: Path | str) -> str | None:
-    """The contrast of a scan, as its name spells it."""
-    words = WORD.findall(_without_entities(path))
-    return next((word for word in reversed(words) if CONTRAST.fullmatch(word)), None)
+    """The contrast of a scan, as its name spells it; of several the last one."""
+    return next(reversed(_contrasts(path)), None)
+
+
+def _contrasts(path: Path | str) -> list[str]:
+    return [word for word in WORD.findall(_without_entities(path)) if CONTRAST.fullmatch(word)]
+
+
+def only_contrast(path: Path | str) -> str | None:
+    """Which of `CONTRASTS` a scan is of by its name; None where that says none or, as T1w_in_DWI, several.
+
+    Words as in T2_FLAIR and epi_dwi say one together.
+    """
+    several = len({standard_contrast(word) for word in _contrasts(path)} & APART) > 1
+    return None if several else standard_contrast(contrast_of(path))
 
 
 def standard_contrast(spelled: str | None) -> str | None:

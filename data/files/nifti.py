@@ -21,6 +21,8 @@ GZIP_RATIO = 1032  # deflate cannot compress more, so a header that claims more 
 BESIDE_VOXELS = 2**24  # bytes of a NIfTI file that are no voxels: its header, extensions, a tail
 MM_PER_UNIT = {1: 1000.0, 3: 0.001}  # metre and micron of xyzt_units; 2 is mm, and 0, unknown, is meant as mm
 SAME_SIZE = 0.01  # the share by which two statements of a voxel's size may differ: single precision, rounding
+SHEAR = 0.05  # the share of a voxel's volume that is lost where its edges are not at right angles, at most
+FORMS_AGREE = 0.7  # cosine: a voxel axis of the qform points within 45 degrees of where that of the sform does
 VOXEL_MM = (0.01, 100.0)  # a voxel of MRI is in between: microscopes see finer, and a head would be two voxels
 
 
@@ -123,9 +125,10 @@ def require_numbers(shape: tuple[int, ...], dtype: np.dtype, path) -> None:
 
 
 def _require_place(header: nib.Nifti1Header, affine: np.ndarray, mm: float, path) -> None:
-    """Refuse an affine (mm) that is flat, not finite, of voxels that no scanner makes, or of another size than pixdim.
+    """Refuse an affine (mm) that is flat, not finite, sheared, of voxels that no scanner makes, or of another size than
+    pixdim, and a header that places nothing, or twice.
 
-    Readers differ in whether they take the voxel size from the affine or from pixdim.
+    Readers differ in whether they take the voxel size from the affine or from pixdim, and the place from which form.
     """
     sizes = nib.affines.voxel_sizes(affine)
     if not np.isfinite(affine).all() or np.isnan(nib.io_orientation(affine)).any() or not min(sizes) > 0:
@@ -141,6 +144,18 @@ def _require_place(header: nib.Nifti1Header, affine: np.ndarray, mm: float, path
             f"{path} says its voxels are {size_text(sizes)} mm ({'sform' if by_sform else 'affine'}) and "
             f"{size_text(pixdim)} mm (pixdim); correct its header, e.g. with nibabel"
         )
+    if abs(np.linalg.det(affine)) < (1 - SHEAR) * np.prod(sizes):
+        raise UserError(f"{path} has a sheared affine, whose voxels are no boxes; resample it to a straight one")
+    if not (by_sform or header["qform_code"] > 0):
+        raise UserError(f"{path} has no affine (qform_code and sform_code are 0): left may be right; set its sform")
+    if by_sform and header["qform_code"] > 0 and _cosines(header.get_sform(), header.get_qform()).min() < FORMS_AGREE:
+        raise UserError(f"{path} has an sform and a qform of different orientations; set the wrong one's code to 0")
+
+
+def _cosines(affine: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """(3,) cosines of the angles between the voxel axes of two affines."""
+    one, two = (each[:3, :3] / nib.affines.voxel_sizes(each) for each in (affine, other))
+    return (one * two).sum(0)
 
 
 def is_voxel_size(sizes_mm) -> bool:

@@ -63,7 +63,16 @@ def read_volume(path: Path | str, dtype=np.float32) -> Volume:
                 require_checksum(nifti.stream, path)
             affine, array = nifti.ras_affine, nib.apply_orientation(array, nifti.orientation)
             array = array[None] if array.ndim == 3 else np.moveaxis(array, -1, 0)
-        return Volume(np.ascontiguousarray(array.transpose(0, 3, 1, 2), dtype=dtype), affine)
+        array = np.ascontiguousarray(array.transpose(0, 3, 1, 2), dtype=dtype)
+        require_steps(array, path)
+        return Volume(array, affine)
+
+
+def require_steps(array: np.ndarray, path) -> None:
+    """Refuse values that lie so far from 0 that single precision has not a thousand steps between them."""
+    low, high = float(array.min()), float(array.max())
+    if low < high < np.inf and high - low < 2**-14 * max(abs(low), abs(high)):
+        raise UserError(f"{path} holds values from {low:g} to {high:g}, too near to each other; subtract their offset")
 
 
 def read_header(path: Path | str) -> Header:

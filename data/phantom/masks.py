@@ -58,10 +58,8 @@ def _check_mask(path: Path) -> None:
 
 
 def _to_template(path: Path) -> np.ndarray:
-    """(4, 4) from voxels (H, W, D) in RAS to template mm; refuses a file that does not say where it lies."""
+    """(4, 4) from voxels (H, W, D) in RAS to template mm."""
     with refusing(path), open_nifti(path) as nifti:
-        if not (nifti.header["qform_code"] or nifti.header["sform_code"]):
-            raise UserError(f"{ARGUMENT}: {path} has no affine and thus no place in MNI152; set its sform")
         return nib.affines.from_matvec(np.eye(3), ORIGIN_MM) @ nifti.ras_affine
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from scipy import ndimage
 
-from data.files.names import CONTRASTS, contrast_of, standard_contrast
+from data.files.names import CONTRASTS, contrast_of, only_contrast, standard_contrast
 from utils.errors import UserError
 from utils.regions.region import bounding_box
 
@@ -20,8 +20,8 @@ LEAST_T1W = -0.05
 
 
 def common_contrast(names: Iterable[Path | str]) -> str | None:
-    """The contrast that all names of scans say; None where some say nothing, or another one."""
-    contrasts = {standard_contrast(contrast_of(name)) for name in names}
+    """The contrast that all names of scans say; None where some say nothing, another one or several."""
+    contrasts = set(map(only_contrast, names))
     return contrasts.pop() if len(contrasts) == 1 else None
 
 

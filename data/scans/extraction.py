@@ -54,7 +54,7 @@ def brain_probability(image: np.ndarray) -> np.ndarray:
 def scale(image: np.ndarray) -> np.ndarray:
     """An image in any units as the network sees it: float32 in [0, 1]."""
     low, high = np.percentile(image, SCALE_PERCENTILES)
-    return np.clip((image - low) / max(high - low, 1e-12), 0, 1).astype(np.float32)
+    return np.clip((image - low) / (high - low or 1), 0, 1).astype(np.float32)
 
 
 def brain_alone(probability: np.ndarray) -> np.ndarray:

@@ -140,7 +140,7 @@ def normalise(scan: np.ndarray, brain: np.ndarray) -> np.ndarray:
     scaled = np.empty(scan.shape, np.float32)
     for channel, out in zip(scan, scaled, strict=True):
         low, high = np.percentile(channel[brain], PERCENTILES) if brain.any() else (0.0, 1.0)
-        np.clip((channel - low) / max(high - low, 1e-12), 0, 1, out=out, casting="same_kind")
+        np.clip((channel - low) / (high - low or 1), 0, 1, out=out, casting="same_kind")
     return scaled
 
 

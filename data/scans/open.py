@@ -12,7 +12,16 @@ import numpy as np
 
 from data.files.listing import Paths
 from data.files.space import share_outside
-from data.scans.brain import brain_origin, brain_path, print_heads, read_brain, store_brain, with_brains
+from data.scans.brain import (
+    brain_origin,
+    brain_path,
+    doubt,
+    print_doubts,
+    print_heads,
+    read_brain,
+    store_brain,
+    with_brains,
+)
 from data.scans.checks import (
     check_headers,
     find_head,
@@ -42,6 +51,7 @@ class Facts:
 
     digest: str  # of its files
     brain: str  # how it came to be (`data.scans.brain.brain_origin`)
+    doubt: str  # whether it is unlikely (`data.scans.brain.doubt`)
     labels: int  # the largest value of its mask; above 1 where that numbers its lesions
     lesion: float  # share of the scan's voxels that are lesion
     brain_cut: float  # share that lies beyond the grid
@@ -108,6 +118,7 @@ class Cohort:
             facts.update(zip(unknown, map_in_order(partial(look, find=find), unknown, num_workers, what), strict=True))
         known = {case: of_case for case, of_case in facts.items() if of_case is not None}
         print_heads([case for case in known if known[case].brain == "head"])
+        print_doubts({case.name: of_case.doubt for case, of_case in known.items()})
         _print_losses(known)
         return known
 
@@ -176,15 +187,17 @@ def _look(case: Case, cohort: Cohort, find: bool) -> Facts | None:
     folder, grid = cohort.folder(case), cohort.grid  # first: the files may change meanwhile
     scan = read_scan(case)
     mask, labels = (None, 1) if case.mask is None else read_lesions(case.mask)
-    brain, own = _brain_of(case, scan, mask, cohort.brains, find), own_space(case, grid.spacing_mm)
-    if brain is None:
+    seen, own = _brain_of(case, scan, mask, cohort.brains, find), own_space(case, grid.spacing_mm)
+    if seen is None:
         return None
+    brain, head = seen
     require_look(scan[0], brain, own.spacing_mm, case.scan, cohort.contrast)
     space = grid.space_about(brain, own)
     lesions = np.zeros_like(brain) if mask is None else mask
     facts = Facts(
         digest=content_digest(case_files(case)),
         brain=brain_origin(case, cohort.brains),
+        doubt=doubt(case, brain, head),
         labels=labels,
         lesion=float(lesions.mean()),
         brain_cut=brain_cut(case, brain, own, grid),
@@ -197,8 +210,10 @@ def _look(case: Case, cohort: Cohort, find: bool) -> Facts | None:
     return facts
 
 
-def _brain_of(case: Case, scan: np.ndarray, mask: np.ndarray | None, brains: Path, find: bool) -> np.ndarray | None:
-    """The brain of a case, whose lesions lie in it or in the head; None for one that has yet to be found.
+def _brain_of(
+    case: Case, scan: np.ndarray, mask: np.ndarray | None, brains: Path, find: bool
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """The brain of a case, whose lesions lie in it or in the head, and the head; None for one yet to be found.
 
     It is found at once where the lesions lie outside the head: that may be wrong, and the brain is then right.
     """
@@ -211,4 +226,4 @@ def _brain_of(case: Case, scan: np.ndarray, mask: np.ndarray | None, brains: Pat
         brain = read_brain(case, brains)
     if mask is not None:
         require_mask_in_head(mask, head | brain, case)
-    return brain
+    return brain, head

@@ -41,7 +41,7 @@ class Task:
     contrast: str | None  # of the scans, for its checkpoints
     monitor: tuple[str, str]  # the logged value that tells the best epoch, and whether "min" or "max" is best
     draw: Draw  # pictures of the network's predictions
-    finish: Callable[[Path, Path], None]  # the last step, with the run's folder and its best checkpoint
+    finish: Callable[[Path, Path], object]  # the last step, with the run's folder and its best checkpoint
 
     @property
     def folder(self) -> Path:

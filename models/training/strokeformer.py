@@ -68,16 +68,18 @@ def pipeline_of(model: Segmenter, settings: StrokeFormerTraining, regions: Regio
 
 def decide(
     settings: StrokeFormerTraining, val: list[Case], regions: Regions, cohort: Cohort, folder: Path, checkpoint: Path
-) -> None:
-    """Store the best `Decision` on the validation scans in the checkpoint."""
-    pipeline = pipeline_of(load_strokeformer(checkpoint), settings, regions)
-    cases = progress(val, "Choosing what is lesion")
-    table = decision_table((pipeline.predict(cohort.prepare(c)), read_lesions(c.lesion_mask)[0]) for c in cases)
+) -> pd.Series:
+    """Store the best `Decision` on the validation scans in the checkpoint; its row of `decision_table`."""
+    model, cases = load_strokeformer(checkpoint), progress(val, "Choosing what is lesion")
+    pipeline = pipeline_of(model, settings, regions)
+    pairs = ((pipeline.predict(cohort.prepare(case)), read_lesions(case.lesion_mask)[0]) for case in cases)
+    table = decision_table(pairs, model.decision)
     write_csv(folder / "decisions.csv", table)
     chosen = choose_decision(table)
     print(decision_summary(chosen))
     decision = decision_of(chosen)
     store_hyperparameters(checkpoint, lesion_threshold=decision.threshold, lesion_weights=list(decision.weights))
+    return chosen
 
 
 class Candidates(NamedTuple):
@@ -87,22 +89,27 @@ class Candidates(NamedTuple):
     features: Features
 
 
-def decision_table(predictions: Iterable[tuple[Prediction, np.ndarray]]) -> pd.DataFrame:
+def decision_table(predictions: Iterable[tuple[Prediction, np.ndarray]], held: Decision | None = None) -> pd.DataFrame:
     """The scores of every `Decision` that may be chosen, a row each, on the scans' own grids as in an evaluation.
 
     Predictions come with the true lesions, (D, H, W) bool on the scan's own grid. For each of `THRESHOLDS` a logistic
     regression tells from their features which components are lesions. A row keeps those of a `probability` at least,
-    or all (0), and holds the `WEIGHTS` of that. ``dice`` is the mean over scans with lesions, NaN without any.
+    or all (0), and holds the `WEIGHTS` of that. A row without a probability is the decision that the network `held`, by
+    other scans: on few it may be the better one. ``dice`` is the mean over scans with lesions, NaN without any.
     ``lesion_f1``, that of ISLES'26, and the numbers of ``found``, ``missed`` and ``false`` lesions are over all scans
     together: the F1 of a scan without lesions is 0 or 1.
     """
-    by_threshold: dict[float, list[Candidates]] = {threshold: [] for threshold in THRESHOLDS}
+    thresholds = THRESHOLDS if held is None else (*THRESHOLDS, held.threshold)
+    by_threshold: dict[float, list[Candidates]] = {threshold: [] for threshold in thresholds}
     for prediction, target in predictions:
         for threshold, candidates in by_threshold.items():
             candidates.append(_candidates(prediction, target, threshold))
     rows = []
     for threshold, candidates in by_threshold.items():
-        for probability, weights in weights_by_probability(candidates).items():
+        choices = [*weights_by_probability(candidates).items()]
+        if held and threshold == held.threshold:
+            choices.append((np.nan, held.weights))
+        for probability, weights in choices:
             decision = Decision(threshold, weights=weights)
             scores = _scores(candidates, [decision.accepts(each.features) for each in candidates])
             named = dict(zip(WEIGHTS, weights or [np.nan] * len(WEIGHTS), strict=True))
@@ -148,14 +155,16 @@ def choose_decision(table: pd.DataFrame) -> pd.Series:
 
 def decision_of(row: pd.Series) -> Decision:
     """The decision of a row of `decision_table`."""
-    return Decision(float(row.threshold), weights=tuple(row[list(WEIGHTS)].tolist()) if row.probability else ())
+    weights = () if row.probability == 0 else tuple(row[list(WEIGHTS)].dropna().tolist())
+    return Decision(float(row.threshold), weights=weights)
 
 
 def decision_summary(row: pd.Series) -> str:
     """One line: what a decision gives on the scans of its table."""
+    least = "as before" if np.isnan(row.probability) else f"with a probability of {row.probability:g}"
     return (
-        f"Lesion is what has a probability above {row.threshold:g}, in components that are one with a probability of "
-        f"{row.probability:g}: Dice {row.dice:.2f} and lesion F1 {row.lesion_f1:.2f} on the validation scans"
+        f"Lesion is what has a probability above {row.threshold:g}, in components that are one {least}: Dice "
+        f"{row.dice:.2f} and lesion F1 {row.lesion_f1:.2f} on the validation scans"
     )
 
 

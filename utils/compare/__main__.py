@@ -26,6 +26,8 @@ from utils.settings import option
 from utils.validators import non_negative_int, pathname
 
 FOLD = re.compile(r"_fold-\d+$")  # what cross-validation puts behind the name of a model
+VOLUMES = "volumes.csv"
+FEWEST = 6  # scans: five that all change alike are one case of sixteen by chance
 COLUMNS = ["score", "mean_a", "mean_b", "difference", "low", "high", "p", "scans"]
 
 
@@ -52,7 +54,9 @@ parse_args = cli.parser_of(Settings(), __doc__)
 
 
 def main(settings: Settings) -> None:
-    models = match_scans(dict(read_model(*side) for side in sides(settings)))
+    chosen = sides(settings)
+    models = match_scans(dict(read_model(*side) for side in chosen))
+    require_same_lesions(chosen)
     known = list(next(iter(models.values())))
     ranked = [score for score in ISLES26 if score in known] or known
     differences = print_differences(models, settings.seed)
@@ -91,7 +95,7 @@ def read_model(side: str, path: str, name: str | None) -> tuple[str, pd.DataFram
             raise UserError(f"{path} has no column {column}; give a per_scan_scores.csv or rpn_per_scan_scores.csv")
     if table.empty:
         raise UserError(f"{path} holds no scan; give a table with scores")
-    runs = table.model_name.str.replace(FOLD, "", regex=True)
+    runs = _runs_of(table)
     if name is None:
         if runs.nunique() > 1:
             raise UserError(f"{path} holds several models ({', '.join(runs.unique())}); choose with --models")
@@ -104,6 +108,28 @@ def read_model(side: str, path: str, name: str | None) -> tuple[str, pd.DataFram
         raise UserError(f"{path} holds {twice[0]} more than once ({models}); choose one model with --models")
     print(f"{side}: {name}, {len(rows)} scan{'' if len(rows) == 1 else 's'} of {path}")
     return f"{side}: {name}", rows.set_index("scan").select_dtypes("number").drop(columns=COUNTS, errors="ignore")
+
+
+def _runs_of(table: pd.DataFrame) -> pd.Series:
+    """The model of each row; of a cross-validation without its fold."""
+    return table.model_name.str.replace(FOLD, "", regex=True)
+
+
+def require_same_lesions(sides: list[tuple[str, str, str | None]]) -> None:
+    """Refuse scans of one name whose true lesions differ, by the volumes that a test writes beside its scores."""
+    known: dict[str, tuple[float, str]] = {}
+    for _, path, name in sides:
+        if not (file := Path(path).with_name(VOLUMES)).is_file():
+            continue
+        table = pd.read_csv(file, converters={"model_name": str, "scan": str})
+        rows = table[(table.model_name == name) | (_runs_of(table) == name) | (name is None)].dropna(subset="true_cm3")
+        for scan, cm3 in zip(rows.scan, rows.true_cm3, strict=True):
+            before, where = known.setdefault(scan, (cm3, path))
+            if not np.isclose(cm3, before, rtol=0.01):
+                raise UserError(
+                    f"{scan} has {before:.3g} cm3 of lesion in {where}, but {cm3:.3g} in {path}: these are two scans; "
+                    "give tables of the same ones"
+                )
 
 
 def match_scans(models: dict[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
@@ -158,7 +184,9 @@ def finding(table: pd.DataFrame, side: str) -> str:
     """What differs beyond chance between A and another side, in a sentence or two."""
     if table.low.isna().all():
         return "Whether the models differ takes two scans or more to tell."
-    beyond = table[(table.low > 0) | (table.high < 0)]
+    beyond = table[((table.low > 0) | (table.high < 0)) & (table.scans >= FEWEST)]
+    if table.scans.max() < FEWEST:
+        return f"Whether the models differ beyond chance takes {FEWEST} scans or more to tell."
     if beyond.empty:
         return "No score differs beyond chance: each interval of a difference holds 0."
     listed = ", ".join(f"{row.score} ({row.difference:+.3f})" for row in beyond.itertuples())
