@@ -74,21 +74,31 @@ def open_scans(settings: Settings, cases, grid):
 
 
 def segment_cohort(cohort, pipeline, settings: Settings) -> None:
-    """Segment scans; writes all results but ``run.json`` (docs/handover.md) into ``out_dir``."""
+    """Segment scans; writes all results but ``run.json`` (docs/handover.md) into ``out_dir``, beside others' there."""
     from utils.progress import progress
-    from utils.regions.region import lying_on, write_regions
+    from utils.regions.region import lying_on, read_regions, write_regions
 
-    folder, rows, regions = Path(settings.out_dir), [], {}
+    folder = Path(settings.out_dir)
+    volumes, boxes = folder / "volumes.csv", folder / "regions.json"
+    rows, regions = read_volumes(volumes), read_regions(boxes) if boxes.is_file() else {}
     for case in progress(cohort.cases, "Segmenting"):
         prediction = pipeline.predict(cohort.prepare(case))
         regions[case.name] = lying_on(prediction.regions, prediction.scan.space.as_json)
         write_volumes(folder, case, prediction)
-        rows.append(volumes_row(prediction))
-    write_regions(folder / "regions.json", regions)
-    with atomic_path(folder / "volumes.csv") as temporary, temporary.open("w", newline="") as file:
-        table = csv.DictWriter(file, rows[0])
+        rows[case.name] = volumes_row(prediction)
+    write_regions(boxes, regions)
+    with atomic_path(volumes) as temporary, temporary.open("w", newline="") as file:
+        table = csv.DictWriter(file, rows[cohort.cases[0].name], extrasaction="ignore")
         table.writeheader()
-        table.writerows(rows)
+        table.writerows(rows.values())
+
+
+def read_volumes(path: Path) -> dict[str, dict]:
+    """The rows of ``volumes.csv`` by the names of their scans, none where there is no such file."""
+    if not path.is_file():
+        return {}
+    with path.open(newline="") as file:
+        return {row["scan"]: row for row in csv.DictReader(file) if "scan" in row}
 
 
 def write_volumes(folder: Path, case, prediction) -> None:

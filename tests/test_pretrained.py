@@ -21,6 +21,7 @@ from models.training.starts import start_from
 from strokeformer import pretrained, segment
 from tests.running import GRID, ROI, is_png, run_script
 from utils.errors import UserError
+from utils.regions.region import read_regions
 
 PRESENT = [name for name in models_folder.SHIPPED if models_folder.is_model(models_folder.PRETRAINED / name)]
 
@@ -65,6 +66,16 @@ def test_scan_of_a_known_contrast_gets_mask_probability_volume_side_and_picture(
     assert row["side"] in ("left", "right", "both", "midline")
     said = capsys.readouterr().out
     assert said.splitlines()[-1].endswith("look at every scan") and "never seen a patient" in said
+
+
+def test_results_of_scans_that_follow_stand_beside_those_of_before(shipped, scan, tmp_path):
+    run_runner("--scans", scan, "--out_dir", tmp_path / "out")
+    second = scan.rename(scan.with_name("sub-2_T1w.npy"))
+    for _ in range(2):
+        run_runner("--scans", second, "--out_dir", tmp_path / "out")
+    rows = list(csv.DictReader((tmp_path / "out/volumes.csv").open()))
+    assert [row["scan"] for row in rows] == [scan.name, second.name] == [*read_regions(tmp_path / "out/regions.json")]
+    assert len({row["predicted_lesions"] for row in rows}) == 1
 
 
 def test_contrast_that_neither_name_nor_argument_says_or_that_has_no_model_is_refused(shipped, scan, tmp_path):
