@@ -129,6 +129,14 @@ def test_regression_learns_which_components_are_lesions():
     assert decision.weights[2] > 0 and len(decision.weights) == 5
 
 
+def test_volume_never_speaks_against_a_lesion():
+    rng = np.random.default_rng(2)
+    volume, peak = rng.normal(size=200), rng.normal(size=200)
+    true = peak - volume + rng.normal(size=200) > 0  # the large ones are false
+    _, (of_volume, of_peak) = strokeformer._regress(np.stack([volume, peak], 1), true)
+    assert of_volume == 0 and of_peak > 0.3
+
+
 def test_best_decision_is_chosen_and_of_equal_ones_the_plainest():
     table = pd.DataFrame(
         {

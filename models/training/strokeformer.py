@@ -128,21 +128,33 @@ def _candidates(prediction: Prediction, target: np.ndarray, threshold: float) ->
 def weights_by_probability(candidates: list[Candidates]) -> dict[float, tuple[float, ...]]:
     """`Decision.weights` by the least probability that a component must have of being a lesion; none for 0.
 
-    A component is one if a quarter of its voxels are. Nothing is learned from fewer than `FEWEST` of either kind.
+    A component is one if a quarter of its voxels are. Nothing is learned from fewer than `FEWEST` of either kind. No
+    weight is below 0: large false components of a few scans would speak against volume, and the largest infarcts would
+    be none.
     """
-    from sklearn.linear_model import LogisticRegression
-
     logs = np.concatenate([each.features.logs for each in candidates])
     shares = [each.components.common.sum(0) / each.components.predicted_voxels for each in candidates]
     true = np.concatenate(shares) >= ISLES26_IOU
     weights: dict[float, tuple[float, ...]] = {0.0: ()}
     if min(true.sum(), np.invert(true).sum()) < FEWEST:
         return weights
-    model = LogisticRegression(C=RIDGE, max_iter=1000).fit(logs, true)
+    intercept, coefficients = _regress(logs, true)
     for probability in PROBABILITIES:
-        constant = model.intercept_[0] - logit(probability)
-        weights[probability] = tuple(np.array([constant, *model.coef_[0]]).round(6).tolist())
+        weights[probability] = tuple(np.array([intercept - logit(probability), *coefficients]).round(6).tolist())
     return weights
+
+
+def _regress(features: np.ndarray, true: np.ndarray) -> tuple[float, np.ndarray]:
+    """Intercept and coefficients (F,) of a logistic regression on features (N, F), of which none speaks against."""
+    from sklearn.linear_model import LogisticRegression
+
+    speaking = np.ones(features.shape[1], bool)
+    while True:
+        model = LogisticRegression(C=RIDGE, max_iter=1000).fit(features * speaking, true)
+        coefficients = model.coef_[0] * speaking
+        if (coefficients >= 0).all():
+            return float(model.intercept_[0]), coefficients
+        speaking[coefficients.argmin()] = False
 
 
 def choose_decision(table: pd.DataFrame) -> pd.Series:
