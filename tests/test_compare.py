@@ -96,7 +96,11 @@ def test_scans_of_one_name_with_other_lesions_are_refused(tables, tmp_path):
             table.with_name("volumes.csv"), index=False
         )
     assert f"{SCANS[0]} has 1 cm3 of lesion in {a}, but 2 in {b}: these are two scans" in refusal(a, b)
-    pd.DataFrame({"model_name": "new", "scan": SCANS, "true_cm3": 1.004}).to_csv(folder / "volumes.csv", index=False)
+    elsewhere = pd.DataFrame({"model_name": "third", "scan": SCANS, "true_cm3": 9.0})  # no model that is compared
+    resampled = pd.DataFrame({"model_name": "new", "scan": SCANS, "true_cm3": 1.04})
+    pd.concat([elsewhere, resampled]).to_csv(folder / "volumes.csv", index=False)
+    run_compare(a, b)
+    resampled.drop(columns="true_cm3").to_csv(folder / "volumes.csv", index=False)
     run_compare(a, b)
 
 

@@ -148,14 +148,18 @@ def _require_place(header: nib.Nifti1Header, affine: np.ndarray, mm: float, path
         raise UserError(f"{path} has a sheared affine, whose voxels are no boxes; resample it to a straight one")
     if not (by_sform or header["qform_code"] > 0):
         raise UserError(f"{path} has no affine (qform_code and sform_code are 0): left may be right; set its sform")
-    if by_sform and header["qform_code"] > 0 and _cosines(header.get_sform(), header.get_qform()).min() < FORMS_AGREE:
+    if by_sform and header["qform_code"] > 0 and _forms_cosine(header) < FORMS_AGREE:
         raise UserError(f"{path} has an sform and a qform of different orientations; set the wrong one's code to 0")
 
 
-def _cosines(affine: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """(3,) cosines of the angles between the voxel axes of two affines."""
-    one, two = (each[:3, :3] / nib.affines.voxel_sizes(each) for each in (affine, other))
-    return (one * two).sum(0)
+def _forms_cosine(header: nib.Nifti1Header) -> float:
+    """Of the voxel axes of both forms, that of the largest angle between two; 1 where no reader can use the qform."""
+    try:
+        qform = header.get_qform()
+    except (ValueError, nib.spatialimages.HeaderDataError):  # a quaternion beyond 1, by rounding
+        return 1.0
+    one, two = (form[:3, :3] / nib.affines.voxel_sizes(form) for form in (header.get_sform(), qform))
+    return float((one * two).sum(0).min())
 
 
 def is_voxel_size(sizes_mm) -> bool:

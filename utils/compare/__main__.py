@@ -8,6 +8,7 @@ then over the scans; the bootstrap over scans says how sure the order is.
 """
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path
@@ -26,7 +27,8 @@ from utils.settings import option
 from utils.validators import non_negative_int, pathname
 
 FOLD = re.compile(r"_fold-\d+$")  # what cross-validation puts behind the name of a model
-VOLUMES = "volumes.csv"
+VOLUMES, TRUE = "volumes.csv", "true_cm3"
+SAME_CM3, SAME_SHARE = 0.1, 0.2  # by which the lesions of a scan may differ on two grids
 FEWEST = 6  # scans: five that all change alike are one case of sixteen by chance
 COLUMNS = ["score", "mean_a", "mean_b", "difference", "low", "high", "p", "scans"]
 
@@ -55,8 +57,9 @@ parse_args = cli.parser_of(Settings(), __doc__)
 
 def main(settings: Settings) -> None:
     chosen = sides(settings)
-    models = match_scans(dict(read_model(*side) for side in chosen))
-    require_same_lesions(chosen)
+    read = dict(read_model(*side) for side in chosen)
+    require_same_lesions({label: path for label, (_, path, _) in zip(read, chosen, strict=True)})
+    models = match_scans(read)
     known = list(next(iter(models.values())))
     ranked = [score for score in ISLES26 if score in known] or known
     differences = print_differences(models, settings.seed)
@@ -85,11 +88,7 @@ def read_model(side: str, path: str, name: str | None) -> tuple[str, pd.DataFram
 
     The name may be a cross-validation's, for all its folds; None stands for the only one in the file.
     """
-    try:
-        table = pd.read_csv(path, converters={"model_name": str, "scan": str})  # "NA" is a name here
-    except (ValueError, OSError) as error:
-        reason = getattr(error, "strerror", None) or str(error).strip().splitlines()[0]
-        raise UserError(f"{path} is no readable table ({reason}); give a per_scan_scores.csv") from None
+    table = _read_table(path)
     for column in ("model_name", "scan"):
         if column not in table:
             raise UserError(f"{path} has no column {column}; give a per_scan_scores.csv or rpn_per_scan_scores.csv")
@@ -100,7 +99,7 @@ def read_model(side: str, path: str, name: str | None) -> tuple[str, pd.DataFram
         if runs.nunique() > 1:
             raise UserError(f"{path} holds several models ({', '.join(runs.unique())}); choose with --models")
         name = runs.iloc[0]
-    rows = table[(table.model_name == name) | (runs == name)]
+    rows = _rows_of(table, name)
     if rows.empty:
         raise UserError(f"{path} holds no model {name}, but {', '.join(runs.unique())}; name one of them")
     if twice := rows.scan[rows.scan.duplicated()].tolist():
@@ -110,22 +109,39 @@ def read_model(side: str, path: str, name: str | None) -> tuple[str, pd.DataFram
     return f"{side}: {name}", rows.set_index("scan").select_dtypes("number").drop(columns=COUNTS, errors="ignore")
 
 
+def _read_table(path: Path | str) -> pd.DataFrame:
+    try:
+        return pd.read_csv(path, converters={"model_name": str, "scan": str})  # "NA" is a name here
+    except (ValueError, OSError) as error:
+        reason = getattr(error, "strerror", None) or str(error).strip().splitlines()[0]
+        raise UserError(f"{path} is no readable table ({reason}); give a per_scan_scores.csv") from None
+
+
 def _runs_of(table: pd.DataFrame) -> pd.Series:
     """The model of each row; of a cross-validation without its fold."""
     return table.model_name.str.replace(FOLD, "", regex=True)
 
 
-def require_same_lesions(sides: list[tuple[str, str, str | None]]) -> None:
-    """Refuse scans of one name whose true lesions differ, by the volumes that a test writes beside its scores."""
+def _rows_of(table: pd.DataFrame, name: str) -> pd.DataFrame:
+    """The rows of a model, or of all folds of a cross-validation."""
+    return table[(table.model_name == name) | (_runs_of(table) == name)]
+
+
+def require_same_lesions(tables: Mapping[str, str]) -> None:
+    """Refuse scans of one name whose true lesions differ, by the volumes that a test writes beside its scores.
+
+    `tables` are paths by what `read_model` calls their models.
+    """
     known: dict[str, tuple[float, str]] = {}
-    for _, path, name in sides:
-        if not (file := Path(path).with_name(VOLUMES)).is_file():
+    for label, path in tables.items():
+        file = Path(path).with_name(VOLUMES)
+        table = _read_table(file) if file.is_file() else pd.DataFrame()
+        if not {"model_name", "scan", TRUE} <= set(table):  # those of other programs tell nothing
             continue
-        table = pd.read_csv(file, converters={"model_name": str, "scan": str})
-        rows = table[(table.model_name == name) | (_runs_of(table) == name) | (name is None)].dropna(subset="true_cm3")
-        for scan, cm3 in zip(rows.scan, rows.true_cm3, strict=True):
+        rows = _rows_of(table, label.partition(": ")[2])
+        for scan, cm3 in zip(rows.scan, pd.to_numeric(rows[TRUE], errors="coerce"), strict=True):
             before, where = known.setdefault(scan, (cm3, path))
-            if not np.isclose(cm3, before, rtol=0.01):
+            if abs(cm3 - before) > SAME_CM3 + SAME_SHARE * before:  # not where one is unknown, NaN
                 raise UserError(
                     f"{scan} has {before:.3g} cm3 of lesion in {where}, but {cm3:.3g} in {path}: these are two scans; "
                     "give tables of the same ones"
